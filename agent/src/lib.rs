@@ -1,0 +1,1 @@
+//! The only program in the guest.

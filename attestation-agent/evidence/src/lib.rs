@@ -1,0 +1,1 @@
+//! Wire formats of evidence and init-data; pure.

@@ -1,0 +1,1 @@
+//! What the hardware will report, computed before launch; pure.

@@ -1,0 +1,1 @@
+//! Proves the guest to the broker and receives its secrets.

@@ -1,0 +1,1 @@
+//! Layer encryption and key wrapping, both directions.

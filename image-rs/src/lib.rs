@@ -1,0 +1,1 @@
+//! Image reference, registry, pull pipeline, unpack.

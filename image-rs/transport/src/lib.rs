@@ -1,0 +1,1 @@
+//! HTTP and TLS over a stream that the caller dials.

@@ -1,0 +1,1 @@
+//! The key broker that operators deploy.

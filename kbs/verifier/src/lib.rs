@@ -1,0 +1,1 @@
+//! Evidence, collateral and the time become claims or a named failure; pure.

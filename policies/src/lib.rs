@@ -1,0 +1,1 @@
+//! The Rego policies and their engine.

@@ -1,0 +1,1 @@
+//! A VmSpec becomes a running Vm.

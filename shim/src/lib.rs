@@ -1,0 +1,1 @@
+//! The containerd shim, the cloister command line and the guest-pull snapshotter.

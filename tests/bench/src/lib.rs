@@ -1,0 +1,1 @@
+//! What Cloister is measured by.

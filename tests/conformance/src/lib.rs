@@ -1,0 +1,1 @@
+//! Cloister against the protocols and clients of its peers.

@@ -1,0 +1,1 @@
+//! Crashes, refusals and hostile neighbours.
