@@ -1,0 +1,210 @@
+//! The four messages of the handshake, with the names that are on the wire.
+//!
+//! ```text
+//! guest                              broker
+//!   ── AuthRequest ───────────────────►   POST auth
+//!   ◄────────────────── AuthResponse ──   nonce, and the cookie
+//!   ── AttestRequest ─────────────────►   POST attest, with the cookie
+//!   ◄───────────────── TokenResponse ──
+//! ```
+//!
+//! Outer names are in kebab case, those inside `tee-evidence` in snake case: so they are upstream.
+//! Unknown members are passed over, as peers do, since only named members are ever hashed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{TeePubKey, VERSION, report_data::HASH_ALGORITHM};
+
+/// The guest opens a handshake.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AuthRequest {
+    /// The version that the guest speaks; see [`VERSION`].
+    pub version: String,
+    /// The name of the TEE, for example `snp`, `tdx` or `sample`.
+    pub tee: String,
+    /// Free form; the guest's hash algorithms are in it.
+    pub extra_params: Value,
+}
+
+impl AuthRequest {
+    /// The request of a guest of ours for a TEE.
+    #[must_use]
+    pub fn new(tee: impl Into<String>) -> Self {
+        Self {
+            version: VERSION.to_owned(),
+            tee: tee.into(),
+            extra_params: json!({ "supported-hash-algorithms": [HASH_ALGORITHM] }),
+        }
+    }
+
+    /// The `extra-params` of the answer: the hash, where the guest gave a choice.
+    ///
+    /// # Errors
+    /// When the guest gave a choice and SHA-384 is not in it.
+    pub fn negotiate(&self) -> Result<Value, NegotiationError> {
+        let Some(offered) = self.extra_params.get("supported-hash-algorithms") else {
+            return Ok(Value::String(String::new()));
+        };
+        let named = |value: &Value| value.as_str().is_some_and(is_hash);
+        match offered.as_array() {
+            Some(list) if list.iter().any(named) => {
+                Ok(json!({ "selected-hash-algorithm": HASH_ALGORITHM }))
+            }
+            Some(_) | None => Err(NegotiationError::Hash),
+        }
+    }
+}
+
+/// The broker's challenge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AuthResponse {
+    /// Opaque text; both ends hash it as it is.
+    pub nonce: String,
+    /// The choice of the hash, or an empty text.
+    pub extra_params: Value,
+}
+
+impl AuthResponse {
+    /// Checks that the broker chose the hash that we compute.
+    ///
+    /// # Errors
+    /// When it chose another one, or answered with something that is not a name.
+    pub fn check_hash(&self) -> Result<(), NegotiationError> {
+        match self.extra_params.get("selected-hash-algorithm") {
+            None => Ok(()),
+            Some(Value::String(name)) if is_hash(name) => Ok(()),
+            Some(_) => Err(NegotiationError::Hash),
+        }
+    }
+}
+
+/// The guest answers the challenge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttestRequest {
+    /// What the owner gave to the guest, in the clear; its digest is in the evidence.
+    #[serde(default)]
+    pub init_data: Option<InitData>,
+    /// What the evidence binds.
+    pub runtime_data: RuntimeData,
+    /// The evidence.
+    pub tee_evidence: TeeEvidence,
+}
+
+/// Init-data in the clear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitData {
+    /// `toml`; nothing else is in use.
+    pub format: String,
+    /// The whole text, which is what the digest covers.
+    pub body: String,
+}
+
+impl InitData {
+    /// Init-data in TOML.
+    #[must_use]
+    pub fn toml(body: impl Into<String>) -> Self {
+        Self {
+            format: "toml".to_owned(),
+            body: body.into(),
+        }
+    }
+}
+
+/// What the evidence binds: the challenge, and the key that will receive secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RuntimeData {
+    /// The nonce of the [`AuthResponse`].
+    pub nonce: String,
+    /// The public half of the guest's key.
+    pub tee_pubkey: TeePubKey,
+}
+
+/// Evidence of the CPU's TEE, and of devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TeeEvidence {
+    /// The form depends on the TEE.
+    pub primary_evidence: Value,
+    /// A JSON map from TEE to evidence as text, or empty.
+    #[serde(default)]
+    pub additional_evidence: String,
+}
+
+/// What the broker answers to evidence that it accepts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenResponse {
+    /// A JWT; see the broker's token format.
+    pub token: String,
+}
+
+/// The two ends have no hash in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NegotiationError {
+    /// SHA-384 was not offered, or another one was chosen.
+    #[error("no common hash algorithm: this end computes `{HASH_ALGORITHM}` only")]
+    Hash,
+}
+
+/// Peers spell the name with and without a dash, in either case.
+fn is_hash(name: &str) -> bool {
+    name.eq_ignore_ascii_case(HASH_ALGORITHM) || name.eq_ignore_ascii_case("sha-384")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recorded from a guest-components client.
+    const AUTH: &str = r#"{"version":"0.4.0","tee":"sample","extra-params":{"supported-hash-algorithms":["sha256","sha384","sha512","sm3"]}}"#;
+    const ATTEST: &str = r#"{"init-data":null,"runtime-data":{"nonce":"Tk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk4=","tee-pubkey":{"kty":"EC","crv":"P-256","alg":"ECDH-ES+A256KW","x":"o59IT4UJgK0Xwi8iGcwLpTWY5BkeBwTtFJ7UKjYCX90","y":"K1YI3QC_qQ156PQD9teGndR6R05kgu2nX35GwT0EkWU"}},"tee-evidence":{"primary_evidence":{"report_data":"cBa6Bc4EwtzMb6kl4irOdlfGkqc7LHfrj1O8vM3AWtYZQ6XjmmELNsshx2uTbAMD","svn":"1"},"additional_evidence":""}}"#;
+
+    #[test]
+    fn recorded_messages_keep_their_bytes() {
+        let auth: AuthRequest = serde_json::from_str(AUTH).unwrap();
+        assert_eq!(serde_json::to_string(&auth).unwrap(), AUTH);
+        assert_eq!(
+            auth.negotiate().unwrap(),
+            json!({"selected-hash-algorithm": "sha384"})
+        );
+        let attest: AttestRequest = serde_json::from_str(ATTEST).unwrap();
+        assert_eq!(serde_json::to_string(&attest).unwrap(), ATTEST);
+    }
+
+    #[test]
+    fn no_common_hash_is_an_error() {
+        let mut auth = AuthRequest::new("sample");
+        assert!(auth.negotiate().is_ok());
+        auth.extra_params = json!({"supported-hash-algorithms": ["sm3"]});
+        assert_eq!(auth.negotiate(), Err(NegotiationError::Hash));
+        auth.extra_params = json!("");
+        assert_eq!(auth.negotiate().unwrap(), json!(""));
+    }
+
+    #[test]
+    fn a_broker_that_chooses_another_hash_is_refused() {
+        let answer = |extra_params| AuthResponse {
+            nonce: String::new(),
+            extra_params,
+        };
+        assert!(answer(json!("")).check_hash().is_ok());
+        assert!(
+            answer(json!({"selected-hash-algorithm": "SHA384"}))
+                .check_hash()
+                .is_ok()
+        );
+        assert!(
+            answer(json!({"selected-hash-algorithm": "sha512"}))
+                .check_hash()
+                .is_err()
+        );
+        assert!(
+            answer(json!({"selected-hash-algorithm": 1}))
+                .check_hash()
+                .is_err()
+        );
+    }
+}
