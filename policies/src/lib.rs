@@ -1,1 +1,17 @@
-//! The Rego policies and their engine.
+//! The owner's Rego policies and the engine that decides by them.
+//!
+//! Three questions, each with its own typed answer: may the host ask this of the guest
+//! ([`agent`]), how far is a guest to be trusted ([`appraisal`]), and may this secret go to it
+//! ([`release`]). A policy is parsed once; each decision evaluates a cheap copy. What a policy
+//! leaves unsaid is a refusal.
+//!
+//! The Rego files that we ship lie beside this crate's sources, each with its tests.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod agent;
+pub mod appraisal;
+mod engine;
+pub mod release;
+
+pub use engine::{POLICY_BYTES, PolicyError};

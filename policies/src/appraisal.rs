@@ -1,0 +1,219 @@
+//! How far is a guest to be trusted? `data.policy.trust_claims` maps names of the AR4SI trust vector
+//! to numbers, and the worst of them is the status of the token.
+//!
+//! Trustee's contract: `input` is `{"<tee>": {...}, "init_data", "report_data", ...}`, and the function
+//! `query_reference_value` gives what the owner registered. A name that is not of the vector is an
+//! error here, and no panic.
+//!
+//! AR4SI: <https://datatracker.ietf.org/doc/draft-ietf-rats-ar4si/>.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use regorus::Engine;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::engine::{PolicyError, compile, to_json, value_of};
+
+const PACKAGE: &str = "policy";
+const TRUST_CLAIMS: &str = "data.policy.trust_claims";
+const QUERY: &str = "query_reference_value";
+
+/// What a new broker appraises by.
+pub const DEFAULT: &str = include_str!("../appraisal/default.rego");
+
+/// The names of the trust vector.
+const CLAIMS: [&str; 8] = [
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+];
+
+/// What the owner registered, by name.
+pub type ReferenceValues = Arc<BTreeMap<String, Value>>;
+
+/// A policy over evidence.
+#[derive(Debug)]
+pub struct AppraisalPolicy {
+    engine: Engine,
+}
+
+/// The result for one piece of evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appraisal {
+    /// The worst of the vector.
+    pub status: Status,
+    /// Claim to value.
+    pub vector: BTreeMap<String, i8>,
+}
+
+/// A tier of trust, from best to worst in the order of AR4SI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Nothing was appraised.
+    None,
+    /// Recognised and not compromised.
+    Affirming,
+    /// Recognised, with something to look at.
+    Warning,
+    /// Not to be trusted.
+    Contraindicated,
+}
+
+impl Status {
+    /// The word in a token.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Affirming => "affirming",
+            Self::Warning => "warning",
+            Self::Contraindicated => "contraindicated",
+        }
+    }
+}
+
+impl From<i8> for Status {
+    fn from(value: i8) -> Self {
+        match value {
+            -1..=1 => Self::None,
+            -32..=31 => Self::Affirming,
+            -96..=95 => Self::Warning,
+            i8::MIN..=i8::MAX => Self::Contraindicated,
+        }
+    }
+}
+
+impl AppraisalPolicy {
+    /// Parses the owner's policy.
+    ///
+    /// # Errors
+    /// When it is too large, does not parse, or is of another package.
+    pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
+        Ok(Self {
+            engine: compile(PACKAGE, rego, json!({}).into())?,
+        })
+    }
+
+    /// Appraises verified claims.
+    ///
+    /// # Errors
+    /// When the policy fails, gives no claim, one that is not of the vector, or a number that is
+    /// none of AR4SI. The caller refuses the evidence.
+    pub fn appraise(
+        &self,
+        input: &Value,
+        references: &ReferenceValues,
+    ) -> Result<Appraisal, PolicyError> {
+        let mut engine = self.engine.clone();
+        let references = Arc::clone(references);
+        let query = move |parameters: Vec<regorus::Value>| {
+            let found = match parameters.first() {
+                Some(regorus::Value::String(name)) => references.get(&**name).cloned(),
+                Some(_) | None => None,
+            };
+            Ok(found.unwrap_or(Value::Null).into())
+        };
+        engine
+            .add_extension(QUERY.to_owned(), 1, Box::new(query))
+            .map_err(|error| PolicyError::Evaluate {
+                rule: TRUST_CLAIMS.to_owned(),
+                detail: error.to_string(),
+            })?;
+        engine.set_input(input.clone().into());
+        let value = value_of(&mut engine, TRUST_CLAIMS)?.ok_or_else(shape)?;
+        let vector: BTreeMap<String, i8> =
+            serde_json::from_value(to_json(TRUST_CLAIMS, &value)?).map_err(|_| shape())?;
+        if vector.is_empty() || vector.keys().any(|name| !CLAIMS.contains(&name.as_str())) {
+            return Err(shape());
+        }
+        let status = vector.values().copied().map(Status::from).max();
+        Ok(Appraisal {
+            status: status.unwrap_or(Status::Contraindicated),
+            vector,
+        })
+    }
+}
+
+fn shape() -> PolicyError {
+    PolicyError::Shape {
+        rule: TRUST_CLAIMS.to_owned(),
+        expected: "an object from at least one claim of the AR4SI trust vector to a number from -128 to 127",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn appraise(rego: &str) -> Result<Appraisal, PolicyError> {
+        let references = Arc::new(BTreeMap::from([("svn".to_owned(), json!(["1"]))]));
+        let input = json!({"sample": {"svn": "1"}});
+        AppraisalPolicy::from_rego(rego)?.appraise(&input, &references)
+    }
+
+    #[test]
+    fn the_worst_claim_is_the_status() {
+        let result = appraise(
+            r#"package policy
+            trust_claims := {"executables": 3, "hardware": 97, "configuration": 36}"#,
+        )
+        .unwrap();
+        assert_eq!(result.status, Status::Contraindicated);
+        assert_eq!(result.vector["configuration"], 36);
+        for (value, status) in [
+            (0, Status::None),
+            (3, Status::Affirming),
+            (36, Status::Warning),
+        ] {
+            let rego = format!("package policy\ntrust_claims := {{\"executables\": {value}}}");
+            assert_eq!(appraise(&rego).unwrap().status, status);
+        }
+    }
+
+    #[test]
+    fn reference_values_are_asked_for_by_name() {
+        let rego = r#"package policy
+            default executables := 33
+            executables := 3 if { input.sample.svn in query_reference_value("svn") }
+            default hardware := 97
+            hardware := 2 if { query_reference_value("absent") != null }
+            trust_claims := {"executables": executables, "hardware": hardware}"#;
+        let result = appraise(rego).unwrap();
+        assert_eq!(
+            (result.vector["executables"], result.vector["hardware"]),
+            (3, 97)
+        );
+    }
+
+    #[test]
+    fn claims_that_are_not_of_the_vector_are_refused() {
+        for claims in [
+            "{}",
+            "{\"hardwear\": 2}",
+            "{\"hardware\": 300}",
+            "{\"hardware\": \"2\"}",
+            "2",
+        ] {
+            let rego = format!("package policy\ntrust_claims := {claims}");
+            assert!(
+                matches!(appraise(&rego), Err(PolicyError::Shape { .. })),
+                "{claims}"
+            );
+        }
+        assert!(appraise("package policy\nother := 1").is_err());
+    }
+
+    #[test]
+    fn the_default_never_affirms_a_sample() {
+        let result = appraise(DEFAULT).unwrap();
+        assert_eq!(result.status, Status::Contraindicated);
+        assert!(result.vector["hardware"] > 95);
+    }
+}

@@ -1,0 +1,151 @@
+//! A policy parsed and analysed once, and evaluated often.
+//!
+//! [`regorus::Engine`] shares the parsed modules between copies, so a decision costs a copy and an
+//! evaluation, and decisions do not wait for one another. `print` is gathered, never written to a
+//! console that the host reads. Time and sizes are bounded.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
+
+use regorus::{Engine, PolicyLengthConfig, Value, utils::limits::ExecutionTimerConfig};
+
+/// Bytes of a policy; Kata's limit, since generated policies are long.
+pub const POLICY_BYTES: usize = 16 * 1024 * 1024;
+/// Characters of a line; Kata's limit, environments of containers stand in one line.
+const LINE_CHARS: u32 = 64 * 1024;
+/// Lines of a policy; Kata's limit.
+const LINES: usize = 200_000;
+/// A decision that takes longer is a refusal: a policy must not hold up a pod.
+const DECISION_TIME: Duration = Duration::from_secs(5);
+/// Steps of the interpreter between two looks at the clock.
+const STEPS_PER_LOOK: u32 = 256;
+
+/// A policy that cannot be used, or a decision that could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Larger than the cap.
+    #[error("policy of {bytes} bytes is larger than {POLICY_BYTES}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// The text is not Rego.
+    #[error("policy does not parse: {detail}")]
+    Parse {
+        /// What regorus says, with the place.
+        detail: String,
+    },
+    /// The rules are in a package where nobody looks for them.
+    #[error("policy has no rule in package `{expected}`: start it with `package {expected}`")]
+    Package {
+        /// The package that is asked.
+        expected: &'static str,
+    },
+    /// The name of a request is not an identifier.
+    #[error("`{endpoint}` is not the name of a request")]
+    Endpoint {
+        /// The name, shortened.
+        endpoint: String,
+    },
+    /// The evaluation failed or took too long.
+    #[error("evaluation of `{rule}` failed: {detail}")]
+    Evaluate {
+        /// The rule that was asked.
+        rule: String,
+        /// What regorus says.
+        detail: String,
+    },
+    /// The rule gave something of another form.
+    #[error("`{rule}` must be {expected}")]
+    Shape {
+        /// The rule that was asked.
+        rule: String,
+        /// The form that it must have.
+        expected: &'static str,
+    },
+    /// A patch of the policy's state that does not apply, or that leaves the state.
+    #[error("state patch of `{rule}` is refused: {detail}")]
+    Patch {
+        /// The rule that gave it.
+        rule: String,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Parses a policy, checks that it has rules in `package`, and analyses it.
+pub(crate) fn compile(
+    package: &'static str,
+    rego: &str,
+    data: Value,
+) -> Result<Engine, PolicyError> {
+    let (Some(columns), Some(bytes), Some(lines), Some(steps)) = (
+        NonZeroU32::new(LINE_CHARS),
+        NonZeroUsize::new(POLICY_BYTES),
+        NonZeroUsize::new(LINES),
+        NonZeroU32::new(STEPS_PER_LOOK),
+    ) else {
+        unreachable!("the constants are not zero")
+    };
+    if rego.len() > POLICY_BYTES {
+        return Err(PolicyError::TooLarge { bytes: rego.len() });
+    }
+    let mut engine = Engine::new();
+    engine.set_gather_prints(true);
+    engine.set_policy_length_config(PolicyLengthConfig {
+        max_col: columns,
+        max_file_bytes: bytes,
+        max_lines: lines,
+    });
+    engine.set_execution_timer_config(ExecutionTimerConfig {
+        limit: DECISION_TIME,
+        check_interval: steps,
+    });
+    let parse = |error: &dyn std::fmt::Display| PolicyError::Parse {
+        detail: error.to_string(),
+    };
+    engine
+        .add_policy("policy.rego".to_owned(), rego.to_owned())
+        .map_err(|error| parse(&error))?;
+    let packages = engine.get_packages().map_err(|error| parse(&error))?;
+    let asked = format!("data.{package}");
+    if !packages.contains(&asked) {
+        return Err(PolicyError::Package { expected: package });
+    }
+    engine.add_data(data).map_err(|error| parse(&error))?;
+    // The first query analyses the modules, and copies share what it found.
+    engine
+        .eval_query("true".to_owned(), false)
+        .map_err(|error| parse(&error))?;
+    Ok(engine)
+}
+
+/// The value of a rule, `None` where it is undefined.
+pub(crate) fn value_of(engine: &mut Engine, rule: &str) -> Result<Option<Value>, PolicyError> {
+    let failed = |detail: String| PolicyError::Evaluate {
+        rule: rule.to_owned(),
+        detail,
+    };
+    let results = engine
+        .eval_query(rule.to_owned(), false)
+        .map_err(|error| failed(error.to_string()))?;
+    match results.result.as_slice() {
+        [] => Ok(None),
+        [one] => match one.expressions.as_slice() {
+            [expression] if expression.value == Value::Undefined => Ok(None),
+            [expression] => Ok(Some(expression.value.clone())),
+            _ => Err(failed("more than one expression".to_owned())),
+        },
+        _ => Err(failed("more than one result".to_owned())),
+    }
+}
+
+/// A value as JSON; sets become arrays.
+pub(crate) fn to_json(rule: &str, value: &Value) -> Result<serde_json::Value, PolicyError> {
+    serde_json::to_value(value).map_err(|_| PolicyError::Shape {
+        rule: rule.to_owned(),
+        expected: "a JSON value",
+    })
+}

@@ -1,0 +1,276 @@
+//! May this secret go to this guest? Trustee's contract, and an explanation on top of it.
+//!
+//! `input` is the claims of the guest's token, `data` is `{"plugin", "resource-path", "query"}`, and
+//! `data.policy.allow` decides. A policy may also define `data.policy.reasons`, a set of objects
+//! `{claim, expected, found, fix}`: it is read only after a refusal, for the owner's eyes.
+
+use std::collections::BTreeMap;
+
+use regorus::Engine;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::engine::{PolicyError, compile, to_json, value_of};
+
+const PACKAGE: &str = "policy";
+const ALLOW: &str = "data.policy.allow";
+const REASONS: &str = "data.policy.reasons";
+/// Reasons that a decision keeps, and characters of each text in them.
+const REASON_COUNT: usize = 32;
+const REASON_CHARS: usize = 1024;
+
+/// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
+pub const DEFAULT: &str = include_str!("../release/default.rego");
+/// Releases nothing.
+pub const DENY_ALL: &str = include_str!("../release/deny_all.rego");
+/// The text that [`pin_init_data`] fills in.
+const PIN_INIT_DATA: &str = include_str!("../release/pin_init_data.rego");
+
+/// A policy over releases.
+#[derive(Debug)]
+pub struct ReleasePolicy {
+    engine: Engine,
+}
+
+/// What is asked for; `data` to the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release<'a> {
+    /// `resource` for secrets.
+    pub plugin: &'a str,
+    /// The segments after the plugin.
+    pub resource_path: &'a [&'a str],
+    /// The query of the URL.
+    pub query: BTreeMap<String, String>,
+}
+
+/// Whether the secret goes, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether the secret goes to the guest.
+    pub allowed: bool,
+    /// Empty when allowed, never empty when not.
+    pub reasons: Vec<Reason>,
+}
+
+/// One cause of a refusal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Reason {
+    /// The claim that was judged, as a path into the token or the request.
+    pub claim: String,
+    /// What the policy wants.
+    pub expected: String,
+    /// What the guest has.
+    pub found: String,
+    /// What the owner can do.
+    pub fix: String,
+}
+
+impl ReleasePolicy {
+    /// Parses the owner's policy.
+    ///
+    /// # Errors
+    /// When it is too large, does not parse, or is of another package.
+    pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
+        Ok(Self {
+            engine: compile(PACKAGE, rego, json!({}).into())?,
+        })
+    }
+
+    /// Decides about one release.
+    ///
+    /// # Errors
+    /// When the policy fails. The caller denies.
+    pub fn decide(&self, claims: &Value, asked: &Release<'_>) -> Result<Decision, PolicyError> {
+        let data = json!({
+            "plugin": asked.plugin,
+            "resource-path": asked.resource_path,
+            "query": asked.query,
+        });
+        let mut engine = self.engine.clone();
+        engine
+            .add_data(data.into())
+            .map_err(|error| PolicyError::Evaluate {
+                rule: ALLOW.to_owned(),
+                detail: error.to_string(),
+            })?;
+        engine.set_input(claims.clone().into());
+        let value = value_of(&mut engine, ALLOW)?;
+        if value == Some(regorus::Value::Bool(true)) {
+            return Ok(Decision {
+                allowed: true,
+                reasons: Vec::new(),
+            });
+        }
+        let mut reasons = explain(&mut engine)?;
+        if reasons.is_empty() {
+            reasons.push(unexplained(value.as_ref()));
+        }
+        Ok(Decision {
+            allowed: false,
+            reasons,
+        })
+    }
+}
+
+/// A policy that releases only to guests of this kind whose launch bound this init-data.
+///
+/// `digest` is the hex of the init-data's digest, `tee` the kind by its name; `sample` must be asked
+/// for by name like any other, and is then accepted although its appraisal is contraindicated. Of a
+/// real kind the appraisal must also be affirming.
+///
+/// # Errors
+/// When the digest is not hex of 32, 48 or 64 bytes, or the name is none of a TEE.
+pub fn pin_init_data(digest: &str, tee: &str) -> Result<String, PolicyError> {
+    let hex =
+        matches!(digest.len(), 64 | 96 | 128) && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    let name = (1..=32).contains(&tee.len())
+        && tee
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let shape = |rule: &str, expected| PolicyError::Shape {
+        rule: rule.to_owned(),
+        expected,
+    };
+    if !hex {
+        return Err(shape("init-data digest", "hex of 32, 48 or 64 bytes"));
+    }
+    if !name {
+        return Err(shape("tee", "the name of a TEE, like `snp`"));
+    }
+    let filled = PIN_INIT_DATA
+        .lines()
+        .map(|line| match line.split_once(" := ") {
+            Some(("expected_init_data", _)) => {
+                format!("expected_init_data := \"{}\"", digest.to_ascii_lowercase())
+            }
+            Some(("expected_tee", _)) => format!("expected_tee := \"{tee}\""),
+            Some(_) | None => line.to_owned(),
+        })
+        .collect::<Vec<_>>();
+    Ok(filled.join("\n") + "\n")
+}
+
+fn explain(engine: &mut Engine) -> Result<Vec<Reason>, PolicyError> {
+    let Some(value) = value_of(engine, REASONS)? else {
+        return Ok(Vec::new());
+    };
+    let shape = || PolicyError::Shape {
+        rule: REASONS.to_owned(),
+        expected: "a set of objects with `claim`, `expected`, `found` and `fix`",
+    };
+    let Value::Array(items) = to_json(REASONS, &value)? else {
+        return Err(shape());
+    };
+    items
+        .iter()
+        .take(REASON_COUNT)
+        .map(|item| {
+            let member = |name: &str| item.get(name).map(text).ok_or_else(shape);
+            Ok(Reason {
+                claim: member("claim")?,
+                expected: member("expected")?,
+                found: member("found")?,
+                fix: member("fix")?,
+            })
+        })
+        .collect()
+}
+
+/// The one reason of a policy that gives none.
+fn unexplained(value: Option<&regorus::Value>) -> Reason {
+    let found = value.map_or_else(|| "undefined".to_owned(), ToString::to_string);
+    Reason {
+        claim: ALLOW.to_owned(),
+        expected: "true".to_owned(),
+        found: found.chars().take(REASON_CHARS).collect(),
+        fix: "the release policy gives no reasons: read its `allow` rule, and let it define \
+              `reasons` to have them here"
+            .to_owned(),
+    }
+}
+
+fn text(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    text.chars().take(REASON_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: [&str; 3] = ["default", "key", "1"];
+
+    fn asked() -> Release<'static> {
+        Release {
+            plugin: "resource",
+            resource_path: &PATH,
+            query: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_request_is_data_and_the_token_is_input() {
+        let policy = ReleasePolicy::from_rego(
+            r#"package policy
+            default allow := false
+            allow if { data.plugin == "resource"; data["resource-path"][1] == "key"; input.ok }"#,
+        )
+        .unwrap();
+        assert!(
+            policy
+                .decide(&json!({"ok": true}), &asked())
+                .unwrap()
+                .allowed
+        );
+        let refused = policy.decide(&json!({}), &asked()).unwrap();
+        assert!(!refused.allowed);
+        assert_eq!(refused.reasons[0].claim, ALLOW);
+    }
+
+    #[test]
+    fn a_value_that_is_not_true_denies() {
+        for value in ["1", "\"true\"", "{\"allow\": true}", "null"] {
+            let rego = format!("package policy\nallow := {value}");
+            let policy = ReleasePolicy::from_rego(&rego).unwrap();
+            assert!(!policy.decide(&json!({}), &asked()).unwrap().allowed);
+        }
+    }
+
+    #[test]
+    fn a_pinned_policy_names_what_differs_and_the_fix() {
+        let right = "ab".repeat(32);
+        let policy = ReleasePolicy::from_rego(&pin_init_data(&right, "sample").unwrap()).unwrap();
+        let token = |init_data: &str| {
+            json!({"submods": {"cpu0": {
+                "ear.status": "contraindicated",
+                "ear.veraison.annotated-evidence": {"sample": {"svn": "1"}, "init_data": init_data},
+            }}})
+        };
+        assert!(policy.decide(&token(&right), &asked()).unwrap().allowed);
+        let wrong = "cd".repeat(32);
+        let refused = policy.decide(&token(&wrong), &asked()).unwrap();
+        assert_eq!(refused.reasons.len(), 1, "{:?}", refused.reasons);
+        let reason = &refused.reasons[0];
+        assert!(reason.claim.ends_with("init_data"));
+        assert_eq!((&reason.expected, &reason.found), (&right, &wrong));
+        assert!(!reason.fix.is_empty());
+    }
+
+    #[test]
+    fn a_pin_takes_only_a_digest_and_a_name() {
+        assert!(pin_init_data("abc", "snp").is_err());
+        assert!(pin_init_data(&"zz".repeat(32), "snp").is_err());
+        assert!(pin_init_data(&"aa".repeat(48), "snp\"; x").is_err());
+        assert!(pin_init_data(&"aa".repeat(48), "snp").is_ok());
+    }
+
+    #[test]
+    fn reasons_of_a_wrong_form_are_an_error_not_a_release() {
+        let policy =
+            ReleasePolicy::from_rego("package policy\nallow := false\nreasons := 1").unwrap();
+        assert!(policy.decide(&json!({}), &asked()).is_err());
+    }
+}

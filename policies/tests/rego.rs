@@ -1,0 +1,44 @@
+//! Runs the tests that lie beside each shipped policy: every rule `test_*` must be true.
+#![allow(clippy::unwrap_used)]
+
+use std::{fs, path::Path};
+
+use regorus::{Engine, Value};
+
+#[test]
+fn every_rego_test_holds_and_every_policy_has_some() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut run = 0;
+    for folder in ["agent", "release", "appraisal"] {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if name.ends_with("_test.rego") {
+                continue;
+            }
+            let tests = path.with_file_name(name.replace(".rego", "_test.rego"));
+            run += run_tests(&path, &tests);
+        }
+    }
+    assert!(run > 20, "only {run} tests were found");
+}
+
+fn run_tests(policy: &Path, tests: &Path) -> usize {
+    let text =
+        fs::read_to_string(tests).unwrap_or_else(|_| panic!("{} has no tests", policy.display()));
+    let mut engine = Engine::new();
+    engine.add_policy_from_file(policy).unwrap();
+    let package = engine.add_policy_from_file(tests).unwrap();
+    let names: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("test_"))
+        .filter_map(|line| line.split([' ', ':']).next())
+        .collect();
+    assert!(!names.is_empty(), "{} has no tests", tests.display());
+    for name in &names {
+        let rule = format!("{package}.{name}");
+        let value = engine.eval_rule(rule.clone()).unwrap();
+        assert_eq!(value, Value::from(true), "{}: {rule}", tests.display());
+    }
+    names.len()
+}
