@@ -1,1 +1,35 @@
-//! The one host-guest contract.
+//! The one host-guest contract: what the shim and the agent say to each other, and nothing else.
+//!
+//! - Generated from `proto/`: Kata's ttRPC messages and services ([`agent`], [`agent_ttrpc`],
+//!   [`health`], [`health_ttrpc`], [`oci`], [`types`], [`csi`]). Messages serialize with `serde`
+//!   to the JSON that a policy reads.
+//! - Written here: ports and caps ([`ports`], [`limit`]), the host port's lines ([`HostLine`],
+//!   [`DialAnswer`]), phases of a start ([`Ready`], [`Event`]) and the closed list of errors
+//!   ([`ErrorCode`], [`GuestError`]).
+//!
+//! It has no logic of either side and does no I/O.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod error;
+mod event;
+mod host_line;
+mod json;
+
+pub mod limit;
+pub mod ports;
+
+pub use error::{ErrorCode, GuestError, ParseErrorCodeError};
+pub use event::{Event, Phase, Ready};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
+pub use host_line::{DialAnswer, HostLine, LineError, Target};
+pub use protobuf::well_known_types::empty;
+
+/// The version of this contract, as `Health.Version` answers it in `grpc_version`.
+pub const VERSION: &str = "0.1.0";
+
+/// What the code generator wrote; its style is not ours.
+#[allow(warnings, clippy::all, reason = "generated code")]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/index.rs"));
+}

@@ -1,0 +1,30 @@
+//! How much either side takes from the other.
+
+/// One ttRPC message, in bytes. This is the protocol's own limit as containerd's ttrpc has it.
+pub const MAX_TTRPC_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// One line on the host port with its line feed, in bytes.
+pub const MAX_HOST_LINE: usize = 1024;
+
+/// One answer to `ReadStdout` or `ReadStderr`, in bytes. Bigger reads gain nothing: a pipe holds
+/// 64 KiB, and some vsock devices lose guest writes above about 32 KiB.
+pub const MAX_STREAM_READ: usize = 32 * 1024;
+
+/// The data of one `WriteStdin`, in bytes.
+pub const MAX_STREAM_WRITE: usize = 1024 * 1024;
+
+/// A container, exec or sandbox id, in bytes. containerd's limit is 76.
+pub const MAX_ID: usize = 128;
+
+/// The message of a [`crate::GuestError`], in bytes; a longer one is cut at a character.
+/// libcontainer's chains of causes fit, and a status stays far below a ttRPC message.
+pub const MAX_ERROR_MESSAGE: usize = 4096;
+
+/// The phase of a [`crate::GuestError`], in bytes.
+pub const MAX_PHASE: usize = 64;
+
+/// The ticket of a [`crate::GuestError`], in bytes.
+pub const MAX_TICKET: usize = 128;
+
+/// A host name in a `DIAL` line, in bytes (RFC 1035, section 2.3.4).
+pub const MAX_HOST_NAME: usize = 253;
