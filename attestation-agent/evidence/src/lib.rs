@@ -1,1 +1,21 @@
 //! Wire formats of evidence and init-data; pure.
+//!
+//! Both ends of an attestation read and write these, so each format is defined once, here. Nothing
+//! in this crate opens a file or a socket: callers bring the bytes.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod init_data;
+pub mod sample;
+mod tee;
+
+pub use tee::{Tee, TeeError};
+
+/// A piece of a foreign text that is safe to print in an error.
+fn shown(text: &str) -> String {
+    const SHOWN: usize = 64;
+    text.chars()
+        .take(SHOWN)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}

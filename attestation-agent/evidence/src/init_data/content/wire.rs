@@ -1,0 +1,405 @@
+//! The files as CoCo lays them out, and how each becomes the checked form.
+
+use serde::{Deserialize, de::DeserializeOwned};
+use toml::Value;
+
+use super::{
+    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageSettings, Mirror,
+    REGISTRY_RULES, Registries, RegistryRule, Source,
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Aa {
+    #[serde(default)]
+    token_configs: TokenConfigs,
+    eventlog_config: Option<EventLog>,
+    #[expect(
+        dead_code,
+        reason = "the guest's log level is not the owner's to set here"
+    )]
+    log: Option<Log>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct TokenConfigs {
+    kbs: Option<Kbs>,
+    #[expect(
+        dead_code,
+        reason = "peers' examples carry it; a token of it is never asked for"
+    )]
+    coco_as: Option<CocoAs>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kbs {
+    url: String,
+    cert: Option<String>,
+    tee_key_algorithm: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CocoAs {
+    #[expect(dead_code, reason = "named so that other keys are refused")]
+    url: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventLog {
+    #[expect(dead_code, reason = "without an event log it changes nothing")]
+    init_pcr: Option<u32>,
+    #[serde(default)]
+    enable_eventlog: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Log {
+    #[expect(dead_code, reason = "named so that other keys are refused")]
+    level: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cdh {
+    #[expect(dead_code, reason = "there is no socket between our parts")]
+    socket: Option<String>,
+    #[expect(dead_code, reason = "there is no socket between our parts")]
+    aa: Option<AaSocket>,
+    kbc: Option<Kbc>,
+    #[serde(default)]
+    credentials: Vec<Value>,
+    #[serde(default)]
+    skip_sealed_secret_verification: bool,
+    services_dir: Option<Value>,
+    #[serde(default)]
+    image: Image,
+    #[expect(
+        dead_code,
+        reason = "the guest's log level is not the owner's to set here"
+    )]
+    log: Option<Log>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AaSocket {
+    #[expect(dead_code, reason = "named so that other keys are refused")]
+    aa_socket: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kbc {
+    name: String,
+    url: String,
+    kbs_cert: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Image {
+    image_security_policy: Option<String>,
+    image_security_policy_uri: Option<String>,
+    authenticated_registry_credentials_uri: Option<String>,
+    registry_configuration_uri: Option<String>,
+    registry_config: Option<RegistryConfig>,
+    extra_root_certificates: Vec<String>,
+    max_concurrent_layer_downloads_per_image: Option<u32>,
+    anonymous_fallback_on_unauthorized: bool,
+    sigstore_config: Option<Value>,
+    sigstore_config_uri: Option<Value>,
+    image_pull_proxy: Option<Value>,
+    work_dir: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegistryConfig {
+    #[serde(default, rename = "unqualified-search-registries")]
+    unqualified_search_registries: Vec<String>,
+    #[serde(default)]
+    registry: Vec<RegistryEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegistryEntry {
+    prefix: Option<String>,
+    location: Option<String>,
+    #[serde(default)]
+    insecure: bool,
+    #[serde(default)]
+    blocked: bool,
+    #[serde(default)]
+    mirror: Vec<MirrorEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MirrorEntry {
+    location: String,
+    #[serde(default)]
+    insecure: bool,
+}
+
+pub(super) fn aa(text: &str) -> Result<Option<BrokerLocation>, ContentError> {
+    let aa: Aa = read(AA_TOML, text)?;
+    if aa.eventlog_config.is_some_and(|log| log.enable_eventlog) {
+        return Err(unsupported(
+            AA_TOML,
+            "eventlog_config.enable_eventlog",
+            "remove it",
+        ));
+    }
+    let Some(kbs) = aa.token_configs.kbs else {
+        return Ok(None);
+    };
+    const DEFAULT_KEY: &str = "ECDH-ES+A256KW-P256";
+    if let Some(other) = kbs.tee_key_algorithm.filter(|name| name != DEFAULT_KEY) {
+        return Err(ContentError::Value {
+            file: AA_TOML,
+            key: "token_configs.kbs.tee_key_algorithm",
+            value: crate::shown(&other),
+            fix: "write `ECDH-ES+A256KW-P256` or remove it",
+        });
+    }
+    broker(AA_TOML, "token_configs.kbs.url", &kbs.url, kbs.cert).map(Some)
+}
+
+pub(super) fn cdh(text: &str) -> Result<(Option<BrokerLocation>, ImageSettings), ContentError> {
+    let cdh: Cdh = read(CDH_TOML, text)?;
+    if !cdh.credentials.is_empty() {
+        return Err(unsupported(
+            CDH_TOML,
+            "credentials",
+            "a workload asks for its secrets",
+        ));
+    }
+    if cdh.skip_sealed_secret_verification {
+        return Err(unsupported(
+            CDH_TOML,
+            "skip_sealed_secret_verification",
+            "sign sealed secrets, and remove it",
+        ));
+    }
+    if cdh.services_dir.is_some() {
+        return Err(unsupported(CDH_TOML, "services_dir", "remove it"));
+    }
+    let broker = cdh.kbc.map(kbc).transpose()?;
+    Ok((broker, image(cdh.image)?))
+}
+
+pub(super) fn registries(file: &'static str, text: &str) -> Result<Registries, ContentError> {
+    registry_config(file, read(file, text)?)
+}
+
+fn kbc(kbc: Kbc) -> Result<BrokerLocation, ContentError> {
+    if kbc.name != "cc_kbc" {
+        return Err(ContentError::Value {
+            file: CDH_TOML,
+            key: "kbc.name",
+            value: crate::shown(&kbc.name),
+            fix: "write `cc_kbc`",
+        });
+    }
+    broker(CDH_TOML, "kbc.url", &kbc.url, kbc.kbs_cert)
+}
+
+fn broker(
+    file: &'static str,
+    key: &'static str,
+    url: &str,
+    cert: Option<String>,
+) -> Result<BrokerLocation, ContentError> {
+    let host = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    if host.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
+        return Err(ContentError::Value {
+            file,
+            key,
+            value: crate::shown(url),
+            fix: "write `https://host[:port]`",
+        });
+    }
+    Ok(BrokerLocation {
+        url: url.trim_end_matches('/').to_owned(),
+        // Examples leave the key in place with nothing in it.
+        root_cert_pem: cert.filter(|pem| !pem.trim().is_empty()),
+    })
+}
+
+fn image(image: Image) -> Result<ImageSettings, ContentError> {
+    refuse_unsupported(&image)?;
+    if image.extra_root_certificates.len() > EXTRA_ROOTS {
+        return Err(ContentError::TooMany {
+            file: CDH_TOML,
+            key: "image.extra_root_certificates",
+            found: image.extra_root_certificates.len(),
+            cap: EXTRA_ROOTS,
+        });
+    }
+    if image.max_concurrent_layer_downloads_per_image == Some(0) {
+        return Err(ContentError::Value {
+            file: CDH_TOML,
+            key: "image.max_concurrent_layer_downloads_per_image",
+            value: "0".to_owned(),
+            fix: "write at least 1",
+        });
+    }
+    let inline_registries = image
+        .registry_config
+        .map(|config| registry_config(CDH_TOML, config))
+        .transpose()?;
+    Ok(ImageSettings {
+        security_policy: source(
+            "image.image_security_policy_uri",
+            image.image_security_policy,
+            image.image_security_policy_uri,
+        )?,
+        credentials_uri: image
+            .authenticated_registry_credentials_uri
+            .map(|uri| kbs_uri("image.authenticated_registry_credentials_uri", uri))
+            .transpose()?,
+        registries: source(
+            "image.registry_configuration_uri",
+            inline_registries,
+            image.registry_configuration_uri,
+        )?,
+        extra_root_certificates: image.extra_root_certificates,
+        layers_at_once: image.max_concurrent_layer_downloads_per_image,
+    })
+}
+
+fn refuse_unsupported(image: &Image) -> Result<(), ContentError> {
+    const PROXY: &str = "the guest reaches registries through the relay";
+    const SIGSTORE: &str = "use `sigstoreSigned` in the image policy";
+    let refused = [
+        (
+            image.sigstore_config.is_some(),
+            "image.sigstore_config",
+            SIGSTORE,
+        ),
+        (
+            image.sigstore_config_uri.is_some(),
+            "image.sigstore_config_uri",
+            SIGSTORE,
+        ),
+        (
+            image.image_pull_proxy.is_some(),
+            "image.image_pull_proxy",
+            PROXY,
+        ),
+        (image.work_dir.is_some(), "image.work_dir", "remove it"),
+        (
+            image.anonymous_fallback_on_unauthorized,
+            "image.anonymous_fallback_on_unauthorized",
+            "keep credentials valid, and remove it",
+        ),
+    ];
+    match refused.into_iter().find(|(asked, ..)| *asked) {
+        Some((_, key, fix)) => Err(unsupported(CDH_TOML, key, fix)),
+        None => Ok(()),
+    }
+}
+
+fn source<T>(
+    uri_key: &'static str,
+    inline: Option<T>,
+    uri: Option<String>,
+) -> Result<Option<Source<T>>, ContentError> {
+    match (inline, uri) {
+        (Some(_), Some(_)) => Err(unsupported(
+            CDH_TOML,
+            uri_key,
+            "the same document is also inline: keep one of the two",
+        )),
+        (Some(inline), None) => Ok(Some(Source::Inline(inline))),
+        (None, Some(uri)) => Ok(Some(Source::Broker(kbs_uri(uri_key, uri)?))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A file of the guest's image is not the owner's word, so only the broker's resources count.
+fn kbs_uri(key: &'static str, uri: String) -> Result<String, ContentError> {
+    if uri.starts_with("kbs://") {
+        return Ok(uri);
+    }
+    Err(ContentError::Value {
+        file: CDH_TOML,
+        key,
+        value: crate::shown(&uri),
+        fix: "write `kbs:///<repository>/<type>/<tag>`",
+    })
+}
+
+fn registry_config(file: &'static str, config: RegistryConfig) -> Result<Registries, ContentError> {
+    const KEY: &str = "registry";
+    let mirrors: usize = config.registry.iter().map(|entry| entry.mirror.len()).sum();
+    let found = config.registry.len().max(mirrors);
+    if found > REGISTRY_RULES {
+        return Err(ContentError::TooMany {
+            file,
+            key: KEY,
+            found,
+            cap: REGISTRY_RULES,
+        });
+    }
+    let rules = config.registry.into_iter().map(|entry| rule(file, entry));
+    Ok(Registries {
+        unqualified_search: config.unqualified_search_registries,
+        rules: rules.collect::<Result<_, _>>()?,
+    })
+}
+
+fn rule(file: &'static str, entry: RegistryEntry) -> Result<RegistryRule, ContentError> {
+    let location = entry.location.filter(|text| !text.is_empty());
+    let prefix = entry.prefix.filter(|text| !text.is_empty());
+    let refuse = |value: &str, fix| ContentError::Value {
+        file,
+        key: "registry.prefix",
+        value: crate::shown(value),
+        fix,
+    };
+    let Some(named) = prefix.clone().or_else(|| location.clone()) else {
+        return Err(refuse("", "write a prefix or a location"));
+    };
+    if named.starts_with("*.") && location.is_none() && !entry.blocked {
+        return Err(refuse(&named, "a wildcard needs a location"));
+    }
+    if entry.mirror.iter().any(|mirror| mirror.location.is_empty()) {
+        return Err(refuse(&named, "each mirror needs a location"));
+    }
+    Ok(RegistryRule {
+        location,
+        prefix: named,
+        insecure: entry.insecure,
+        blocked: entry.blocked,
+        mirrors: entry.mirror.into_iter().map(Mirror::from).collect(),
+    })
+}
+
+impl From<MirrorEntry> for Mirror {
+    fn from(entry: MirrorEntry) -> Self {
+        Self {
+            location: entry.location,
+            insecure: entry.insecure,
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(file: &'static str, text: &str) -> Result<T, ContentError> {
+    toml::from_str(text).map_err(|error| ContentError::Toml {
+        file,
+        cause: error.message().to_owned(),
+    })
+}
+
+fn unsupported(file: &'static str, key: &'static str, fix: &'static str) -> ContentError {
+    ContentError::Unsupported { file, key, fix }
+}
