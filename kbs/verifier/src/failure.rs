@@ -1,6 +1,6 @@
 //! Why evidence was refused, in words for the owner.
 
-use crate::Kind;
+use evidence::Tee;
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,13 +15,13 @@ pub enum Failure {
     #[error("TEE `{kind}` is not configured: this broker does not accept it")]
     NotAccepted {
         /// The kind.
-        kind: Kind,
+        kind: Tee,
     },
     /// The evidence has another form.
     #[error("the evidence of `{kind}` is malformed: {detail}")]
     Malformed {
         /// The kind.
-        kind: Kind,
+        kind: Tee,
         /// What is wrong with it.
         detail: String,
     },
@@ -112,6 +112,6 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 fn names() -> String {
-    let names: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let names: Vec<_> = crate::VERIFIED.iter().map(|kind| kind.name()).collect();
     names.join(", ")
 }

@@ -9,9 +9,9 @@
 mod failure;
 mod sample;
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
+use evidence::{Tee, init_data::InitDataDigest};
 use serde_json::Value;
 
 pub use failure::{Explanation, Failure};
@@ -19,56 +19,25 @@ pub use failure::{Explanation, Failure};
 /// Bytes of the digest that the evidence binds; attesters pad it to their own field.
 pub const REPORT_DATA_BYTES: usize = 48;
 
-/// The kinds of evidence that have a verifier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// CoCo's unsigned sample: anybody can make it.
-    Sample,
-}
+/// The kinds that have a verifier.
+pub const VERIFIED: [Tee; 1] = [Tee::Sample];
 
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 1] = [Self::Sample];
-
-    /// The name on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sample => "sample",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Kind {
-    type Err = Failure;
-
-    fn from_str(name: &str) -> Result<Self, Failure> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == name)
-            .ok_or_else(|| Failure::UnknownKind {
-                name: failure::shorten(name),
-            })
-    }
-}
-
-/// The kind of this name, if the configuration accepts it.
+/// The kind of this name, if the configuration accepts it and a verifier is there for it.
 ///
 /// # Errors
-/// When no verifier has this name, or the configuration does not list it.
-pub fn accept(name: &str, accepted: &BTreeSet<Kind>) -> Result<Kind, Failure> {
-    let kind: Kind = name.parse()?;
-    if accepted.contains(&kind) {
-        return Ok(kind);
+/// When the name is unknown, has no verifier, or is not listed by the configuration.
+pub fn accept(name: &str, accepted: &BTreeSet<Tee>) -> Result<Tee, Failure> {
+    let unknown = || Failure::UnknownKind {
+        name: failure::shorten(name),
+    };
+    let kind: Tee = name.parse().map_err(|_| unknown())?;
+    if !VERIFIED.contains(&kind) {
+        return Err(unknown());
     }
-    Err(Failure::NotAccepted { kind })
+    if !accepted.contains(&kind) {
+        return Err(Failure::NotAccepted { kind });
+    }
+    Ok(kind)
 }
 
 /// What the evidence must bind.
@@ -77,14 +46,14 @@ pub struct Bindings {
     /// The digest over the challenge and the guest's key.
     pub report_data: [u8; REPORT_DATA_BYTES],
     /// The digest of the init-data that the guest sent in the clear, where it sent one.
-    pub init_data: Option<Vec<u8>>,
+    pub init_data: Option<InitDataDigest>,
 }
 
 /// What verified evidence says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claims {
     /// Which kind it is.
-    pub kind: Kind,
+    pub kind: Tee,
     /// What only this kind has; it goes into the token below the kind's name.
     pub evidence: Value,
     /// Hex of the digest over the challenge and the key.
@@ -97,9 +66,12 @@ pub struct Claims {
 /// Verifies evidence of a kind that was accepted.
 ///
 /// # Errors
-/// Names the binding or the member that is wrong.
-pub fn verify(kind: Kind, evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
+/// Names the binding or the member that is wrong, or the kind where it has no verifier.
+pub fn verify(kind: Tee, evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
     match kind {
-        Kind::Sample => sample::verify(evidence, bindings),
+        Tee::Sample => sample::verify(evidence, bindings),
+        Tee::Snp | Tee::Tdx | Tee::SimSnp | Tee::SimTdx => Err(Failure::UnknownKind {
+            name: kind.to_string(),
+        }),
     }
 }

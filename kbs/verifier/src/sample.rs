@@ -4,85 +4,72 @@
 //! of init-data can be walked without a TEE. A guest of CoCo's has none; its init-data then stays
 //! unbound, and no claim is made about it.
 
-use base64::{Engine, prelude::BASE64_STANDARD};
+use evidence::{
+    Tee,
+    sample::{REPORT_DATA_BYTES as FIELD_BYTES, SampleEvidence},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Bindings, Claims, Failure, Kind, REPORT_DATA_BYTES};
+use crate::{Bindings, Claims, Failure, REPORT_DATA_BYTES};
 
-/// Bytes of the widest report data field of a TEE.
-const FIELD_BYTES: usize = 64;
 /// Characters of the longest member.
 const TEXT_CHARS: usize = 256;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Sample {
-    svn: String,
-    report_data: String,
-    #[serde(default)]
-    init_data: Option<String>,
-}
-
 pub(crate) fn verify(evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
-    let sample = Sample::deserialize(evidence).map_err(|error| malformed(&error.to_string()))?;
-    if sample.svn.len() > TEXT_CHARS {
-        return Err(malformed("`svn` is too long"));
+    let sample =
+        SampleEvidence::deserialize(evidence).map_err(|error| malformed(&error.to_string()))?;
+    let texts = [
+        Some(&sample.svn),
+        Some(&sample.report_data),
+        sample.init_data.as_ref(),
+    ];
+    if texts
+        .into_iter()
+        .flatten()
+        .any(|text| text.len() > TEXT_CHARS)
+    {
+        return Err(malformed("a member is too long"));
     }
-    check_report_data(&sample.report_data, &bindings.report_data)?;
-    let init_data = sample
-        .init_data
-        .map(|text| check_init_data(&text, bindings.init_data.as_deref()))
-        .transpose()?;
+    let found = sample
+        .report_data()
+        .map_err(|error| malformed(&error.to_string()))?;
+    if !binds(&found, &bindings.report_data) {
+        return Err(Failure::ReportData {
+            expected: hex::encode(bindings.report_data),
+            found: hex::encode(found),
+        });
+    }
+    let bound = sample
+        .init_data()
+        .map_err(|error| malformed(&error.to_string()))?;
+    if let (Some(bound), Some(sent)) = (&bound, &bindings.init_data)
+        && bound != sent
+    {
+        return Err(Failure::InitData {
+            bound: bound.hex(),
+            sent: sent.hex(),
+        });
+    }
     Ok(Claims {
-        kind: Kind::Sample,
+        kind: Tee::Sample,
         evidence: json!({ "svn": sample.svn }),
         report_data: hex::encode(bindings.report_data),
-        init_data,
+        init_data: bound.map(|digest| digest.hex()),
     })
 }
 
 /// The digest, bare or padded with zeros as a TEE's field would be.
-fn check_report_data(text: &str, expected: &[u8; REPORT_DATA_BYTES]) -> Result<(), Failure> {
-    if text.len() > TEXT_CHARS {
-        return Err(malformed("`report_data` is too long"));
-    }
-    let found = BASE64_STANDARD
-        .decode(text)
-        .map_err(|_| malformed("`report_data` is not base64"))?;
-    let padded = |bytes: &[u8]| {
-        let mut field = [0; FIELD_BYTES];
-        let fits = field
-            .get_mut(..bytes.len())
-            .map(|f| f.copy_from_slice(bytes));
-        fits.map(|()| field)
-    };
-    if found.len() >= REPORT_DATA_BYTES && padded(&found) == padded(expected) {
-        return Ok(());
-    }
-    Err(Failure::ReportData {
-        expected: hex::encode(expected),
-        found: hex::encode(found),
-    })
-}
-
-fn check_init_data(bound: &str, sent: Option<&[u8]>) -> Result<String, Failure> {
-    if bound.len() > TEXT_CHARS {
-        return Err(malformed("`init_data` is too long"));
-    }
-    let digest = hex::decode(bound).map_err(|_| malformed("`init_data` is not hex"))?;
-    match sent {
-        Some(sent) if sent != digest => Err(Failure::InitData {
-            bound: hex::encode(digest),
-            sent: hex::encode(sent),
-        }),
-        Some(_) | None => Ok(hex::encode(digest)),
-    }
+fn binds(found: &[u8], expected: &[u8; REPORT_DATA_BYTES]) -> bool {
+    found.len() <= FIELD_BYTES
+        && found
+            .split_at_checked(REPORT_DATA_BYTES)
+            .is_some_and(|(digest, padding)| digest == expected && padding.iter().all(|b| *b == 0))
 }
 
 fn malformed(detail: &str) -> Failure {
     Failure::Malformed {
-        kind: Kind::Sample,
+        kind: Tee::Sample,
         detail: crate::failure::shorten(detail),
     }
 }
@@ -91,14 +78,21 @@ fn malformed(detail: &str) -> Failure {
 mod tests {
     use std::collections::BTreeSet;
 
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use evidence::init_data::InitDataDigest;
+
     use super::*;
     use crate::accept;
 
-    fn bindings(init_data: Option<Vec<u8>>) -> Bindings {
+    fn bindings(init_data: Option<InitDataDigest>) -> Bindings {
         Bindings {
             report_data: [7; REPORT_DATA_BYTES],
             init_data,
         }
+    }
+
+    fn digest(byte: u8) -> InitDataDigest {
+        InitDataDigest::from_bytes(&[byte; 32]).unwrap()
     }
 
     fn evidence(report_data: &[u8], init_data: Option<&str>) -> Value {
@@ -140,12 +134,12 @@ mod tests {
     fn init_data_must_be_what_the_launch_bound() {
         let good = [7; REPORT_DATA_BYTES];
         let bound = "AB".repeat(32);
-        let sent = Some(vec![0xab; 32]);
+        let sent = Some(digest(0xab));
         let claims = verify(&evidence(&good, Some(&bound)), &bindings(sent)).unwrap();
         assert_eq!(claims.init_data, Some("ab".repeat(32)));
-        let other = verify(&evidence(&good, Some(&bound)), &bindings(Some(vec![0; 32])));
+        let other = verify(&evidence(&good, Some(&bound)), &bindings(Some(digest(0))));
         assert!(matches!(other, Err(Failure::InitData { .. })));
-        let unbound = verify(&evidence(&good, None), &bindings(Some(vec![0; 32]))).unwrap();
+        let unbound = verify(&evidence(&good, None), &bindings(Some(digest(0)))).unwrap();
         assert_eq!(unbound.init_data, None);
     }
 
@@ -167,10 +161,10 @@ mod tests {
     fn a_kind_is_accepted_only_when_it_is_listed() {
         let none = BTreeSet::new();
         let failure = accept("sample", &none).unwrap_err();
-        assert_eq!(failure, Failure::NotAccepted { kind: Kind::Sample });
-        assert!(accept("sample", &BTreeSet::from([Kind::Sample])).is_ok());
-        for name in ["snp", "tdx", "Sample", ""] {
-            let failure = accept(name, &BTreeSet::from([Kind::Sample])).unwrap_err();
+        assert_eq!(failure, Failure::NotAccepted { kind: Tee::Sample });
+        assert!(accept("sample", &BTreeSet::from([Tee::Sample])).is_ok());
+        for name in ["snp", "tdx", "sim-snp", "Sample", ""] {
+            let failure = accept(name, &BTreeSet::from(Tee::ALL)).unwrap_err();
             assert!(failure.to_string().contains("not configured"), "{name}");
         }
     }
