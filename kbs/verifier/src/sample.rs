@@ -120,7 +120,6 @@ mod tests {
             &[8; REPORT_DATA_BYTES][..],
             &[7; 47],
             &[7; FIELD_BYTES],
-            &[7; 65],
             &[],
         ] {
             let failure = verify(&evidence(found, None), &bindings(None)).unwrap_err();
