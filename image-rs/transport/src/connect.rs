@@ -1,0 +1,224 @@
+//! From a URL to a connection: dial, then TLS, each with its own deadline and its own error.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
+use rustls::pki_types::ServerName;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tower::Service;
+
+use crate::{BoxedStream, Dial, Error, Phase, PlainHttp, Timeouts, roots::refusal};
+
+/// What the HTTP stack calls for a new connection.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    pub(crate) dial: Arc<dyn Dial>,
+    pub(crate) tls: TlsConnector,
+    pub(crate) roots: Arc<str>,
+    pub(crate) plain_http: Arc<PlainHttp>,
+    pub(crate) timeouts: Timeouts,
+}
+
+impl Service<Uri> for Connector {
+    type Response = Conn;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Conn, Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.connect(&uri).await })
+    }
+}
+
+impl Connector {
+    async fn connect(&self, uri: &Uri) -> Result<Conn, Error> {
+        let target = Target::of(uri)?;
+        let host = target.to_string();
+        if !target.secure && !self.plain_http.allows(&target) {
+            return Err(Error::PlainHttp { host });
+        }
+        let stream = timeout(
+            self.timeouts.dial,
+            self.dial.dial(&target.host, target.port),
+        )
+        .await
+        .map_err(|_| Error::Timeout {
+            host: host.clone(),
+            phase: Phase::Dial,
+            after: self.timeouts.dial,
+        })?
+        .map_err(|error| Error::Dial {
+            host: host.clone(),
+            kind: error.kind(),
+            cause: error.to_string(),
+        })?;
+        let stream = if target.secure {
+            self.handshake(&target, stream).await?
+        } else {
+            stream
+        };
+        Ok(Conn(TokioIo::new(stream)))
+    }
+
+    async fn handshake(&self, target: &Target, stream: BoxedStream) -> Result<BoxedStream, Error> {
+        let host = target.to_string();
+        let name = ServerName::try_from(target.host.clone()).map_err(|error| Error::Request {
+            url: host.clone(),
+            cause: error.to_string(),
+        })?;
+        match timeout(self.timeouts.tls, self.tls.connect(name, stream)).await {
+            Err(_) => Err(Error::Timeout {
+                host,
+                phase: Phase::Tls,
+                after: self.timeouts.tls,
+            }),
+            Ok(Err(error)) => Err(self.tls_error(host, &error)),
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+        }
+    }
+
+    fn tls_error(&self, host: String, error: &io::Error) -> Error {
+        let rustls = error.get_ref().and_then(|e| e.downcast_ref());
+        match rustls.and_then(refusal) {
+            Some(cause) => Error::Untrusted {
+                host,
+                cause,
+                roots: self.roots.to_string(),
+            },
+            None => Error::Tls {
+                host,
+                cause: error.to_string(),
+            },
+        }
+    }
+}
+
+/// Where a URL leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) secure: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Target {
+    pub(crate) fn of(uri: &Uri) -> Result<Self, Error> {
+        let refuse = |cause: &str| Error::Request {
+            url: uri.to_string(),
+            cause: cause.to_owned(),
+        };
+        let secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            Some(_) | None => return Err(refuse("the scheme is neither https nor http")),
+        };
+        let authority = uri.authority().ok_or_else(|| refuse("no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(refuse("a user in the URL: use the Authorization header"));
+        }
+        let host = authority.host().trim_matches(['[', ']']);
+        if host.is_empty() {
+            return Err(refuse("no host"));
+        }
+        Ok(Self {
+            secure,
+            host: host.to_owned(),
+            port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
+        })
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// A connection as the HTTP stack wants it.
+pub(crate) struct Conn(TokioIo<BoxedStream>);
+
+impl Connection for Conn {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Conn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl Write for Conn {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_leads_to_a_host_and_a_port() {
+        let target = |uri: &str| Target::of(&uri.parse().unwrap());
+        assert_eq!(target("https://a.b/x").unwrap().to_string(), "a.b:443");
+        assert_eq!(target("http://a:1").unwrap().to_string(), "a:1");
+        let v6 = target("https://[::1]:8080/").unwrap();
+        assert_eq!(
+            (v6.host.as_str(), v6.to_string().as_str()),
+            ("::1", "[::1]:8080")
+        );
+        assert!(target("ftp://a").is_err());
+        assert!(target("https://user:pw@a/").is_err());
+        assert!(target("/path").is_err());
+    }
+}
