@@ -5,6 +5,7 @@
 //! text is passed over in silence. The URLs and certificates in here are measured: they are the
 //! broker's identity.
 
+mod registry;
 mod wire;
 
 use super::InitData;
@@ -83,7 +84,7 @@ impl Registries {
     /// # Errors
     /// When it is not TOML, has an unknown key, a rule without a name, or too many rules.
     pub fn parse(text: &str) -> Result<Self, ContentError> {
-        wire::registries("registry configuration", text)
+        registry::parse("registry configuration", text)
     }
 }
 

@@ -4,8 +4,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Value;
 
 use super::{
-    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageSettings, Mirror,
-    REGISTRY_RULES, Registries, RegistryRule, Source,
+    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageSettings, Source, registry,
 };
 
 #[derive(Deserialize)]
@@ -107,7 +106,7 @@ struct Image {
     image_security_policy_uri: Option<String>,
     authenticated_registry_credentials_uri: Option<String>,
     registry_configuration_uri: Option<String>,
-    registry_config: Option<RegistryConfig>,
+    registry_config: Option<registry::Config>,
     extra_root_certificates: Vec<String>,
     max_concurrent_layer_downloads_per_image: Option<u32>,
     anonymous_fallback_on_unauthorized: bool,
@@ -115,36 +114,6 @@ struct Image {
     sigstore_config_uri: Option<Value>,
     image_pull_proxy: Option<Value>,
     work_dir: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RegistryConfig {
-    #[serde(default, rename = "unqualified-search-registries")]
-    unqualified_search_registries: Vec<String>,
-    #[serde(default)]
-    registry: Vec<RegistryEntry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RegistryEntry {
-    prefix: Option<String>,
-    location: Option<String>,
-    #[serde(default)]
-    insecure: bool,
-    #[serde(default)]
-    blocked: bool,
-    #[serde(default)]
-    mirror: Vec<MirrorEntry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MirrorEntry {
-    location: String,
-    #[serde(default)]
-    insecure: bool,
 }
 
 pub(super) fn aa(text: &str) -> Result<Option<BrokerLocation>, ContentError> {
@@ -192,10 +161,6 @@ pub(super) fn cdh(text: &str) -> Result<(Option<BrokerLocation>, ImageSettings),
     }
     let broker = cdh.kbc.map(kbc).transpose()?;
     Ok((broker, image(cdh.image)?))
-}
-
-pub(super) fn registries(file: &'static str, text: &str) -> Result<Registries, ContentError> {
-    registry_config(file, read(file, text)?)
 }
 
 fn kbc(kbc: Kbc) -> Result<BrokerLocation, ContentError> {
@@ -254,7 +219,7 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
     }
     let inline_registries = image
         .registry_config
-        .map(|config| registry_config(CDH_TOML, config))
+        .map(|config| registry::check(CDH_TOML, config))
         .transpose()?;
     Ok(ImageSettings {
         security_policy: source(
@@ -338,62 +303,7 @@ fn kbs_uri(key: &'static str, uri: String) -> Result<String, ContentError> {
     })
 }
 
-fn registry_config(file: &'static str, config: RegistryConfig) -> Result<Registries, ContentError> {
-    const KEY: &str = "registry";
-    let mirrors: usize = config.registry.iter().map(|entry| entry.mirror.len()).sum();
-    let found = config.registry.len().max(mirrors);
-    if found > REGISTRY_RULES {
-        return Err(ContentError::TooMany {
-            file,
-            key: KEY,
-            found,
-            cap: REGISTRY_RULES,
-        });
-    }
-    let rules = config.registry.into_iter().map(|entry| rule(file, entry));
-    Ok(Registries {
-        unqualified_search: config.unqualified_search_registries,
-        rules: rules.collect::<Result<_, _>>()?,
-    })
-}
-
-fn rule(file: &'static str, entry: RegistryEntry) -> Result<RegistryRule, ContentError> {
-    let location = entry.location.filter(|text| !text.is_empty());
-    let prefix = entry.prefix.filter(|text| !text.is_empty());
-    let refuse = |value: &str, fix| ContentError::Value {
-        file,
-        key: "registry.prefix",
-        value: crate::shown(value),
-        fix,
-    };
-    let Some(named) = prefix.clone().or_else(|| location.clone()) else {
-        return Err(refuse("", "write a prefix or a location"));
-    };
-    if named.starts_with("*.") && location.is_none() && !entry.blocked {
-        return Err(refuse(&named, "a wildcard needs a location"));
-    }
-    if entry.mirror.iter().any(|mirror| mirror.location.is_empty()) {
-        return Err(refuse(&named, "each mirror needs a location"));
-    }
-    Ok(RegistryRule {
-        location,
-        prefix: named,
-        insecure: entry.insecure,
-        blocked: entry.blocked,
-        mirrors: entry.mirror.into_iter().map(Mirror::from).collect(),
-    })
-}
-
-impl From<MirrorEntry> for Mirror {
-    fn from(entry: MirrorEntry) -> Self {
-        Self {
-            location: entry.location,
-            insecure: entry.insecure,
-        }
-    }
-}
-
-fn read<T: DeserializeOwned>(file: &'static str, text: &str) -> Result<T, ContentError> {
+pub(super) fn read<T: DeserializeOwned>(file: &'static str, text: &str) -> Result<T, ContentError> {
     toml::from_str(text).map_err(|error| ContentError::Toml {
         file,
         cause: error.message().to_owned(),
