@@ -1,1 +1,26 @@
 //! Real parts for the tests: containerd, a registry, a broker, a state directory.
+//!
+//! Everything that a test starts lives in one [`State`] directory and ends when its value is
+//! dropped, by process id. Nothing here fakes a peer: containerd, the registry, the broker and the
+//! VM are the real programs, so that what a test proves holds outside of it.
+//!
+//! What a machine may lack is asked for with [`need`]: a test whose tool is missing says so and
+//! returns, or fails where `CLOISTER_NO_SKIP=1` forbids skipping.
+
+pub mod broker;
+pub mod containerd;
+pub mod host;
+pub mod image;
+pub mod init_data;
+mod need;
+pub mod pod;
+pub mod product;
+pub mod registry;
+pub mod run;
+pub mod stage;
+mod state;
+pub mod timeline;
+pub mod tls;
+
+pub use need::{need, skip};
+pub use state::{State, VmTurn};

@@ -1,0 +1,165 @@
+//! A real containerd with root, state and socket of its own, and `ctr` to drive it.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::host;
+use crate::run::{Finished, Running, Service, within};
+use crate::state::State;
+
+const READY: Duration = Duration::from_secs(20);
+/// For `ctr` calls that only ask or clean.
+const SHORT: Duration = Duration::from_secs(20);
+/// The namespace of all test containers.
+pub const NAMESPACE: &str = "cloister-test";
+
+/// The running containerd. Dropping it deletes its containers and ends every process of its own.
+#[derive(Debug)]
+pub struct Containerd {
+    service: Option<Service>,
+    config: PathBuf,
+    socket: PathBuf,
+    base: PathBuf,
+}
+
+impl Containerd {
+    /// Starts it with everything below `state`.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn start(state: &State) -> Result<Self> {
+        let socket = state.path().join("c.sock");
+        let config = state.file(
+            "containerd.toml",
+            format!(
+                "version = 2\nroot = \"{root}\"\nstate = \"{run}\"\n\
+                 disabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+                 \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.btrfs\", \
+                 \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.zfs\", \
+                 \"io.containerd.snapshotter.v1.devmapper\"]\n\
+                 [grpc]\n  address = \"{socket}\"\n[debug]\n  level = \"info\"\n",
+                root = state.dir("root")?.display(),
+                run = state.dir("run")?.display(),
+                socket = socket.display(),
+            ),
+        )?;
+        let mut containerd = Self {
+            service: None,
+            config,
+            socket,
+            base: state.path().to_owned(),
+        };
+        containerd.revive()?;
+        Ok(containerd)
+    }
+
+    /// Starts the daemon again on the same directories.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn revive(&mut self) -> Result<()> {
+        let mut service = Service::start(
+            Command::new("containerd").arg("--config").arg(&self.config),
+            &self.base.join("containerd.log"),
+        )?;
+        let socket = self.socket.clone();
+        service.wait_until(READY, || UnixStream::connect(&socket).is_ok())?;
+        self.service = Some(service);
+        Ok(())
+    }
+
+    /// SIGKILL to the daemon, as a crash; shims and VMs run on.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn crash(&mut self) -> Result<()> {
+        self.service
+            .take()
+            .context("containerd is not running")?
+            .crash()
+    }
+
+    /// Its log, in which a shim's own lines stand too.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.base.join("containerd.log")).unwrap_or_default()
+    }
+
+    /// Its directories: what the host keeps of images and containers.
+    #[must_use]
+    pub fn directories(&self) -> Vec<PathBuf> {
+        vec![self.base.join("root"), self.base.join("run")]
+    }
+
+    /// A `ctr` command on this containerd, to be given its arguments.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address")
+            .arg(&self.socket)
+            .args(["--namespace", NAMESPACE]);
+        ctr
+    }
+
+    /// Runs `ctr` with `args`, at most [`SHORT`].
+    ///
+    /// # Errors
+    /// When it cannot run or hangs; a non-zero exit is for the caller to judge.
+    pub fn ctr(&self, args: &[&str]) -> Result<Finished> {
+        self.ctr_within(SHORT, args)
+    }
+
+    /// Runs `ctr` with a time limit of its own.
+    ///
+    /// # Errors
+    /// As [`Self::ctr`].
+    pub fn ctr_within(&self, limit: Duration, args: &[&str]) -> Result<Finished> {
+        within(limit, self.command().args(args))
+    }
+
+    /// Starts `ctr` and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn ctr_running(&self, args: &[&str]) -> Result<Running> {
+        Running::start(self.command().args(args))
+    }
+
+    /// Deletes a container with its task, whatever state it is in.
+    pub fn remove(&self, id: &str) {
+        let _ = self.ctr(&["task", "kill", "--all", "--signal", "SIGKILL", id]);
+        let _ = self.ctr(&["task", "delete", "--force", id]);
+        let _ = self.ctr(&["container", "delete", id]);
+    }
+
+    /// Names of all containers.
+    #[must_use]
+    pub fn containers(&self) -> Vec<String> {
+        self.ctr(&["container", "list", "--quiet"])
+            .map(|said| said.stdout.lines().map(str::to_owned).collect())
+            .unwrap_or_default()
+    }
+
+    /// The daemon's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if self.service.is_some() {
+            for id in self.containers() {
+                self.remove(&id);
+            }
+        }
+        self.service = None;
+        host::end_processes_of(&self.base);
+        host::unmount_below(&self.base);
+    }
+}

@@ -1,0 +1,160 @@
+//! Everything that the main job needs, set up once: containerd, registry, broker, an encrypted image.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::broker::Broker;
+use crate::containerd::Containerd;
+use crate::image::Recipe;
+use crate::init_data::{ALLOW_ALL, InitData};
+use crate::pod::{Pod, Settings};
+use crate::product;
+use crate::registry::Registry;
+use crate::run::{Finished, within};
+use crate::state::{State, VmTurn};
+
+/// A start with its pull, under TCG on a busy machine.
+pub const START: Duration = Duration::from_secs(120);
+const CLI: Duration = Duration::from_secs(60);
+/// Where the broker keeps the image's key.
+pub const KEY_ID: &str = "default/image-key/demo";
+
+/// The set-up. Fields are in the order in which they must end: containers before what they talk to.
+#[derive(Debug)]
+pub struct Stage {
+    /// containerd.
+    pub containerd: Containerd,
+    /// The broker, where one was asked for.
+    pub broker: Option<Broker>,
+    /// The registry.
+    pub registry: Registry,
+    /// The directory of it all.
+    pub state: State,
+    _turn: VmTurn,
+}
+
+impl Stage {
+    /// With a broker.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn confidential() -> Result<Self> {
+        let mut stage = Self::plain()?;
+        stage.broker = Some(Broker::start(&stage.state)?);
+        Ok(stage)
+    }
+
+    /// Without one.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn plain() -> Result<Self> {
+        let turn = VmTurn::wait()?;
+        let state = State::new()?;
+        state.dir("empty")?;
+        let registry = Registry::start(&state)?;
+        let containerd = Containerd::start(&state)?;
+        Ok(Self {
+            containerd,
+            broker: None,
+            registry,
+            state,
+            _turn: turn,
+        })
+    }
+
+    /// The broker.
+    ///
+    /// # Errors
+    /// On a stage without one.
+    pub fn broker(&self) -> Result<&Broker> {
+        self.broker.as_ref().context("this stage has no broker")
+    }
+
+    /// Init-data that points at this stage's broker and registry and allows every request.
+    #[must_use]
+    pub fn init_data(&self) -> InitData {
+        InitData::new(self.broker.as_ref(), Some(&self.registry), ALLOW_ALL)
+    }
+
+    /// A confidential pod's settings: its relay reaches this stage's broker and registry.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let mut allow = vec![self.registry.address()];
+        allow.extend(self.broker.as_ref().map(Broker::address));
+        Settings::confidential(&allow)
+    }
+
+    /// The empty directory that stands for the root of a container whose image the guest pulls.
+    #[must_use]
+    pub fn empty(&self) -> PathBuf {
+        self.state.path().join("empty")
+    }
+
+    /// Writes an image below `name` and pushes it unencrypted; answers its reference.
+    ///
+    /// # Errors
+    /// When it cannot be written or pushed.
+    pub fn push(&self, recipe: &Recipe, name: &str) -> Result<String> {
+        let layout = recipe.write(&self.state.path().join(format!("layout-{name}")))?;
+        self.registry.push(&layout, &format!("{name}:latest"), &[])
+    }
+
+    /// Makes a key of 32 random bytes.
+    ///
+    /// # Errors
+    /// When the kernel has no random bytes for us.
+    pub fn key(&self, name: &str) -> Result<PathBuf> {
+        let mut bytes = [0_u8; 32];
+        let mut random = std::fs::File::open("/dev/urandom")?;
+        std::io::Read::read_exact(&mut random, &mut bytes)?;
+        self.state.file(name, bytes)
+    }
+
+    /// Encrypts an image with `key` for key id `kbs:///<id>` by the product's own command and pushes
+    /// it; answers its reference.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn push_encrypted(
+        &self,
+        recipe: &Recipe,
+        name: &str,
+        key: &Path,
+        id: &str,
+    ) -> Result<String> {
+        let plain = recipe.write(&self.state.path().join(format!("layout-{name}")))?;
+        let reference = format!("{}/{name}:latest", self.registry.address());
+        within(
+            CLI,
+            Command::new(product::bin("cloister")?)
+                .args([
+                    "image",
+                    "encrypt",
+                    "--key-id",
+                    &format!("kbs:///{id}"),
+                    "--key-file",
+                ])
+                .arg(key)
+                .arg("--ca-file")
+                .arg(self.registry.cert())
+                .arg(&plain)
+                .arg(format!("docker://{reference}")),
+        )?
+        .ok()?;
+        Ok(reference)
+    }
+
+    /// Runs a pod to its end.
+    ///
+    /// # Errors
+    /// When `ctr` does not end in time; its exit code is for the caller to judge.
+    pub fn run(&self, pod: &Pod<'_>) -> Result<Finished> {
+        let words = pod.ctr()?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.containerd.ctr_within(START, &words)
+    }
+}
