@@ -1,1 +1,28 @@
-//! A VmSpec becomes a running Vm.
+//! A `VmSpec` becomes a running `Vm`: a QEMU process, its control socket, its console, and the
+//! vsock connections between host and guest.
+//!
+//! ```text
+//!   VmSpec ──check──► CheckedSpec ──┐
+//!                                   ├─ arguments() ─► Vec<String> ─► QEMU ─► Vm
+//!   the host ──resolve──► Facts ────┘                 (pidfd, QMP, console, vsock)
+//! ```
+//!
+//! The command line is a pure function of the checked spec and the resolved facts, so that it can
+//! be compared with golden files. Nothing here knows what a container is.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod accel;
+mod console;
+pub mod qemu;
+pub mod qmp;
+pub mod spec;
+mod supervise;
+mod tail;
+mod tsc;
+mod vm;
+pub mod vsock;
+
+pub use spec::{Accel, CheckedSpec, Disk, Machine, SharedFs, SpecError, VmSpec, Vsock};
+pub use supervise::{Cause, Exit, Status};
+pub use vm::{BootError, Hotplug, Timings, Vm};
+pub use vsock::{Incoming, VsockStream};

@@ -1,0 +1,185 @@
+//! The command line of QEMU: a pure function of the checked spec and of what the host offers.
+//!
+//! QEMU gets no path of a socket but the virtio-fs daemon's: control socket, console and vsock
+//! device are descriptors that it inherits, so that nothing is left behind in the file system and
+//! no one else can connect to them.
+
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use crate::accel::Resolved;
+use crate::qemu::kernel;
+use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, SharedFs, VmSpec};
+
+/// What the host offers, and the descriptors that QEMU inherits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The accelerator.
+    pub accel: Resolved,
+    /// The frequency of the time-stamp counter in kHz, needed under emulation.
+    pub tsc_khz: Option<u32>,
+    /// The vsock device.
+    pub vsock: VsockDevice,
+    /// The port on which the host waits for the guest.
+    pub host_port: u32,
+    /// A connected stream socket for QMP.
+    pub qmp_fd: RawFd,
+    /// A connected stream socket for the serial console.
+    pub console_fd: RawFd,
+}
+
+/// How the vsock device is offered to the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VsockDevice {
+    /// The kernel's: an open `/dev/vhost-vsock` which has the guest's CID.
+    Kernel {
+        /// The device's descriptor.
+        fd: RawFd,
+        /// The guest's CID.
+        cid: u64,
+    },
+    /// Ours: a connected vhost-user socket.
+    User {
+        /// The socket's descriptor.
+        fd: RawFd,
+    },
+}
+
+/// All arguments after the program's name.
+#[must_use]
+pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
+    let mut line = Line { machine: spec.spec().machine, words: Vec::new() };
+    line.machine(spec, facts);
+    line.boot(spec, facts);
+    line.control(facts);
+    line.vsock(&facts.vsock);
+    line.option("-object", "rng-random,id=entropy,filename=/dev/urandom");
+    line.device("virtio-rng", "rng=entropy");
+    for (index, disk) in spec.spec().disks.iter().enumerate() {
+        line.disk(index, disk);
+    }
+    if let Some(fs) = &spec.spec().shared_fs {
+        line.shared_fs(fs);
+    }
+    line.words
+}
+
+struct Line {
+    machine: Machine,
+    words: Vec<String>,
+}
+
+impl Line {
+    fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.words.extend([name.to_owned(), value.into()]);
+    }
+
+    /// A virtio device under its name on this machine's bus.
+    fn device(&mut self, kind: &str, properties: &str) {
+        let bus = match self.machine {
+            Machine::Q35 => "pci",
+            Machine::Microvm => "device",
+        };
+        self.option("-device", format!("{kind}-{bus},{properties}"));
+    }
+
+    fn machine(&mut self, spec: &CheckedSpec, facts: &Facts) {
+        let VmSpec { name, machine, vcpus, memory_mib, .. } = spec.spec();
+        let shared = spec.has_vhost_user_fs() || matches!(facts.vsock, VsockDevice::User { .. });
+        self.option("-name", format!("{name},debug-threads=on"));
+        let mut kind = match machine {
+            // Nothing that a Linux guest does not use: each costs a probe at start, and is code
+            // of QEMU within the guest's reach.
+            Machine::Q35 => "q35,smm=off,vmport=off,sata=off,smbus=off,i8042=off,hpet=off,usb=off,graphics=off,dump-guest-core=off".to_owned(),
+            Machine::Microvm => "microvm,acpi=on,isa-serial=on,auto-kernel-cmdline=off,usb=off,graphics=off,dump-guest-core=off".to_owned(),
+        };
+        if shared {
+            // A vhost-user device reads and writes guest memory from its own process.
+            kind.push_str(",memory-backend=ram");
+            self.option("-object", format!("memory-backend-memfd,id=ram,size={memory_mib}M,share=on"));
+        }
+        self.option("-machine", kind);
+        let (accel, cpu) = match facts.accel {
+            Resolved::Kvm => ("kvm", "host"),
+            Resolved::Tcg => ("tcg", "max"),
+        };
+        self.option("-accel", accel);
+        self.option("-cpu", cpu);
+        self.option("-smp", vcpus.to_string());
+        self.option("-m", format!("{memory_mib}M"));
+        self.words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+        self.option("-display", "none");
+        self.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        if *machine == Machine::Microvm {
+            // The vhost-user devices exist in their modern form only.
+            self.option("-global", "virtio-mmio.force-legacy=false");
+        }
+    }
+
+    fn boot(&mut self, spec: &CheckedSpec, facts: &Facts) {
+        let VmSpec { machine, kernel, initrd, firmware, .. } = spec.spec();
+        match (firmware, machine) {
+            (Some(path), _) => self.option("-bios", plain(path)),
+            // SeaBIOS' microvm build puts the initrd over the ACPI tables from QEMU 10 on.
+            (None, Machine::Microvm) => self.option("-bios", "qboot.rom"),
+            (None, Machine::Q35) => {}
+        }
+        self.option("-kernel", plain(kernel));
+        if let Some(initrd) = initrd {
+            self.option("-initrd", plain(initrd));
+        }
+        self.option("-append", kernel::command_line(spec, facts));
+    }
+
+    fn control(&mut self, facts: &Facts) {
+        self.option("-chardev", format!("socket,id=qmp,fd={}", facts.qmp_fd));
+        self.option("-mon", "chardev=qmp,mode=control");
+        self.option("-chardev", format!("socket,id=console,fd={}", facts.console_fd));
+        self.option("-serial", "chardev:console");
+    }
+
+    fn vsock(&mut self, vsock: &VsockDevice) {
+        match vsock {
+            VsockDevice::Kernel { fd, cid } => {
+                self.device("vhost-vsock", &format!("id=vsock,guest-cid={cid},vhostfd={fd}"));
+            }
+            VsockDevice::User { fd } => {
+                self.option("-chardev", format!("socket,id=vsock-backend,fd={fd}"));
+                self.device("vhost-user-vsock", "id=vsock,chardev=vsock-backend");
+            }
+        }
+    }
+
+    fn disk(&mut self, index: usize, disk: &Disk) {
+        let driver = match disk.format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        let path = escaped(&disk.path);
+        self.option(
+            "-blockdev",
+            format!("driver=file,node-name=file{index},filename={path},read-only=on,auto-read-only=off"),
+        );
+        self.option(
+            "-blockdev",
+            format!("driver={driver},node-name=disk{index},file=file{index},read-only=on"),
+        );
+        self.device("virtio-blk", &format!("drive=disk{index},serial={}", disk.serial));
+    }
+
+    fn shared_fs(&mut self, fs: &SharedFs) {
+        self.option("-chardev", format!("socket,id=fs-backend,path={}", escaped(&fs.socket)));
+        let SharedFs { tag, .. } = fs;
+        self.device("vhost-user-fs", &format!("chardev=fs-backend,tag={tag},queue-size=1024"));
+    }
+}
+
+/// A path as an argument of its own.
+fn plain(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A path inside of a list of options, where a comma is written twice.
+fn escaped(path: &Path) -> String {
+    plain(path).replace(',', ",,")
+}

@@ -1,0 +1,46 @@
+//! The guest's kernel command line. Its words are measured where there is a TEE, so they depend on
+//! the spec and the facts only, and their order is fixed.
+
+use crate::accel::Resolved;
+use crate::qemu::Facts;
+use crate::spec::{CheckedSpec, Machine};
+
+/// More than all words of this module together, to check a spec's parameters against.
+pub(crate) const LONGEST_OWN_PARAMS: usize = 320;
+
+/// What every guest gets. A panic ends the VM, and a reboot goes the one way that works on a
+/// microvm too (a triple fault); QEMU turns both into its exit.
+const ALWAYS: &[&str] = &["console=ttyS0", "reboot=t", "panic=-1", "quiet"];
+
+/// What a guest under emulation gets besides, because each costs a start of a second or more there:
+/// self-tests of ciphers, patching of code (which flushes translated blocks) for mitigations that
+/// mean nothing in an emulator, and tracing of probes.
+const EMULATED: &[&str] = &[
+    "cryptomgr.notests",
+    "no_timer_check",
+    "noreplace-smp",
+    "mitigations=off",
+    "initcall_blacklist=init_kprobe_trace",
+];
+
+/// The whole kernel command line.
+#[must_use]
+pub fn command_line(spec: &CheckedSpec, facts: &Facts) -> String {
+    let mut words: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
+    if facts.accel == Resolved::Tcg {
+        words.extend(EMULATED.iter().map(ToString::to_string));
+        if let Some(khz) = facts.tsc_khz {
+            // On a microvm the kernel has nothing to calibrate its timers against and hangs.
+            words.push(format!("tsc_early_khz={khz}"));
+        }
+    }
+    if spec.spec().machine == Machine::Microvm {
+        // There is no PCI bus, and the kernel complains about that even when quiet.
+        words.push("pci=off".to_owned());
+    }
+    words.extend(spec.spec().kernel_params.iter().cloned());
+    if facts.host_port != spec.spec().host_port {
+        words.push(format!("cloister.host_port={}", facts.host_port));
+    }
+    words.join(" ")
+}
