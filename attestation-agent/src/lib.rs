@@ -1,1 +1,20 @@
 //! Proves the guest to the broker and receives its secrets.
+//!
+//! ```text
+//! Attester (one kind, named by configuration) ──evidence──┐
+//!                                                         ▼
+//! Broker::resource ──► one session, one key pair ──► RCAR 0.4 handshake ──► GET resource, opened here
+//! ```
+//!
+//! There is no fallback to a weaker kind of evidence, no session to a broker other than the one in
+//! measured init-data, and no secret, token or evidence in a log or an error.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod attester;
+mod broker;
+mod token;
+
+pub use attester::{AttestError, Attester};
+pub use broker::{Attestation, Broker, BrokerConfig, BrokerError, ConfigError, Step};
+pub use kbs_protocol::{ResourceError, ResourcePath, ResourceUri, Secret};

@@ -1,0 +1,225 @@
+//! One request and its answer, with caps, and what each status means.
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+use kbs_protocol::{ErrorInformation, ErrorKind, PREFIX, limit::ERROR_BODY_BYTES};
+use serde::de::DeserializeOwned;
+use transport::{Client, bytes_capped};
+
+use super::{BrokerError, Step, retry::Transient};
+
+/// Characters of a foreign text that go into an error.
+const SHOWN_CHARS: usize = 256;
+
+/// Speaks to one broker.
+pub(super) struct Exchange {
+    client: Client,
+    base: String,
+}
+
+/// An answer of status 200.
+pub(super) struct Answer {
+    step: Step,
+    pub(super) headers: HeaderMap,
+    body: Bytes,
+}
+
+/// An answer of another status.
+pub(super) struct Refusal {
+    pub(super) step: Step,
+    pub(super) status: u16,
+    pub(super) information: Option<ErrorInformation>,
+    text: String,
+}
+
+/// Why a request has no answer of status 200.
+pub(super) enum Failure {
+    /// The broker said no.
+    Refusal(Refusal),
+    /// The broker did not say.
+    Error(BrokerError),
+}
+
+impl Exchange {
+    pub(super) fn new(client: Client, base: String) -> Self {
+        Self { client, base }
+    }
+
+    /// Sends JSON to an endpoint.
+    pub(super) async fn post(
+        &self,
+        step: Step,
+        path: &str,
+        cookie: Option<HeaderValue>,
+        body: Vec<u8>,
+        cap: usize,
+    ) -> Result<Answer, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(cookie) = cookie {
+            headers.insert(http::header::COOKIE, cookie);
+        }
+        let request = self.request(Method::POST, path, headers, body.into());
+        self.send(step, request, cap).await
+    }
+
+    /// Asks for something with a token.
+    pub(super) async fn get(
+        &self,
+        step: Step,
+        path: &str,
+        bearer: HeaderValue,
+        cap: usize,
+    ) -> Result<Answer, Failure> {
+        let headers = HeaderMap::from_iter([(http::header::AUTHORIZATION, bearer)]);
+        let request = self.request(Method::GET, path, headers, Bytes::new());
+        self.send(step, request, cap).await
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Request<Bytes>, http::Error> {
+        let url = format!("{}{PREFIX}/{path}", self.base);
+        let mut request = Request::builder().method(method).uri(url).body(body)?;
+        *request.headers_mut() = headers;
+        let any = HeaderValue::from_static("*/*");
+        request.headers_mut().insert(ACCEPT, any);
+        Ok(request)
+    }
+
+    async fn send(
+        &self,
+        step: Step,
+        request: Result<Request<Bytes>, http::Error>,
+        cap: usize,
+    ) -> Result<Answer, Failure> {
+        let request = request.map_err(|error| {
+            Failure::Error(BrokerError::Protocol {
+                step,
+                cause: error.to_string(),
+            })
+        })?;
+        let failed = |error| Failure::Error(BrokerError::of_transport(step, error));
+        let (head, body) = self
+            .client
+            .send(request)
+            .await
+            .map_err(failed)?
+            .into_parts();
+        let status = head.status.as_u16();
+        let cap = if status == 200 { cap } else { ERROR_BODY_BYTES };
+        let body = bytes_capped(body, cap).await.map_err(failed)?;
+        if status != 200 {
+            return Err(Failure::Refusal(Refusal {
+                step,
+                status,
+                information: serde_json::from_slice(&body).ok(),
+                text: shown(&String::from_utf8_lossy(&body)),
+            }));
+        }
+        Ok(Answer {
+            step,
+            headers: head.headers,
+            body,
+        })
+    }
+}
+
+impl Answer {
+    /// The body as JSON. Its content is in no error: it may be a token or a secret.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, BrokerError> {
+        serde_json::from_slice(&self.body).map_err(|error| BrokerError::Protocol {
+            step: self.step,
+            cause: format!(
+                "not the JSON of the protocol ({:?} at line {}, column {})",
+                error.classify(),
+                error.line(),
+                error.column()
+            ),
+        })
+    }
+}
+
+impl Refusal {
+    pub(super) fn kind(&self) -> Option<ErrorKind> {
+        self.information.as_ref().and_then(ErrorInformation::kind)
+    }
+
+    pub(super) fn ticket(&self) -> Option<String> {
+        let ticket = self.information.as_ref()?.ticket.as_deref()?;
+        Some(shown(ticket))
+    }
+
+    /// The broker's sentence; of a broker that does not follow the protocol, the start of its text.
+    pub(super) fn detail(&self) -> String {
+        match &self.information {
+            Some(information) => shown(&information.detail),
+            None if self.text.is_empty() => format!("status {}", self.status),
+            None => self.text.clone(),
+        }
+    }
+
+    /// What it is when the step gives it no meaning of its own.
+    pub(super) fn into_error(self) -> BrokerError {
+        let (step, status, detail) = (self.step, self.status, self.detail());
+        match (self.kind(), status) {
+            (Some(ErrorKind::ProtocolVersion), _) => BrokerError::Version { detail },
+            // Trustee has no kind for it.
+            _ if detail.contains("Protocol Version Mismatch") => BrokerError::Version { detail },
+            _ if is_busy(status) => BrokerError::Unavailable {
+                step,
+                status,
+                detail,
+            },
+            _ => BrokerError::Refused {
+                step,
+                status,
+                detail,
+            },
+        }
+    }
+}
+
+impl From<BrokerError> for Failure {
+    fn from(error: BrokerError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Transient for Failure {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Refusal(refusal) => is_busy(refusal.status),
+            Self::Error(error) => error.is_transient(),
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn into_error(self) -> BrokerError {
+        match self {
+            Self::Refusal(refusal) => refusal.into_error(),
+            Self::Error(error) => error,
+        }
+    }
+}
+
+/// The statuses of a server that may well answer later.
+fn is_busy(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500 | 502..=504)
+}
+
+fn shown(text: &str) -> String {
+    text.trim()
+        .chars()
+        .take(SHOWN_CHARS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,177 @@
+//! The RCAR handshake as states that move by value.
+//!
+//! ```text
+//! Challenged::ask ──► Challenged { nonce, cookie } ──answer──► Attested { token, key pair }
+//! ```
+//!
+//! A nonce is answered once: whoever fails starts at the beginning.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, header::SET_COOKIE};
+use kbs_protocol::{
+    AttestRequest, AuthRequest, AuthResponse, ErrorKind, InitData, RuntimeData, SESSION_COOKIE,
+    TeeEvidence, TeeKeyPair, TokenResponse,
+    limit::{AUTH_BODY_BYTES, NONCE_CHARS, TOKEN_BYTES},
+    report_data,
+};
+use serde::Serialize;
+use tokio::{task::spawn_blocking, time::Instant};
+
+use super::{
+    BrokerError, Step,
+    exchange::{Exchange, Failure},
+};
+use crate::{AttestError, Attester, token::Token};
+
+/// Characters of the session's cookie; Trustee's has 32.
+const COOKIE_CHARS: usize = 4096;
+
+/// What stays the same over all handshakes of a guest.
+pub(super) struct Identity {
+    pub(super) attester: Arc<dyn Attester>,
+    pub(super) keys: Arc<TeeKeyPair>,
+    pub(super) init_data: Option<String>,
+}
+
+/// The broker gave a challenge.
+pub(super) struct Challenged {
+    nonce: String,
+    cookie: HeaderValue,
+}
+
+/// The broker believed the evidence.
+pub(super) struct Attested {
+    pub(super) token: Token,
+    pub(super) keys: Arc<TeeKeyPair>,
+}
+
+impl Challenged {
+    pub(super) async fn ask(exchange: &Exchange, identity: &Identity) -> Result<Self, BrokerError> {
+        let step = Step::Auth;
+        let request = AuthRequest::new(identity.attester.kind().name());
+        let answer = exchange
+            .post(step, "auth", None, json(step, &request)?, AUTH_BODY_BYTES)
+            .await
+            .map_err(Failure::into_error)?;
+        let challenge: AuthResponse = answer.json()?;
+        let protocol = |cause: &str| BrokerError::Protocol {
+            step,
+            cause: cause.to_owned(),
+        };
+        challenge
+            .check_hash()
+            .map_err(|error| protocol(&error.to_string()))?;
+        if challenge.nonce.is_empty() || challenge.nonce.len() > NONCE_CHARS {
+            return Err(protocol("the nonce is empty or too long"));
+        }
+        let cookie = session_cookie(&answer.headers);
+        Ok(Self {
+            nonce: challenge.nonce,
+            cookie: cookie.ok_or_else(|| protocol("no session cookie that can be sent back"))?,
+        })
+    }
+
+    pub(super) async fn answer(
+        self,
+        exchange: &Exchange,
+        identity: &Identity,
+    ) -> Result<Attested, BrokerError> {
+        let step = Step::Attest;
+        let tee_pubkey = identity.keys.public();
+        let report_data = report_data(&self.nonce, &tee_pubkey, "");
+        let attester = identity.attester.clone();
+        // Firmware takes its time, and the guest has other work.
+        let evidence = spawn_blocking(move || attester.report(&report_data))
+            .await
+            .map_err(|error| AttestError::Report {
+                tee: identity.attester.kind(),
+                cause: error.to_string(),
+            })??;
+        let request = AttestRequest {
+            init_data: identity.init_data.as_deref().map(InitData::toml),
+            runtime_data: RuntimeData {
+                nonce: self.nonce,
+                tee_pubkey,
+            },
+            tee_evidence: TeeEvidence {
+                primary_evidence: evidence,
+                additional_evidence: String::new(),
+            },
+        };
+        let body = json(step, &request)?;
+        let cap = TOKEN_BYTES + AUTH_BODY_BYTES;
+        let answer = exchange
+            .post(step, "attest", Some(self.cookie), body, cap)
+            .await
+            .map_err(rejected)?;
+        let token: TokenResponse = answer.json()?;
+        let token = Token::received(&token.token, Instant::now());
+        Ok(Attested {
+            token: token.ok_or_else(|| BrokerError::Protocol {
+                step,
+                cause: "the token is empty, too long, or not text of a header".to_owned(),
+            })?,
+            keys: identity.keys.clone(),
+        })
+    }
+}
+
+/// Everything that a broker holds against evidence is a rejection; its policy may speak here too.
+fn rejected(failure: Failure) -> BrokerError {
+    match failure {
+        Failure::Refusal(refusal)
+            if matches!(refusal.status, 401 | 403)
+                && refusal.kind() != Some(ErrorKind::ProtocolVersion) =>
+        {
+            BrokerError::Rejected {
+                detail: refusal.detail(),
+                ticket: refusal.ticket(),
+            }
+        }
+        other => other.into_error(),
+    }
+}
+
+fn session_cookie(headers: &HeaderMap) -> Option<HeaderValue> {
+    let prefix = format!("{SESSION_COOKIE}=");
+    let cookie = headers
+        .get_all(SET_COOKIE)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok()?.split(';').next())
+        .find(|pair| pair.trim().starts_with(&prefix))?
+        .trim();
+    if cookie.len() > COOKIE_CHARS || cookie.len() == prefix.len() {
+        return None;
+    }
+    let mut cookie = HeaderValue::from_str(cookie).ok()?;
+    cookie.set_sensitive(true);
+    Some(cookie)
+}
+
+fn json(step: Step, message: &impl Serialize) -> Result<Vec<u8>, BrokerError> {
+    serde_json::to_vec(message).map_err(|error| BrokerError::Protocol {
+        step,
+        cause: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sessions_cookie_is_found_among_others() {
+        let mut headers = HeaderMap::new();
+        assert!(session_cookie(&headers).is_none());
+        headers.append(SET_COOKIE, HeaderValue::from_static("other=1"));
+        headers.append(
+            SET_COOKIE,
+            HeaderValue::from_static("kbs-session-id=sess1; Path=/kbs; HttpOnly"),
+        );
+        assert_eq!(session_cookie(&headers).unwrap(), "kbs-session-id=sess1");
+        let mut headers = HeaderMap::new();
+        headers.append(SET_COOKIE, HeaderValue::from_static("kbs-session-id="));
+        assert!(session_cookie(&headers).is_none());
+    }
+}
