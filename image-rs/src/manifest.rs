@@ -1,0 +1,334 @@
+//! Manifests, indexes and configurations: read from exact bytes, with caps, from OCI and Docker schema 2 alike.
+
+use std::collections::HashMap;
+
+use oci_spec::image::ImageConfiguration;
+use serde::Deserialize;
+
+use crate::digest::{BadDigest, Digest};
+
+/// Cap on a manifest or an index, in bytes; the distribution specification's own advice.
+pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Cap on a configuration, in bytes.
+pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+/// Cap on the manifests that an index lists.
+const INDEX_ENTRIES_MAX: usize = 512;
+
+/// An OCI manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An OCI index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// A Docker schema 2 manifest.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// A Docker manifest list.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// An OCI configuration.
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// A Docker configuration.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// What we ask a registry for.
+pub const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+
+/// Why a manifest or a configuration is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of its kind.
+    #[error("the {what} is not valid JSON of its kind")]
+    Json {
+        /// Manifest, index or configuration.
+        what: &'static str,
+        /// Where it is not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A document of another kind.
+    #[error("media type {0:?} is not supported; an OCI or Docker schema 2 image is needed")]
+    MediaType(String),
+    /// Both layers and manifests, which readers understand differently.
+    #[error("the manifest is both an image and an index")]
+    Ambiguous,
+    /// A digest in it.
+    #[error(transparent)]
+    Digest(#[from] BadDigest),
+    /// A cap.
+    #[error("the {what} has {found} entries, more than {cap}")]
+    TooMany {
+        /// Layers or manifests.
+        what: &'static str,
+        /// How many.
+        found: usize,
+        /// The cap.
+        cap: usize,
+    },
+    /// No image for us.
+    #[error("the image has none for {wanted}; it has: {found}")]
+    Platform {
+        /// Which platform was asked for.
+        wanted: String,
+        /// What the index lists.
+        found: String,
+    },
+    /// The configuration and the manifest disagree.
+    #[error("the manifest has {layers} layers, but the configuration {diff_ids} diff_ids")]
+    Layers {
+        /// Layers of the manifest.
+        layers: usize,
+        /// `rootfs.diff_ids` of the configuration.
+        diff_ids: usize,
+    },
+    /// The configuration is for another machine.
+    #[error("the image is for {found}, but this machine is {wanted}")]
+    WrongPlatform {
+        /// This machine.
+        wanted: String,
+        /// The configuration's.
+        found: String,
+    },
+}
+
+/// An operating system and an architecture, in Go's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// `amd64`, `arm64`, …
+    pub architecture: String,
+}
+
+impl Platform {
+    /// That of this machine.
+    #[must_use]
+    pub fn host() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned() }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}/{}", self.os, self.architecture)
+    }
+}
+
+/// One entry of a manifest or an index.
+#[derive(Debug, Clone)]
+pub struct Descriptor {
+    /// What it is.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its annotations.
+    pub annotations: HashMap<String, String>,
+}
+
+/// An image's manifest.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The document's own media type.
+    pub media_type: String,
+    /// The configuration.
+    pub config: Descriptor,
+    /// The layers, lowest first.
+    pub layers: Vec<Descriptor>,
+}
+
+/// What a name of an image leads to.
+#[derive(Debug, Clone)]
+pub enum Document {
+    /// One image.
+    Image(Manifest),
+    /// Images for several platforms.
+    Index(Vec<IndexEntry>),
+}
+
+/// One image of an index.
+#[derive(Debug, Clone)]
+pub struct IndexEntry {
+    /// Where it is.
+    pub descriptor: Descriptor,
+    /// Whom it is for; an index in an OCI layout may leave it out.
+    pub platform: Option<Platform>,
+}
+
+impl Document {
+    /// Reads a manifest or an index.
+    ///
+    /// # Errors
+    /// See [`ManifestError`].
+    pub fn read(bytes: &[u8], content_type: Option<&str>, layers_max: usize) -> Result<Self, ManifestError> {
+        let wire: Wire = json(bytes, "manifest")?;
+        if wire.layers.is_some() && wire.manifests.is_some() {
+            return Err(ManifestError::Ambiguous);
+        }
+        let named = wire.media_type.clone().or_else(|| content_type.map(bare_media_type));
+        match (wire.manifests, wire.config, wire.layers) {
+            (Some(list), _, _) => {
+                check_type(named.as_deref(), [OCI_INDEX, DOCKER_LIST])?;
+                capped("index", list.len(), INDEX_ENTRIES_MAX)?;
+                Ok(Self::Index(list.into_iter().map(IndexEntry::try_from).collect::<Result<_, _>>()?))
+            }
+            (None, Some(config), Some(layers)) => {
+                let media_type = check_type(named.as_deref(), [OCI_MANIFEST, DOCKER_MANIFEST])?;
+                capped("manifest", layers.len(), layers_max)?;
+                Ok(Self::Image(Manifest {
+                    media_type,
+                    config: config.try_into()?,
+                    layers: layers.into_iter().map(Descriptor::try_from).collect::<Result<_, _>>()?,
+                }))
+            }
+            _ => Err(ManifestError::MediaType(named.unwrap_or_else(|| "none".to_owned()))),
+        }
+    }
+}
+
+/// Chooses the image for `platform`.
+///
+/// # Errors
+/// [`ManifestError::Platform`] tells what there is.
+pub fn select<'a>(entries: &'a [IndexEntry], platform: &Platform) -> Result<&'a IndexEntry, ManifestError> {
+    let chosen = entries.iter().find(|entry| entry.platform.as_ref() == Some(platform));
+    // A layout with one image often does not say for whom; its configuration will.
+    let alone = match entries {
+        [entry] if entry.platform.is_none() => Some(entry),
+        _ => None,
+    };
+    chosen.or(alone).ok_or_else(|| {
+        let names = entries.iter().filter_map(|entry| entry.platform.as_ref()).map(Platform::to_string);
+        ManifestError::Platform { wanted: platform.to_string(), found: names.collect::<Vec<_>>().join(", ") }
+    })
+}
+
+/// Reads a configuration, and checks that it fits its manifest and this machine.
+///
+/// # Errors
+/// See [`ManifestError`].
+pub fn read_config(
+    bytes: &[u8],
+    manifest: &Manifest,
+    platform: &Platform,
+) -> Result<(ImageConfiguration, Vec<Digest>), ManifestError> {
+    let config: ImageConfiguration = json(bytes, "configuration")?;
+    let found = Platform { os: config.os().to_string(), architecture: config.architecture().to_string() };
+    if found != *platform {
+        return Err(ManifestError::WrongPlatform { wanted: platform.to_string(), found: found.to_string() });
+    }
+    let diff_ids: Vec<Digest> =
+        config.rootfs().diff_ids().iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    if diff_ids.len() != manifest.layers.len() {
+        let (layers, diff_ids) = (manifest.layers.len(), diff_ids.len());
+        return Err(ManifestError::Layers { layers, diff_ids });
+    }
+    Ok((config, diff_ids))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire {
+    media_type: Option<String>,
+    config: Option<WireDescriptor>,
+    layers: Option<Vec<WireDescriptor>>,
+    manifests: Option<Vec<WireDescriptor>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireDescriptor {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+    #[serde(default)]
+    platform: Option<WirePlatform>,
+}
+
+#[derive(Deserialize)]
+struct WirePlatform {
+    os: String,
+    architecture: String,
+}
+
+impl TryFrom<WireDescriptor> for Descriptor {
+    type Error = ManifestError;
+
+    fn try_from(wire: WireDescriptor) -> Result<Self, ManifestError> {
+        Ok(Self {
+            media_type: wire.media_type,
+            digest: wire.digest.parse()?,
+            size: wire.size,
+            annotations: wire.annotations.unwrap_or_default(),
+        })
+    }
+}
+
+impl TryFrom<WireDescriptor> for IndexEntry {
+    type Error = ManifestError;
+
+    fn try_from(mut wire: WireDescriptor) -> Result<Self, ManifestError> {
+        let platform = wire.platform.take();
+        let platform = platform.map(|wire| Platform { os: wire.os, architecture: wire.architecture });
+        Ok(Self { descriptor: wire.try_into()?, platform })
+    }
+}
+
+fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &'static str) -> Result<T, ManifestError> {
+    serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what, source })
+}
+
+fn bare_media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+fn check_type(named: Option<&str>, known: [&str; 2]) -> Result<String, ManifestError> {
+    match named {
+        Some(name) if known.contains(&name) => Ok(name.to_owned()),
+        // The OCI specification lets a manifest leave its own media type out.
+        None => Ok(known[0].to_owned()),
+        Some(other) => Err(ManifestError::MediaType(other.to_owned())),
+    }
+}
+
+fn capped(what: &'static str, found: usize, cap: usize) -> Result<(), ManifestError> {
+    if found <= cap { Ok(()) } else { Err(ManifestError::TooMany { what, found, cap }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(extra: &str) -> String {
+        format!(r#"{{"mediaType":"x","digest":"{}","size":1{extra}}}"#, Digest::of(b""))
+    }
+
+    #[test]
+    fn an_index_gives_the_image_of_our_platform() {
+        let entry = |arch: &str| descriptor(&format!(r#","platform":{{"os":"linux","architecture":"{arch}"}}"#));
+        let text = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, entry("s390x"), entry("amd64"));
+        let Document::Index(entries) = Document::read(text.as_bytes(), None, 9).unwrap() else { panic!("an index") };
+        let platform = |architecture: &str| Platform { os: "linux".to_owned(), architecture: architecture.to_owned() };
+        assert_eq!(select(&entries, &platform("amd64")).unwrap().platform, Some(platform("amd64")));
+        let error = select(&entries, &platform("arm64")).unwrap_err().to_string();
+        assert!(error.contains("linux/s390x, linux/amd64"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let one = descriptor("");
+        let both = format!(r#"{{"config":{one},"layers":[],"manifests":[]}}"#);
+        assert!(matches!(Document::read(both.as_bytes(), None, 9), Err(ManifestError::Ambiguous)));
+        let many = format!(r#"{{"config":{one},"layers":[{one},{one}]}}"#);
+        assert!(matches!(Document::read(many.as_bytes(), None, 1), Err(ManifestError::TooMany { found: 2, .. })));
+        let schema1 = Document::read(b"{}", Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), 9);
+        assert!(schema1.unwrap_err().to_string().contains("v1+prettyjws"));
+        let lying = format!(r#"{{"mediaType":"{OCI_INDEX}","config":{one},"layers":[]}}"#);
+        assert!(matches!(Document::read(lying.as_bytes(), None, 9), Err(ManifestError::MediaType(_))));
+    }
+}

@@ -1,0 +1,143 @@
+//! Uploads: blobs in chunks, then the manifest. Nothing can be pulled by its tag before its manifest is there.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION};
+use http::{HeaderMap, Method, Response, StatusCode};
+use transport::Body;
+
+use super::{Action, Ask, Registry, RegistryError, refusal};
+use crate::digest::Digest;
+use crate::reference::Reference;
+
+/// A blob on its way to a registry.
+#[expect(missing_debug_implementations, reason = "holds credentials")]
+pub struct Upload {
+    registry: Registry,
+    image: Reference,
+    url: String,
+    sent: u64,
+}
+
+impl Registry {
+    /// Whether the registry already has a blob.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn has_blob(&self, image: &Reference, digest: &Digest) -> Result<bool, RegistryError> {
+        let what = format!("blob {digest} of {image}");
+        let ask = Ask { method: Method::HEAD, ..Ask::get(self.blob_url(image, digest), image, what) };
+        let answer = self.send(&Ask { action: Action::Push, ..ask.clone() }).await?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(false),
+            status if status.is_success() => Ok(true),
+            _ => Err(refusal(&ask, answer).await),
+        }
+    }
+
+    /// Starts to upload a blob.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn start_upload(&self, image: &Reference) -> Result<Upload, RegistryError> {
+        let url = self.url(image, "blobs/uploads/");
+        let ask = self.push(Method::POST, url.clone(), image, "a new blob");
+        let answer = self.send_ok(&ask).await?;
+        let url = next_url(&url, &answer, &ask.what)?;
+        Ok(Upload { registry: self.clone(), image: image.clone(), url, sent: 0 })
+    }
+
+    /// Uploads a small blob whole, unless the registry has it.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn push_blob(&self, image: &Reference, bytes: Bytes) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        if !self.has_blob(image, &digest).await? {
+            let mut upload = self.start_upload(image).await?;
+            upload.send(bytes).await?;
+            upload.finish(&digest).await?;
+        }
+        Ok(digest)
+    }
+
+    /// Uploads a manifest under the tag or digest of `image`.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn push_manifest(
+        &self,
+        image: &Reference,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let url = self.url(image, &format!("manifests/{}", image.manifest_name()));
+        let mut ask = self.push(Method::PUT, url, image, "the manifest");
+        let value = HeaderValue::from_str(media_type);
+        let value = value.map_err(|error| RegistryError::Url { what: ask.what.clone(), reason: error.to_string() })?;
+        ask.headers.insert(CONTENT_TYPE, value);
+        ask.body = bytes;
+        self.send_ok(&ask).await?;
+        Ok(digest)
+    }
+
+    fn push<'a>(&self, method: Method, url: String, image: &'a Reference, what: &str) -> Ask<'a> {
+        let what = format!("upload of {what} to {image}");
+        Ask { method, url, headers: HeaderMap::new(), body: Bytes::new(), image, action: Action::Push, what }
+    }
+}
+
+impl Upload {
+    /// Sends the next chunk.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn send(&mut self, chunk: Bytes) -> Result<(), RegistryError> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let length = chunk.len() as u64;
+        let range = format!("{}-{}", self.sent, self.sent + length - 1);
+        let registry = self.registry.clone();
+        let mut ask = registry.push(Method::PATCH, self.url.clone(), &self.image, "a blob");
+        let header = |text: &str| HeaderValue::from_str(text).ok();
+        ask.headers.extend(header(&range).map(|value| (CONTENT_RANGE, value)));
+        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        ask.body = chunk;
+        // Not tried again: a registry that took half of a chunk would refuse it at this position.
+        let answer = registry.send_authorised(&ask).await?;
+        if !answer.status().is_success() {
+            return Err(refusal(&ask, answer).await);
+        }
+        self.url = next_url(&self.url, &answer, &ask.what)?;
+        self.sent += length;
+        Ok(())
+    }
+
+    /// Ends the blob; the registry checks its digest.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn finish(self, digest: &Digest) -> Result<(), RegistryError> {
+        let mut url = url::Url::parse(&self.url)
+            .map_err(|error| RegistryError::Url { what: self.url.clone(), reason: error.to_string() })?;
+        url.query_pairs_mut().append_pair("digest", &digest.to_string());
+        let mut ask = self.registry.push(Method::PUT, url.into(), &self.image, "a blob's end");
+        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        self.registry.send_ok(&ask).await.map(|_| ())
+    }
+}
+
+/// Where an upload goes on; it may be relative, but must not leave TLS.
+fn next_url(current: &str, answer: &Response<Body>, what: &str) -> Result<String, RegistryError> {
+    let bad = |reason: &str| RegistryError::Url { what: what.to_owned(), reason: reason.to_owned() };
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| bad("the registry named no place to upload to"))?;
+    let current = url::Url::parse(current).map_err(|error| bad(&error.to_string()))?;
+    let next = current.join(location).map_err(|error| bad(&error.to_string()))?;
+    if next.scheme() != current.scheme() || next.host_str() != current.host_str() {
+        return Err(bad("the registry sent the upload, and with it our credentials, to another host"));
+    }
+    Ok(next.into())
+}
