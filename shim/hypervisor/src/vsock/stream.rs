@@ -2,12 +2,11 @@
 #![expect(unsafe_code, reason = "registering a descriptor with the runtime is unsafe by its contract")]
 
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -21,19 +20,6 @@ impl VsockStream {
     /// Takes a non-blocking stream socket.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: watch(socket)? })
-    }
-
-    /// Ends one or both directions.
-    ///
-    /// # Errors
-    /// Those of shutdown(2).
-    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        let how = match how {
-            Shutdown::Read => rustix::net::Shutdown::Read,
-            Shutdown::Write => rustix::net::Shutdown::Write,
-            Shutdown::Both => rustix::net::Shutdown::Both,
-        };
-        Ok(rustix::net::shutdown(self.socket.get_ref(), how)?)
     }
 }
 
@@ -105,6 +91,7 @@ impl AsyncWrite for VsockStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Self::shutdown(&self, Shutdown::Write))
+        let ended = rustix::net::shutdown(self.socket.get_ref(), Shutdown::Write);
+        Poll::Ready(ended.map_err(io::Error::from))
     }
 }
