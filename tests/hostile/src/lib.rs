@@ -1,1 +1,3 @@
 //! Crashes, refusals and hostile neighbours.
+
+pub mod cpio;

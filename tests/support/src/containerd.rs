@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::host;
+use crate::host::{self, Leftovers};
 use crate::run::{Finished, Running, Service, within};
 use crate::state::State;
 
@@ -16,6 +16,9 @@ const READY: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_secs(20);
 /// The namespace of all test containers.
 pub const NAMESPACE: &str = "cloister-test";
+
+/// Below the state directory: what shims keep of their pods. Short, for the sockets in it.
+const SHIM_STATE: &str = "s";
 
 /// The running containerd. Dropping it deletes its containers and ends every process of its own.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ impl Containerd {
                 socket = socket.display(),
             ),
         )?;
+        state.dir(SHIM_STATE)?;
         let mut containerd = Self {
             service: None,
             config,
@@ -63,7 +67,10 @@ impl Containerd {
     /// When it does not answer in time.
     pub fn revive(&mut self) -> Result<()> {
         let mut service = Service::start(
-            Command::new("containerd").arg("--config").arg(&self.config),
+            Command::new("containerd")
+                .arg("--config")
+                .arg(&self.config)
+                .env("CLOISTER_STATE_ROOT", self.shim_state()),
             &self.base.join("containerd.log"),
         )?;
         let socket = self.socket.clone();
@@ -92,7 +99,27 @@ impl Containerd {
     /// Its directories: what the host keeps of images and containers.
     #[must_use]
     pub fn directories(&self) -> Vec<PathBuf> {
-        vec![self.base.join("root"), self.base.join("run")]
+        vec![
+            self.base.join("root"),
+            self.base.join("run"),
+            self.shim_state(),
+        ]
+    }
+
+    /// Where shims keep what belongs to a running pod.
+    #[must_use]
+    pub fn shim_state(&self) -> PathBuf {
+        self.base.join(SHIM_STATE)
+    }
+
+    /// Everything that a pod could leave behind on this host.
+    #[must_use]
+    pub fn leftovers(&self) -> Leftovers {
+        let bundles = self
+            .base
+            .join("run/io.containerd.runtime.v2.task")
+            .join(NAMESPACE);
+        host::leftovers(&self.base, &[self.shim_state().join(NAMESPACE), bundles])
     }
 
     /// A `ctr` command on this containerd, to be given its arguments.

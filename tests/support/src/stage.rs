@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::broker::Broker;
 use crate::containerd::Containerd;
+use crate::host::Leftovers;
 use crate::image::Recipe;
 use crate::init_data::{ALLOW_ALL, InitData};
 use crate::pod::{Pod, Settings};
@@ -15,10 +16,13 @@ use crate::product;
 use crate::registry::Registry;
 use crate::run::{Finished, within};
 use crate::state::{State, VmTurn};
+use crate::timeline::Timeline;
 
 /// A start with its pull, under TCG on a busy machine.
 pub const START: Duration = Duration::from_secs(120);
 const CLI: Duration = Duration::from_secs(60);
+/// What a deletion may take after `ctr` has ended.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Where the broker keeps the image's key.
 pub const KEY_ID: &str = "default/image-key/demo";
 
@@ -156,5 +160,64 @@ impl Stage {
         let words = pod.ctr()?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.containerd.ctr_within(START, &words)
+    }
+
+    /// Runs a pod that must fail: the error that `ctr` prints has `code`, it comes within `limit`,
+    /// and nothing of the pod stays on the host. Answers the error's line.
+    ///
+    /// # Errors
+    /// When one of that does not hold; the text says which.
+    pub fn refuse(&self, pod: &Pod<'_>, code: &str, limit: Duration) -> Result<String> {
+        let before = self.containerd.leftovers();
+        let words = pod.ctr()?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let run = self.containerd.ctr_within(limit, &words)?;
+        ensure!(run.code != 0, "the pod was not refused: {}", run.report());
+        let line = run
+            .stderr
+            .lines()
+            .find(|line| line.contains(&format!("[{code}]")));
+        let line = line
+            .with_context(|| format!("no [{code}] in: {}\n{}", run.report(), self.log_tail()))?
+            .to_owned();
+        self.containerd.remove(pod.id);
+        self.settled(&before)?;
+        Ok(line)
+    }
+
+    /// Waits until the host is as `before`: a deletion may end a moment after `ctr`.
+    ///
+    /// # Errors
+    /// With what is still there after [`SETTLE`].
+    pub fn settled(&self, before: &Leftovers) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            let left = self.containerd.leftovers().since(before);
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                since.elapsed() < SETTLE,
+                "left behind:\n{}",
+                left.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The phases of a container's last start.
+    ///
+    /// # Errors
+    /// When the shim's log has none.
+    pub fn timeline(&self, container: &str) -> Result<Timeline> {
+        Timeline::in_log(&self.containerd.log(), container)
+    }
+
+    /// The end of containerd's log, where a shim's own lines stand.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = self.containerd.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
     }
 }

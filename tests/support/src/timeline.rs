@@ -1,9 +1,9 @@
-//! The phases of a start, as the shim writes them down.
+//! The phases of a start, as the shim writes them to its log.
+//!
+//! One line for each container: `phases sandbox=<pod> container=<id> vmm=120 kernel=900 ...`, in
+//! milliseconds. The log outlives the pod, which its state directory does not.
 
-use std::path::Path;
-
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
 
 /// The phases, in the order in which a start goes through them.
 pub const PHASES: [&str; 7] = [
@@ -11,37 +11,31 @@ pub const PHASES: [&str; 7] = [
 ];
 
 /// Milliseconds of each phase that took place.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timeline {
     /// `(phase, milliseconds)` in the order of [`PHASES`].
     pub phases: Vec<(&'static str, u64)>,
 }
 
 impl Timeline {
-    /// Reads the shim's file: a JSON object of phase and milliseconds, or a list of such pairs.
+    /// The last start of `container` in a log.
     ///
     /// # Errors
-    /// When it is missing, is no JSON, or names no phase.
-    pub fn read(file: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        Self::parse(&text).with_context(|| format!("timeline {}: {text}", file.display()))
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)?;
-        let of = |phase: &str| -> Option<u64> {
-            match &value["phases"] {
-                Value::Array(list) => list
-                    .iter()
-                    .find(|entry| entry["phase"] == phase)
-                    .and_then(|entry| entry["ms"].as_u64()),
-                Value::Object(map) => map.get(phase).and_then(Value::as_u64),
-                _ => value.get(phase).and_then(Value::as_u64),
-            }
+    /// When the log has no such line, or the line no phase.
+    pub fn in_log(log: &str, container: &str) -> Result<Self> {
+        let wanted = format!("container={container}");
+        let line = log
+            .lines()
+            .rev()
+            .filter_map(|line| line.split_once("phases sandbox="))
+            .map(|(_, line)| line)
+            .find(|line| words(line).any(|word| word == wanted))
+            .with_context(|| format!("no phases of {container} in the log"))?;
+        let of = |phase: &str| {
+            words(line).find_map(|word| word.strip_prefix(phase)?.strip_prefix('=')?.parse().ok())
         };
         let phases: Vec<_> = PHASES.iter().filter_map(|p| Some((*p, of(p)?))).collect();
-        anyhow::ensure!(!phases.is_empty(), "no phase in it");
+        ensure!(!phases.is_empty(), "no phase in `{line}`");
         Ok(Self { phases })
     }
 
@@ -58,5 +52,27 @@ impl Timeline {
             .iter()
             .find(|(name, _)| *name == phase)
             .map(|(_, ms)| *ms)
+    }
+}
+
+/// Words of a line that may itself be quoted in another log's line.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split([' ', '"', '\\']).filter(|word| !word.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_start_of_the_container_counts() -> Result<()> {
+        let log = "INFO phases sandbox=p container=a vmm=1 create=2\n\
+                   level=info msg=\"phases sandbox=p container=a vmm=7 start=9\"\n\
+                   INFO phases sandbox=p container=ab vmm=3\n";
+        let timeline = Timeline::in_log(log, "a")?;
+        assert_eq!(timeline.phases, [("vmm", 7), ("start", 9)]);
+        assert_eq!(timeline.total(), 16);
+        assert!(Timeline::in_log(log, "b").is_err());
+        Ok(())
     }
 }

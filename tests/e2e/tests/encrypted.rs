@@ -1,0 +1,104 @@
+//! The main job: an encrypted image runs attested in a VM, and only there.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::time::Duration;
+
+use support::image::{BUSYBOX, Recipe};
+use support::pod::Pod;
+use support::stage::{KEY_ID, Stage};
+use support::timeline::PHASES;
+use support::{host, need};
+
+const MARKER: &str = "only-the-guest-may-read-this";
+const REFUSAL: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused() {
+    if !need(&[
+        "containerd",
+        "ctr",
+        "docker-registry",
+        "skopeo",
+        "qemu-system-x86_64",
+        BUSYBOX,
+    ]) {
+        return;
+    }
+    let stage = Stage::confidential().unwrap();
+    let key = stage.key("image.key").unwrap();
+    let image = stage
+        .push_encrypted(&Recipe::busybox(MARKER).unwrap(), "secret", &key, KEY_ID)
+        .unwrap();
+    let init_data = stage.init_data();
+    let broker = stage.broker().unwrap();
+    broker.put(KEY_ID, &key).unwrap();
+    broker.release_only_to(&init_data.digest()).unwrap();
+    let key_bytes = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    std::fs::remove_dir_all(stage.state.path().join("layout-secret")).unwrap();
+
+    let before = stage.containerd.leftovers();
+    let config = stage.settings().write(&stage.state, "c.toml").unwrap();
+    let empty = stage.empty();
+    let pod = Pod::new("enc", &config, &empty, &["/bin/cat", "/marker"])
+        .from_image(&image)
+        .flag(&["--rm"]);
+
+    // The container runs, and says what only the decrypted layer holds.
+    let run = stage.run(&pod.clone().with_init_data(&init_data)).unwrap();
+    assert_eq!(
+        run.stdout,
+        format!("{MARKER}\n"),
+        "{}\n{}",
+        run.report(),
+        stage.log_tail()
+    );
+    assert_eq!(run.code, 0);
+
+    // The start is written down, phase by phase.
+    let timeline = stage.timeline("enc").unwrap();
+    let named: Vec<_> = timeline.phases.iter().map(|(phase, _)| *phase).collect();
+    assert_eq!(named, PHASES, "{timeline:?}");
+    assert!(
+        u128::from(timeline.total()) <= run.took.as_millis(),
+        "{timeline:?} {:?}",
+        run.took
+    );
+
+    // The host has neither plaintext nor key, and nothing of the pod is left.
+    let mut places = stage.containerd.directories();
+    places.push(stage.registry.storage().to_owned());
+    places
+        .extend(["containerd.log", "registry.log", "kbs.log"].map(|f| stage.state.path().join(f)));
+    let hits = host::files_with(&places, &[MARKER.as_bytes(), &key_bytes]).unwrap();
+    assert!(hits.is_empty(), "{hits:?}");
+    stage.settled(&before).unwrap();
+
+    // One byte of init-data changed: the host learns a code and a ticket, the owner the cause.
+    let changed = init_data.with_one_byte_changed();
+    assert_eq!(changed.toml.len(), init_data.toml.len());
+    let line = stage
+        .refuse(
+            &pod.clone().with_init_data(&changed),
+            "broker-denied",
+            REFUSAL,
+        )
+        .unwrap();
+    assert!(
+        !line.contains(&changed.digest()),
+        "the cause crossed the host: {line}"
+    );
+    let (_, ticket) = line.split_once("(ticket ").unwrap();
+    let (ticket, _) = ticket.split_once(')').unwrap();
+    let explained = broker.explain(ticket).unwrap();
+    for part in [&init_data.digest(), &changed.digest()] {
+        assert!(
+            explained.contains(part),
+            "{part} is missing in:\n{explained}"
+        );
+    }
+
+    // And the first pod still runs: a refusal spoils nothing.
+    let again = stage.run(&pod.with_init_data(&init_data)).unwrap();
+    assert_eq!(again.stdout, format!("{MARKER}\n"), "{}", again.report());
+}
