@@ -29,6 +29,7 @@ pub mod image;
 pub mod kernel;
 pub mod manifest;
 pub mod module;
+mod signature;
 mod unpack;
 
 pub use image::build;
