@@ -132,14 +132,11 @@ impl Broker {
     ) -> Result<Secret, Failure> {
         let path = format!("resource/{}", uri.path());
         let attested = &session.attested;
-        let answer = deadline
-            .retry(Step::Resource, async || {
-                let bearer = attested.token.bearer();
-                self.exchange
-                    .get(Step::Resource, &path, bearer, JWE_BYTES)
-                    .await
-            })
-            .await?;
+        let ask = || {
+            let bearer = attested.token.bearer();
+            self.exchange.get(Step::Resource, &path, bearer, JWE_BYTES)
+        };
+        let answer = deadline.retry(Step::Resource, ask).await?;
         let jwe: Jwe = answer.json()?;
         attested.keys.open(&jwe).map_err(|cause| {
             Failure::Error(BrokerError::Open {
@@ -177,12 +174,11 @@ impl Broker {
         number: u64,
     ) -> Result<Arc<Session>, BrokerError> {
         let started = Instant::now();
-        let outcome = deadline
-            .retry(Step::Attest, async || {
-                let challenged = Challenged::ask(&self.exchange, &self.identity).await?;
-                challenged.answer(&self.exchange, &self.identity).await
-            })
-            .await;
+        let handshake = || async {
+            let challenged = Challenged::ask(&self.exchange, &self.identity).await?;
+            challenged.answer(&self.exchange, &self.identity).await
+        };
+        let outcome = deadline.retry(Step::Attest, handshake).await;
         let took = started.elapsed();
         self.ended.store(number, Ordering::Release);
         let tee = self.identity.attester.kind();

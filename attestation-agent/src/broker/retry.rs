@@ -48,10 +48,10 @@ impl Deadline {
 
     /// Tries until it works, fails for good, or the deadline is there; then the error is the last
     /// attempt's, which says more than the deadline does.
-    pub(super) async fn retry<T, E: Transient>(
+    pub(super) async fn retry<T, E: Transient, F: Future<Output = Result<T, E>>>(
         self,
         step: Step,
-        mut attempt: impl AsyncFnMut() -> Result<T, E>,
+        mut attempt: impl FnMut() -> F,
     ) -> Result<T, E> {
         let mut pause = FIRST;
         let mut last = None;
