@@ -1,1 +1,34 @@
-//! The key broker that operators deploy.
+//! The key broker that operators deploy: it verifies evidence, appraises it, and releases secrets by
+//! the owner's policy.
+//!
+//! ```text
+//! auth ──► challenge, sealed in a cookie; the broker keeps nothing
+//! attest ─► cookie, nonce, key ─► verifier ─► appraisal ─► token (EAR)
+//! resource ► token ─► release policy ─► store ─► JWE to the token's key
+//!                          └── no: a ticket for the guest, the cause for the owner
+//! ```
+//!
+//! A guest learns a code and a ticket. What was claimed, expected and found stays here, and the owner
+//! reads it with `kbs explain`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod admin;
+pub mod attest;
+mod auth;
+mod broker;
+pub mod command;
+pub mod config;
+mod denial;
+mod refusal;
+mod route;
+mod seal;
+mod server;
+mod session;
+mod store;
+pub mod token;
+
+pub use broker::{Broker, OpenError};
+pub use denial::Denial;
+pub use server::{ServeError, Server};
+pub use store::Metadata;

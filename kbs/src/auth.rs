@@ -1,0 +1,115 @@
+//! Who asks. Each handler takes exactly one of these, so none can be reached without its check.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, header, request::Parts};
+use kbs_protocol::{ErrorKind, SESSION_COOKIE};
+
+use crate::{
+    admin::AdminError,
+    broker::Broker,
+    refusal::Refusal,
+    token::{Claims, TokenError},
+};
+
+/// Anybody: the handler needs no identity, by design of the protocol.
+#[derive(Debug)]
+pub(crate) struct Anyone;
+
+/// An administrator.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) role: String,
+}
+
+/// A guest whose token this broker signed and that still holds.
+#[derive(Debug)]
+pub(crate) struct Attested(pub(crate) Claims);
+
+/// What a cookie carries: a challenge before, a token after.
+pub(crate) enum Session<'a> {
+    Challenge(&'a str),
+    Token(&'a str),
+}
+
+/// In front of a sealed challenge.
+pub(crate) const CHALLENGE_MARK: &str = "c.";
+/// In front of a token.
+pub(crate) const TOKEN_MARK: &str = "t.";
+
+impl FromRequestParts<Arc<Broker>> for Anyone {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(_: &mut Parts, _: &Arc<Broker>) -> Result<Self, Refusal> {
+        Ok(Self)
+    }
+}
+
+impl FromRequestParts<Arc<Broker>> for Admin {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self, Refusal> {
+        let token = bearer(&parts.headers).ok_or_else(|| {
+            Refusal::new(
+                ErrorKind::AdminAuthAccess,
+                "no administrator's token: `kbs token` makes one",
+            )
+        })?;
+        let role = broker.admins.verify(token).map_err(|error| {
+            let kind = match &error {
+                AdminError::Role { .. } => ErrorKind::AdminRoleDenied,
+                AdminError::Token | AdminError::Read { .. } | AdminError::Key { .. } => {
+                    ErrorKind::AdminAuthAccess
+                }
+            };
+            Refusal::new(kind, error.to_string())
+        })?;
+        Ok(Self { role })
+    }
+}
+
+impl FromRequestParts<Arc<Broker>> for Attested {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self, Refusal> {
+        let token = match session(&parts.headers) {
+            Some(Session::Token(token)) => Some(token),
+            Some(Session::Challenge(_)) | None => bearer(&parts.headers),
+        };
+        let token = token
+            .ok_or_else(|| Refusal::new(ErrorKind::TokenNotFound, "no token: attest first"))?;
+        broker.signer.verify(token).map(Self).map_err(|error| {
+            let kind = match &error {
+                TokenError::TooLarge | TokenError::Expired | TokenError::Foreign => {
+                    ErrorKind::TokenVerifierError
+                }
+                TokenError::Read(_) | TokenError::Key | TokenError::Sign => ErrorKind::StorageError,
+            };
+            Refusal::new(kind, error.to_string())
+        })
+    }
+}
+
+/// The session's cookie, where there is one in a form of ours.
+pub(crate) fn session(headers: &HeaderMap) -> Option<Session<'_>> {
+    let value = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| (name == SESSION_COOKIE).then_some(value))?;
+    value.strip_prefix(CHALLENGE_MARK).map_or_else(
+        || value.strip_prefix(TOKEN_MARK).map(Session::Token),
+        |challenge| Some(Session::Challenge(challenge)),
+    )
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
+}

@@ -1,0 +1,162 @@
+//! `kbs init`: everything that a broker needs to start, in one directory that is then its own.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::Args;
+use evidence::Tee;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::{
+    config::{Admin, Attestation, Config, Store, Tls, Token},
+    seal::Sealer,
+    token::new_key,
+};
+
+/// A root that guests pin in init-data must outlive the pods that pin it.
+const ROOT_DAYS: i64 = 3650;
+const SERVER_DAYS: i64 = 825;
+const PRIVATE: u32 = 0o600;
+const PUBLIC: u32 = 0o644;
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// Where to make it; the directory must be absent or empty.
+    #[arg(long)]
+    dir: PathBuf,
+    /// DNS names and IP addresses of the server's certificate.
+    #[arg(long = "name", default_values = ["localhost", "127.0.0.1"])]
+    names: Vec<String>,
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Kinds of evidence to accept. `sample` proves nothing: it is for development.
+    #[arg(long = "accept")]
+    accept: Vec<Tee>,
+}
+
+impl Init {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let dir = &self.dir;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("make {}", dir.display()))?;
+        if fs::read_dir(dir)?.next().is_some() {
+            anyhow::bail!("{} is not empty: keys are never overwritten", dir.display());
+        }
+        self.write_certificates()?;
+        let (admin, admin_public) = new_key()?;
+        write(dir, "admin.key", PRIVATE, &admin)?;
+        write(dir, "admin.pub", PUBLIC, &admin_public)?;
+        let (token, _) = new_key()?;
+        write(dir, "token.key", PRIVATE, &token)?;
+        write(dir, "store.key", PRIVATE, &Sealer::new_key())?;
+        let config = toml::to_string(&self.config()).context("write the configuration")?;
+        write(dir, "kbs.toml", PUBLIC, &config)?;
+        // The defaults must be ones that `serve` takes, so they are read back.
+        Config::read(&dir.join("kbs.toml"))?;
+        println!("made {}", dir.display());
+        println!(
+            "  start it:       kbs serve --config {}",
+            dir.join("kbs.toml").display()
+        );
+        println!("  guests pin:     {}", dir.join("tls-root.pem").display());
+        println!(
+            "  administer by:  --admin-key {}",
+            dir.join("admin.key").display()
+        );
+        if self.accept.iter().any(|kind| !kind.is_hardware()) {
+            println!(
+                "  simulated evidence is accepted: anybody can make it, so use no real secret"
+            );
+        }
+        Ok(())
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            listen: self.listen,
+            tls: Some(Tls {
+                certificate: "server.pem".into(),
+                key: "server.key".into(),
+            }),
+            insecure_http: false,
+            store: Store {
+                database: "kbs.sqlite".into(),
+                key: "store.key".into(),
+            },
+            token: Token {
+                signing_key: "token.key".into(),
+                issuer: "cloister-kbs".to_owned(),
+                lifetime_seconds: 300,
+            },
+            attestation: Attestation {
+                accept: self.accept.iter().copied().collect(),
+                ..Attestation::default()
+            },
+            admin: Admin {
+                public_keys: vec!["admin.pub".into()],
+                roles: BTreeSet::from(["admin".to_owned()]),
+            },
+        }
+    }
+
+    fn write_certificates(&self) -> anyhow::Result<()> {
+        let now = OffsetDateTime::now_utc();
+        let mut root = CertificateParams::new(Vec::new())?;
+        root.distinguished_name
+            .push(DnType::CommonName, "Cloister key broker root");
+        root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // A guest's clock may be a little behind.
+        root.not_before = now - Duration::days(1);
+        root.not_after = now + Duration::days(ROOT_DAYS);
+        let root_key = KeyPair::generate()?;
+        let root_pem = root_key.serialize_pem();
+        let issuer = CertifiedIssuer::self_signed(root, root_key)?;
+        let mut server = CertificateParams::new(self.names.clone()).context("--name")?;
+        server
+            .distinguished_name
+            .push(DnType::CommonName, "Cloister key broker");
+        server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        server.use_authority_key_identifier_extension = true;
+        server.not_before = now - Duration::days(1);
+        server.not_after = now + Duration::days(SERVER_DAYS);
+        let server_key = KeyPair::generate()?;
+        let certificate = server.signed_by(&server_key, &issuer)?;
+        let dir = &self.dir;
+        write(dir, "tls-root.pem", PUBLIC, &issuer.pem())?;
+        write(dir, "tls-root.key", PRIVATE, &root_pem)?;
+        let chain = certificate.pem() + &issuer.pem();
+        write(dir, "server.pem", PUBLIC, &chain)?;
+        write(dir, "server.key", PRIVATE, &server_key.serialize_pem())
+    }
+}
+
+fn write(dir: &Path, name: &str, mode: u32, text: &str) -> anyhow::Result<()> {
+    let path = dir.join(name);
+    let write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}

@@ -1,0 +1,79 @@
+//! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
+
+mod client;
+mod init;
+mod owner;
+mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+pub use client::Connection;
+
+/// The key broker of Cloister: verifies guests, and releases secrets by the owner's policy.
+#[derive(Debug, Parser)]
+#[command(name = "kbs", version)]
+pub struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a directory with keys, a TLS root and certificate, and a configuration.
+    Init(init::Init),
+    /// Run the broker.
+    Serve {
+        /// The configuration file.
+        #[arg(long, short, env = "KBS_CONFIG_FILE")]
+        config: PathBuf,
+    },
+    /// Set, list and delete resources.
+    Resource {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        verb: owner::Resource,
+    },
+    /// Set, show and make policies.
+    Policy {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        verb: owner::Policy,
+    },
+    /// Say why a guest was refused.
+    Explain {
+        #[command(flatten)]
+        connection: Connection,
+        /// What the guest was given.
+        ticket: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make an administrator's token from a private key.
+    Token(owner::Token),
+}
+
+impl Command {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// The step that failed, with its cause.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.verb {
+            Verb::Init(init) => init.run(),
+            Verb::Serve { config } => serve::run(&config).await,
+            Verb::Resource { connection, verb } => verb.run(&connection).await,
+            Verb::Policy { connection, verb } => verb.run(&connection).await,
+            Verb::Explain {
+                connection,
+                ticket,
+                json,
+            } => owner::explain(&connection, &ticket, json).await,
+            Verb::Token(token) => token.run(),
+        }
+    }
+}

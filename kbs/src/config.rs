@@ -1,0 +1,309 @@
+//! The broker's configuration: one TOML file, every key known, relative paths from its own directory.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use evidence::Tee;
+use serde::{Deserialize, Serialize};
+
+/// Bytes of the file.
+const CONFIG_BYTES: usize = 1024 * 1024;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The server's certificate. Without this table the broker serves plain HTTP, which needs
+    /// `insecure_http = true`.
+    pub tls: Option<Tls>,
+    /// Serve plain HTTP: only behind something that ends TLS on the same machine.
+    #[serde(default)]
+    pub insecure_http: bool,
+    /// Where resources, policies and denials are kept.
+    pub store: Store,
+    /// How tokens are signed.
+    pub token: Token,
+    /// Which evidence is accepted.
+    #[serde(default)]
+    pub attestation: Attestation,
+    /// Who administers.
+    pub admin: Admin,
+}
+
+/// `[tls]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The chain in PEM, leaf first.
+    pub certificate: PathBuf,
+    /// The leaf's private key in PEM.
+    pub key: PathBuf,
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// The SQLite file; it is made when absent.
+    pub database: PathBuf,
+    /// The key under which resources are sealed in it.
+    pub key: PathBuf,
+}
+
+/// `[token]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// A P-256 private key in PKCS#8 PEM.
+    pub signing_key: PathBuf,
+    /// `iss` of the token.
+    #[serde(default = "default_issuer")]
+    pub issuer: String,
+    /// Seconds for which a token holds.
+    #[serde(default = "five_minutes")]
+    pub lifetime_seconds: u32,
+}
+
+/// `[attestation]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attestation {
+    /// The kinds of evidence, by name. `sample` proves nothing: it is for development.
+    #[serde(default)]
+    pub accept: BTreeSet<Tee>,
+    /// Seconds for which a challenge holds.
+    #[serde(default = "five_minutes")]
+    pub challenge_seconds: u32,
+    /// A key file like the store's. Brokers that share it take each other's challenges; without
+    /// one, a challenge ends with the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge_key: Option<PathBuf>,
+}
+
+impl Default for Attestation {
+    fn default() -> Self {
+        Self {
+            accept: BTreeSet::new(),
+            challenge_seconds: five_minutes(),
+            challenge_key: None,
+        }
+    }
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// Public keys in PEM, Ed25519 or P-256, whose tokens are taken.
+    pub public_keys: Vec<PathBuf>,
+    /// The roles that may administer.
+    #[serde(default = "default_roles")]
+    pub roles: BTreeSet<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, has an unknown key, or contradicts itself.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        if text.len() > CONFIG_BYTES {
+            return Err(ConfigError::Check("larger than 1 MiB"));
+        }
+        let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            detail: error.to_string(),
+        })?;
+        config.check()?;
+        config.resolve(path.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
+    /// How long a challenge holds.
+    #[must_use]
+    pub fn challenge_lifetime(&self) -> Duration {
+        Duration::from_secs(self.attestation.challenge_seconds.into())
+    }
+
+    /// How long a token holds.
+    #[must_use]
+    pub fn token_lifetime(&self) -> Duration {
+        Duration::from_secs(self.token.lifetime_seconds.into())
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        const LONGEST_SECONDS: u32 = 24 * 3600;
+        let lifetimes = [
+            self.token.lifetime_seconds,
+            self.attestation.challenge_seconds,
+        ];
+        if lifetimes.iter().any(|s| !(1..=LONGEST_SECONDS).contains(s)) {
+            return Err(ConfigError::Check(
+                "lifetime_seconds and challenge_seconds must be 1 to 86400",
+            ));
+        }
+        if self.tls.is_some() == self.insecure_http {
+            return Err(ConfigError::Check(
+                "give either a [tls] table, or `insecure_http = true` where TLS ends elsewhere",
+            ));
+        }
+        if self.admin.public_keys.is_empty() || self.admin.roles.is_empty() {
+            return Err(ConfigError::Check(
+                "[admin] needs at least one public key and one role: nothing is anonymous",
+            ));
+        }
+        if let Some(kind) = self
+            .attestation
+            .accept
+            .iter()
+            .find(|kind| !verifier::VERIFIED.contains(kind))
+        {
+            return Err(ConfigError::NoVerifier { kind: *kind });
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, base: &Path) {
+        let mut paths = vec![
+            &mut self.store.database,
+            &mut self.store.key,
+            &mut self.token.signing_key,
+        ];
+        paths.extend(
+            self.tls
+                .iter_mut()
+                .flat_map(|t| [&mut t.certificate, &mut t.key]),
+        );
+        paths.extend(self.attestation.challenge_key.iter_mut());
+        paths.extend(self.admin.public_keys.iter_mut());
+        for path in paths {
+            *path = base.join(&*path);
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not TOML, or with a key that is unknown or of another type.
+    #[error("{path}: {detail}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        detail: String,
+    },
+    /// The keys do not go together.
+    #[error("configuration: {0}")]
+    Check(&'static str),
+    /// A kind of evidence that nothing here verifies.
+    #[error(
+        "configuration: attestation.accept lists `{kind}`, and this broker has no verifier for it"
+    )]
+    NoVerifier {
+        /// The kind.
+        kind: Tee,
+    },
+}
+
+fn default_issuer() -> String {
+    "cloister-kbs".to_owned()
+}
+
+fn default_roles() -> BTreeSet<String> {
+    BTreeSet::from(["admin".to_owned()])
+}
+
+fn five_minutes() -> u32 {
+    300
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        listen = "127.0.0.1:0"
+        [tls]
+        certificate = "server.pem"
+        key = "/abs/server.key"
+        [store]
+        database = "kbs.sqlite"
+        key = "store.key"
+        [token]
+        signing_key = "token.key"
+        [admin]
+        public_keys = ["admin.pub"]
+    "#;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kbs.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path).map(|mut config| {
+            config.store.key = config
+                .store
+                .key
+                .strip_prefix(dir.path())
+                .unwrap()
+                .to_owned();
+            config
+        })
+    }
+
+    #[test]
+    fn defaults_accept_no_evidence_and_paths_are_relative_to_the_file() {
+        let config = read(GOOD).unwrap();
+        assert!(config.attestation.accept.is_empty());
+        assert_eq!(config.store.key, Path::new("store.key"));
+        assert_eq!(config.tls.unwrap().key, Path::new("/abs/server.key"));
+        assert_eq!(config.token.lifetime_seconds, 300);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (change, word) in [
+            ("listne = 1\n", "listne"),
+            ("insecure_http = true\n", "either"),
+        ] {
+            let error = read(&format!("{change}{GOOD}")).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        for (from, to, word) in [
+            ("[\"admin.pub\"]", "[]", "anonymous"),
+            ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
+            (
+                "[admin]",
+                "[attestation]\naccept = [\"snp\"]\n[admin]",
+                "verifier",
+            ),
+            (
+                "[admin]",
+                "[attestation]\naccept = [\"sampel\"]\n[admin]",
+                "sampel",
+            ),
+        ] {
+            let error = read(&GOOD.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What guests ask: a challenge, a token, a resource.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    response::{AppendHeaders, IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, header};
+use kbs_protocol::{
+    AttestRequest, AuthRequest, ErrorKind, Jwe, ResourcePath, SESSION_COOKIE, TokenResponse, seal,
+};
+use policies::release::Release;
+use serde_json::Value;
+
+use super::{Body, from_json};
+use crate::{
+    attest,
+    auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
+    broker::Broker,
+    denial::Denial,
+    refusal::Refusal,
+};
+
+const PLUGIN: &str = "resource";
+/// The longest token that also goes into the cookie; a client with a longer one sends it itself.
+const COOKIE_TOKEN_BYTES: usize = 16 * 1024;
+
+pub(super) async fn healthz(_: Anyone) {}
+
+pub(super) async fn jwks(State(broker): State<Arc<Broker>>, _: Anyone) -> Json<Value> {
+    Json(broker.signer.jwks())
+}
+
+pub(super) async fn auth(
+    State(broker): State<Arc<Broker>>,
+    _: Anyone,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let request: AuthRequest = from_json(body)?;
+    let (response, challenge) = attest::challenge(&broker, &request)?;
+    let cookie = cookie(&broker, CHALLENGE_MARK, &challenge);
+    Ok((AppendHeaders([cookie]), Json(response)).into_response())
+}
+
+pub(super) async fn attest(
+    State(broker): State<Arc<Broker>>,
+    _: Anyone,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let Some(Session::Challenge(challenge)) = session(&headers) else {
+        return Err(Refusal::new(
+            ErrorKind::SessionNotFound,
+            "no challenge in the cookie: start with `auth`",
+        ));
+    };
+    let request: AttestRequest = from_json(body)?;
+    let token = attest::attest(&broker, challenge, request).await?;
+    let cookie = (token.len() <= COOKIE_TOKEN_BYTES).then(|| cookie(&broker, TOKEN_MARK, &token));
+    let response = Json(TokenResponse { token });
+    Ok(match cookie {
+        Some(cookie) => (AppendHeaders([cookie]), response).into_response(),
+        None => response.into_response(),
+    })
+}
+
+/// Policy first, store second: who may not have a secret does not learn whether it exists.
+pub(super) async fn resource(
+    State(broker): State<Arc<Broker>>,
+    Attested(claims): Attested,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Result<Json<Jwe>, Refusal> {
+    let path = resource_path(&repository, &kind, &tag)?;
+    let asked = Release {
+        plugin: PLUGIN,
+        resource_path: &path.segments(),
+        query,
+    };
+    let decision = broker
+        .release
+        .load()
+        .decide(&claims.claims, &asked)
+        .map_err(|error| {
+            tracing::error!(%error, "the release policy failed");
+            Refusal::new(
+                ErrorKind::PolicyEngineError,
+                "the release policy failed: its owner finds the cause in the broker's log",
+            )
+        })?;
+    if !decision.allowed {
+        let denial = Denial::new(PLUGIN, path.to_string(), decision.reasons);
+        let ticket = broker.deny(denial).await;
+        let detail = "the release policy refuses: the owner reads why with `kbs explain`";
+        return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
+    }
+    let secret = broker
+        .store
+        .resource(&path)
+        .await
+        .map_err(super::owner::storage)?
+        .ok_or_else(|| Refusal::new(ErrorKind::ResourceNotFound, "there is no such resource"))?;
+    seal(&claims.tee_pubkey, &secret)
+        .map(Json)
+        .map_err(|error| Refusal::new(ErrorKind::JweError, error.to_string()))
+}
+
+pub(super) fn resource_path(
+    repository: &str,
+    kind: &str,
+    tag: &str,
+) -> Result<ResourcePath, Refusal> {
+    ResourcePath::new(repository, kind, tag)
+        .map_err(|error| Refusal::new(ErrorKind::InvalidRequestPath, error.to_string()))
+}
+
+fn cookie(broker: &Broker, mark: &str, value: &str) -> (HeaderName, String) {
+    let secure = if broker.secure_cookie { "; Secure" } else { "" };
+    let seconds = broker.challenge_seconds;
+    (
+        header::SET_COOKIE,
+        format!("{SESSION_COOKIE}={mark}{value}; Path=/kbs; HttpOnly{secure}; Max-Age={seconds}"),
+    )
+}

@@ -1,0 +1,241 @@
+//! TLS and HTTP in front of the routes: bounded connections, bounded waiting, and an end in order.
+
+use std::{
+    convert::Infallible,
+    fs,
+    io::{self, BufReader},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, server::conn::http1};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use rustls::{ServerConfig, crypto::ring};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    broker::{Broker, OpenError},
+    config::{Config, Tls},
+    route,
+};
+
+/// Connections at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 4096;
+/// For the TLS handshake, and for the head of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For requests that run when the broker is told to stop.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Bytes of a request's head: a token has to fit twice, as cookie and as bearer.
+const HEAD_BYTES: usize = 256 * 1024;
+
+/// A broker that listens and does not serve yet.
+pub struct Server {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    broker: Arc<Broker>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("listener", &self.listener)
+            .field("broker", &self.broker)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the broker and its port.
+    ///
+    /// # Errors
+    /// Names the file, key or address that cannot be used.
+    pub async fn bind(config: &Config) -> Result<Self, ServeError> {
+        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let broker = Arc::new(Broker::open(config).await?);
+        let listener =
+            TcpListener::bind(config.listen)
+                .await
+                .map_err(|source| ServeError::Bind {
+                    address: config.listen,
+                    source,
+                })?;
+        Ok(Self {
+            listener,
+            tls,
+            broker,
+        })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` ends, then lets running requests finish.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let app = route::router(Arc::clone(&self.broker));
+        let (leave, left) = watch::channel(false);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut guests = JoinSet::new();
+        tokio::pin!(stop);
+        loop {
+            let place = Arc::clone(&places).acquire_owned();
+            let accepted = tokio::select! {
+                () = &mut stop => break,
+                Some(_) = guests.join_next(), if !guests.is_empty() => continue,
+                accepted = async { (place.await, self.listener.accept().await) } => accepted,
+            };
+            let (Ok(place), accepted) = accepted else {
+                break;
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, mostly: a pause lets some end.
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let (app, tls, left) = (app.clone(), self.tls.clone(), left.clone());
+            guests.spawn(async move {
+                greet(stream, tls, app, left).await;
+                drop(place);
+            });
+        }
+        drop(self.listener);
+        leave.send_replace(true);
+        let finish = async { while guests.join_next().await.is_some() {} };
+        if tokio::time::timeout(FAREWELL, finish).await.is_err() {
+            tracing::warn!("some requests did not end in time");
+        }
+        guests.shutdown().await;
+        self.broker.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn greet(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    app: Router,
+    left: watch::Receiver<bool>,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let Some(tls) = tls else {
+        return serve(stream, app, left).await;
+    };
+    match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, app, left).await,
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => tracing::debug!("TLS handshake took too long"),
+    }
+}
+
+async fn serve<S>(stream: S, app: Router, mut left: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = tower_service(app);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = told_to_leave(&mut left) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+async fn told_to_leave(left: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone, which is the same word.
+    drop(left.wait_for(|leave| *leave).await);
+}
+
+/// Axum takes its own body; hyper gives its own.
+fn tower_service(
+    app: Router,
+) -> impl hyper::service::Service<
+    http::Request<Incoming>,
+    Response = http::Response<Body>,
+    Error = Infallible,
+    Future: Send,
+> {
+    TowerToHyperService::new(app)
+}
+
+fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
+    let open = |path: &PathBuf| {
+        fs::File::open(path)
+            .map(BufReader::new)
+            .map_err(|source| ServeError::TlsFile {
+                path: path.clone(),
+                detail: source.to_string(),
+            })
+    };
+    let broken = |path: &PathBuf, detail: &str| ServeError::TlsFile {
+        path: path.clone(),
+        detail: detail.to_owned(),
+    };
+    let chain = rustls_pemfile::certs(&mut open(&tls.certificate)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
+    let key = rustls_pemfile::private_key(&mut open(&tls.key)?)
+        .map_err(|error| broken(&tls.key, &error.to_string()))?
+        .ok_or_else(|| broken(&tls.key, "no private key in it"))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The broker cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Keys, policies or store.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The certificate or its key.
+    #[error("TLS: {path}: {detail}", path = path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
+    /// The address.
+    #[error("listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,176 @@
+//! The challenge, carried by the guest in a cookie that only the broker can write.
+//!
+//! Nothing is kept for a guest that only asked, so asking costs the broker nothing. A nonce that
+//! earned a token is remembered until its challenge ends, so that it earns only one.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::seal::{SealError, Sealer};
+
+const CONTEXT: &str = "kbs challenge 1";
+const NONCE_BYTES: usize = 32;
+/// Characters of a cookie that is worth opening.
+const COOKIE_CHARS: usize = 1024;
+/// Nonces remembered at once. Beyond it the broker asks to slow down rather than forget one.
+const USED: usize = 200_000;
+
+/// What a guest has to answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Challenge {
+    /// Base64 of random bytes.
+    pub(crate) nonce: String,
+    /// The kind that the guest said it is.
+    pub(crate) tee: String,
+    /// Seconds since 1970.
+    expires: u64,
+}
+
+/// Makes challenges and takes them back.
+pub(crate) struct Challenges {
+    sealer: Sealer,
+    lifetime: Duration,
+    used: Mutex<HashMap<String, u64>>,
+}
+
+impl Challenges {
+    pub(crate) fn new(sealer: Sealer, lifetime: Duration) -> Self {
+        Self {
+            sealer,
+            lifetime,
+            used: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// A challenge, and the cookie that carries it.
+    pub(crate) fn issue(
+        &self,
+        tee: &str,
+        now: SystemTime,
+    ) -> Result<(Challenge, String), SessionError> {
+        let mut nonce = [0; NONCE_BYTES];
+        rand::rng().fill_bytes(&mut nonce);
+        let challenge = Challenge {
+            nonce: BASE64_STANDARD.encode(nonce),
+            tee: tee.to_owned(),
+            expires: seconds(now).saturating_add(self.lifetime.as_secs()),
+        };
+        let plain = serde_json::to_vec(&challenge).map_err(|_| SessionError::Foreign)?;
+        let sealed = self.sealer.seal(CONTEXT, &plain)?;
+        Ok((challenge, BASE64_URL_SAFE_NO_PAD.encode(sealed)))
+    }
+
+    /// The challenge in a cookie, if it is ours and still holds.
+    pub(crate) fn open(&self, cookie: &str, now: SystemTime) -> Result<Challenge, SessionError> {
+        if cookie.len() > COOKIE_CHARS {
+            return Err(SessionError::Foreign);
+        }
+        let sealed = BASE64_URL_SAFE_NO_PAD
+            .decode(cookie)
+            .map_err(|_| SessionError::Foreign)?;
+        let plain = self.sealer.open(CONTEXT, &sealed)?;
+        let challenge: Challenge =
+            serde_json::from_slice(&plain).map_err(|_| SessionError::Foreign)?;
+        if challenge.expires <= seconds(now) {
+            return Err(SessionError::Expired);
+        }
+        if self.used().contains_key(&challenge.nonce) {
+            return Err(SessionError::Used);
+        }
+        Ok(challenge)
+    }
+
+    /// Marks a challenge as answered; of two that race, one fails.
+    pub(crate) fn consume(
+        &self,
+        challenge: Challenge,
+        now: SystemTime,
+    ) -> Result<(), SessionError> {
+        let mut used = self.used();
+        if used.len() >= USED {
+            let now = seconds(now);
+            used.retain(|_, expires| *expires > now);
+            if used.len() >= USED {
+                return Err(SessionError::Full);
+            }
+        }
+        match used.insert(challenge.nonce, challenge.expires) {
+            None => Ok(()),
+            Some(_) => Err(SessionError::Used),
+        }
+    }
+
+    fn used(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A cookie that cannot be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error("the challenge is not of this broker: start again with `auth`")]
+    Foreign,
+    #[error("the challenge has expired: start again with `auth`")]
+    Expired,
+    #[error("the challenge was answered before: start again with `auth`")]
+    Used,
+    #[error("too many attestations at once: try again later")]
+    Full,
+}
+
+impl From<SealError> for SessionError {
+    fn from(_: SealError) -> Self {
+        Self::Foreign
+    }
+}
+
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn a_challenge_holds_for_its_time_and_one_use() {
+        let challenges = Challenges::new(Sealer::ephemeral(), LIFE);
+        let now = SystemTime::now();
+        let (challenge, cookie) = challenges.issue("sample", now).unwrap();
+        assert_eq!(BASE64_STANDARD.decode(&challenge.nonce).unwrap().len(), 32);
+        assert_eq!(challenges.open(&cookie, now), Ok(challenge.clone()));
+        assert_eq!(
+            challenges.open(&cookie, now + LIFE),
+            Err(SessionError::Expired)
+        );
+        challenges.consume(challenge.clone(), now).unwrap();
+        assert_eq!(challenges.open(&cookie, now), Err(SessionError::Used));
+        assert_eq!(challenges.consume(challenge, now), Err(SessionError::Used));
+    }
+
+    #[test]
+    fn a_cookie_of_another_broker_or_of_nobody_is_refused() {
+        let ours = Challenges::new(Sealer::ephemeral(), LIFE);
+        let theirs = Challenges::new(Sealer::ephemeral(), LIFE);
+        let now = SystemTime::now();
+        let (_, cookie) = theirs.issue("sample", now).unwrap();
+        let long = "A".repeat(5000);
+        for cookie in [cookie.as_str(), "", "%%", long.as_str()] {
+            assert_eq!(ours.open(cookie, now), Err(SessionError::Foreign));
+        }
+    }
+}

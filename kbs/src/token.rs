@@ -1,0 +1,273 @@
+//! The attestation token: an EAR (EAT attestation result) as a JWT, signed with ES256.
+//!
+//! Members are at the places where Trustee has them, so that its release policies read ours. Unlike
+//! Trustee's it has a `kid`, and the key is published at `/.well-known/jwks.json`.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use kbs_protocol::{TeePubKey, limit::TOKEN_BYTES};
+use p256::{
+    SecretKey,
+    elliptic_curve::Generate,
+    pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding},
+};
+use policies::appraisal::Appraisal;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::session::seconds;
+
+const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
+/// Where the guest's key is in the claims.
+const TEE_PUBKEY: &str =
+    "/submods/cpu0/ear.veraison.annotated-evidence/runtime_data_claims/tee-pubkey";
+
+/// Signs tokens and verifies its own.
+pub struct TokenSigner {
+    key: EncodingKey,
+    verifying: DecodingKey,
+    header: Header,
+    jwk: Value,
+    issuer: String,
+    lifetime: Duration,
+}
+
+impl std::fmt::Debug for TokenSigner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenSigner")
+            .field("kid", &self.header.kid)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TokenSigner {
+    /// Reads the private key, PKCS#8 PEM of P-256.
+    ///
+    /// # Errors
+    /// When it cannot be read or is another kind of key.
+    pub fn read(path: &Path, issuer: &str, lifetime: Duration) -> Result<Self, TokenError> {
+        let pem = Zeroizing::new(fs::read_to_string(path).map_err(TokenError::Read)?);
+        Self::from_pem(&pem, issuer, lifetime)
+    }
+
+    fn from_pem(pem: &str, issuer: &str, lifetime: Duration) -> Result<Self, TokenError> {
+        let secret = SecretKey::from_pem(pem).map_err(|_| TokenError::Key)?;
+        let public = secret.public_key();
+        let spki = public
+            .to_public_key_pem(LineEnding::LF)
+            .map_err(|_| TokenError::Key)?;
+        let der = public.to_public_key_der().map_err(|_| TokenError::Key)?;
+        let kid = hex::encode(&Sha256::digest(der.as_bytes())[..16]);
+        let point = public.to_sec1_bytes();
+        let (x, y) = point[1..].split_at((point.len() - 1) / 2);
+        let jwk = json!({
+            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid,
+            "x": base64url(x), "y": base64url(y),
+        });
+        Ok(Self {
+            key: EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|_| TokenError::Key)?,
+            verifying: DecodingKey::from_ec_pem(spki.as_bytes()).map_err(|_| TokenError::Key)?,
+            header: Header {
+                kid: Some(kid),
+                ..Header::new(Algorithm::ES256)
+            },
+            jwk,
+            issuer: issuer.to_owned(),
+            lifetime,
+        })
+    }
+
+    /// The public half as a JSON Web Key Set.
+    #[must_use]
+    pub fn jwks(&self) -> Value {
+        json!({ "keys": [self.jwk] })
+    }
+
+    /// A token over an appraisal and the evidence that it judged.
+    ///
+    /// # Errors
+    /// When the claims make a token that no header can carry.
+    pub fn issue(
+        &self,
+        appraisal: &Appraisal,
+        annotated_evidence: &Value,
+        now: SystemTime,
+    ) -> Result<String, TokenError> {
+        let now = seconds(now);
+        let claims = json!({
+            "eat_profile": PROFILE,
+            "iss": self.issuer,
+            "iat": now,
+            "nbf": now,
+            "exp": now.saturating_add(self.lifetime.as_secs()),
+            "ear.verifier-id": {
+                "developer": "cloister",
+                "build": concat!("cloister-kbs ", env!("CARGO_PKG_VERSION")),
+            },
+            "submods": {"cpu0": {
+                "ear.status": appraisal.status.as_str(),
+                "ear.trustworthiness-vector": appraisal.vector,
+                "ear.appraisal-policy-id": "default_cpu",
+                "ear.veraison.annotated-evidence": annotated_evidence,
+            }},
+        });
+        let token =
+            jsonwebtoken::encode(&self.header, &claims, &self.key).map_err(|_| TokenError::Sign)?;
+        if token.len() > TOKEN_BYTES {
+            return Err(TokenError::TooLarge);
+        }
+        Ok(token)
+    }
+
+    /// The claims of a token that this broker signed and that still holds.
+    ///
+    /// # Errors
+    /// When it is not ours, altered, or past its time.
+    pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        if token.len() > TOKEN_BYTES {
+            return Err(TokenError::TooLarge);
+        }
+        let mut rule = Validation::new(Algorithm::ES256);
+        rule.leeway = 0;
+        rule.set_issuer(&[&self.issuer]);
+        rule.set_required_spec_claims(&["exp", "iss"]);
+        let claims = jsonwebtoken::decode::<Value>(token, &self.verifying, &rule)
+            .map_err(|error| match error.kind() {
+                jsonwebtoken::errors::ErrorKind::ExpiredSignature => TokenError::Expired,
+                _ => TokenError::Foreign,
+            })?
+            .claims;
+        let tee_pubkey = claims
+            .pointer(TEE_PUBKEY)
+            .and_then(|key| serde_json::from_value(key.clone()).ok())
+            .ok_or(TokenError::Foreign)?;
+        Ok(Claims { claims, tee_pubkey })
+    }
+}
+
+/// The claims of a verified token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claims {
+    /// All of them, as a release policy sees them.
+    pub claims: Value,
+    /// The key that a resource is sealed to.
+    pub tee_pubkey: TeePubKey,
+}
+
+/// A new P-256 private key in PKCS#8 PEM, and its public half.
+///
+/// # Errors
+/// When the key cannot be written as PEM.
+pub fn new_key() -> Result<(Zeroizing<String>, String), TokenError> {
+    let secret = SecretKey::generate_from_rng(&mut rand::rng());
+    let private = secret
+        .to_pkcs8_pem(LineEnding::LF)
+        .map_err(|_| TokenError::Key)?;
+    let public = secret
+        .public_key()
+        .to_public_key_pem(LineEnding::LF)
+        .map_err(|_| TokenError::Key)?;
+    Ok((private, public))
+}
+
+/// A token that could not be made or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The key file cannot be read.
+    #[error("read the signing key: {0}")]
+    Read(std::io::Error),
+    /// The key is of another kind.
+    #[error("the signing key is not P-256 in PKCS#8 PEM: `kbs init` writes such a file")]
+    Key,
+    /// The signature could not be made.
+    #[error("the token could not be signed")]
+    Sign,
+    /// Larger than the cap.
+    #[error("the token is larger than {TOKEN_BYTES} bytes")]
+    TooLarge,
+    /// Past its time.
+    #[error("the token has expired: attest again")]
+    Expired,
+    /// Not signed by this broker, altered, or without the guest's key.
+    #[error("the token is not of this broker, or was altered")]
+    Foreign,
+}
+
+fn base64url(bytes: &[u8]) -> String {
+    use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kbs_protocol::{KeyKind, TeeKeyPair};
+    use policies::appraisal::Status;
+
+    use super::*;
+
+    fn signer() -> TokenSigner {
+        let (pem, _) = new_key().unwrap();
+        TokenSigner::from_pem(&pem, "test", Duration::from_secs(60)).unwrap()
+    }
+
+    fn appraisal() -> Appraisal {
+        Appraisal {
+            status: Status::Contraindicated,
+            vector: BTreeMap::from([("hardware".to_owned(), 97)]),
+        }
+    }
+
+    #[test]
+    fn a_token_is_verified_until_it_ends_and_only_by_its_signer() {
+        let signer = signer();
+        let key = TeeKeyPair::generate(KeyKind::P256).unwrap().public();
+        let evidence = json!({"runtime_data_claims": {"tee-pubkey": key}});
+        let now = SystemTime::now();
+        let token = signer.issue(&appraisal(), &evidence, now).unwrap();
+        let claims = signer.verify(&token).unwrap();
+        assert_eq!(claims.tee_pubkey, key);
+        assert_eq!(
+            claims.claims["submods"]["cpu0"]["ear.status"],
+            "contraindicated"
+        );
+        let old = signer
+            .issue(&appraisal(), &evidence, now - Duration::from_secs(61))
+            .unwrap();
+        assert!(matches!(signer.verify(&old), Err(TokenError::Expired)));
+        assert!(matches!(
+            self::signer().verify(&token),
+            Err(TokenError::Foreign)
+        ));
+        let (head, signature) = token.rsplit_once('.').unwrap();
+        for altered in [
+            head.to_owned(),
+            format!("{head}A.{signature}"),
+            format!("{head}."),
+        ] {
+            assert!(signer.verify(&altered).is_err());
+        }
+        let none = format!(
+            "{}.{}.",
+            base64url(br#"{"alg":"none"}"#),
+            head.split_once('.').unwrap().1
+        );
+        assert!(signer.verify(&none).is_err());
+    }
+
+    #[test]
+    fn a_token_without_a_key_releases_nothing() {
+        let signer = signer();
+        let token = signer
+            .issue(&appraisal(), &json!({}), SystemTime::now())
+            .unwrap();
+        assert!(matches!(signer.verify(&token), Err(TokenError::Foreign)));
+    }
+}
