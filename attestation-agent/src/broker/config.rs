@@ -22,9 +22,9 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
-    /// How long one resource may take, unless said otherwise. It is below the two minutes that a
+    /// How long one resource may take, unless said otherwise. Several fit in the two minutes that a
     /// kubelet gives to a request.
-    pub const DEADLINE: Duration = Duration::from_secs(60);
+    pub const DEADLINE: Duration = Duration::from_secs(30);
 
     /// A broker behind TLS.
     #[must_use]
