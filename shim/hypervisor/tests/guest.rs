@@ -7,7 +7,7 @@ mod booted;
 use std::io;
 use std::time::{Duration, Instant};
 
-use booted::{Guest, boot, boot_ended, pattern, pattern_sum};
+use booted::{Guest, boot, boot_ended, pattern};
 use hypervisor::{Cause, Disk, Machine};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -65,8 +65,7 @@ async fn large_writes_of_the_guest_arrive(guest: &mut Guest) {
 async fn large_writes_of_the_host_arrive(guest: &Guest) {
     for len in [1, 64 << 10, 16 * MEBIBYTE] {
         let start = Instant::now();
-        let answer = guest.send(&pattern(len)).await;
-        assert_eq!(answer, format!("{len} {}", pattern_sum(len)));
+        assert_eq!(guest.send(&pattern(len)).await, len.to_string());
         eprintln!("host to guest: {len} bytes in {:?}", start.elapsed());
     }
 }
@@ -86,9 +85,9 @@ async fn refusals_are_immediate(guest: &Guest) {
 }
 
 async fn many_connections_at_once_keep_their_bytes(guest: &Guest) {
-    let echoes = (0..32u8).map(|index| async move {
+    let echoes = (0..32).map(|index| async move {
         let mut stream = guest.vm.connect(7).await.unwrap();
-        let bytes = vec![index; 100_000];
+        let bytes = pattern(200_000 + index)[index..].to_vec();
         let (mut reader, mut writer) = tokio::io::split(&mut stream);
         let write = async {
             writer.write_all(&bytes).await.unwrap();
@@ -116,7 +115,7 @@ async fn a_reader_that_stops_stops_only_its_own_connection(guest: &Guest) {
     idle.write_all(format!("{}\n", 8 * MEBIBYTE).as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let answer = guest.send(b"abc").await;
-    assert_eq!(answer, "3 294");
+    assert_eq!(answer, "3");
     let mut bytes = Vec::new();
     idle.read_to_end(&mut bytes).await.unwrap();
     assert!(bytes == pattern(8 * MEBIBYTE));
@@ -145,6 +144,8 @@ async fn disks_and_processors_reach_the_guest() {
     });
     let Some(guest) = guest.await else { return };
     assert!(guest.ready.starts_with("READY 1 "), "{}", guest.ready);
+    // A clock that is as fine with two processors as with one.
+    assert!(["tsc", "kvm"].iter().any(|clock| guest.ready.starts_with(&format!("READY 1 {clock}"))), "{}", guest.ready);
     assert!(guest.ready.contains("cloister.log=info"), "{}", guest.ready);
 }
 

@@ -32,6 +32,9 @@ pub fn command_line(spec: &CheckedSpec, facts: &Facts) -> String {
         if let Some(khz) = facts.tsc_khz {
             // On a microvm the kernel has nothing to calibrate its timers against and hangs.
             words.push(format!("tsc_early_khz={khz}"));
+            // The emulated processor does not promise a constant counter, so with two of them the
+            // kernel would fall back to a clock of 4 ms. All read the host's one counter.
+            words.push("tsc=reliable".to_owned());
         }
     }
     if spec.spec().machine == Machine::Microvm {

@@ -14,23 +14,23 @@ use tokio::time::timeout;
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A guest whose services are up.
-pub struct Guest {
-    pub vm: Vm,
-    pub incoming: Incoming,
+pub(crate) struct Guest {
+    pub(crate) vm: Vm,
+    pub(crate) incoming: Incoming,
     /// The line by which the guest said so.
-    pub ready: String,
+    pub(crate) ready: String,
     _control: BufReader<VsockStream>,
     _dir: tempfile::TempDir,
 }
 
 /// A spec with the directory that its files are in.
-pub struct Spec {
-    pub vm: VmSpec,
+pub(crate) struct Spec {
+    pub(crate) vm: VmSpec,
     dir: tempfile::TempDir,
 }
 
 /// The spec of the test guest, or `None` with a message where a part is absent.
-pub fn spec(machine: Machine) -> Option<Spec> {
+pub(crate) fn spec(machine: Machine) -> Option<Spec> {
     let Some(image) = image() else { return skip("no guest image: build target/guest, or set CLOISTER_GUEST_DIR") };
     if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
         return skip("no qemu-system-x86_64 in PATH");
@@ -50,7 +50,7 @@ pub fn spec(machine: Machine) -> Option<Spec> {
 }
 
 /// Boots a guest and waits until it said that it is ready.
-pub async fn boot(machine: Machine, change: impl FnOnce(&mut VmSpec)) -> Option<Guest> {
+pub(crate) async fn boot(machine: Machine, change: impl FnOnce(&mut VmSpec)) -> Option<Guest> {
     let Spec { mut vm, dir } = spec(machine)?;
     change(&mut vm);
     let start = Instant::now();
@@ -63,12 +63,12 @@ pub async fn boot(machine: Machine, change: impl FnOnce(&mut VmSpec)) -> Option<
     let mut control = BufReader::new(control);
     let mut ready = String::new();
     control.read_line(&mut ready).await.unwrap();
-    eprintln!("{machine:?} guest ready after {:?} ({:?})", start.elapsed(), vm.timings());
+    eprintln!("{machine:?} guest ready after {:?} ({:?})\n  {ready}", start.elapsed(), vm.timings());
     Some(Guest { vm, incoming, ready, _control: control, _dir: dir })
 }
 
 /// Boots a guest, lets it end in one way, and returns how it ended.
-pub async fn boot_ended(machine: Machine, way: &str) -> Option<Exit> {
+pub(crate) async fn boot_ended(machine: Machine, way: &str) -> Option<Exit> {
     let guest = boot(machine, |_| {}).await?;
     guest.tell_end(way).await;
     Some(timeout(Duration::from_secs(30), guest.vm.wait()).await.unwrap())
@@ -76,7 +76,7 @@ pub async fn boot_ended(machine: Machine, way: &str) -> Option<Exit> {
 
 impl Guest {
     /// Says a line to a service and returns its answer.
-    pub async fn ask(&self, port: u32, line: &str) -> String {
+    pub(crate) async fn ask(&self, port: u32, line: &str) -> String {
         let mut stream = self.vm.connect(port).await.unwrap();
         stream.write_all(line.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -84,8 +84,8 @@ impl Guest {
         answer.trim().to_owned()
     }
 
-    /// Sends bytes and their end; returns the guest's count and sum.
-    pub async fn send(&self, bytes: &[u8]) -> String {
+    /// Sends bytes and their end; returns the guest's count.
+    pub(crate) async fn send(&self, bytes: &[u8]) -> String {
         let mut stream = self.vm.connect(9).await.unwrap();
         let mut answer = String::new();
         let exchange = async {
@@ -97,7 +97,7 @@ impl Guest {
         answer.trim().to_owned()
     }
 
-    pub async fn power_off(&self) {
+    pub(crate) async fn power_off(&self) {
         self.tell_end("poweroff").await;
     }
 
@@ -110,13 +110,8 @@ impl Guest {
 }
 
 /// What the guest's services send.
-pub fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|index| u8::try_from(index % 251).unwrap()).collect()
-}
-
-/// The sum that the guest should answer.
-pub fn pattern_sum(len: usize) -> u64 {
-    pattern(len).into_iter().map(u64::from).sum()
 }
 
 fn image() -> Option<PathBuf> {

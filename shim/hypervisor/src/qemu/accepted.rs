@@ -1,0 +1,112 @@
+//! The generated machine is one that the installed QEMU takes: it starts, without running the
+//! guest, and answers on its control socket.
+
+use std::ffi::OsString;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use tokio::net::UnixStream;
+
+use super::{Facts, VsockDevice, arguments};
+use crate::accel::Resolved;
+use crate::console;
+use crate::qmp::Qmp;
+use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, VmSpec};
+use crate::supervise::{Launch, Status, spawn};
+use crate::vsock::UserDevice;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_takes_the_generated_q35() {
+    is_taken(Machine::Q35).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemu_takes_the_generated_microvm() {
+    is_taken(Machine::Microvm).await;
+}
+
+async fn is_taken(machine: Machine) {
+    let found = std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
+    if !found {
+        assert!(std::env::var_os("CLOISTER_NO_SKIP").is_none(), "no qemu-system-x86_64 in PATH");
+        eprintln!("skipped: no qemu-system-x86_64 in PATH");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec(machine, dir.path());
+    let (incoming, _receiver) = tokio::sync::mpsc::channel(1);
+    let (_device, vsock) = UserDevice::start(dir.path(), 1030, incoming).unwrap();
+    let (qmp, qmp_end) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (_console, console_end) = std::os::unix::net::UnixStream::pair().unwrap();
+    qmp.set_nonblocking(true).unwrap();
+    let facts = Facts {
+        accel: Resolved::Tcg,
+        tsc_khz: Some(2_000_000),
+        vsock: VsockDevice::User { fd: vsock.as_raw_fd() },
+        host_port: 1030,
+        qmp_fd: qmp_end.as_raw_fd(),
+        console_fd: console_end.as_raw_fd(),
+    };
+    let mut words: Vec<OsString> = arguments(&spec, &facts).into_iter().map(Into::into).collect();
+    words.push("-S".into());
+    let launch = Launch {
+        program: spec.spec().qemu.clone(),
+        arguments: words,
+        directory: dir.path().to_owned(),
+        descriptors: vec![vsock, qmp_end.into(), console_end.into()],
+    };
+    let started = spawn(launch).await.unwrap();
+    let stderr = tokio::net::unix::pipe::Receiver::from_owned_fd(started.stderr.into()).unwrap();
+    let stderr = console::read(stderr, 4096, None);
+    let connected = Qmp::connect(UnixStream::from_std(qmp).unwrap()).await;
+    let Ok((qmp, version, _events)) = connected else {
+        let _ = stderr.task.await;
+        panic!("QEMU refused the machine: {}", stderr.tail.text());
+    };
+    assert!(version.major >= 7);
+    assert_eq!(qmp.query_status().await.unwrap(), "prelaunch");
+    qmp.quit().await.unwrap();
+    assert_eq!(started.ended.await.unwrap(), Status::Code(0));
+    stderr.task.await.unwrap();
+    assert_eq!(stderr.tail.text(), "", "QEMU had something to complain about");
+}
+
+fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
+    // QEMU looks at the kernel's first bytes before the machine is complete.
+    let kernel = dir.join("vmlinux");
+    std::fs::write(&kernel, pvh_kernel()).unwrap();
+    let disk = dir.join("a,b.img");
+    std::fs::write(&disk, vec![0; 1 << 16]).unwrap();
+    let mut spec = VmSpec::new("accepted", &kernel, dir);
+    spec.machine = machine;
+    spec.vcpus = 2;
+    spec.disks = vec![Disk { path: disk, format: DiskFormat::Raw, serial: "d0".to_owned() }];
+    CheckedSpec::try_from(spec).unwrap()
+}
+
+/// The least that QEMU loads: an ELF of one segment, with the note that names its PVH entry.
+fn pvh_kernel() -> Vec<u8> {
+    let mut elf = Vec::new();
+    let word = |elf: &mut Vec<u8>, value: u64, size: usize| elf.extend(&value.to_le_bytes()[..size]);
+    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    for (value, size) in [(2, 2), (62, 2), (1, 4), (0x10_0000, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (2, 2), (0, 2), (0, 2), (0, 2)] {
+        word(&mut elf, value, size);
+    }
+    // Type, flags, offset, virtual and physical address, sizes in file and memory, alignment.
+    for segment in [[1, 5, 0, 0x10_0000, 0x10_0000, 0x1000, 0x1000, 0x1000], [4, 4, 0xb0, 0, 0, 20, 20, 4]] {
+        let [kind, flags, rest @ ..] = segment;
+        word(&mut elf, kind, 4);
+        word(&mut elf, flags, 4);
+        for value in rest {
+            word(&mut elf, value, 8);
+        }
+    }
+    // XEN_ELFNOTE_PHYS32_ENTRY = 18.
+    for (value, size) in [(4, 4), (4, 4), (18, 4)] {
+        word(&mut elf, value, size);
+    }
+    elf.extend(b"Xen\0");
+    word(&mut elf, 0x10_0000, 4);
+    elf.resize(0x1000, 0xf4);
+    elf
+}

@@ -1,0 +1,121 @@
+//! The command line of every shape of VM, compared with a file each. What a TEE measures hangs on
+//! these words, so a change of them must be seen. `UPDATE_GOLDEN=1` writes the files anew.
+#![allow(clippy::unwrap_used, reason = "a test says what failed by its line")]
+
+use std::fs;
+use std::path::Path;
+
+use hypervisor::accel::Resolved;
+use hypervisor::qemu::{Facts, VsockDevice, arguments};
+use hypervisor::spec::DiskFormat;
+use hypervisor::{CheckedSpec, Disk, Machine, SharedFs, VmSpec};
+
+const USER: VsockDevice = VsockDevice::User { fd: 12 };
+const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
+
+fn lines(machine: Machine, accel: Resolved, vsock: VsockDevice, change: impl FnOnce(&mut VmSpec)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["vmlinux", "initrd", "one.img", "two,2.qcow2", "fs.sock", "OVMF.fd"] {
+        fs::write(dir.path().join(name), b"x").unwrap();
+    }
+    let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
+    spec.machine = machine;
+    spec.initrd = Some(dir.path().join("initrd"));
+    spec.kernel_params = vec!["cloister.tee=none".to_owned()];
+    change(&mut spec);
+    let spec = CheckedSpec::try_from(spec).unwrap();
+    let tsc_khz = (accel == Resolved::Tcg).then_some(2_445_379);
+    let facts = Facts { accel, tsc_khz, vsock, host_port: 1030, qmp_fd: 10, console_fd: 11 };
+    let mut text = String::new();
+    for word in arguments(&spec, &facts) {
+        text.push_str(if word.starts_with('-') { "\n" } else { " " });
+        text.push_str(&word);
+    }
+    text.trim_start().replace(dir.path().to_str().unwrap(), "$DIR") + "\n"
+}
+
+#[track_caller]
+fn holds(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, golden, "{name} changed: if that is meant, run with UPDATE_GOLDEN=1");
+}
+
+fn disks(spec: &mut VmSpec) {
+    let disk = |name: &str, format, serial: &str| Disk {
+        path: spec.state_dir.join(name),
+        format,
+        serial: serial.to_owned(),
+    };
+    spec.disks = vec![
+        disk("one.img", DiskFormat::Raw, "initdata"),
+        disk("two,2.qcow2", DiskFormat::Qcow2, "layers"),
+    ];
+}
+
+fn shared_fs(spec: &mut VmSpec) {
+    spec.shared_fs = Some(SharedFs { socket: spec.state_dir.join("fs.sock"), tag: "kataShared".to_owned() });
+}
+
+#[test]
+fn every_shape_has_its_golden_line() {
+    let machines = [("q35", Machine::Q35), ("microvm", Machine::Microvm)];
+    let accels = [("kvm", Resolved::Kvm), ("tcg", Resolved::Tcg)];
+    let vsocks = [("vhost-user", USER), ("vhost-vsock", KERNEL)];
+    for (machine_name, machine) in machines {
+        for (accel_name, accel) in accels {
+            for (vsock_name, vsock) in &vsocks {
+                let name = format!("{machine_name}-{accel_name}-{vsock_name}");
+                holds(&name, &lines(machine, accel, vsock.clone(), |_| {}));
+                let name = format!("{name}-fs");
+                holds(&name, &lines(machine, accel, vsock.clone(), shared_fs));
+            }
+        }
+        let name = format!("{machine_name}-disks");
+        holds(&name, &lines(machine, Resolved::Tcg, USER, disks));
+        let all = |spec: &mut VmSpec| {
+            disks(spec);
+            shared_fs(spec);
+            spec.vcpus = 4;
+            spec.memory_mib = 2048;
+            spec.firmware = Some(spec.state_dir.join("OVMF.fd"));
+        };
+        holds(&format!("{machine_name}-all"), &lines(machine, Resolved::Kvm, KERNEL, all));
+    }
+}
+
+#[test]
+fn only_emulation_gets_the_words_for_emulation() {
+    let kvm = lines(Machine::Q35, Resolved::Kvm, USER, |_| {});
+    for word in ["mitigations=off", "cryptomgr.notests", "tsc_early_khz", "no_timer_check"] {
+        assert!(!kvm.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn memory_is_shared_only_where_another_process_reads_it() {
+    assert!(!lines(Machine::Q35, Resolved::Kvm, KERNEL, |_| {}).contains("share=on"));
+    assert!(lines(Machine::Q35, Resolved::Kvm, KERNEL, shared_fs).contains("share=on"));
+    assert!(lines(Machine::Q35, Resolved::Kvm, USER, |_| {}).contains("share=on"));
+}
+
+#[test]
+fn a_port_other_than_the_wanted_one_is_told_to_the_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("vmlinux"), b"x").unwrap();
+    let spec = CheckedSpec::try_from(VmSpec::new("a", &dir.path().join("vmlinux"), dir.path())).unwrap();
+    let mut facts = Facts {
+        accel: Resolved::Kvm,
+        tsc_khz: None,
+        vsock: KERNEL,
+        host_port: 1030,
+        qmp_fd: 10,
+        console_fd: 11,
+    };
+    assert!(!arguments(&spec, &facts).join(" ").contains("host_port"));
+    facts.host_port = 40_000;
+    assert!(arguments(&spec, &facts).join(" ").contains("cloister.host_port=40000"));
+}
