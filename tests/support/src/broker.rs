@@ -15,6 +15,9 @@ use crate::state::State;
 const READY: Duration = Duration::from_secs(20);
 const ADMIN: Duration = Duration::from_secs(20);
 
+/// What guests and the owner's commands pin, in the broker's directory.
+const ROOT: &str = "tls-root.pem";
+
 /// The running broker, in development mode: it accepts `sample` evidence.
 #[derive(Debug)]
 pub struct Broker {
@@ -36,16 +39,18 @@ impl Broker {
         within(
             ADMIN,
             Command::new(&kbs)
-                .args(["init", "--development", "--listen", &address, "--dir"])
+                .args(["init", "--accept", "sample", "--listen", &address, "--dir"])
                 .arg(&dir),
         )?
         .ok()?;
         let mut service = Service::start(
-            Command::new(&kbs).args(["serve", "--dir"]).arg(&dir),
+            Command::new(&kbs)
+                .args(["serve", "--config"])
+                .arg(dir.join("kbs.toml")),
             &state.path().join("kbs.log"),
         )?;
         service.wait_until(READY, || TcpStream::connect(&address).is_ok())?;
-        let root = dir.join("root.pem");
+        let root = dir.join(ROOT);
         let root_pem =
             std::fs::read_to_string(&root).with_context(|| format!("read {}", root.display()))?;
         Ok(Self {
@@ -80,15 +85,18 @@ impl Broker {
         self.service.log()
     }
 
-    /// Runs an admin command of `kbs` on this broker.
+    /// Runs one of the owner's commands on this broker.
     ///
     /// # Errors
     /// When it fails.
-    pub fn admin(&self, args: &[&str]) -> Result<Finished> {
-        let kbs = product::bin("kbs")?;
+    pub fn owner(&self, args: &[&str]) -> Result<Finished> {
+        let mut kbs = Command::new(product::bin("kbs")?);
+        kbs.args(args)
+            .args(["--url", &self.url(), "--cacert"])
+            .arg(self.dir.join(ROOT));
         within(
             ADMIN,
-            Command::new(kbs).args(args).arg("--dir").arg(&self.dir),
+            kbs.arg("--admin-key").arg(self.dir.join("admin.key")),
         )?
         .ok()
     }
@@ -99,15 +107,17 @@ impl Broker {
     /// When the broker refuses.
     pub fn put(&self, path: &str, file: &Path) -> Result<()> {
         let file = file.to_string_lossy();
-        self.admin(&["resource", "put", path, &file]).map(drop)
+        self.owner(&["resource", "set", path, "--file", &file])
+            .map(drop)
     }
 
-    /// Releases to guests with this init-data (digest in hex) and to no other.
+    /// Releases to `sample` guests with this init-data (digest in hex) and to no other.
     ///
     /// # Errors
     /// When the broker refuses.
     pub fn release_only_to(&self, init_data_digest: &str) -> Result<()> {
-        self.admin(&["policy", "pin-init-data", init_data_digest])
+        let digest = ["--init-data-digest", init_data_digest];
+        self.owner(&[&["policy", "pin", "--tee", "sample"][..], &digest].concat())
             .map(drop)
     }
 
@@ -117,7 +127,7 @@ impl Broker {
     /// When the broker refuses.
     pub fn release_policy(&self, file: &Path) -> Result<()> {
         let file = file.to_string_lossy();
-        self.admin(&["policy", "set", &file]).map(drop)
+        self.owner(&["policy", "set", "--file", &file]).map(drop)
     }
 
     /// The owner's view of a refusal.
@@ -125,7 +135,7 @@ impl Broker {
     /// # Errors
     /// When there is no such ticket.
     pub fn explain(&self, ticket: &str) -> Result<String> {
-        Ok(self.admin(&["explain", ticket])?.stdout)
+        Ok(self.owner(&["explain", ticket])?.stdout)
     }
 
     /// Ends it at once.

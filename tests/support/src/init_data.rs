@@ -19,6 +19,9 @@ pub const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 /// Allows every request: what the tests of other things use.
 pub const ALLOW_ALL: &str = include_str!("../../../policies/agent/allow_all.rego");
 
+/// containers-policy.json that takes every image: without one a confidential guest takes none.
+const ANY_IMAGE: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+
 const REVISION: &str = "the pod's owner, revision ";
 
 /// The init-data's TOML text, whose digest the launch is bound to.
@@ -51,7 +54,8 @@ impl InitData {
         if let Some(registry) = registry {
             let _ = write!(
                 cdh,
-                "[image]\nextra_root_certificates = [\"\"\"\n{}\"\"\"]\n",
+                "[image]\nimage_security_policy = '{ANY_IMAGE}'\n\
+                 extra_root_certificates = [\"\"\"\n{}\"\"\"]\n",
                 registry.cert_pem()
             );
         }

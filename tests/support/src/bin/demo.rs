@@ -5,7 +5,7 @@
 //! and the guest. Each step says what it did; each claim is checked, and the first that does not hold
 //! ends the demo with a non-zero code.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -45,17 +45,7 @@ fn demo() -> Result<()> {
         ],
     );
 
-    let key = stage.key("image.key")?;
-    let image = stage.push_encrypted(&Recipe::busybox(MARKER)?, "demo", &key, KEY_ID)?;
-    check_encrypted(&stage, &image)?;
-    steps.done(
-        "an image was encrypted with a fresh key and pushed",
-        &[
-            &format!("image      {image}"),
-            &format!("key        kbs:///{KEY_ID}, 32 bytes"),
-        ],
-    );
-
+    let (image, key) = encrypt(&stage, &mut steps)?;
     let init_data = stage.init_data();
     let broker = stage.broker()?;
     broker.put(KEY_ID, &key)?;
@@ -68,13 +58,49 @@ fn demo() -> Result<()> {
         ],
     );
 
-    let key_bytes = std::fs::read(&key)?;
-    // From here on only the broker has the key, as it would be with an owner far away.
-    std::fs::remove_file(&key)?;
-    std::fs::remove_dir_all(stage.state.path().join("layout-demo"))?;
+    let timeline = run_and_search(&stage, &mut steps, &image, &key, &init_data)?;
+    refuse(&stage, &mut steps, &image, &init_data)?;
 
+    for (phase, ms) in &timeline.phases {
+        println!("FIGURE start.{phase} {ms} ms -");
+    }
+    println!("FIGURE start.total {} ms -", timeline.total());
+    println!(
+        "\nAll of it held. {:.1} s in all.",
+        steps.since.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Makes key and image; answers the image's reference and the key's file.
+fn encrypt(stage: &Stage, steps: &mut Steps) -> Result<(String, PathBuf)> {
+    let key = stage.key("image.key")?;
+    let image = stage.push_encrypted(&Recipe::busybox(MARKER)?, "demo", &key, KEY_ID)?;
+    check_encrypted(stage, &image)?;
+    std::fs::remove_dir_all(stage.state.path().join("layout-demo"))?;
+    steps.done(
+        "an image was encrypted with a fresh key and pushed",
+        &[
+            &format!("image      {image}"),
+            &format!("key        kbs:///{KEY_ID}, 32 bytes"),
+        ],
+    );
+    Ok((image, key))
+}
+
+/// The pod runs, and the host knows nothing of what is in it.
+fn run_and_search(
+    stage: &Stage,
+    steps: &mut Steps,
+    image: &str,
+    key: &Path,
+    init_data: &InitData,
+) -> Result<Timeline> {
+    let key_bytes = std::fs::read(key)?;
+    // From here on only the broker has the key, as it would be with an owner far away.
+    std::fs::remove_file(key)?;
     let before = stage.containerd.leftovers();
-    let run = start(&stage, "demo", &image, &init_data)?;
+    let run = start(stage, "demo", image, init_data)?;
     ensure!(
         run.code == 0,
         "the container did not run: {}\n{}",
@@ -86,15 +112,13 @@ fn demo() -> Result<()> {
         "the container said something else: {}",
         run.report()
     );
+    let words = format!("│ {}", run.stdout.trim_end().replace('\n', "\n     │ "));
     steps.done(
         "ctr run --runtime io.containerd.cloister.v2: the container's own words",
-        &[&format!(
-            "│ {}",
-            run.stdout.trim_end().replace('\n', "\n     │ ")
-        )],
+        &[&words],
     );
 
-    let hits = host::files_with(&host_side(&stage), &[MARKER.as_bytes(), &key_bytes])?;
+    let hits = host::files_with(&host_side(stage), &[MARKER.as_bytes(), &key_bytes])?;
     ensure!(hits.is_empty(), "plaintext or key on the host: {hits:?}");
     stage.settled(&before)?;
     steps.done(
@@ -104,10 +128,14 @@ fn demo() -> Result<()> {
 
     let timeline = stage.timeline("demo")?;
     print_timeline(&timeline, &run);
+    Ok(timeline)
+}
 
+/// The counter-example: one byte of init-data changed.
+fn refuse(stage: &Stage, steps: &mut Steps, image: &str, init_data: &InitData) -> Result<()> {
     let changed = init_data.with_one_byte_changed();
-    let refused = start(&stage, "changed", &image, &changed)?;
-    let explained = check_refusal(&stage, &refused)?;
+    let refused = start(stage, "changed", image, &changed)?;
+    let explained = check_refusal(stage, &refused)?;
     steps.done(
         "the same pod with one byte of its init-data changed is refused",
         &[
@@ -119,19 +147,10 @@ fn demo() -> Result<()> {
         explained.contains(&init_data.digest()) && explained.contains(&changed.digest()),
         "the explanation lacks what was expected or what was found:\n{explained}"
     );
+    let explained = explained.trim_end().replace('\n', "\n     ");
     steps.done(
-        "kbs explain gives the owner the cause",
-        &[&explained.trim_end().replace('\n', "\n     ")],
-    );
-
-    println!();
-    for (phase, ms) in &timeline.phases {
-        println!("FIGURE start.{phase} {ms} ms -");
-    }
-    println!("FIGURE start.total {} ms -", timeline.total());
-    println!(
-        "\nAll of it held. {:.1} s in all.",
-        steps.since.elapsed().as_secs_f64()
+        "kbs explain TICKET gives the owner the cause",
+        &[&explained],
     );
     Ok(())
 }
