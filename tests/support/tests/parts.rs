@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use support::broker::Broker;
 use support::containerd::Containerd;
 use support::image::{BUSYBOX, Recipe};
 use support::registry::Registry;
-use support::{State, host, need};
+use support::{State, host, need, product};
 
 #[test]
 fn containerd_runs_a_container_and_leaves_nothing() {
@@ -56,4 +57,23 @@ fn the_registry_serves_what_was_pushed_and_what_was_tampered_with() {
     registry.tamper(layer, |bytes| bytes[20] ^= 1).unwrap();
     assert!(registry.tamper("sha256:00", |_| ()).is_err());
     assert!(registry.log().contains("PUT"), "{}", registry.log());
+}
+
+#[test]
+fn the_broker_takes_keys_and_policies_from_its_owner() {
+    if product::bin("kbs").is_err() {
+        return support::skip("needs `kbs`; `make build` builds it");
+    }
+    let state = State::new().unwrap();
+    let broker = Broker::start(&state).unwrap();
+    let secret = state.file("secret", [7; 32]).unwrap();
+    broker.put("default/key/one", &secret).unwrap();
+    broker.release_only_to(&"0".repeat(64)).unwrap();
+    assert!(broker.explain("nosuchticket").is_err());
+    let listed = broker.owner(&["resource", "list"]).unwrap();
+    assert!(
+        listed.stdout.contains("default/key/one"),
+        "{}",
+        listed.report()
+    );
 }
