@@ -12,12 +12,16 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod digest;
+mod layer;
 pub mod manifest;
 pub mod policy;
+pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod unpack;
 
 pub use digest::Digest;
+pub use layer::LayerError;
 pub use policy::Policy;
+pub use pull::{PullConfig, PullError, Pulled, Puller};
 pub use reference::Reference;

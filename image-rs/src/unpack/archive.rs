@@ -112,11 +112,6 @@ impl<R: Read> Archive<R> {
         size: u64,
     ) -> Result<Entry, UnpackError> {
         let link = || link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
-        let device = || -> Result<(u32, u32), UnpackError> {
-            let major = header.device_major().map_err(|error| bad(&error))?;
-            let minor = header.device_minor().map_err(|error| bad(&error))?;
-            Ok((major.unwrap_or(0), minor.unwrap_or(0)))
-        };
         let kind = match header.entry_type() {
             // Before ustar, a directory was a file whose name ends in a slash.
             EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
@@ -128,20 +123,22 @@ impl<R: Read> Archive<R> {
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink(link()),
             EntryType::Link => Kind::HardLink(link()),
-            EntryType::Char => device().map(|(major, minor)| Kind::CharDevice { major, minor })?,
-            EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
+            EntryType::Char => device(header).map(|(major, minor)| Kind::CharDevice { major, minor })?,
+            EntryType::Block => device(header).map(|(major, minor)| Kind::BlockDevice { major, minor })?,
             EntryType::Fifo => Kind::Fifo,
             other => return Err(UnpackError::Kind { entry: shown(&name), kind: format!("{other:?}") }),
         };
-        let id = |wide: Option<u64>, header: std::io::Result<u64>| {
-            let id = wide.map_or_else(|| header.map_err(|error| bad(&error)), Ok)?;
+        let old = header.as_old();
+        let id = |wide: Option<u64>, field: &[u8], header: std::io::Result<u64>| {
+            let id = wide.map_or_else(|| number(field, header), Ok)?;
             u32::try_from(id).map_err(|_| UnpackError::Archive(format!("owner {id} is not a 32-bit number")))
         };
-        let seconds = header.mtime().map_err(|error| bad(&error))?;
+        let seconds = number(&old.mtime, header.mtime())?;
+        let mode = number(&old.mode, header.mode().map(u64::from))?;
         Ok(Entry {
-            mode: header.mode().map_err(|error| bad(&error))? & 0o7777,
-            uid: id(extended.uid, header.uid())?,
-            gid: id(extended.gid, header.gid())?,
+            mode: u32::try_from(mode & 0o7777).unwrap_or(0),
+            uid: id(extended.uid, &old.uid, header.uid())?,
+            gid: id(extended.gid, &old.gid, header.gid())?,
             mtime: extended.mtime.unwrap_or((i64::try_from(seconds).unwrap_or(0), 0)),
             xattrs: extended.xattrs,
             name,
@@ -207,6 +204,25 @@ fn without_nul(mut name: Vec<u8>) -> Vec<u8> {
         name.truncate(end);
     }
     name
+}
+
+fn device(header: &Header) -> Result<(u32, u32), UnpackError> {
+    // GNU and ustar keep these two fields in the same place.
+    let fields = header.as_ustar().map(|ustar| (ustar.dev_major, ustar.dev_minor));
+    let (major, minor) = fields.or_else(|| header.as_gnu().map(|gnu| (gnu.dev_major, gnu.dev_minor))).unwrap_or_default();
+    let read = |field: [u8; 8], value: std::io::Result<Option<u32>>| {
+        let wide = number(&field, value.map(|number| number.unwrap_or(0).into()))?;
+        u32::try_from(wide).map_err(|_| UnpackError::Archive("a device number is too large".to_owned()))
+    };
+    Ok((read(major, header.device_major())?, read(minor, header.device_minor())?))
+}
+
+/// A field that is left blank is zero, as every other reader has it.
+fn number(field: &[u8], value: std::io::Result<u64>) -> Result<u64, UnpackError> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(0);
+    }
+    value.map_err(|error| bad(&error))
 }
 
 fn bad(error: &std::io::Error) -> UnpackError {

@@ -43,13 +43,10 @@ pub struct Limits {
     pub compressed_bytes: u64,
     /// Bytes of all unpacked files.
     pub unpacked_bytes: u64,
-    /// How many times larger than its blob a layer may be, once it is larger than [`Limits::RATIO_FLOOR_BYTES`].
+    /// How many times larger than its blob a layer may be, once it is larger than `ratio_floor_bytes`.
     pub ratio: u64,
-}
-
-impl Limits {
     /// Below this, in bytes, no ratio is looked at: a small layer of zeros harms nobody.
-    pub const RATIO_FLOOR_BYTES: u64 = 256 * 1024 * 1024;
+    pub ratio_floor_bytes: u64,
 }
 
 impl Default for Limits {
@@ -61,6 +58,7 @@ impl Default for Limits {
             compressed_bytes: 64 << 30,
             unpacked_bytes: 128 << 30,
             ratio: 250,
+            ratio_floor_bytes: 256 << 20,
         }
     }
 }

@@ -92,7 +92,7 @@ mod tests {
         let extended = Extended::read(b"12 path=a=b\n20 mtime=1.000000001\n25 SCHILY.xattr.user.x=1\n").unwrap_err();
         // The second record's length is wrong by one on purpose: nothing is guessed.
         assert!(matches!(extended, UnpackError::Archive(_)));
-        let extended = Extended::read(b"12 path=a=b\n21 mtime=1.000000001\n26 SCHILY.xattr.user.x=1\n").unwrap();
+        let extended = Extended::read(b"12 path=a=b\n21 mtime=1.000000001\n25 SCHILY.xattr.user.x=1\n").unwrap();
         assert_eq!(extended.path.as_deref(), Some(b"a=b".as_slice()));
         assert_eq!(extended.mtime, Some((1, 1)));
         assert_eq!(extended.xattrs, [(b"user.x".to_vec(), b"1".to_vec())]);

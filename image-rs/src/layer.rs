@@ -1,0 +1,350 @@
+//! One layer's way from the registry to a directory: digest, decryption, decompression, `diff_id`, unpack.
+//!
+//! Pieces arrive from an asynchronous task through a short channel; all the rest runs on a blocking thread of its
+//! own, so that as many layers are decoded at once as there are threads for them.
+
+use std::io::{self, BufReader, Read};
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use ocicrypt::LayerOptions;
+use ocicrypt::cipher::{CipherError, Opener};
+use ocicrypt::media_type::Compression;
+use tokio::sync::mpsc::Receiver;
+
+use crate::digest::{BadDigest, Digest, Hasher};
+use crate::registry::RegistryError;
+use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
+
+/// Cap on a zstd window, as a power of two: 128 MiB, what every decoder must be able to take.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Why a layer is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] RegistryError),
+    /// The one who fetched it gave up.
+    #[error("the layer's transfer was given up")]
+    GivenUp,
+    /// Its blob has another digest.
+    #[error("the blob is not what the manifest names: expected {expected}, found {found}")]
+    Digest {
+        /// The manifest's.
+        expected: Digest,
+        /// That of the bytes received.
+        found: Digest,
+    },
+    /// The HMAC.
+    #[error(transparent)]
+    Cipher(#[from] CipherError),
+    /// The digest that was wrapped with the key is another layer's.
+    #[error("the key was wrapped for layer {expected}, but opens one with digest {found} and diff_id {diff_id}")]
+    WrappedDigest {
+        /// The digest in the private options.
+        expected: String,
+        /// Digest of the decrypted blob.
+        found: Digest,
+        /// Digest of the decompressed layer.
+        diff_id: Digest,
+    },
+    /// The digest that was wrapped with the key is none.
+    #[error("the private options of the layer: {0}")]
+    BadWrappedDigest(#[from] BadDigest),
+    /// Not gzip or zstd.
+    #[error("the layer cannot be decompressed")]
+    Decompress(#[source] io::Error),
+    /// Its content has another digest.
+    #[error("the layer's content is not what the configuration names: expected diff_id {expected}, found {found}")]
+    DiffId {
+        /// The configuration's.
+        expected: Digest,
+        /// That of the decompressed bytes.
+        found: Digest,
+    },
+    /// It cannot be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+}
+
+/// What is known of a layer before its first byte.
+pub(crate) struct Plan {
+    /// The manifest's digest.
+    pub(crate) digest: Digest,
+    /// The manifest's size, in bytes.
+    pub(crate) size: u64,
+    /// The configuration's digest.
+    pub(crate) diff_id: Digest,
+    /// How the plain blob is compressed.
+    pub(crate) compression: Compression,
+    /// How to decrypt, for an encrypted layer.
+    pub(crate) decrypt: Option<LayerOptions>,
+}
+
+/// Pieces of a blob on their way to a decoder.
+pub(crate) type Pieces = Receiver<Result<Bytes, RegistryError>>;
+
+/// Decodes and unpacks a layer into `root`. Blocking.
+///
+/// # Errors
+/// See [`LayerError`]; when it is one, what stands in `root` is to be thrown away.
+pub(crate) fn decode(
+    plan: &Plan,
+    pieces: Pieces,
+    root: &Root,
+    options: &Options,
+    usage: &Usage,
+) -> Result<Journal, LayerError> {
+    let blob = Blob::new(plan, pieces)?;
+    let content = Decoder::new(plan.compression, blob).map_err(LayerError::Decompress)?;
+    let mut archive = Archive::new(Content {
+        decoder: content,
+        hasher: plan.diff_id.hasher(),
+        bytes: 0,
+        cap: plan.size.saturating_mul(options.limits.ratio).max(options.limits.ratio_floor_bytes),
+        exceeded: false,
+    });
+    let journal = unpack(&mut archive, root, options, usage);
+    let mut content = archive.into_inner();
+    // What stands behind the archive's end belongs to the digests, too.
+    let journal = journal.and_then(|journal| {
+        io::copy(&mut content, &mut io::sink()).map_err(UnpackError::Read)?;
+        Ok(journal)
+    });
+    let (unpacked, exceeded) = (content.bytes, content.exceeded);
+    let diff_id = content.hasher.finish();
+    let blob = content.decoder.into_inner();
+    match journal {
+        Ok(journal) => {
+            blob.accept(plan, &diff_id)?;
+            if diff_id != plan.diff_id {
+                return Err(LayerError::DiffId { expected: plan.diff_id.clone(), found: diff_id });
+            }
+            Ok(journal)
+        }
+        Err(UnpackError::Read(_)) if exceeded => {
+            let (compressed, ratio) = (plan.size, options.limits.ratio);
+            Err(UnpackError::Ratio { unpacked, compressed, ratio }.into())
+        }
+        Err(error) => Err(blob.explain(plan, error)),
+    }
+}
+
+/// The blob as received: its digest, then, where it is encrypted, decryption in place.
+struct Blob {
+    pieces: Pieces,
+    piece: Vec<u8>,
+    position: usize,
+    received: u64,
+    size: u64,
+    digest: Hasher,
+    decrypt: Option<Decrypt>,
+    failure: Option<LayerError>,
+}
+
+struct Decrypt {
+    opener: Option<Opener>,
+    hmac: [u8; ocicrypt::cipher::HMAC_BYTES],
+    wrapped: Option<Wrapped>,
+}
+
+/// The digest inside the private options, and the same hash over the decrypted blob.
+struct Wrapped {
+    expected: Digest,
+    hasher: Hasher,
+}
+
+impl Blob {
+    fn new(plan: &Plan, pieces: Pieces) -> Result<Self, LayerError> {
+        let decrypt = plan.decrypt.as_ref().map(Decrypt::new).transpose()?;
+        Ok(Self {
+            pieces,
+            piece: Vec::new(),
+            position: 0,
+            received: 0,
+            size: plan.size,
+            digest: plan.digest.hasher(),
+            decrypt,
+            failure: None,
+        })
+    }
+
+    /// Takes the next piece; `false` at the blob's end, which has been checked then.
+    fn refill(&mut self) -> Result<bool, LayerError> {
+        let Some(piece) = self.pieces.blocking_recv().transpose()? else {
+            if self.received != self.size {
+                return Err(LayerError::GivenUp);
+            }
+            if let Some(decrypt) = &mut self.decrypt {
+                decrypt.finish()?;
+            }
+            return Ok(false);
+        };
+        self.received += piece.len() as u64;
+        self.digest.update(&piece);
+        self.piece = piece.into();
+        self.position = 0;
+        if let Some(decrypt) = &mut self.decrypt {
+            decrypt.update(&mut self.piece)?;
+        }
+        Ok(true)
+    }
+
+    /// After the last byte: the blob's digest, and the digest that was wrapped with the key.
+    fn accept(mut self, plan: &Plan, diff_id: &Digest) -> Result<(), LayerError> {
+        io::copy(&mut self, &mut io::sink()).map_err(LayerError::Decompress)?;
+        let found = self.digest.finish();
+        if found != plan.digest {
+            return Err(LayerError::Digest { expected: plan.digest.clone(), found });
+        }
+        match self.decrypt.and_then(|decrypt| decrypt.wrapped) {
+            Some(wrapped) => wrapped.check(diff_id),
+            None => Ok(()),
+        }
+    }
+
+    /// A blob that was altered mostly shows as a broken archive first; the cause is told, not the consequence.
+    fn explain(mut self, plan: &Plan, error: UnpackError) -> LayerError {
+        if let Some(failure) = self.failure.take() {
+            return failure;
+        }
+        let readable = matches!(error, UnpackError::Read(_) | UnpackError::Archive(_));
+        if readable && io::copy(&mut self, &mut io::sink()).is_ok() {
+            let found = self.digest.finish();
+            if found != plan.digest {
+                return LayerError::Digest { expected: plan.digest.clone(), found };
+            }
+        }
+        match (self.failure, error) {
+            (Some(failure), _) => failure,
+            (None, UnpackError::Read(source)) => LayerError::Decompress(source),
+            (None, error) => LayerError::Unpack(error),
+        }
+    }
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.position == self.piece.len() {
+            if self.failure.is_some() {
+                return Err(io::Error::other("the layer failed before"));
+            }
+            match self.refill() {
+                Ok(true) => {}
+                Ok(false) => return Ok(0),
+                Err(error) => {
+                    let text = error.to_string();
+                    self.failure = Some(error);
+                    return Err(io::Error::other(text));
+                }
+            }
+        }
+        let count = buffer.len().min(self.piece.len() - self.position);
+        buffer[..count].copy_from_slice(&self.piece[self.position..self.position + count]);
+        self.position += count;
+        Ok(count)
+    }
+}
+
+impl Decrypt {
+    fn new(options: &LayerOptions) -> Result<Self, BadDigest> {
+        let wrapped = match options.digest.as_str() {
+            "" => None,
+            text => {
+                let expected: Digest = text.parse()?;
+                Some(Wrapped { hasher: expected.hasher(), expected })
+            }
+        };
+        Ok(Self { opener: Some(Opener::new(&options.key, &options.nonce)), hmac: options.hmac, wrapped })
+    }
+
+    fn update(&mut self, piece: &mut [u8]) -> Result<(), CipherError> {
+        if let Some(opener) = &mut self.opener {
+            opener.update(piece)?;
+        }
+        if let Some(wrapped) = &mut self.wrapped {
+            wrapped.hasher.update(piece);
+        }
+        Ok(())
+    }
+
+    /// The end of a blob can be asked for more than once; it is checked the first time.
+    fn finish(&mut self) -> Result<(), CipherError> {
+        self.opener.take().map_or(Ok(()), |opener| opener.finish(&self.hmac))
+    }
+}
+
+impl Wrapped {
+    /// The digest of the decrypted blob, or, where the writer compressed while it encrypted, of its content.
+    fn check(self, diff_id: &Digest) -> Result<(), LayerError> {
+        let found = self.hasher.finish();
+        if found == self.expected || *diff_id == self.expected {
+            return Ok(());
+        }
+        let expected = self.expected.to_string();
+        Err(LayerError::WrappedDigest { expected, found, diff_id: diff_id.clone() })
+    }
+}
+
+/// The plain blob, decompressed. Gzip with all its members, zstd with all its frames.
+enum Decoder {
+    None(Blob),
+    Gzip(MultiGzDecoder<BufReader<Blob>>),
+    Zstd(zstd::Decoder<'static, BufReader<Blob>>),
+}
+
+impl Decoder {
+    fn new(compression: Compression, blob: Blob) -> io::Result<Self> {
+        const BUFFER_BYTES: usize = 64 * 1024;
+        Ok(match compression {
+            Compression::None => Self::None(blob),
+            Compression::Gzip => Self::Gzip(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, blob))),
+            Compression::Zstd => {
+                let mut decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(BUFFER_BYTES, blob))?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Self::Zstd(decoder)
+            }
+        })
+    }
+
+    fn into_inner(self) -> Blob {
+        match self {
+            Self::None(blob) => blob,
+            Self::Gzip(decoder) => decoder.into_inner().into_inner(),
+            Self::Zstd(decoder) => decoder.finish().into_inner(),
+        }
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::None(blob) => blob.read(buffer),
+            Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}
+
+/// The decompressed layer: hashed for its `diff_id`, and held to the ratio.
+struct Content {
+    decoder: Decoder,
+    hasher: Hasher,
+    bytes: u64,
+    cap: u64,
+    exceeded: bool,
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.decoder.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.bytes += count as u64;
+        if self.bytes > self.cap {
+            self.exceeded = true;
+            return Err(io::Error::other("the layer is far larger than its blob"));
+        }
+        Ok(count)
+    }
+}

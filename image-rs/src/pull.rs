@@ -1,0 +1,444 @@
+//! Pulling: from a name to a root file system that appears at once, whole and verified, or not at all.
+
+mod stage;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use oci_spec::image::ImageConfiguration;
+use ocicrypt::KeySource;
+use ocicrypt::media_type;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::digest::Digest;
+use crate::layer::{self, LayerError, Plan};
+use crate::manifest::{self, CONFIG_BYTES_MAX, Descriptor, Document, Manifest, ManifestError, Platform};
+use crate::policy::{Policy, PolicyError};
+use crate::reference::Reference;
+use crate::registry::{Registry, RegistryError};
+use crate::unpack::{Devices, Journal, Limits, Options, Ownership, Tree, UnpackError, Usage};
+use stage::Stage;
+
+/// Pieces between the network and a decoder; with pieces of some 16 KiB this is little memory.
+const PIECES_AHEAD: usize = 64;
+
+/// How images are pulled.
+#[derive(Debug, Clone)]
+pub struct PullConfig {
+    /// Which images may be pulled. There is no default: in a TEE, no policy must be [`Policy::reject`].
+    pub policy: Policy,
+    /// Whom an image must be for.
+    pub platform: Platform,
+    /// The caps.
+    pub limits: Limits,
+    /// Layers at once.
+    pub concurrency: NonZeroUsize,
+    /// Device nodes.
+    pub devices: Devices,
+    /// Owners.
+    pub ownership: Ownership,
+    /// What to change when there is no room, in the words of the one who configures it.
+    pub space_setting: String,
+}
+
+impl PullConfig {
+    /// For this machine, with the default caps, as many layers at once as there are processors, and owners kept.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            platform: Platform::host(),
+            limits: Limits::default(),
+            concurrency: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            devices: Devices::Create,
+            ownership: Ownership::Keep,
+            space_setting: "the memory of the VM (default_memory)".to_owned(),
+        }
+    }
+}
+
+/// Why an image was not pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The manifest or the configuration.
+    #[error("image {image}: {source}")]
+    Manifest {
+        /// Which image.
+        image: String,
+        /// Why.
+        source: ManifestError,
+    },
+    /// The keys.
+    #[error("image {image} cannot be decrypted: {source}")]
+    Keys {
+        /// Which image.
+        image: String,
+        /// Why.
+        source: ocicrypt::Error,
+    },
+    /// A layer.
+    #[error("layer {index} ({digest}) of {image}: {source}")]
+    Layer {
+        /// Which image.
+        image: String,
+        /// Which layer, from 0.
+        index: usize,
+        /// The manifest's digest of it.
+        digest: Digest,
+        /// Why.
+        source: LayerError,
+    },
+    /// The layers together.
+    #[error("the layers of {image} cannot be merged: {source}")]
+    Merge {
+        /// Which image.
+        image: String,
+        /// Why.
+        source: UnpackError,
+    },
+    /// A cap on the blobs.
+    #[error("the layers of {image} have {found} compressed bytes, more than the limit \"compressed_bytes\" of {cap}")]
+    TooLarge {
+        /// Which image.
+        image: String,
+        /// Bytes of its layers.
+        found: u64,
+        /// The cap.
+        cap: u64,
+    },
+    /// No room.
+    #[error(
+        "no space for {image}: it needs more than {needed} bytes ({compressed} of them compressed layers), \
+         and {available} are free in {place:?}; raise {setting}"
+    )]
+    NoSpace {
+        /// Which image.
+        image: String,
+        /// What it needs at least, unpacked as far as is known.
+        needed: u64,
+        /// Bytes of its layers in the registry.
+        compressed: u64,
+        /// Bytes that were free before.
+        available: u64,
+        /// Where.
+        place: PathBuf,
+        /// What to change.
+        setting: String,
+    },
+    /// The store on disk.
+    #[error("{step} {path:?}: {source}")]
+    Store {
+        /// Which step.
+        step: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// How long the phases took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// Manifest and configuration.
+    pub resolve: Duration,
+    /// The keys of encrypted layers.
+    pub keys: Duration,
+    /// All layers, and their merge as far as it ran beside them.
+    pub layers: Duration,
+    /// What was left of the merge, and the rename.
+    pub publish: Duration,
+}
+
+/// An image that stands.
+#[derive(Debug)]
+pub struct Pulled {
+    /// The digest of the manifest for this platform, over its exact bytes.
+    pub manifest_digest: Digest,
+    /// The digest that the name led to: the index's, where there is one.
+    pub reference_digest: Digest,
+    /// The configuration.
+    pub config: ImageConfiguration,
+    /// The root file system: the directory that was asked for.
+    pub rootfs: PathBuf,
+    /// How many of its layers were encrypted.
+    pub encrypted_layers: usize,
+    /// Compressed bytes of all its layers.
+    pub compressed_bytes: u64,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// An image whose manifest and configuration are known and fit each other.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The digest of the manifest for this platform.
+    pub manifest_digest: Digest,
+    /// The digest that the name led to.
+    pub reference_digest: Digest,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The configuration.
+    pub config: ImageConfiguration,
+    /// `rootfs.diff_ids`.
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Pulls images.
+#[expect(missing_debug_implementations, reason = "holds credentials and a source of keys")]
+#[derive(Clone)]
+pub struct Puller {
+    config: Arc<PullConfig>,
+    registry: Registry,
+    keys: Arc<dyn KeySource>,
+}
+
+impl Puller {
+    /// A puller; clones share connections.
+    #[must_use]
+    pub fn new(config: PullConfig, registry: Registry, keys: Arc<dyn KeySource>) -> Self {
+        Self { config: Arc::new(config), registry, keys }
+    }
+
+    /// Pulls `image` into `target`, which must not exist; its parent must, and holds the work meanwhile.
+    ///
+    /// # Errors
+    /// See [`PullError`]. After an error, or when the future is dropped, nothing is left.
+    pub async fn pull(&self, image: &Reference, target: &Path) -> Result<Pulled, PullError> {
+        let start = Instant::now();
+        let resolved = self.resolve(image).await?;
+        let mut timings = Timings { resolve: start.elapsed(), ..Timings::default() };
+        let space = self.check_space(image, &resolved.manifest, target)?;
+
+        let start = Instant::now();
+        let plans = self.plan(image, &resolved).await?;
+        timings.keys = start.elapsed();
+        let encrypted_layers = plans.iter().filter(|plan| plan.decrypt.is_some()).count();
+
+        let (alive, mut all_gone) = mpsc::channel(1);
+        let pull = Pull {
+            image: image.clone(),
+            stage: Arc::new(Stage::new(target)?),
+            options: self.options(),
+            usage: Arc::new(Usage::default()),
+            space,
+            _alive: alive,
+        };
+        let result = match self.run(&pull, plans, &mut timings).await {
+            Ok(()) => {
+                let start = Instant::now();
+                let result = pull.stage.publish(target);
+                timings.publish += start.elapsed();
+                result
+            }
+            Err(error) => Err(self.name_want_of_space(&pull, error)),
+        };
+        // Threads that still decode end with their pieces; then, and before we return, the stage is gone.
+        drop(pull);
+        let _ = all_gone.recv().await;
+        result?;
+        Ok(Pulled {
+            manifest_digest: resolved.manifest_digest,
+            reference_digest: resolved.reference_digest,
+            config: resolved.config,
+            rootfs: target.to_owned(),
+            encrypted_layers,
+            compressed_bytes: space.compressed,
+            timings,
+        })
+    }
+
+    /// Decides on `image` by the policy and fetches its manifest and configuration, but no layer.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn resolve(&self, image: &Reference) -> Result<Resolved, PullError> {
+        self.config.policy.check(image)?;
+        let bad = |source| PullError::Manifest { image: image.to_string(), source };
+        let mut raw = self.registry.manifest(image).await?;
+        let reference_digest = raw.digest.clone();
+        let read = |raw: &crate::registry::RawManifest| {
+            Document::read(&raw.bytes, raw.content_type.as_deref(), self.config.limits.layers).map_err(bad)
+        };
+        let manifest = match read(&raw)? {
+            Document::Image(manifest) => manifest,
+            Document::Index(entries) => {
+                let entry = manifest::select(&entries, &self.config.platform).map_err(bad)?;
+                raw = self.registry.manifest(&image.pinned(entry.descriptor.digest.clone())).await?;
+                match read(&raw)? {
+                    Document::Image(manifest) => manifest,
+                    Document::Index(_) => return Err(bad(ManifestError::MediaType("an index in an index".to_owned()))),
+                }
+            }
+        };
+        let config = self.registry.small_blob(image, &manifest.config.digest, CONFIG_BYTES_MAX).await?;
+        let (config, diff_ids) = manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
+        Ok(Resolved { manifest_digest: raw.digest, reference_digest, manifest, config, diff_ids })
+    }
+
+    /// Every layer's plan; the keys of all encrypted layers are fetched in one round.
+    async fn plan(&self, image: &Reference, resolved: &Resolved) -> Result<Vec<Plan>, PullError> {
+        let layers = &resolved.manifest.layers;
+        let mut kinds = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let kind = media_type::parse(&layer.media_type).ok_or_else(|| PullError::Manifest {
+                image: image.to_string(),
+                source: ManifestError::MediaType(layer.media_type.clone()),
+            })?;
+            kinds.push(kind);
+        }
+        let sealed = layers.iter().zip(&kinds).filter(|(_, kind)| kind.encrypted);
+        let annotations: Vec<&HashMap<String, String>> = sealed.map(|(layer, _)| &layer.annotations).collect();
+        let mut opened = Vec::new();
+        if !annotations.is_empty() {
+            let keys = ocicrypt::unwrap_layers(&annotations, self.keys.as_ref()).await;
+            opened = keys.map_err(|source| PullError::Keys { image: image.to_string(), source })?;
+        }
+        let mut opened = opened.into_iter();
+        let plan = |((layer, kind), diff_id): ((&Descriptor, media_type::Layer), &Digest)| Plan {
+            digest: layer.digest.clone(),
+            size: layer.size,
+            diff_id: diff_id.clone(),
+            compression: kind.compression,
+            decrypt: if kind.encrypted { opened.next() } else { None },
+        };
+        Ok(layers.iter().zip(kinds).zip(&resolved.diff_ids).map(plan).collect())
+    }
+
+    /// Decodes all layers side by side, and merges each as soon as those below it are merged.
+    async fn run(&self, pull: &Pull, plans: Vec<Plan>, timings: &mut Timings) -> Result<(), PullError> {
+        let start = Instant::now();
+        let permits = Arc::new(Semaphore::new(self.config.concurrency.get()));
+        let mut tasks = JoinSet::new();
+        let count = plans.len();
+        for (index, plan) in plans.into_iter().enumerate() {
+            let (registry, pull, permits) = (self.registry.clone(), pull.clone(), permits.clone());
+            tasks.spawn(async move {
+                // A closed semaphore cannot be: it is dropped after the tasks.
+                let _permit = permits.acquire_owned().await;
+                (index, one_layer(&registry, &pull, index, plan).await)
+            });
+        }
+        let mut journals: Vec<Option<Journal>> = (0..count).map(|_| None).collect();
+        while let Some(done) = tasks.join_next().await {
+            let (index, journal) = done.map_err(|error| pull.stage.broken(&error))?;
+            journals[index] = Some(journal?);
+        }
+        timings.layers = start.elapsed();
+        let start = Instant::now();
+        let (merging, journals) = (pull.clone(), journals.into_iter().flatten().collect());
+        let merged = tokio::task::spawn_blocking(move || merging.merge(journals)).await;
+        merged.map_err(|error| pull.stage.broken(&error))??;
+        timings.publish = start.elapsed();
+        Ok(())
+    }
+
+    fn options(&self) -> Arc<Options> {
+        let config = &self.config;
+        Arc::new(Options { limits: config.limits.clone(), devices: config.devices, ownership: config.ownership })
+    }
+
+    /// Refuses before the first byte what cannot fit: a layer is at least as large unpacked as compressed.
+    fn check_space(&self, image: &Reference, manifest: &Manifest, target: &Path) -> Result<Space, PullError> {
+        let compressed = manifest.layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+        let cap = self.config.limits.compressed_bytes;
+        if compressed > cap {
+            return Err(PullError::TooLarge { image: image.to_string(), found: compressed, cap });
+        }
+        let place = stage::parent_of(target);
+        let available = stage::free_bytes(&place)?;
+        let space = Space { compressed, available };
+        if compressed > available {
+            return Err(self.no_space(image, space, compressed, place));
+        }
+        Ok(space)
+    }
+
+    fn no_space(&self, image: &Reference, space: Space, needed: u64, place: PathBuf) -> PullError {
+        PullError::NoSpace {
+            image: image.to_string(),
+            needed,
+            compressed: space.compressed,
+            available: space.available,
+            place,
+            setting: self.config.space_setting.clone(),
+        }
+    }
+
+    fn name_want_of_space(&self, pull: &Pull, error: PullError) -> PullError {
+        let full = match &error {
+            PullError::Layer { source: LayerError::Unpack(UnpackError::NoSpace(_)), .. } => true,
+            PullError::Merge { source: UnpackError::NoSpace(_), .. } => true,
+            _ => false,
+        };
+        if !full {
+            return error;
+        }
+        let needed = pull.usage.bytes().max(pull.space.available);
+        self.no_space(&pull.image, pull.space, needed, pull.stage.place())
+    }
+}
+
+/// One image on its way; every task of it holds the stage, which is removed with the last.
+#[derive(Clone)]
+struct Pull {
+    image: Reference,
+    stage: Arc<Stage>,
+    options: Arc<Options>,
+    usage: Arc<Usage>,
+    space: Space,
+    /// Last, because fields are dropped in order: whoever waits for its end finds the stage removed.
+    _alive: mpsc::Sender<()>,
+}
+
+/// Bytes that an image has compressed, and that were free before it.
+#[derive(Debug, Clone, Copy)]
+struct Space {
+    compressed: u64,
+    available: u64,
+}
+
+impl Pull {
+    fn merge(&self, journals: Vec<Journal>) -> Result<(), PullError> {
+        let failed = |source| PullError::Merge { image: self.image.to_string(), source };
+        let root = self.stage.rootfs()?;
+        let mut tree = Tree::new(&root, &self.options);
+        for (index, journal) in journals.into_iter().enumerate() {
+            tree.merge(&self.stage.layer(index)?, journal).map_err(failed)?;
+        }
+        tree.finish().map_err(failed)
+    }
+}
+
+async fn one_layer(registry: &Registry, pull: &Pull, index: usize, plan: Plan) -> Result<Journal, PullError> {
+    let (send, pieces) = mpsc::channel(PIECES_AHEAD);
+    let mut blob = registry.blob(&pull.image, &plan.digest, plan.size);
+    let digest = plan.digest.clone();
+    let root = pull.stage.new_layer(index)?;
+    let decoding = pull.clone();
+    let decode = tokio::task::spawn_blocking(move || {
+        layer::decode(&plan, pieces, &root, &decoding.options, &decoding.usage)
+    });
+    loop {
+        let next = blob.next().await.transpose();
+        let Some(piece) = next else { break };
+        let failed = piece.is_err();
+        // A decoder that is gone has failed, and says why below.
+        if send.send(piece).await.is_err() || failed {
+            break;
+        }
+    }
+    drop(send);
+    let decoded = decode.await.map_err(|error| pull.stage.broken(&error))?;
+    decoded.map_err(|source| PullError::Layer { image: pull.image.to_string(), index, digest, source })
+}
