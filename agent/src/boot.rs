@@ -1,0 +1,251 @@
+//! From the kernel's initramfs to a running system: modules, file systems, a root that containers
+//! can pivot away from, loopback.
+//!
+//! `pivot_root(2)` does not work while the root is the kernel's own `rootfs`, so the agent moves
+//! to a tmpfs first. Its executable stays in the old root, unlinked but held by the process:
+//! `/proc/self/exe` still starts it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::{fs, io};
+
+use rustix::mount::{MountFlags, mount, mount_move};
+
+/// One module file path per line, in the order of dependency.
+const MODULE_LIST: &str = "/modules/load";
+/// The list of modules, in bytes.
+const MAX_MODULE_LIST: u64 = 64 * 1024;
+/// Where the new root is while the old one is still `/`.
+const NEW_ROOT: &str = "/newroot";
+
+/// The step of the boot that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A kernel module did not load.
+    #[error("module {module}: {cause}")]
+    Module {
+        /// Its path.
+        module: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// A file system did not mount.
+    #[error("mount {kind} on {target}: {cause}")]
+    Mount {
+        /// The file system.
+        kind: &'static str,
+        /// Where.
+        target: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Some other step.
+    #[error("{step}: {cause}")]
+    Step {
+        /// Which.
+        step: String,
+        /// Why.
+        cause: io::Error,
+    },
+}
+
+/// A file system that every guest has.
+struct FileSystem {
+    kind: &'static str,
+    target: &'static str,
+    flags: MountFlags,
+    options: &'static str,
+}
+
+const NO_DEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const NO_EXEC: MountFlags = NO_DEV.union(MountFlags::NOEXEC);
+
+/// In order: a later one may lie in an earlier one. Images are unpacked below `/run`, so it may
+/// take most of the memory.
+const FILE_SYSTEMS: &[FileSystem] = &[
+    FileSystem {
+        kind: "proc",
+        target: "/proc",
+        flags: NO_EXEC,
+        options: "",
+    },
+    FileSystem {
+        kind: "sysfs",
+        target: "/sys",
+        flags: NO_EXEC,
+        options: "",
+    },
+    FileSystem {
+        kind: "devtmpfs",
+        target: "/dev",
+        flags: MountFlags::NOSUID,
+        options: "mode=0755",
+    },
+    FileSystem {
+        kind: "devpts",
+        target: "/dev/pts",
+        flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        options: "gid=5,mode=0620,ptmxmode=0666",
+    },
+    FileSystem {
+        kind: "tmpfs",
+        target: "/dev/shm",
+        flags: NO_EXEC,
+        options: "mode=1777",
+    },
+    FileSystem {
+        kind: "tmpfs",
+        target: "/run",
+        flags: NO_DEV,
+        options: "mode=0755,size=85%",
+    },
+    FileSystem {
+        kind: "tmpfs",
+        target: "/tmp",
+        flags: NO_DEV,
+        options: "mode=1777",
+    },
+    FileSystem {
+        kind: "cgroup2",
+        target: "/sys/fs/cgroup",
+        flags: NO_EXEC,
+        options: "",
+    },
+];
+
+/// Brings the system up. Called once, by PID 1, before it has threads.
+///
+/// # Errors
+///
+/// Names the step; the guest cannot go on.
+pub fn bring_up() -> Result<(), Error> {
+    load_modules(Path::new(MODULE_LIST))?;
+    mount_new_root()?;
+    switch_root()?;
+    mount_configfs()?;
+    enable_controllers()?;
+    crate::network::bring_up_loopback().map_err(step("loopback"))
+}
+
+/// Loads the modules that the image lists. An image whose kernel has everything built in has no
+/// list.
+fn load_modules(list: &Path) -> Result<(), Error> {
+    let file = match File::open(list) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(step(MODULE_LIST)(error)),
+    };
+    let mut text = String::new();
+    file.take(MAX_MODULE_LIST)
+        .read_to_string(&mut text)
+        .map_err(step(MODULE_LIST))?;
+    for module in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        load_module(module).map_err(|cause| Error::Module {
+            module: module.to_owned(),
+            cause,
+        })?;
+    }
+    Ok(())
+}
+
+fn load_module(path: &str) -> io::Result<()> {
+    let file = File::open(path)?;
+    match rustix::system::finit_module(&file, c"", 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn mount_new_root() -> Result<(), Error> {
+    fs::create_dir_all(NEW_ROOT).map_err(step(NEW_ROOT))?;
+    mount_one(
+        "tmpfs",
+        NEW_ROOT,
+        MountFlags::NODEV | MountFlags::NOSUID,
+        "mode=0755",
+    )?;
+    for file_system in FILE_SYSTEMS {
+        let target = format!("{NEW_ROOT}{}", file_system.target);
+        fs::create_dir_all(&target).map_err(step(&target))?;
+        mount_one(
+            file_system.kind,
+            &target,
+            file_system.flags,
+            file_system.options,
+        )?;
+    }
+    for directory in ["/etc", "/root", "/var"] {
+        let path = format!("{NEW_ROOT}{directory}");
+        fs::create_dir_all(&path).map_err(step(&path))?;
+    }
+    Ok(())
+}
+
+fn switch_root() -> Result<(), Error> {
+    empty_initramfs();
+    std::env::set_current_dir(NEW_ROOT).map_err(step(NEW_ROOT))?;
+    mount_move(".", "/").map_err(|e| step("move the root")(e.into()))?;
+    rustix::process::chroot(".").map_err(|e| step("chroot")(e.into()))?;
+    std::env::set_current_dir("/").map_err(step("/"))
+}
+
+/// The initramfs stays in memory for ever; what is not needed any more is taken off it. Nothing
+/// depends on it, so that an error is not one.
+fn empty_initramfs() {
+    let Ok(entries) = fs::read_dir("/") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path == Path::new(NEW_ROOT) {
+            continue;
+        }
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let _ = if is_directory {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
+    }
+}
+
+/// Evidence of real TEEs comes through configfs; a kernel without it has no TEE to ask.
+fn mount_configfs() -> Result<(), Error> {
+    let target = "/sys/kernel/config";
+    if Path::new(target).exists() {
+        mount_one("configfs", target, NO_EXEC, "")?;
+    }
+    Ok(())
+}
+
+/// Containers get the controllers that the root passes down.
+fn enable_controllers() -> Result<(), Error> {
+    let root = Path::new("/sys/fs/cgroup");
+    let available = fs::read_to_string(root.join("cgroup.controllers")).map_err(step("cgroup"))?;
+    for controller in available.split_ascii_whitespace() {
+        let control = root.join("cgroup.subtree_control");
+        fs::write(control, format!("+{controller}"))
+            .map_err(step(&format!("cgroup controller {controller}")))?;
+    }
+    Ok(())
+}
+
+fn mount_one(
+    kind: &'static str,
+    target: &str,
+    flags: MountFlags,
+    options: &str,
+) -> Result<(), Error> {
+    let options = std::ffi::CString::new(options).map_err(|e| step("options")(e.into()))?;
+    mount(kind, target, kind, flags, options.as_c_str()).map_err(|e| Error::Mount {
+        kind,
+        target: target.to_owned(),
+        cause: e.into(),
+    })
+}
+
+fn step(step: &str) -> impl FnOnce(io::Error) -> Error {
+    let step = step.to_owned();
+    move |cause| Error::Step { step, cause }
+}

@@ -1,0 +1,256 @@
+//! The one place that asks the owner's policy.
+//!
+//! [`Gate::admit`] turns a request into an [`Allowed`] one, and the code that does something takes
+//! nothing else, so that no path around the policy compiles. Only `grpc.Health` passes without.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use agent_api::{ErrorCode, GuestError, agent};
+use evidence::Tee;
+use policies::agent::AgentPolicy;
+use serde::Serialize;
+use serde_json::Value;
+
+const PHASE: &str = "policy";
+
+/// A request that a policy can decide about.
+pub trait Gated: Serialize {
+    /// The name of the policy's rule: the message's name.
+    const RULE: &'static str;
+
+    /// What the policy sees.
+    ///
+    /// # Errors
+    ///
+    /// The message has no JSON form.
+    fn input(&self) -> Result<Value, serde_json::Error> {
+        serde_json::to_value(self)
+    }
+}
+
+macro_rules! gated {
+    ($($message:ident)*) => {
+        $(impl Gated for agent::$message {
+            const RULE: &'static str = stringify!($message);
+        })*
+    };
+}
+
+gated! {
+    AddARPNeighborsRequest AddSwapPathRequest AddSwapRequest CloseStdinRequest
+    CreateContainerRequest CreateSandboxRequest DestroySandboxRequest ExecProcessRequest
+    GetDiagnosticDataRequest GetIPTablesRequest GetMetricsRequest GetOOMEventRequest
+    GuestDetailsRequest ListInterfacesRequest ListRoutesRequest MemAgentCompactConfig
+    MemAgentMemcgConfig MemHotplugByProbeRequest OnlineCPUMemRequest PauseContainerRequest
+    ReadStreamRequest RemoveContainerRequest RemoveStaleVirtiofsShareMountsRequest
+    ReseedRandomDevRequest ResizeVolumeRequest ResumeContainerRequest SetGuestDateTimeRequest
+    SetIPTablesRequest SetPolicyRequest SignalProcessRequest StartContainerRequest
+    StatsContainerRequest TtyWinResizeRequest UpdateContainerRequest
+    UpdateEphemeralMountsRequest UpdateInterfaceRequest UpdateRoutesRequest VolumeStatsRequest
+    WaitProcessRequest WriteStreamRequest
+}
+
+impl Gated for agent::CopyFileRequest {
+    const RULE: &'static str = "CopyFileRequest";
+
+    /// Everything but the data, which may be long and which no policy reads. The target of a
+    /// symbolic link is data too, but a policy must see it.
+    fn input(&self) -> Result<Value, serde_json::Error> {
+        let mut input = serde_json::json!({
+            "path": self.path,
+            "file_size": self.file_size,
+            "file_mode": self.file_mode,
+            "dir_mode": self.dir_mode,
+            "uid": self.uid,
+            "gid": self.gid,
+            "offset": self.offset,
+            "symlink_src": "",
+        });
+        if crate::copy_file::is_symlink(self) {
+            input["symlink_src"] = String::from_utf8_lossy(&self.data).into();
+        }
+        Ok(input)
+    }
+}
+
+/// A request that the policy allows. Only [`Gate::admit`] makes one.
+#[derive(Debug)]
+pub struct Allowed<R> {
+    request: R,
+}
+
+impl<R> Allowed<R> {
+    /// The request.
+    #[must_use]
+    pub fn into_request(self) -> R {
+        self.request
+    }
+}
+
+impl<R> std::ops::Deref for Allowed<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        &self.request
+    }
+}
+
+/// Holds the policy in force.
+#[derive(Debug)]
+pub struct Gate {
+    policy: RwLock<Arc<AgentPolicy>>,
+}
+
+impl Gate {
+    /// The gate of a guest: the owner's policy where init-data has one; without one a plain VM
+    /// allows all, and a guest in a TEE nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::PolicyInvalid`]: the policy does not compile.
+    pub fn new(tee: Option<Tee>, policy: Option<&str>) -> Result<Self, GuestError> {
+        let policy = match (policy, tee) {
+            (Some(rego), _) => AgentPolicy::from_rego(rego),
+            (None, None) => {
+                tracing::info!("no policy in a plain VM: every request is allowed");
+                AgentPolicy::allow_all()
+            }
+            (None, Some(_)) => AgentPolicy::deny_all(),
+        };
+        let policy = policy.map_err(|e| GuestError::new(ErrorCode::PolicyInvalid, PHASE, e))?;
+        Ok(Self {
+            policy: RwLock::new(Arc::new(policy)),
+        })
+    }
+
+    /// Asks the policy.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::PolicyDenied`]. What the policy printed is the owner's and stays here: the
+    /// host learns only which request it was.
+    pub fn admit<R: Gated>(&self, request: R) -> Result<Allowed<R>, GuestError> {
+        let rule = R::RULE;
+        let blocked = |why: &str| {
+            let message = format!("{rule} is blocked by policy{why}");
+            GuestError::new(ErrorCode::PolicyDenied, PHASE, message)
+        };
+        let input = request
+            .input()
+            .map_err(|_| blocked(": it has no JSON form"))?;
+        let policy = self.policy();
+        let decision = policy
+            .decide(rule, input)
+            .map_err(|_| blocked(": the rule cannot be evaluated; test it with the same input"))?;
+        if !decision.allowed {
+            return Err(blocked(""));
+        }
+        if decision.forced {
+            tracing::warn!(
+                rule,
+                "denied by policy, and let pass by AllowRequestsFailingPolicy"
+            );
+        }
+        Ok(Allowed { request })
+    }
+
+    /// Replaces the policy, as the one in force has allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::PolicyInvalid`]: the old policy stays.
+    pub fn replace(&self, request: &Allowed<agent::SetPolicyRequest>) -> Result<(), GuestError> {
+        let policy = AgentPolicy::from_rego(&request.policy)
+            .map_err(|e| GuestError::new(ErrorCode::PolicyInvalid, PHASE, e))?;
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        Ok(())
+    }
+
+    fn policy(&self) -> Arc<AgentPolicy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent::{CopyFileRequest, CreateContainerRequest, SetPolicyRequest, StartContainerRequest};
+
+    fn code<T: std::fmt::Debug>(result: Result<T, GuestError>) -> ErrorCode {
+        result.unwrap_err().code
+    }
+
+    #[test]
+    fn without_a_policy_a_plain_vm_allows_and_a_tee_denies() {
+        let plain = Gate::new(None, None).unwrap();
+        assert!(plain.admit(StartContainerRequest::new()).is_ok());
+        let tee = Gate::new(Some(Tee::Sample), None).unwrap();
+        assert_eq!(
+            code(tee.admit(StartContainerRequest::new())),
+            ErrorCode::PolicyDenied
+        );
+        assert_eq!(
+            code(tee.admit(SetPolicyRequest::new())),
+            ErrorCode::PolicyDenied
+        );
+    }
+
+    #[test]
+    fn the_policy_sees_the_request_as_kata_prints_it() {
+        let rego = "package agent_policy\n\
+            import rego.v1\n\
+            default CreateContainerRequest := false\n\
+            CreateContainerRequest if input.OCI.Process.Args == [\"true\"]\n";
+        let gate = Gate::new(Some(Tee::Sample), Some(rego)).unwrap();
+        let mut request = CreateContainerRequest::new();
+        request
+            .OCI
+            .mut_or_insert_default()
+            .Process
+            .mut_or_insert_default()
+            .Args = vec!["true".into()];
+        assert_eq!(
+            gate.admit(request.clone()).unwrap().OCI.Process.Args,
+            ["true"]
+        );
+        request
+            .OCI
+            .mut_or_insert_default()
+            .Process
+            .mut_or_insert_default()
+            .Args = vec!["false".into()];
+        let error = gate.admit(request).unwrap_err();
+        assert_eq!(error.message, "CreateContainerRequest is blocked by policy");
+        // A rule that is not there denies.
+        assert_eq!(
+            code(gate.admit(StartContainerRequest::new())),
+            ErrorCode::PolicyDenied
+        );
+    }
+
+    #[test]
+    fn a_policy_is_replaced_only_when_the_one_in_force_allows_it() {
+        let gate = Gate::new(None, None).unwrap();
+        let mut request = SetPolicyRequest::new();
+        request.policy = "package agent_policy\ndefault SetPolicyRequest := false\n".into();
+        gate.replace(&gate.admit(request.clone()).unwrap()).unwrap();
+        assert_eq!(code(gate.admit(request)), ErrorCode::PolicyDenied);
+        assert_eq!(
+            code(Gate::new(None, Some("no rego"))),
+            ErrorCode::PolicyInvalid
+        );
+    }
+
+    #[test]
+    fn a_copied_file_is_shown_without_its_data_and_a_link_with_its_target() {
+        let mut request = CopyFileRequest {
+            data: b"secret".to_vec(),
+            ..Default::default()
+        };
+        assert!(!request.input().unwrap().to_string().contains("secret"));
+        assert_eq!(request.input().unwrap()["symlink_src"], "");
+        request.file_mode = 0o120_777;
+        request.data = b"../x".to_vec();
+        assert_eq!(request.input().unwrap()["symlink_src"], "../x");
+    }
+}

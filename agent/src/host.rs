@@ -1,0 +1,165 @@
+//! The host port: READY and the phases of a start, FAIL, and the relay's dialler.
+
+use std::io;
+use std::time::Duration;
+
+use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine, Phase, Ready, Target};
+use agent_api::{limit, ports};
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_vsock::{VsockAddr, VsockStream};
+use transport::{BoxedStream, Dial};
+
+/// To connect to the host port and be answered. A missing listener takes some vsock devices two
+/// seconds to report; a relayed connection goes to the other end of the world.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Events that wait to be written; more are dropped, for they are only told, never needed.
+const MAX_WAITING_EVENTS: usize = 256;
+
+/// The host port.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPort {
+    port: u32,
+}
+
+/// Where finished phases are told.
+#[derive(Clone, Debug)]
+pub struct Events {
+    sender: mpsc::Sender<Event>,
+}
+
+impl HostPort {
+    /// The host port of this number.
+    #[must_use]
+    pub fn new(port: u32) -> Self {
+        Self { port }
+    }
+
+    /// Says READY, and keeps the connection for events.
+    ///
+    /// # Errors
+    ///
+    /// The host does not listen.
+    pub async fn ready(self, ready: Ready) -> io::Result<Events> {
+        let mut stream = self.open(&HostLine::Ready(ready)).await?;
+        let (sender, mut events) = mpsc::channel::<Event>(MAX_WAITING_EVENTS);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let Err(error) = stream.write_all(event.to_line().as_bytes()).await {
+                    tracing::warn!(%error, "the host takes no more events");
+                    return;
+                }
+            }
+        });
+        Ok(Events { sender })
+    }
+
+    /// Says FAIL. The caller ends the VM.
+    ///
+    /// # Errors
+    ///
+    /// The host does not listen.
+    pub async fn fail(self, error: GuestError) -> io::Result<()> {
+        let mut stream = self.open(&HostLine::Fail(error)).await?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        // The host closes when it has read the line; powering off before would lose it.
+        let _ = timeout(CONNECT_TIMEOUT, stream.read(&mut [0; 1])).await;
+        Ok(())
+    }
+
+    async fn open(self, line: &HostLine) -> io::Result<VsockStream> {
+        let address = VsockAddr::new(ports::HOST_CID, self.port);
+        let mut stream = timeout(CONNECT_TIMEOUT, VsockStream::connect(address)).await??;
+        stream.write_all(format!("{line}\n").as_bytes()).await?;
+        Ok(stream)
+    }
+}
+
+#[async_trait]
+impl Dial for HostPort {
+    async fn dial(&self, host: &str, port: u16) -> io::Result<BoxedStream> {
+        let target = Target::new(host, port)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let dialling = async {
+            let mut stream = self.open(&HostLine::Dial(target.clone())).await?;
+            let line = read_line(&mut stream).await?;
+            Ok::<_, io::Error>((stream, line))
+        };
+        let (stream, line) = timeout(DIAL_TIMEOUT, dialling).await??;
+        match DialAnswer::parse(&line).map_err(io::Error::other)? {
+            DialAnswer::Ok => Ok(Box::new(stream)),
+            DialAnswer::Err(code, text) => {
+                let kind = match code {
+                    ErrorCode::HostNotAllowed => io::ErrorKind::PermissionDenied,
+                    _ => io::ErrorKind::ConnectionRefused,
+                };
+                Err(io::Error::new(
+                    kind,
+                    format!("{target}: the host's relay: {text}"),
+                ))
+            }
+        }
+    }
+}
+
+impl Events {
+    /// Tells that a phase is over.
+    pub fn tell(&self, phase: Phase, took: Duration, container: Option<&str>) {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let event = Event {
+            phase,
+            ms,
+            container: container.map(str::to_owned),
+        };
+        if self.sender.try_send(event).is_err() {
+            tracing::warn!(phase = phase.name(), "event dropped");
+        }
+    }
+
+    /// Events that nobody hears.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self {
+            sender: mpsc::channel(1).0,
+        }
+    }
+}
+
+/// Reads to the line feed and no further: the next byte belongs to the relayed connection.
+async fn read_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if line.len() >= limit::MAX_HOST_LINE {
+            return Err(io::Error::other("the relay's answer is too long"));
+        }
+        line.push(stream.read_u8().await?);
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_is_read_without_what_follows() {
+        let mut stream = io::Cursor::new(b"OK\nTLS".to_vec());
+        assert_eq!(read_line(&mut stream).await.unwrap(), b"OK\n");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"TLS");
+        assert!(
+            read_line(&mut io::Cursor::new(vec![b'x'; 2000]))
+                .await
+                .is_err()
+        );
+        assert!(
+            read_line(&mut io::Cursor::new(b"OK".to_vec()))
+                .await
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,222 @@
+//! PID 1's way from the kernel to READY, in the order that the trust needs.
+//!
+//! ```text
+//! boot ─► command line ─► init-data: digest equals the measured one ─► policy ─► listen ─► READY
+//! ```
+//!
+//! Any failure is told to the host as FAIL and printed, and the VM powers off: no workload runs
+//! in a guest that is not what its owner asked for.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::{ErrorCode, GuestError, Ready, ports};
+use evidence::init_data::{InitData, InitDataDigest, disk};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::cmdline::Cmdline;
+use crate::fault::OrFail;
+use crate::gate::Gate;
+use crate::host::HostPort;
+use crate::reaper::Reaper;
+use crate::sandbox::Sandbox;
+use crate::{boot, power, server};
+
+/// The kernel's own limit for its command line is 2048 to 4096 bytes.
+const MAX_CMDLINE: u64 = 16 * 1024;
+/// How long the init-data disk may take to appear.
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+const DISK_POLL: Duration = Duration::from_millis(20);
+
+/// Runs the guest. Returns only where the process may not end the VM.
+pub fn run() -> ExitCode {
+    let started = since_boot();
+    end_vm_on_panic();
+    let cmdline = boot::bring_up()
+        .map_err(|e| GuestError::new(ErrorCode::Internal, "boot", e))
+        .and_then(|()| read_cmdline());
+    let host = HostPort::new(cmdline.as_ref().map_or(ports::HOST, |c| c.host_port));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cloister-agent: start threads: {error}");
+            power::off()
+        }
+    };
+    runtime.block_on(async {
+        let result = match cmdline {
+            Ok(cmdline) => serve(&cmdline, host, started).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            eprintln!("cloister-agent: {error}");
+            if let Err(error) = host.fail(error).await {
+                eprintln!("cloister-agent: the host was not told: {error}");
+            }
+        }
+    });
+    power::off()
+}
+
+/// Sets everything up, says READY, and serves until the sandbox is destroyed.
+async fn serve(cmdline: &Cmdline, host: HostPort, started: Duration) -> Result<(), GuestError> {
+    start_log(cmdline);
+    let reaper = Reaper::start().or_internal("boot", "watch child processes")?;
+    let init_data = find_init_data(cmdline.init_data.as_ref()).await?;
+    let content = init_data
+        .as_ref()
+        .map(InitData::content)
+        .transpose()
+        .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?;
+    let policy = content
+        .as_ref()
+        .and_then(|content| content.policy.as_deref());
+    let gate = Gate::new(cmdline.tee, policy)?;
+    let sandbox = Arc::new(Sandbox::new(reaper));
+    let serving = server::start(gate, Arc::clone(&sandbox)).await?;
+    let ready = Ready {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_ms: millis(started),
+        agent_ms: millis(since_boot().saturating_sub(started)),
+    };
+    let events = host.ready(ready).await.or_fail(
+        ErrorCode::AgentUnreachable,
+        "boot",
+        "tell the host that the agent is ready",
+    )?;
+    sandbox.tell_events_to(events);
+    sandbox.destroyed().await;
+    serving.stop().await;
+    Ok(())
+}
+
+fn read_cmdline() -> Result<Cmdline, GuestError> {
+    let mut text = String::new();
+    File::open("/proc/cmdline")
+        .and_then(|file| file.take(MAX_CMDLINE).read_to_string(&mut text))
+        .or_internal("boot", "/proc/cmdline")?;
+    text.parse()
+        .map_err(|e| GuestError::new(ErrorCode::InvalidArgument, "boot", e))
+}
+
+fn start_log(cmdline: &Cmdline) {
+    let console = tracing_subscriber::fmt()
+        .with_max_level(cmdline.log)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .finish();
+    // Fails only where there is a subscriber already, and there is none.
+    let _ = tracing::subscriber::set_global_default(console);
+}
+
+/// The init-data whose digest was measured. With no digest there must be no disk either: a
+/// document that nothing vouches for is not read.
+async fn find_init_data(measured: Option<&InitDataDigest>) -> Result<Option<InitData>, GuestError> {
+    let refuse = |code, message: String| Err(GuestError::new(code, "init-data", message));
+    let Some(measured) = measured else {
+        return match find_disk()? {
+            None => Ok(None),
+            Some(_) => refuse(
+                ErrorCode::InitDataInvalid,
+                "there is an init-data disk but no measured digest (cloister.init_data)".into(),
+            ),
+        };
+    };
+    let Some(found) = wait_for_disk().await? else {
+        let message = "a digest is measured but there is no init-data disk".into();
+        return refuse(ErrorCode::InitDataInvalid, message);
+    };
+    let found = disk::decode(found)
+        .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?;
+    let digest = found.digest();
+    if digest != *measured {
+        let message = format!("the document has the digest {digest}, measured is {measured}");
+        return refuse(ErrorCode::InitDataMismatch, message);
+    }
+    Ok(Some(found))
+}
+
+async fn wait_for_disk() -> Result<Option<File>, GuestError> {
+    let deadline = tokio::time::Instant::now() + DISK_TIMEOUT;
+    loop {
+        let disk = find_disk()?;
+        if disk.is_some() || tokio::time::Instant::now() > deadline {
+            return Ok(disk);
+        }
+        tokio::time::sleep(DISK_POLL).await;
+    }
+}
+
+/// The first virtio disk that opens with the magic bytes, at its start.
+fn find_disk() -> Result<Option<File>, GuestError> {
+    let entries = fs::read_dir("/dev").or_internal("init-data", "/dev")?;
+    let mut disks: Vec<_> = entries
+        .flatten()
+        .filter(|entry| is_disk_name(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect();
+    disks.sort();
+    for path in disks {
+        let mut head = [0; disk::MAGIC.len()];
+        let read = File::open(&path).and_then(|mut file| {
+            file.read_exact(&mut head)?;
+            file.rewind()?;
+            Ok(file)
+        });
+        match read {
+            Ok(file) if disk::is_init_data(&head) => return Ok(Some(file)),
+            Ok(_) => {}
+            // An empty disk is not ours.
+            Err(error) => tracing::debug!(path = %path.display(), %error, "not read"),
+        }
+    }
+    Ok(None)
+}
+
+/// `vda` to `vdzz`: whole disks, not their partitions.
+fn is_disk_name(name: &str) -> bool {
+    let letters = name.strip_prefix("vd").unwrap_or_default();
+    (1..=2).contains(&letters.len()) && letters.bytes().all(|b| b.is_ascii_lowercase())
+}
+
+fn end_vm_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        power::off();
+    }));
+}
+
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(
+        now.tv_sec.unsigned_abs(),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_virtio_disks_are_looked_at() {
+        for name in ["vda", "vdb", "vdaa"] {
+            assert!(is_disk_name(name), "{name}");
+        }
+        for name in ["vd", "vda1", "sda", "vdabc", "xvda", "vdA"] {
+            assert!(!is_disk_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The sub-command that drives libcontainer, in a fresh process with one thread.
+//!
+//! ```text
+//! cloister-agent container create <id> <bundle> <pid file> <report> [<console socket>]
+//! cloister-agent container exec   <id> <process.json> <pid file> <report> [<console socket>]
+//! cloister-agent container start  <id> <report>
+//! ```
+//!
+//! stdio is the container's. What goes wrong, in this process or in the ones it forks, is written
+//! to the report; the agent reads it when the exit code is not zero.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::process::umask;
+
+use crate::fault::chain;
+use crate::runtime::CONTAINERS;
+
+/// What the process is called with.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Create {
+        id: String,
+        bundle: PathBuf,
+        pid_file: PathBuf,
+        console: Option<PathBuf>,
+    },
+    Exec {
+        id: String,
+        process: PathBuf,
+        pid_file: PathBuf,
+        console: Option<PathBuf>,
+    },
+    Start {
+        id: String,
+    },
+}
+
+/// Runs one command; the exit code says whether it worked.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some((command, report)) = parse(args.collect()) else {
+        eprintln!("cloister-agent runs as PID 1 of a guest; it has no commands for people");
+        return ExitCode::from(2);
+    };
+    let mut report = match OpenOptions::new().create(true).append(true).open(&report) {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("cloister-agent: {}: {error}", report.display());
+            return ExitCode::from(2);
+        }
+    };
+    if let Ok(copy) = report.try_clone() {
+        collect_errors(copy);
+    }
+    match command.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Last in the report, and so first to be shown.
+            let _ = writeln!(report, "{}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    fn execute(self) -> Result<(), LibcontainerError> {
+        umask(rustix::fs::Mode::from_raw_mode(0o022));
+        match self {
+            Self::Create {
+                id,
+                bundle,
+                pid_file,
+                console,
+            } => builder(id, pid_file, console)?
+                .as_init(bundle)
+                .with_systemd(false)
+                .with_detach(true)
+                .build()
+                .map(drop),
+            Self::Exec {
+                id,
+                process,
+                pid_file,
+                console,
+            } => builder(id, pid_file, console)?
+                .as_tenant()
+                .with_process(Some(process))
+                .with_detach(true)
+                .build()
+                .map(drop),
+            Self::Start { id } => Container::load(PathBuf::from(CONTAINERS).join(id))?.start(),
+        }
+    }
+}
+
+fn builder(
+    id: String,
+    pid_file: PathBuf,
+    console: Option<PathBuf>,
+) -> Result<ContainerBuilder, LibcontainerError> {
+    ContainerBuilder::new(id, SyscallType::default())
+        .with_root_path(CONTAINERS)?
+        .with_pid_file(Some(pid_file))?
+        .with_console_socket(console)
+        .validate_id()
+}
+
+fn parse(args: Vec<OsString>) -> Option<(Command, PathBuf)> {
+    let mut args = args.into_iter();
+    if args.next()? != "container" {
+        return None;
+    }
+    let verb = args.next()?;
+    let id = args.next()?.into_string().ok()?;
+    let mut rest = args.map(PathBuf::from);
+    let parsed = match verb.to_str()? {
+        "create" => {
+            let (bundle, pid_file, report) = (rest.next()?, rest.next()?, rest.next()?);
+            (
+                Command::Create {
+                    id,
+                    bundle,
+                    pid_file,
+                    console: rest.next(),
+                },
+                report,
+            )
+        }
+        "exec" => {
+            let (process, pid_file, report) = (rest.next()?, rest.next()?, rest.next()?);
+            (
+                Command::Exec {
+                    id,
+                    process,
+                    pid_file,
+                    console: rest.next(),
+                },
+                report,
+            )
+        }
+        "start" => {
+            let report = rest.next()?;
+            (Command::Start { id }, report)
+        }
+        _ => return None,
+    };
+    rest.next().is_none().then_some(parsed)
+}
+
+/// libcontainer tells some causes only to its log; forked children inherit this one.
+fn collect_errors(report: File) {
+    let log = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_writer(Mutex::new(report))
+        .with_ansi(false)
+        .with_target(false)
+        .with_level(false)
+        .without_time()
+        .finish();
+    let _ = tracing::subscriber::set_global_default(log);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(text: &str) -> Option<(Command, PathBuf)> {
+        parse(text.split(' ').map(OsString::from).collect())
+    }
+
+    #[test]
+    fn commands_are_read_whole_or_not_at_all() {
+        let (command, report) = parse_words("container create c /b /p /r /s").unwrap();
+        assert_eq!(report, PathBuf::from("/r"));
+        let expected = Command::Create {
+            id: "c".into(),
+            bundle: "/b".into(),
+            pid_file: "/p".into(),
+            console: Some("/s".into()),
+        };
+        assert_eq!(command, expected);
+        assert!(parse_words("container exec c /x /p /r").is_some());
+        assert!(parse_words("container start c /r").is_some());
+        for bad in [
+            "",
+            "init",
+            "container",
+            "container start c",
+            "container start c /r more",
+            "container create c /b /p",
+            "container dance c /b /p /r",
+        ] {
+            assert!(parse_words(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,578 @@
+//! The pod: its containers, its shared parts, its end.
+//!
+//! Every method that a request reaches takes it as [`Allowed`]: there is no other way in.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent_api::{ErrorCode, GuestError, Phase, agent};
+use tokio::sync::{mpsc, watch};
+
+use crate::cgroup::Cgroup;
+use crate::container::{Container, Parts, apply_user, remove_state};
+use crate::fault::{OrFail, invalid, unimplemented};
+use crate::gate::Allowed;
+use crate::host::Events;
+use crate::path::{self, check_id};
+use crate::process::OutputKind;
+use crate::reaper::Reaper;
+use crate::runtime::{self, Runtime};
+use crate::spec::{self, Place};
+use crate::storage::Storages;
+use crate::{guest, oom};
+
+/// Containers of one pod.
+const MAX_CONTAINERS: usize = 256;
+/// Kills that wait to be told.
+const MAX_OOM_EVENTS: usize = 64;
+/// How long the containers get to end when the pod is destroyed.
+const DESTROY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pod.
+#[derive(Debug)]
+pub struct Sandbox {
+    runtime: Runtime,
+    storages: Storages,
+    containers: Mutex<HashMap<String, Slot>>,
+    /// Set by `CreateSandbox`, once.
+    created: OnceLock<String>,
+    /// The PID namespace that containers share, once one has asked for it.
+    pid_namespace: Mutex<Option<String>>,
+    oom_sender: mpsc::Sender<String>,
+    oom_events: tokio::sync::Mutex<mpsc::Receiver<String>>,
+    events: OnceLock<Events>,
+    destroyed: watch::Sender<bool>,
+}
+
+/// An id that is taken.
+#[derive(Clone, Debug)]
+enum Slot {
+    Making,
+    Made(Arc<Container>),
+}
+
+impl Sandbox {
+    /// A pod without containers.
+    #[must_use]
+    pub fn new(reaper: Arc<Reaper>) -> Self {
+        let (oom_sender, oom_events) = mpsc::channel(MAX_OOM_EVENTS);
+        Self {
+            runtime: Runtime::new(reaper),
+            storages: Storages::default(),
+            containers: Mutex::default(),
+            created: OnceLock::new(),
+            pid_namespace: Mutex::default(),
+            oom_sender,
+            oom_events: tokio::sync::Mutex::new(oom_events),
+            events: OnceLock::new(),
+            destroyed: watch::Sender::new(false),
+        }
+    }
+
+    /// Where finished phases are told.
+    pub fn tell_events_to(&self, events: Events) {
+        let _ = self.events.set(events);
+    }
+
+    /// Waits until the pod was destroyed.
+    pub async fn destroyed(&self) {
+        let _ = self
+            .destroyed
+            .subscribe()
+            .wait_for(|destroyed| *destroyed)
+            .await;
+    }
+
+    /// Sets up what the pod's containers share.
+    ///
+    /// # Errors
+    ///
+    /// It was called before, or a part cannot be set up.
+    pub fn create(&self, request: &Allowed<agent::CreateSandboxRequest>) -> Result<(), GuestError> {
+        let phase = "sandbox";
+        check_id(phase, "sandbox_id", &request.sandbox_id)?;
+        if !request.guest_hook_path.is_empty() {
+            return Err(unimplemented(
+                phase,
+                "guest_hook_path: there are no hooks in the guest",
+            ));
+        }
+        if !request.kernel_modules.is_empty() {
+            let message = "kernel_modules: the image lists the modules that it loads";
+            return Err(unimplemented(phase, message));
+        }
+        self.created.set(request.sandbox_id.clone()).map_err(|_| {
+            GuestError::new(
+                ErrorCode::AlreadyExists,
+                phase,
+                "the sandbox has been created",
+            )
+        })?;
+        runtime::prepare().or_internal(phase, path::STATE)?;
+        for directory in [path::SHARED, path::SANDBOX, path::IMAGE] {
+            fs::create_dir_all(directory).or_internal(phase, directory)?;
+        }
+        if !request.hostname.is_empty() {
+            guest::set_hostname(&request.hostname)?;
+        }
+        guest::write_resolv_conf(&request.dns)?;
+        for storage in &request.storages {
+            self.storages.attach(storage)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a container; its process waits for [`Sandbox::start_container`].
+    ///
+    /// # Errors
+    ///
+    /// The step that failed. Nothing is left of the container then.
+    pub async fn create_container(
+        &self,
+        request: Allowed<agent::CreateContainerRequest>,
+    ) -> Result<(), GuestError> {
+        let began = Instant::now();
+        let id = request.container_id.clone();
+        check_id("create", "container_id", &id)?;
+        if self.created.get().is_none() {
+            let message = "there is no sandbox: call CreateSandbox first";
+            return Err(GuestError::new(
+                ErrorCode::FailedPrecondition,
+                "create",
+                message,
+            ));
+        }
+        refuse_unsupported(&request)?;
+        self.reserve(&id)?;
+        let mut storages = Vec::new();
+        let made = self.make(request.into_request(), &mut storages).await;
+        match made {
+            Ok(container) => {
+                self.containers()
+                    .insert(id.clone(), Slot::Made(Arc::new(container)));
+                self.tell(Phase::Create, began, &id);
+                Ok(())
+            }
+            Err(error) => {
+                // The id stays taken until nothing is left of it.
+                self.undo(&id, &storages).await;
+                self.containers().remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets a container's process go.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, or it has been started.
+    pub async fn start_container(
+        &self,
+        request: Allowed<agent::StartContainerRequest>,
+    ) -> Result<(), GuestError> {
+        let began = Instant::now();
+        self.container(&request.container_id)?
+            .start(&self.runtime)
+            .await?;
+        self.tell(Phase::Start, began, &request.container_id);
+        Ok(())
+    }
+
+    /// Starts a further process of a container.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, the id is taken, or the process cannot be started.
+    pub async fn exec(
+        &self,
+        request: Allowed<agent::ExecProcessRequest>,
+    ) -> Result<(), GuestError> {
+        if request.stdin_port != 0 || request.stdout_port != 0 || request.stderr_port != 0 {
+            return Err(unimplemented("exec", STDIO_PORTS));
+        }
+        self.container(&request.container_id)?
+            .exec(&self.runtime, &request)
+            .await
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process.
+    pub fn signal(&self, request: &Allowed<agent::SignalProcessRequest>) -> Result<(), GuestError> {
+        let container = self.container(&request.container_id)?;
+        container.signal(&self.runtime, &request.exec_id, request.signal)
+    }
+
+    /// Waits for the end of a process.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process.
+    pub async fn wait(
+        &self,
+        request: Allowed<agent::WaitProcessRequest>,
+    ) -> Result<i32, GuestError> {
+        let container = self.container(&request.container_id)?;
+        let status = container.process(&request.exec_id)?.wait().await;
+        container.forget_spent(&request.exec_id);
+        Ok(status)
+    }
+
+    /// Ends a container and takes it away.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, or it does not end in time.
+    pub async fn remove_container(
+        &self,
+        request: Allowed<agent::RemoveContainerRequest>,
+    ) -> Result<(), GuestError> {
+        let container = self.container(&request.container_id)?;
+        if request.timeout == 0 {
+            container.remove().await?;
+        } else {
+            let timeout = Duration::from_secs(request.timeout.into());
+            let late = ErrorCode::DeadlineExceeded;
+            let removed = tokio::time::timeout(timeout, container.remove()).await;
+            removed.or_fail(late, "remove", &request.container_id)??;
+        }
+        self.containers().remove(&request.container_id);
+        for point in container.storages() {
+            self.storages.release(point);
+        }
+        Ok(())
+    }
+
+    /// Writes to a process's stdin.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or its stdin is closed.
+    pub async fn write_stdin(
+        &self,
+        request: Allowed<agent::WriteStreamRequest>,
+    ) -> Result<u32, GuestError> {
+        let process = self
+            .container(&request.container_id)?
+            .process(&request.exec_id)?;
+        process.write(&request.data).await?;
+        // At most MAX_STREAM_WRITE.
+        Ok(u32::try_from(request.data.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Waits for output of a process.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or the output has ended.
+    pub async fn read_output(
+        &self,
+        kind: OutputKind,
+        request: Allowed<agent::ReadStreamRequest>,
+    ) -> Result<Vec<u8>, GuestError> {
+        self.read(kind, &request.container_id, &request.exec_id, request.len)
+            .await
+    }
+
+    /// Takes output that the policy does not show to the host, so that the process does not wait
+    /// for a reader for ever.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sandbox::read_output`].
+    pub async fn discard_output(
+        &self,
+        kind: OutputKind,
+        container_id: &str,
+        exec_id: &str,
+    ) -> Result<(), GuestError> {
+        self.read(kind, container_id, exec_id, u32::MAX)
+            .await
+            .map(drop)
+    }
+
+    /// Closes a process's stdin.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process.
+    pub fn close_stdin(
+        &self,
+        request: &Allowed<agent::CloseStdinRequest>,
+    ) -> Result<(), GuestError> {
+        self.container(&request.container_id)?
+            .process(&request.exec_id)?
+            .close_stdin();
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or it has no terminal.
+    pub fn resize(&self, request: &Allowed<agent::TtyWinResizeRequest>) -> Result<(), GuestError> {
+        let process = self
+            .container(&request.container_id)?
+            .process(&request.exec_id)?;
+        process.resize(request.row, request.column)
+    }
+
+    /// Usage of a container's cgroup and of the pod's network.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container.
+    pub fn stats(
+        &self,
+        request: &Allowed<agent::StatsContainerRequest>,
+    ) -> Result<agent::StatsContainerResponse, GuestError> {
+        let container = self.container(&request.container_id)?;
+        Ok(agent::StatsContainerResponse {
+            cgroup_stats: Some(container.cgroup().stats()).into(),
+            network_stats: guest::network_stats(),
+            ..Default::default()
+        })
+    }
+
+    /// Stops every process of a container.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, or the kernel refuses.
+    pub async fn pause(
+        &self,
+        request: Allowed<agent::PauseContainerRequest>,
+    ) -> Result<(), GuestError> {
+        self.container(&request.container_id)?
+            .cgroup()
+            .freeze(true)
+            .await
+    }
+
+    /// Lets every process of a container go on.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, or the kernel refuses.
+    pub async fn resume(
+        &self,
+        request: Allowed<agent::ResumeContainerRequest>,
+    ) -> Result<(), GuestError> {
+        self.container(&request.container_id)?
+            .cgroup()
+            .freeze(false)
+            .await
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, or the kernel does not take a value.
+    pub fn update(
+        &self,
+        request: &Allowed<agent::UpdateContainerRequest>,
+    ) -> Result<(), GuestError> {
+        let container = self.container(&request.container_id)?;
+        request
+            .resources
+            .as_ref()
+            .map_or(Ok(()), |resources| container.cgroup().update(resources))
+    }
+
+    /// Waits until a container runs out of memory; gives its id.
+    ///
+    /// # Errors
+    ///
+    /// Never while the pod lives.
+    pub async fn oom_event(
+        &self,
+        _request: Allowed<agent::GetOOMEventRequest>,
+    ) -> Result<String, GuestError> {
+        let event = self.oom_events.lock().await.recv().await;
+        event.ok_or_else(|| GuestError::new(ErrorCode::Cancelled, "oom", "the pod has ended"))
+    }
+
+    /// Kills all containers. The guest powers off then.
+    pub async fn destroy(&self, _request: Allowed<agent::DestroySandboxRequest>) {
+        let slots: Vec<_> = self.containers().drain().map(|(_, slot)| slot).collect();
+        for slot in slots {
+            let Slot::Made(container) = slot else {
+                continue;
+            };
+            if tokio::time::timeout(DESTROY_TIMEOUT, container.remove())
+                .await
+                .is_err()
+            {
+                tracing::warn!("a container did not end");
+            }
+        }
+        self.destroyed.send_replace(true);
+    }
+
+    async fn read(
+        &self,
+        kind: OutputKind,
+        container_id: &str,
+        exec_id: &str,
+        max: u32,
+    ) -> Result<Vec<u8>, GuestError> {
+        let container = self.container(container_id)?;
+        let data = container.process(exec_id)?.read(kind, max).await;
+        if data.is_err() {
+            container.forget_spent(exec_id);
+        }
+        data
+    }
+
+    async fn make(
+        &self,
+        mut request: agent::CreateContainerRequest,
+        storages: &mut Vec<PathBuf>,
+    ) -> Result<Container, GuestError> {
+        let id = request.container_id;
+        let bundle = bundle(&id);
+        fs::create_dir_all(&bundle).or_internal("create", bundle.display())?;
+        for storage in &request.storages {
+            storages.push(self.storages.attach(storage)?);
+        }
+        let oci = request.OCI.mut_or_insert_default();
+        let root = path::existing("create", &oci.Root.Path)?;
+        let named = request.string_user.as_ref();
+        apply_user(&root, named, oci.Process.mut_or_insert_default())?;
+        if oci.Process.Args.is_empty() {
+            return Err(invalid("create", "OCI.Process.Args is empty"));
+        }
+        let cgroup = Cgroup::of(&id);
+        let shared = if request.sandbox_pidns {
+            self.shared_pid_namespace()
+        } else {
+            None
+        };
+        let place = Place {
+            root: &root,
+            cgroup: cgroup.name(),
+            pid_namespace: shared.as_deref(),
+        };
+        let confined = spec::confine(oci, place)?;
+        for (name, value) in &confined.sysctls {
+            spec::set_sysctl(name, value)?;
+        }
+        let config = bundle.join("config.json");
+        confined
+            .spec
+            .save(&config)
+            .or_internal("create", config.display())?;
+        let terminal = oci.Process.Terminal;
+        let init = self.runtime.create(&id, &bundle, terminal).await?;
+        if request.sandbox_pidns && shared.is_none() {
+            let pid = init.child().pid().as_raw_nonzero();
+            let mut namespace = self
+                .pid_namespace
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            namespace.get_or_insert_with(|| format!("/proc/{pid}/ns/pid"));
+        }
+        let oom = oom::watch(&id, &cgroup, self.oom_sender.clone())
+            .map_err(|error| tracing::warn!(%error, "memory is not watched"))
+            .ok();
+        let storages = std::mem::take(storages);
+        Ok(Container::new(Parts {
+            id,
+            root,
+            bundle,
+            cgroup,
+            init,
+            storages,
+            oom,
+        }))
+    }
+
+    /// Takes away what a container that could not be made has left.
+    async fn undo(&self, id: &str, storages: &[PathBuf]) {
+        if let Err(error) = Cgroup::of(id).remove().await {
+            tracing::warn!(container = id, %error, "cgroup left behind");
+        }
+        if let Err(error) = remove_state(id, &bundle(id)) {
+            tracing::warn!(container = id, %error, "state left behind");
+        }
+        for point in storages {
+            self.storages.release(point);
+        }
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), GuestError> {
+        let mut containers = self.containers();
+        if containers.contains_key(id) {
+            let message = format!("container {id} exists");
+            return Err(GuestError::new(ErrorCode::AlreadyExists, "create", message));
+        }
+        if containers.len() >= MAX_CONTAINERS {
+            let message = format!("more than {MAX_CONTAINERS} containers");
+            return Err(GuestError::new(
+                ErrorCode::ResourceExhausted,
+                "create",
+                message,
+            ));
+        }
+        containers.insert(id.to_owned(), Slot::Making);
+        Ok(())
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>, GuestError> {
+        match self.containers().get(id) {
+            Some(Slot::Made(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Making) | None => {
+                let shown: String = id.chars().take(agent_api::limit::MAX_ID).collect();
+                let message = format!("there is no container {shown}");
+                Err(GuestError::new(ErrorCode::NotFound, "container", message))
+            }
+        }
+    }
+
+    fn shared_pid_namespace(&self) -> Option<String> {
+        self.pid_namespace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn tell(&self, phase: Phase, began: Instant, container: &str) {
+        if let Some(events) = self.events.get() {
+            events.tell(phase, began.elapsed(), Some(container));
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const STDIO_PORTS: &str = "stdio on vsock ports: use WriteStdin, ReadStdout and ReadStderr";
+
+fn refuse_unsupported(request: &agent::CreateContainerRequest) -> Result<(), GuestError> {
+    let unsupported = [
+        (!request.devices.is_empty(), "devices"),
+        (!request.shared_mounts.is_empty(), "shared_mounts"),
+        (request.stdin_port != 0, STDIO_PORTS),
+        (request.stdout_port != 0, STDIO_PORTS),
+        (request.stderr_port != 0, STDIO_PORTS),
+    ];
+    match unsupported.iter().find(|(present, _)| *present) {
+        Some((_, what)) => Err(unimplemented("create", format!("not supported: {what}"))),
+        None => Ok(()),
+    }
+}
+
+fn bundle(id: &str) -> PathBuf {
+    Path::new(path::BASE).join(id)
+}

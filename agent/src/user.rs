@@ -1,0 +1,179 @@
+//! Names of users and groups, looked up in the container's own files.
+//!
+//! The form is the image specification's `User`: `user`, `uid`, `user:group`, `uid:gid` and the
+//! mixtures. A number needs no entry in the files; a name does. There is no NSS in the guest.
+//! <https://github.com/opencontainers/image-spec/blob/main/config.md>
+
+use std::path::Path;
+
+use agent_api::GuestError;
+
+use crate::fault::invalid;
+use crate::path::read_in_root;
+
+const PHASE: &str = "user";
+/// The files are read whole.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Who a process runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Further groups that the files give a named or listed user.
+    pub additional_gids: Vec<u32>,
+}
+
+/// Looks a user up below `root`.
+///
+/// # Errors
+///
+/// A name has no entry.
+pub fn look_up(root: &Path, text: &str) -> Result<User, GuestError> {
+    let file = |path| read_in_root(root, path, MAX_FILE).unwrap_or_default();
+    resolve(text, &file("/etc/passwd"), &file("/etc/group"))
+}
+
+fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, GuestError> {
+    let (user, wanted_group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (text, None),
+    };
+    let number = user.parse::<u32>().ok();
+    let entry = passwd
+        .lines()
+        .filter_map(Account::parse)
+        .find(|account| match number {
+            Some(uid) => account.uid == uid,
+            None => account.name == user,
+        });
+    let mut found = match (&entry, number) {
+        (Some(account), _) => User {
+            uid: account.uid,
+            gid: account.gid,
+            ..User::default()
+        },
+        (None, Some(uid)) => User {
+            uid,
+            ..User::default()
+        },
+        (None, None) if user.is_empty() => User::default(),
+        (None, None) => {
+            return Err(invalid(
+                PHASE,
+                format!("user {user:?} is not in the image's /etc/passwd"),
+            ));
+        }
+    };
+    match wanted_group {
+        Some(wanted) => found.gid = group_id(wanted, group)?,
+        // An explicit group stands alone; otherwise the user's groups come with it.
+        None => {
+            let name = entry.map(|account| account.name).unwrap_or_default();
+            found.additional_gids = group
+                .lines()
+                .filter_map(Group::parse)
+                .filter(|entry| !name.is_empty() && entry.members.split(',').any(|m| m == name))
+                .map(|entry| entry.gid)
+                .collect();
+        }
+    }
+    Ok(found)
+}
+
+fn group_id(wanted: &str, group: &str) -> Result<u32, GuestError> {
+    if let Ok(gid) = wanted.parse() {
+        return Ok(gid);
+    }
+    group
+        .lines()
+        .filter_map(Group::parse)
+        .find(|entry| entry.name == wanted)
+        .map_or_else(
+            || {
+                Err(invalid(
+                    PHASE,
+                    format!("group {wanted:?} is not in the image's /etc/group"),
+                ))
+            },
+            |entry| Ok(entry.gid),
+        )
+}
+
+/// A line of passwd(5).
+struct Account<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+}
+
+impl<'a> Account<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        Some(Self { name, uid, gid })
+    }
+}
+
+/// A line of group(5).
+struct Group<'a> {
+    name: &'a str,
+    gid: u32,
+    members: &'a str,
+}
+
+impl<'a> Group<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let gid = fields.nth(1)?.parse().ok()?;
+        Some(Self {
+            name,
+            gid,
+            members: fields.next().unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:34::/var/www:\n";
+    const GROUP: &str = "root:x:0:\nwww:x:34:\nlog:x:50:web,other\nadm:x:51:other\n";
+
+    fn user(uid: u32, gid: u32, additional_gids: &[u32]) -> User {
+        User {
+            uid,
+            gid,
+            additional_gids: additional_gids.to_vec(),
+        }
+    }
+
+    #[test]
+    fn names_and_numbers_are_resolved() {
+        for (text, expected) in [
+            ("", user(0, 0, &[])),
+            ("root", user(0, 0, &[])),
+            ("web", user(33, 34, &[50])),
+            ("33", user(33, 34, &[50])),
+            ("web:adm", user(33, 51, &[])),
+            ("1000", user(1000, 0, &[])),
+            ("1000:1001", user(1000, 1001, &[])),
+            ("web:", user(33, 34, &[50])),
+        ] {
+            assert_eq!(resolve(text, PASSWD, GROUP).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_refused() {
+        assert!(resolve("nobody", PASSWD, GROUP).is_err());
+        assert!(resolve("web:nobody", PASSWD, GROUP).is_err());
+        assert!(resolve("-1", PASSWD, GROUP).is_err());
+    }
+}
