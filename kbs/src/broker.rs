@@ -33,6 +33,7 @@ pub struct Broker {
     pub(crate) accepted: BTreeSet<Tee>,
     pub(crate) challenges: Challenges,
     pub(crate) challenge_seconds: u32,
+    pub(crate) token_seconds: u32,
     pub(crate) secure_cookie: bool,
     pub(crate) signer: TokenSigner,
     pub(crate) admins: AdminKeys,
@@ -74,6 +75,7 @@ impl Broker {
             accepted: config.attestation.accept.clone(),
             challenges: Challenges::new(challenge_key, config.challenge_lifetime()),
             challenge_seconds: config.attestation.challenge_seconds,
+            token_seconds: config.token.lifetime_seconds,
             secure_cookie: config.tls.is_some(),
             signer: TokenSigner::read(
                 &config.token.signing_key,

@@ -35,7 +35,7 @@ impl Sealer {
     pub(crate) fn new_key() -> Zeroizing<String> {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         rand::rng().fill_bytes(&mut *key);
-        let mut text = Zeroizing::new(hex::encode(&*key));
+        let mut text = Zeroizing::new(hex::encode(key.as_slice()));
         text.push('\n');
         text
     }

@@ -1,14 +1,6 @@
 //! TLS and HTTP in front of the routes: bounded connections, bounded waiting, and an end in order.
 
-use std::{
-    convert::Infallible,
-    fs,
-    io::{self, BufReader},
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1};
@@ -16,7 +8,11 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rustls::{ServerConfig, crypto::ring};
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -134,7 +130,7 @@ async fn greet(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     app: Router,
-    left: watch::Receiver<bool>,
+    mut left: watch::Receiver<bool>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
@@ -142,7 +138,11 @@ async fn greet(
     let Some(tls) = tls else {
         return serve(stream, app, left).await;
     };
-    match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
+    let greeted = tokio::select! {
+        greeted = tokio::time::timeout(PATIENCE, tls.accept(stream)) => greeted,
+        () = told_to_leave(&mut left) => return,
+    };
+    match greeted {
         Ok(Ok(stream)) => serve(stream, app, left).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
@@ -190,24 +190,15 @@ fn tower_service(
 }
 
 fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
-    let open = |path: &PathBuf| {
-        fs::File::open(path)
-            .map(BufReader::new)
-            .map_err(|source| ServeError::TlsFile {
-                path: path.clone(),
-                detail: source.to_string(),
-            })
-    };
     let broken = |path: &PathBuf, detail: &str| ServeError::TlsFile {
         path: path.clone(),
         detail: detail.to_owned(),
     };
-    let chain = rustls_pemfile::certs(&mut open(&tls.certificate)?)
-        .collect::<Result<Vec<_>, _>>()
+    let chain = CertificateDer::pem_file_iter(&tls.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
-    let key = rustls_pemfile::private_key(&mut open(&tls.key)?)
-        .map_err(|error| broken(&tls.key, &error.to_string()))?
-        .ok_or_else(|| broken(&tls.key, "no private key in it"))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|error| broken(&tls.key, &error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))

@@ -40,7 +40,12 @@ pub(super) async fn auth(
 ) -> Result<Response, Refusal> {
     let request: AuthRequest = from_json(body)?;
     let (response, challenge) = attest::challenge(&broker, &request)?;
-    let cookie = cookie(&broker, CHALLENGE_MARK, &challenge);
+    let cookie = cookie(
+        &broker,
+        CHALLENGE_MARK,
+        &challenge,
+        broker.challenge_seconds,
+    );
     Ok((AppendHeaders([cookie]), Json(response)).into_response())
 }
 
@@ -58,7 +63,8 @@ pub(super) async fn attest(
     };
     let request: AttestRequest = from_json(body)?;
     let token = attest::attest(&broker, challenge, request).await?;
-    let cookie = (token.len() <= COOKIE_TOKEN_BYTES).then(|| cookie(&broker, TOKEN_MARK, &token));
+    let cookie = (token.len() <= COOKIE_TOKEN_BYTES)
+        .then(|| cookie(&broker, TOKEN_MARK, &token, broker.token_seconds));
     let response = Json(TokenResponse { token });
     Ok(match cookie {
         Some(cookie) => (AppendHeaders([cookie]), response).into_response(),
@@ -116,9 +122,8 @@ pub(super) fn resource_path(
         .map_err(|error| Refusal::new(ErrorKind::InvalidRequestPath, error.to_string()))
 }
 
-fn cookie(broker: &Broker, mark: &str, value: &str) -> (HeaderName, String) {
+fn cookie(broker: &Broker, mark: &str, value: &str, seconds: u32) -> (HeaderName, String) {
     let secure = if broker.secure_cookie { "; Secure" } else { "" };
-    let seconds = broker.challenge_seconds;
     (
         header::SET_COOKIE,
         format!("{SESSION_COOKIE}={mark}{value}; Path=/kbs; HttpOnly{secure}; Max-Age={seconds}"),
