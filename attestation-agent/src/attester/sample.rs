@@ -62,4 +62,24 @@ mod tests {
             .unwrap();
         assert_eq!(evidence["init_data"], json!(digest.hex()));
     }
+
+    #[test]
+    fn the_recorded_handshake_has_the_recorded_evidence() {
+        // Recorded from a guest-components client, which holds the 48 bytes without padding.
+        let key = serde_json::from_value(json!({
+            "kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW",
+            "x": "o59IT4UJgK0Xwi8iGcwLpTWY5BkeBwTtFJ7UKjYCX90",
+            "y": "K1YI3QC_qQ156PQD9teGndR6R05kgu2nX35GwT0EkWU",
+        }))
+        .unwrap();
+        let nonce = "Tk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk4=";
+        let report_data = kbs_protocol::report_data(nonce, &key, "");
+        assert_eq!(
+            SampleAttester::new(None).report(&report_data).unwrap(),
+            json!({
+                "report_data": "cBa6Bc4EwtzMb6kl4irOdlfGkqc7LHfrj1O8vM3AWtYZQ6XjmmELNsshx2uTbAMD",
+                "svn": "1",
+            })
+        );
+    }
 }

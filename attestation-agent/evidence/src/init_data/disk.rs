@@ -116,4 +116,18 @@ mod tests {
             assert_eq!(decode(other.as_slice()), Err(InitDataError::Magic));
         }
     }
+
+    #[test]
+    fn no_flipped_bit_changes_the_text() {
+        let original = InitData::parse(TEXT).unwrap();
+        let disk = encode(&original).unwrap();
+        for bit in 0..disk.len() * 8 {
+            let mut other = disk.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            // Some bits are of gzip's header or the padding, which carry no text.
+            if let Ok(data) = decode(other.as_slice()) {
+                assert_eq!(data, original, "bit {bit}");
+            }
+        }
+    }
 }
