@@ -12,16 +12,21 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod digest;
+pub mod inspect;
 mod layer;
+pub mod layout;
 pub mod manifest;
+pub mod place;
 pub mod policy;
 pub mod pull;
+pub mod recrypt;
 pub mod reference;
 pub mod registry;
 pub mod unpack;
 
 pub use digest::Digest;
 pub use layer::LayerError;
+pub use place::Place;
 pub use policy::Policy;
 pub use pull::{PullConfig, PullError, Pulled, Puller};
 pub use reference::Reference;

@@ -50,6 +50,26 @@ pub fn parse(media_type: &str) -> Option<Layer> {
     Some(Layer { compression: *compression, encrypted })
 }
 
+/// The OCI media type of the same kind of layer; `None` when it is not a tar layer that we know.
+///
+/// An encrypted layer needs annotations, which only OCI descriptors have.
+#[must_use]
+pub fn oci(media_type: &str) -> Option<String> {
+    let layer = parse(media_type)?;
+    let plain = decrypted(media_type);
+    let base = if plain.contains("foreign") || plain.contains("nondistributable") {
+        "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    } else {
+        "application/vnd.oci.image.layer.v1.tar"
+    };
+    let compression = match layer.compression {
+        Compression::None => "",
+        Compression::Gzip => "+gzip",
+        Compression::Zstd => "+zstd",
+    };
+    Some(format!("{base}{compression}{}", if layer.encrypted { SUFFIX } else { "" }))
+}
+
 /// The media type of the same layer once it is encrypted.
 #[must_use]
 pub fn encrypted(media_type: &str) -> String {
@@ -81,6 +101,19 @@ mod tests {
             assert_eq!(decrypted(&sealed), plain);
             assert_eq!(encrypted(&sealed), sealed);
         }
+    }
+
+    #[test]
+    fn docker_layers_have_an_oci_type() {
+        let oci = |text: &str| oci(&format!("application/vnd.{text}"));
+        let layer = "application/vnd.oci.image.layer";
+        assert_eq!(oci("docker.image.rootfs.diff.tar.gzip").unwrap(), format!("{layer}.v1.tar+gzip"));
+        assert_eq!(
+            oci("docker.image.rootfs.foreign.diff.tar.zstd+encrypted").unwrap(),
+            format!("{layer}.nondistributable.v1.tar+zstd+encrypted")
+        );
+        assert_eq!(oci("oci.image.layer.v1.tar").unwrap(), format!("{layer}.v1.tar"));
+        assert_eq!(oci("oci.image.config.v1+json"), None);
     }
 
     #[test]

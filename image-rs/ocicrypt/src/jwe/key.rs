@@ -127,6 +127,14 @@ pub(super) mod tests {
         (include_str!("../../tests/vectors/p521.pem"), include_str!("../../tests/vectors/p521.pub.pem"));
 
     #[test]
+    fn a_key_behind_its_parameters_is_the_same_key() {
+        let sec1 = PrivateKey::from_pem(include_bytes!("../../tests/vectors/p256.sec1.pem")).unwrap();
+        let pkcs8 = PrivateKey::from_pem(EC_P256.0.as_bytes()).unwrap();
+        let (PrivateKey::P256(sec1), PrivateKey::P256(pkcs8)) = (sec1, pkcs8) else { panic!("keys on P-256") };
+        assert_eq!(sec1.public_key(), pkcs8.public_key());
+    }
+
+    #[test]
     fn a_public_key_is_not_taken_for_a_private_one() {
         assert!(matches!(PrivateKey::from_pem(RSA.1.as_bytes()), Err(KeyFormatError::Label { .. })));
         assert!(matches!(PublicKey::from_pem(RSA.0.as_bytes()), Err(KeyFormatError::Label { .. })));

@@ -1,0 +1,235 @@
+//! Where an image is or shall be: a registry, or a layout in a directory. One face for both.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::digest::Digest;
+use crate::layout::{Layout, LayoutBlob, LayoutError, LayoutWriter};
+use crate::manifest::{self, Document, Manifest, ManifestError, Platform};
+use crate::reference::{Reference, ReferenceError};
+use crate::registry::{BlobStream, Registry, RegistryError, Upload};
+
+/// What one request of an upload carries.
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+/// Layers of an image that is read here; the pull has its own limit.
+const LAYERS_MAX: usize = 128;
+
+/// Why an image cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// Its name.
+    #[error("{text:?} is not a place for images; write docker://registry/repository:tag or oci:directory[:tag]: {source}")]
+    Name {
+        /// What was written.
+        text: String,
+        /// What is wrong.
+        source: ReferenceError,
+    },
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The layout.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}
+
+/// The place of one image.
+#[expect(missing_debug_implementations, reason = "holds credentials")]
+#[derive(Clone)]
+pub enum Place {
+    /// In a registry.
+    Registry(Registry, Reference),
+    /// In a directory.
+    Layout(Layout),
+}
+
+/// A manifest with all that is needed to write it anew.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The exact bytes.
+    pub bytes: Bytes,
+    /// Their digest.
+    pub digest: Digest,
+    /// What they say.
+    pub manifest: Manifest,
+}
+
+impl Place {
+    /// Reads `docker://…`, `oci:…`, or a bare image name.
+    ///
+    /// # Errors
+    /// [`PlaceError::Name`].
+    pub fn parse(text: &str, registry: &Registry) -> Result<Self, PlaceError> {
+        if let Some(layout) = text.strip_prefix("oci:") {
+            return Ok(Self::Layout(Layout::parse(layout)));
+        }
+        let name = text.strip_prefix("docker://").unwrap_or(text);
+        let image = name.parse().map_err(|source| PlaceError::Name { text: text.to_owned(), source })?;
+        Ok(Self::Registry(registry.clone(), image))
+    }
+
+    /// The manifest for `platform`, through an index where there is one.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn manifest(&self, platform: &Platform) -> Result<Found, PlaceError> {
+        let (bytes, digest, content_type) = self.document(None).await?;
+        match Document::read(&bytes, content_type.as_deref(), LAYERS_MAX)? {
+            Document::Image(manifest) => Ok(Found { bytes, digest, manifest }),
+            Document::Index(entries) => {
+                let wanted = &manifest::select(&entries, platform)?.descriptor.digest;
+                let (bytes, digest, content_type) = self.document(Some(wanted)).await?;
+                match Document::read(&bytes, content_type.as_deref(), LAYERS_MAX)? {
+                    Document::Image(manifest) => Ok(Found { bytes, digest, manifest }),
+                    Document::Index(_) => Err(ManifestError::MediaType("an index in an index".to_owned()).into()),
+                }
+            }
+        }
+    }
+
+    async fn document(&self, digest: Option<&Digest>) -> Result<(Bytes, Digest, Option<String>), PlaceError> {
+        match self {
+            Self::Registry(registry, image) => {
+                let pinned = digest.map(|digest| image.pinned(digest.clone()));
+                let raw = registry.manifest(pinned.as_ref().unwrap_or(image)).await?;
+                Ok((raw.bytes, raw.digest, raw.content_type))
+            }
+            Self::Layout(layout) => {
+                let (bytes, digest) = match digest {
+                    Some(digest) => (layout.small_blob(digest, manifest::MANIFEST_BYTES_MAX)?, digest.clone()),
+                    None => layout.manifest()?,
+                };
+                Ok((bytes, digest, None))
+            }
+        }
+    }
+
+    /// A blob of at most `cap` bytes, checked.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn small_blob(&self, digest: &Digest, cap: usize) -> Result<Bytes, PlaceError> {
+        match self {
+            Self::Registry(registry, image) => Ok(registry.small_blob(image, digest, cap).await?),
+            Self::Layout(layout) => Ok(layout.small_blob(digest, cap)?),
+        }
+    }
+
+    /// Opens a blob of `size` bytes as a stream; its digest is for the reader to check.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub fn blob(&self, digest: &Digest, size: u64) -> Result<BlobReader, PlaceError> {
+        match self {
+            Self::Registry(registry, image) => Ok(BlobReader::Registry(Box::new(registry.blob(image, digest, size)))),
+            Self::Layout(layout) => Ok(BlobReader::Layout(layout.blob(digest)?)),
+        }
+    }
+
+    /// Starts a blob.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn start_blob(&self) -> Result<BlobWriter, PlaceError> {
+        match self {
+            Self::Registry(registry, image) => {
+                let upload = Box::new(registry.start_upload(image).await?);
+                Ok(BlobWriter::Registry { upload, chunk: BytesMut::new() })
+            }
+            Self::Layout(layout) => Ok(BlobWriter::Layout(Box::new(layout.start_blob()?))),
+        }
+    }
+
+    /// Whether a blob is there.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, PlaceError> {
+        match self {
+            Self::Registry(registry, image) => Ok(registry.has_blob(image, digest).await?),
+            Self::Layout(layout) => Ok(layout.has_blob(digest)),
+        }
+    }
+
+    /// Writes the manifest, after all that it names; only now is the image there.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn write_manifest(&self, media_type: &str, bytes: Bytes) -> Result<Digest, PlaceError> {
+        match self {
+            Self::Registry(registry, image) => Ok(registry.push_manifest(image, media_type, bytes).await?),
+            Self::Layout(layout) => Ok(layout.write_manifest(media_type, &bytes)?),
+        }
+    }
+}
+
+/// A blob being read.
+#[expect(missing_debug_implementations, reason = "holds credentials")]
+pub enum BlobReader {
+    /// From a registry.
+    Registry(Box<BlobStream>),
+    /// From a directory.
+    Layout(LayoutBlob),
+}
+
+impl BlobReader {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, PlaceError> {
+        match self {
+            Self::Registry(blob) => Ok(blob.next().await?),
+            Self::Layout(blob) => Ok(blob.next()?),
+        }
+    }
+}
+
+/// A blob being written; dropped before its end, it is not there.
+#[expect(missing_debug_implementations, reason = "holds credentials")]
+pub enum BlobWriter {
+    /// To a registry.
+    Registry {
+        /// The upload.
+        upload: Box<Upload>,
+        /// What is not sent yet.
+        chunk: BytesMut,
+    },
+    /// To a directory.
+    Layout(Box<LayoutWriter>),
+}
+
+impl BlobWriter {
+    /// Adds a piece.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn write(&mut self, piece: &[u8]) -> Result<(), PlaceError> {
+        match self {
+            Self::Registry { upload, chunk } => {
+                chunk.extend_from_slice(piece);
+                while chunk.len() >= CHUNK_BYTES {
+                    upload.send(chunk.split_to(CHUNK_BYTES).freeze()).await?;
+                }
+                Ok(())
+            }
+            Self::Layout(writer) => Ok(writer.write(piece)?),
+        }
+    }
+
+    /// Ends the blob under its digest.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub async fn finish(self, digest: &Digest) -> Result<(), PlaceError> {
+        match self {
+            Self::Registry { mut upload, chunk } => {
+                upload.send(chunk.freeze()).await?;
+                Ok(upload.finish(digest).await?)
+            }
+            Self::Layout(writer) => Ok(writer.finish(digest)?),
+        }
+    }
+}
