@@ -1,1 +1,34 @@
 //! The containerd shim, the cloister command line and the guest-pull snapshotter.
+//!
+//! ```text
+//!   bootstrap ─► task ─► sandbox ─► hypervisor::Vm
+//!                 │  │      └─ boot ─► relay (host port), virtiofs
+//!                 │  └─► guest ─► the agent's ttRPC
+//!                 ├─ config, spec, rootfs, init_data     what a container becomes
+//!                 └─ process, io, event, stats           what containerd sees
+//! ```
+//!
+//! The shim is part of the untrusted host: it moves bytes and names, and knows neither keys nor
+//! evidence.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod bootstrap;
+pub mod clock;
+pub mod config;
+pub mod container;
+pub mod event;
+pub mod guest;
+pub mod init_data;
+pub mod io;
+pub mod log;
+pub mod process;
+pub mod relay;
+pub mod rootfs;
+pub mod sandbox;
+pub mod spec;
+pub mod state_dir;
+pub mod stats;
+pub mod task;
+pub mod timeline;
+pub mod virtiofs;

@@ -1,0 +1,239 @@
+//! The containers of a sandbox. The table is locked only to look something up or put it in: no lock
+//! is held while the guest works, so the creation of one container holds up no other.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agent_api::{ErrorCode, GuestError};
+use tokio_util::sync::CancellationToken;
+
+use crate::process::Process;
+use crate::rootfs::Shared;
+use crate::spec::group::Role;
+
+/// Further processes of one container at a time.
+const MAX_EXECS: usize = 1024;
+/// Containers of one sandbox at a time.
+const MAX_CONTAINERS: usize = 1024;
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// What it is in its pod.
+    pub role: Role,
+    /// Its first process.
+    pub init: Arc<Process>,
+    /// Ends its creation.
+    pub cancel: CancellationToken,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_created: bool,
+    is_paused: bool,
+    execs: BTreeMap<String, Arc<Process>>,
+    shared: Option<Shared>,
+}
+
+impl Container {
+    /// A container that is about to be created.
+    #[must_use]
+    pub fn new(id: &str, bundle: PathBuf, role: Role, init: Process) -> Self {
+        Self {
+            id: id.to_owned(),
+            bundle,
+            role,
+            init: Arc::new(init),
+            cancel: CancellationToken::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// It exists in the guest now; what it has mounted on the host goes with it.
+    pub fn created(&self, shared: Option<Shared>) {
+        let mut state = lock(&self.state);
+        state.is_created = true;
+        state.shared = shared;
+    }
+
+    /// Whether it exists in the guest.
+    #[must_use]
+    pub fn is_created(&self) -> bool {
+        lock(&self.state).is_created
+    }
+
+    /// Checks that it exists in the guest.
+    ///
+    /// # Errors
+    /// It is being created.
+    pub fn check_created(&self, phase: &'static str) -> Result<(), GuestError> {
+        if self.is_created() {
+            return Ok(());
+        }
+        let text = format!("container {} is being created", self.id);
+        Err(GuestError::new(ErrorCode::FailedPrecondition, phase, text))
+    }
+
+    /// Whether it is frozen.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        lock(&self.state).is_paused
+    }
+
+    /// Notes whether it is frozen.
+    pub fn set_paused(&self, paused: bool) {
+        lock(&self.state).is_paused = paused;
+    }
+
+    /// Its first process, or a further one.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>, GuestError> {
+        if exec.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        lock(&self.state).execs.get(exec).cloned().ok_or_else(|| {
+            let text = format!("container {} has no process {exec}", self.id);
+            GuestError::new(ErrorCode::NotFound, "exec", text)
+        })
+    }
+
+    /// Adds a further process.
+    ///
+    /// # Errors
+    /// The name is taken, or there are too many.
+    pub fn add_process(&self, process: Process) -> Result<(), GuestError> {
+        let mut state = lock(&self.state);
+        if state.execs.contains_key(&process.id.exec) {
+            return Err(GuestError::new(ErrorCode::AlreadyExists, "exec", format!("{} exists", process.name())));
+        }
+        if state.execs.len() >= MAX_EXECS {
+            let text = format!("container {} has {MAX_EXECS} processes already", self.id);
+            return Err(GuestError::new(ErrorCode::ResourceExhausted, "exec", text));
+        }
+        state.execs.insert(process.id.exec.clone(), Arc::new(process));
+        Ok(())
+    }
+
+    /// Forgets a further process.
+    pub fn remove_process(&self, exec: &str) {
+        lock(&self.state).execs.remove(exec);
+    }
+
+    /// Undoes what it has mounted on the host.
+    pub fn unmount(&self) {
+        let shared = lock(&self.state).shared.take();
+        drop(shared);
+    }
+}
+
+/// The containers of one sandbox.
+#[derive(Debug, Default)]
+pub struct Containers {
+    table: Mutex<BTreeMap<String, Arc<Container>>>,
+}
+
+impl Containers {
+    /// Adds one.
+    ///
+    /// # Errors
+    /// The id is taken, or there are too many.
+    pub fn insert(&self, container: Container) -> Result<Arc<Container>, GuestError> {
+        let mut table = lock(&self.table);
+        if table.contains_key(&container.id) {
+            let text = format!("container {} exists", container.id);
+            return Err(GuestError::new(ErrorCode::AlreadyExists, "create", text));
+        }
+        if table.len() >= MAX_CONTAINERS {
+            let text = format!("the sandbox has {MAX_CONTAINERS} containers already");
+            return Err(GuestError::new(ErrorCode::ResourceExhausted, "create", text));
+        }
+        let container = Arc::new(container);
+        table.insert(container.id.clone(), Arc::clone(&container));
+        Ok(container)
+    }
+
+    /// The container of this id.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get(&self, id: &str) -> Result<Arc<Container>, GuestError> {
+        lock(&self.table)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| GuestError::new(ErrorCode::NotFound, "task", format!("there is no container {id}")))
+    }
+
+    /// Forgets one.
+    pub fn remove(&self, id: &str) {
+        lock(&self.table).remove(id);
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        lock(&self.table).is_empty()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        lock(&self.table).values().cloned().collect()
+    }
+}
+
+/// The tables are whole after every statement, so a panic elsewhere leaves nothing to distrust.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::ProcessId;
+    use crate::io::Stdio;
+
+    fn process(exec: &str) -> Process {
+        Process::new(ProcessId { container: "c".into(), exec: exec.into() }, Stdio::default(), None)
+    }
+
+    fn container() -> Container {
+        Container::new("c", PathBuf::from("/b"), Role::Single, process(""))
+    }
+
+    #[test]
+    fn ids_are_taken_once_and_free_again() {
+        let containers = Containers::default();
+        containers.insert(container()).unwrap();
+        assert_eq!(containers.insert(container()).unwrap_err().code, ErrorCode::AlreadyExists);
+        containers.remove("c");
+        assert!(containers.is_empty());
+        assert_eq!(containers.get("c").unwrap_err().code, ErrorCode::NotFound);
+    }
+
+    #[test]
+    fn processes_are_found_by_name() {
+        let container = container();
+        container.add_process(process("x")).unwrap();
+        assert_eq!(container.add_process(process("x")).unwrap_err().code, ErrorCode::AlreadyExists);
+        assert_eq!(container.process("x").unwrap().id.exec, "x");
+        assert_eq!(container.process("").unwrap().id.exec, "");
+        container.remove_process("x");
+        assert_eq!(container.process("x").unwrap_err().code, ErrorCode::NotFound);
+    }
+
+    #[test]
+    fn a_container_under_creation_says_so() {
+        let container = container();
+        assert_eq!(container.check_created("kill").unwrap_err().code, ErrorCode::FailedPrecondition);
+        container.created(None);
+        container.check_created("kill").unwrap();
+    }
+}

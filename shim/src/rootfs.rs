@@ -1,0 +1,401 @@
+//! Where a container's root file system comes from: an image that the guest pulls itself, or a
+//! directory of the host that is shared with a plain guest.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use agent_api::agent::Storage;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use containerd_shim_protos::types::mount::Mount;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::spec::amend::HostBind;
+use crate::spec::group::{self, Role};
+use crate::state_dir::StateDir;
+
+/// The mount option by which a snapshotter hands over a volume of Kata's.
+const VOLUME_OPTION: &str = "io.katacontainers.volume=";
+/// The volume type by which a snapshotter leaves the image to the guest; the driver has this name.
+const GUEST_PULL: &str = "image_guest_pull";
+/// The image of a pod's sandbox container: the agent brings its own.
+const PAUSE: &str = "pause";
+/// The guest's directory for the containers' bundles.
+const GUEST_BUNDLES: &str = "/run/kata-containers";
+/// Where the guest mounts the shared directory.
+pub const GUEST_SHARED: &str = "/run/kata-containers/shared/containers";
+/// The longest JSON of a volume.
+const MAX_VOLUME: usize = 256 * 1024;
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The guest pulls this image.
+    GuestPull {
+        /// A reference, or [`PAUSE`].
+        image: String,
+        /// What the snapshotter knows of the image, for the agent.
+        metadata: BTreeMap<String, String>,
+    },
+    /// The host's mounts, through the shared directory.
+    Host,
+}
+
+/// Why there is no root file system.
+#[derive(Debug, Error)]
+pub enum RootfsError {
+    /// The volume is not what Kata writes.
+    #[error("mount option {VOLUME_OPTION}...: {0}")]
+    Volume(String),
+    /// The volume is of another type.
+    #[error("volume type {0:?} is not supported: use {GUEST_PULL}")]
+    VolumeType(String),
+    /// Nothing names the image.
+    #[error("no image to pull: neither the volume nor the annotation io.kubernetes.cri.image-name names one")]
+    NoImage,
+    /// A confidential guest cannot take the host's files.
+    #[error(
+        "the host's root file system cannot go into a confidential guest: use a guest-pull snapshotter, or \
+         experimental = [\"force_guest_pull\"] in [runtime]"
+    )]
+    Confidential,
+    /// A confidential guest cannot take the host's files.
+    #[error("mount of {source_path} at {destination}: files of the host cannot go into a confidential guest: remove it")]
+    ConfidentialBind {
+        /// The path on the host.
+        source_path: String,
+        /// The path in the container.
+        destination: String,
+    },
+    /// The guest shares nothing.
+    #[error("the host's files are needed and shared_fs is \"none\": set it to \"virtio-fs\" in [hypervisor.qemu]")]
+    NotShared,
+    /// There is no root file system at all.
+    #[error("the task has neither mounts nor a root.path")]
+    Nothing,
+    /// A directory or file to mount on cannot be made.
+    #[error("make {path:?}: {source}")]
+    Make {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The mount fails.
+    #[error("mount {what} on {path:?}: {cause}")]
+    Mount {
+        /// What is mounted.
+        what: String,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+}
+
+/// Decides where the root file system comes from.
+///
+/// # Errors
+/// [`RootfsError`] where the request contradicts itself, or the host's files are not allowed.
+pub fn choose(
+    config: &Config,
+    role: &Role,
+    annotations: &BTreeMap<String, String>,
+    mounts: &[Mount],
+) -> Result<Source, RootfsError> {
+    let volume = mounts.iter().flat_map(|mount| &mount.options).find_map(|option| option.strip_prefix(VOLUME_OPTION));
+    let volume = volume.map(Volume::parse).transpose()?;
+    if volume.is_none() && !config.force_guest_pull {
+        return match config.tee.is_confidential() {
+            true => Err(RootfsError::Confidential),
+            false => Ok(Source::Host),
+        };
+    }
+    let volume = volume.unwrap_or_default();
+    let image = match role {
+        Role::Sandbox => PAUSE.to_owned(),
+        Role::Single | Role::Member { .. } => {
+            let named = Some(volume.source.as_str()).filter(|source| !source.is_empty());
+            named.or_else(|| group::image(annotations)).ok_or(RootfsError::NoImage)?.to_owned()
+        }
+    };
+    Ok(Source::GuestPull { image, metadata: volume.image_pull.unwrap_or_default().metadata })
+}
+
+/// Where the guest has a container's root file system.
+#[must_use]
+pub fn guest_path(source: &Source, container: &str) -> String {
+    match source {
+        Source::GuestPull { .. } => format!("{GUEST_BUNDLES}/{container}/rootfs"),
+        Source::Host => format!("{GUEST_SHARED}/{container}/rootfs"),
+    }
+}
+
+/// The agent's work order for an image that it pulls.
+#[must_use]
+pub fn guest_pull_storage(image: &str, metadata: &BTreeMap<String, String>, container: &str) -> Storage {
+    let volume = serde_json::json!({ "metadata": metadata });
+    Storage {
+        driver: GUEST_PULL.to_owned(),
+        driver_options: vec![format!("{GUEST_PULL}={volume}")],
+        source: image.to_owned(),
+        fstype: "overlay".to_owned(),
+        mount_point: format!("{GUEST_BUNDLES}/{container}/rootfs"),
+        ..Default::default()
+    }
+}
+
+/// The work order for the shared directory, once for a pod.
+#[must_use]
+pub fn shared_storage() -> Storage {
+    Storage {
+        driver: "virtio-fs".to_owned(),
+        source: crate::virtiofs::TAG.to_owned(),
+        fstype: "virtiofs".to_owned(),
+        mount_point: format!("{GUEST_SHARED}/"),
+        ..Default::default()
+    }
+}
+
+/// Refuses host binds where they cannot be.
+///
+/// # Errors
+/// [`RootfsError`] names the first mount, or the setting.
+pub fn check_binds(config: &Config, binds: &[HostBind], destination: impl Fn(&HostBind) -> String) -> Result<(), RootfsError> {
+    match binds.first() {
+        Some(bind) if config.tee.is_confidential() => Err(RootfsError::ConfidentialBind {
+            source_path: bind.source.clone(),
+            destination: destination(bind),
+        }),
+        Some(_) if config.vm.shared_fs == crate::config::SharedFs::None => Err(RootfsError::NotShared),
+        _ => Ok(()),
+    }
+}
+
+/// What a container has mounted below the shared directory. Dropping it undoes the mounts.
+#[derive(Debug)]
+pub struct Shared {
+    directory: PathBuf,
+    mounted: Vec<PathBuf>,
+}
+
+impl Shared {
+    /// Prepares the directory of one container.
+    ///
+    /// # Errors
+    /// As the directory cannot be made.
+    pub fn new(directory: &StateDir, container: &str) -> Result<Self, RootfsError> {
+        let directory = directory.shared().join(container);
+        make_directory(&directory)?;
+        Ok(Self { directory, mounted: Vec::new() })
+    }
+
+    /// Mounts the root file system: containerd's mounts, or else the bundle's directory.
+    ///
+    /// # Errors
+    /// [`RootfsError::Mount`] names the mount.
+    pub fn mount_rootfs(&mut self, mounts: &[Mount], bundle: &Path, root: &str) -> Result<(), RootfsError> {
+        let target = self.directory.join("rootfs");
+        make_directory(&target)?;
+        if mounts.is_empty() {
+            if root.is_empty() {
+                return Err(RootfsError::Nothing);
+            }
+            return self.bind(&bundle.join(root), target);
+        }
+        for mount in mounts {
+            let failed = |cause: String| RootfsError::Mount {
+                what: format!("{} {}", mount.type_, mount.source),
+                path: target.clone(),
+                cause,
+            };
+            let options: Vec<String> = mount.options.clone();
+            containerd_shim::mount::mount_rootfs(
+                Some(mount.type_.as_str()).filter(|kind| !kind.is_empty()),
+                Some(mount.source.as_str()).filter(|source| !source.is_empty()),
+                &options,
+                &target,
+            )
+            .map_err(|error| failed(error.to_string()))?;
+            self.mounted.push(target.clone());
+        }
+        Ok(())
+    }
+
+    /// Shares one file or directory; returns its path in the guest.
+    ///
+    /// # Errors
+    /// [`RootfsError`] names the path.
+    pub fn share(&mut self, bind: &HostBind) -> Result<String, RootfsError> {
+        let source = Path::new(&bind.source);
+        let is_directory = std::fs::metadata(source)
+            .map_err(|source| RootfsError::Make { path: PathBuf::from(&bind.source), source })?
+            .is_dir();
+        let name = format!("mount-{}", bind.index);
+        let target = self.directory.join(&name);
+        if is_directory {
+            make_directory(&target)?;
+        } else {
+            std::fs::File::create(&target).map_err(|source| RootfsError::Make { path: target.clone(), source })?;
+        }
+        self.bind(source, target)?;
+        let container = self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(format!("{GUEST_SHARED}/{container}/{name}"))
+    }
+
+    fn bind(&mut self, source: &Path, target: PathBuf) -> Result<(), RootfsError> {
+        let failed = |error: rustix::io::Errno| RootfsError::Mount {
+            what: source.display().to_string(),
+            path: target.clone(),
+            cause: error.to_string(),
+        };
+        rustix::mount::mount_bind_recursive(source, &target).map_err(failed)?;
+        // Undoing it later must not undo anything of the host's.
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change(&target, private).map_err(failed)?;
+        self.mounted.push(target);
+        Ok(())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for target in self.mounted.drain(..).rev() {
+            if let Err(error) = rustix::mount::unmount(&target, UnmountFlags::DETACH) {
+                tracing::warn!(%error, path = %target.display(), "unmount");
+            }
+        }
+        // Removes what was mounted on, and stops at anything that is still mounted.
+        if let Err(error) = remove_empty_tree(&self.directory) {
+            tracing::warn!(%error, path = %self.directory.display(), "remove");
+        }
+    }
+}
+
+/// Gives the shim a mount namespace of its own, in which the host's later mounts still appear. What
+/// the shim mounts is then gone when its last process is, however it ends. Must be called before
+/// there are threads.
+///
+/// # Errors
+/// As the kernel refuses.
+pub fn own_mount_namespace() -> std::io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", downstream)?;
+    Ok(())
+}
+
+fn make_directory(path: &Path) -> Result<(), RootfsError> {
+    std::fs::create_dir_all(path).map_err(|source| RootfsError::Make { path: path.to_owned(), source })
+}
+
+/// Removes a directory whose entries are empty files and empty directories.
+fn remove_empty_tree(directory: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            std::fs::remove_dir(&path)?;
+        } else {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    std::fs::remove_dir(directory)
+}
+
+/// Kata's volume, as far as it is needed. Its other fields belong to other types of volume.
+#[derive(Debug, Default, Deserialize)]
+struct Volume {
+    #[serde(default)]
+    volume_type: String,
+    #[serde(default)]
+    source: String,
+    #[serde(default)]
+    image_pull: Option<ImagePull>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct ImagePull {
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
+impl Volume {
+    fn parse(text: &str) -> Result<Self, RootfsError> {
+        if text.len() > MAX_VOLUME {
+            return Err(RootfsError::Volume(format!("has more than {MAX_VOLUME} bytes")));
+        }
+        let json = STANDARD.decode(text).map_err(|error| RootfsError::Volume(format!("not base64: {error}")))?;
+        let volume: Self =
+            serde_json::from_slice(&json).map_err(|error| RootfsError::Volume(format!("not a volume: {error}")))?;
+        match volume.volume_type.as_str() {
+            GUEST_PULL => Ok(volume),
+            other => Err(RootfsError::VolumeType(other.chars().take(64).collect())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tee;
+
+    fn volume(json: &str) -> Vec<Mount> {
+        let option = format!("{VOLUME_OPTION}{}", STANDARD.encode(json));
+        vec![Mount { type_: "fuse.nydus-overlayfs".into(), options: vec![option], ..Default::default() }]
+    }
+
+    fn none() -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    #[test]
+    fn a_plain_guest_takes_the_hosts_files_and_a_confidential_one_does_not() {
+        let config = Config::default();
+        assert_eq!(choose(&config, &Role::Single, &none(), &[]).unwrap(), Source::Host);
+        let config = Config { tee: Tee::Sample, ..config };
+        assert!(matches!(choose(&config, &Role::Single, &none(), &[]), Err(RootfsError::Confidential)));
+    }
+
+    #[test]
+    fn a_volume_names_the_image_or_the_annotation_does() {
+        let config = Config::default();
+        let mounts = volume(r#"{"volume_type":"image_guest_pull","source":"r/a:1","image_pull":{"metadata":{"k":"v"}}}"#);
+        let Source::GuestPull { image, metadata } = choose(&config, &Role::Single, &none(), &mounts).unwrap() else {
+            panic!()
+        };
+        assert_eq!((image.as_str(), metadata["k"].as_str()), ("r/a:1", "v"));
+        let mounts = volume(r#"{"volume_type":"image_guest_pull"}"#);
+        let named = BTreeMap::from([("io.kubernetes.cri.image-name".to_owned(), "r/b:2".to_owned())]);
+        let source = choose(&config, &Role::Single, &named, &mounts).unwrap();
+        assert!(matches!(source, Source::GuestPull { image, .. } if image == "r/b:2"));
+        assert!(matches!(choose(&config, &Role::Single, &none(), &mounts), Err(RootfsError::NoImage)));
+    }
+
+    #[test]
+    fn a_sandbox_needs_no_image() {
+        let config = Config { force_guest_pull: true, ..Config::default() };
+        let source = choose(&config, &Role::Sandbox, &none(), &[]).unwrap();
+        assert!(matches!(source, Source::GuestPull { image, .. } if image == PAUSE));
+    }
+
+    #[test]
+    fn other_volumes_are_refused_by_name() {
+        let config = Config::default();
+        for (json, named) in [(r#"{"volume_type":"direct_block"}"#, "direct_block"), ("nonsense", "not a volume")] {
+            let error = choose(&config, &Role::Single, &none(), &volume(json)).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn host_binds_are_refused_in_a_confidential_guest() {
+        let config = Config { tee: Tee::Sample, ..Config::default() };
+        let binds = [HostBind { index: 0, source: "/h".into() }];
+        let error = check_binds(&config, &binds, |_| "/etc/hosts".into()).unwrap_err();
+        assert!(error.to_string().contains("/etc/hosts"), "{error}");
+        check_binds(&Config::default(), &binds, |_| String::new()).unwrap();
+    }
+}

@@ -1,0 +1,286 @@
+//! From a plan to a VM whose agent answers, and what is known when that fails.
+//!
+//! Nothing polls: the agent says `READY` on the host port, and the end of QEMU is watched all the
+//! time, so a boot that cannot succeed ends within milliseconds of the reason.
+
+use std::time::{Duration, Instant};
+
+use agent_api::agent::Storage;
+use agent_api::{ErrorCode, GuestError, Target, ports};
+use hypervisor::{BootError, Cause, Exit, Incoming, SharedFs, Vm, VmSpec};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep_until, timeout};
+use tracing::{debug, warn};
+use ttrpc::r#async::transport::Socket;
+
+use crate::config;
+use crate::guest::Guest;
+use crate::relay::{HostPort, Notice};
+use crate::state_dir::StateDir;
+use crate::timeline::Timeline;
+use crate::virtiofs::{self, Virtiofsd};
+
+/// Notices of the guest that wait for the driver; a guest that sends more waits.
+const MAX_NOTICES: usize = 64;
+/// How long QEMU may still run after the agent's end is known. Then its end would have been seen.
+const VM_END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a guest may take to power off after it was asked.
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(2);
+/// Lines and bytes of the console that an error shows.
+const TAIL_LINES: usize = 15;
+const TAIL_BYTES: usize = 2000;
+
+/// All that a boot needs.
+#[derive(Debug)]
+pub struct Plan {
+    /// The sandbox's id.
+    pub id: String,
+    /// The guest's host name; empty for the agent's choice.
+    pub hostname: String,
+    /// The VM, but for its shared directory.
+    pub vm: VmSpec,
+    /// The configuration of the virtio-fs daemon, where host directories are shared.
+    pub shared: Option<config::Vm>,
+    /// The sandbox's directory.
+    pub directory: StateDir,
+    /// What the agent mounts for the whole pod.
+    pub storages: Vec<Storage>,
+    /// What the relay may dial.
+    pub relay_allow: Vec<Target>,
+    /// How long the agent may take to say `READY`.
+    pub within: Duration,
+}
+
+/// A VM whose agent answers.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) guest: Guest,
+    vm: Vm,
+    virtiofsd: Option<Virtiofsd>,
+    notices: mpsc::Receiver<Notice>,
+    timeline: Timeline,
+    /// Until when the end of QEMU is waited for, once the agent is known to have ended.
+    agent_ended: Option<tokio::time::Instant>,
+    _host_port: AbortOnDrop,
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Boots.
+pub(super) async fn boot(
+    plan: Plan,
+    timeline: Timeline,
+    gone: watch::Receiver<Option<GuestError>>,
+) -> Result<Live, GuestError> {
+    let started = Instant::now();
+    let mut spec = plan.vm;
+    let mut virtiofsd = None;
+    if let Some(shared) = &plan.shared {
+        let daemon = Virtiofsd::start(shared, &plan.directory)
+            .await
+            .map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
+        spec.shared_fs =
+            Some(SharedFs { socket: daemon.socket().to_owned(), tag: virtiofs::TAG.to_owned() });
+        virtiofsd = Some(daemon);
+    }
+    let mut vm = Vm::boot(spec).await.map_err(boot_error)?;
+    timeline.note("vmm", started.elapsed(), None);
+    if let Err(error) = plan.directory.record("vmm", vm.pid()) {
+        warn!(%error, "record of the VMM's pid");
+    }
+    let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
+    let host_port = accept_all(vm.incoming(), HostPort::new(&plan.relay_allow, sender));
+    let ready = match timeout(plan.within, ready(&vm, &mut notices)).await {
+        Ok(ready) => ready?,
+        Err(_) => {
+            let text = format!("the agent did not say READY in {:.1} s", plan.within.as_secs_f32());
+            return Err(with_console(GuestError::new(ErrorCode::DeadlineExceeded, "agent", text), &vm));
+        }
+    };
+    timeline.note_ready(&ready);
+    let guest = connect(&vm, gone).await?;
+    let opened = guest.create_sandbox(&plan.id, &plan.hostname, plan.storages);
+    tokio::select! {
+        answer = opened => answer?,
+        exit = vm.wait() => return Err(exit_error(&exit, &vm)),
+    }
+    debug!(milliseconds = started.elapsed().as_millis(), "the agent answers");
+    Ok(Live { guest, vm, virtiofsd, notices, timeline, agent_ended: None, _host_port: host_port })
+}
+
+/// Serves the host port for as long as the VM runs.
+fn accept_all(incoming: Option<Incoming>, service: HostPort) -> AbortOnDrop {
+    AbortOnDrop(tokio::spawn(async move {
+        let Some(mut incoming) = incoming else { return };
+        // Connections end with this task.
+        let mut served = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = incoming.accept() => match accepted {
+                    Some(Ok(stream)) => { served.spawn(service.clone().serve(stream)); }
+                    Some(Err(error)) => warn!(%error, "connection of the guest"),
+                    None => break,
+                },
+                Some(_) = served.join_next() => {}
+            }
+        }
+    }))
+}
+
+async fn ready(vm: &Vm, notices: &mut mpsc::Receiver<Notice>) -> Result<agent_api::Ready, GuestError> {
+    loop {
+        tokio::select! {
+            biased;
+            notice = notices.recv() => match notice {
+                Some(Notice::Ready(ready)) => return Ok(ready),
+                Some(Notice::Failed(error)) => return Err(error),
+                Some(Notice::Event(_) | Notice::Ended) => {}
+                None => return Err(exit_error(&vm.wait().await, vm)),
+            },
+            exit = vm.wait() => return Err(exit_error(&exit, vm)),
+        }
+    }
+}
+
+async fn connect(vm: &Vm, gone: watch::Receiver<Option<GuestError>>) -> Result<Guest, GuestError> {
+    let stream = tokio::select! {
+        stream = vm.connect(ports::AGENT) => stream,
+        exit = vm.wait() => return Err(exit_error(&exit, vm)),
+    };
+    let stream = stream.map_err(|error| {
+        let text = format!("connect to the agent's port {}: {error}", ports::AGENT);
+        with_console(GuestError::new(ErrorCode::AgentUnreachable, "agent", text), vm)
+    })?;
+    Ok(Guest::new(ttrpc::r#async::Client::new(Socket::new(stream)), gone))
+}
+
+impl Live {
+    pub(super) fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Waits for the end of the guest and returns its cause. Can be dropped and called again.
+    pub(super) async fn gone(&mut self) -> GuestError {
+        loop {
+            let deadline = self.agent_ended;
+            let overdue = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                exit = self.vm.wait() => return exit_error(&exit, &self.vm),
+                () = overdue => {
+                    let error = GuestError::new(ErrorCode::AgentUnreachable, "agent", "the agent ended");
+                    return with_console(error, &self.vm);
+                }
+                notice = self.notices.recv(), if deadline.is_none() => match notice {
+                    Some(Notice::Event(event)) => self.timeline.note_event(&event),
+                    Some(Notice::Failed(error)) => return error,
+                    Some(Notice::Ready(_)) => warn!("the guest said READY again"),
+                    Some(Notice::Ended) | None => {
+                        self.agent_ended = Some(tokio::time::Instant::now() + VM_END_TIMEOUT);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Ends the guest: politely, then not.
+    pub(super) async fn end(self) {
+        if let Err(error) = self.guest.destroy_sandbox().await {
+            debug!(%error, "the guest does not end by itself");
+            self.vm.kill().await;
+        } else {
+            self.vm.shutdown(POWER_OFF_TIMEOUT).await;
+        }
+        self.discard().await;
+    }
+
+    /// Lets go of everything at once.
+    pub(super) async fn discard(self) {
+        self.vm.kill().await;
+        if let Some(daemon) = self.virtiofsd {
+            daemon.stop().await;
+        }
+    }
+}
+
+fn boot_error(error: BootError) -> GuestError {
+    let code = match &error {
+        BootError::Spec(_) => ErrorCode::InvalidArgument,
+        BootError::Kvm(_) => ErrorCode::FailedPrecondition,
+        BootError::Exited(_) => ErrorCode::VmmExited,
+        _ => ErrorCode::Internal,
+    };
+    let stderr = match &error {
+        BootError::Exited(exit) => tail(&exit.stderr_tail),
+        _ => String::new(),
+    };
+    GuestError::new(code, "vmm", with_tail(error.to_string(), "QEMU's last words", &stderr))
+}
+
+fn exit_error(exit: &Exit, vm: &Vm) -> GuestError {
+    let (code, phase) = match &exit.cause {
+        Cause::Panic(_) => (ErrorCode::GuestPanicked, "kernel"),
+        Cause::Vmm => (ErrorCode::VmmExited, "vmm"),
+        Cause::PoweredOff | Cause::Reset | Cause::Stopped => (ErrorCode::VmmExited, "guest"),
+    };
+    let text = match &exit.cause {
+        Cause::Vmm => with_tail(exit.to_string(), "QEMU's last words", &tail(&exit.stderr_tail)),
+        _ => exit.to_string(),
+    };
+    with_console(GuestError::new(code, phase, text), vm)
+}
+
+fn with_console(error: GuestError, vm: &Vm) -> GuestError {
+    let text = with_tail(error.message, "the console's last lines", &tail(&vm.console_tail()));
+    GuestError::new(error.code, &error.phase, text)
+}
+
+fn with_tail(text: String, title: &str, tail: &str) -> String {
+    if tail.is_empty() || text.contains(tail) {
+        return text;
+    }
+    format!("{text}; {title}:\n{tail}\n")
+}
+
+/// The last lines, as plain text: the guest chooses what is in them.
+fn tail(text: &str) -> String {
+    let printable: String = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+    let lines: Vec<&str> = printable.lines().filter(|line| !line.trim().is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+    let start = last.ceil_char_boundary(last.len().saturating_sub(TAIL_BYTES));
+    last[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_is_short_and_plain() {
+        let text = (0..100).map(|n| format!("line {n}\r\n\x1b[0m")).collect::<String>();
+        let tail = tail(&text);
+        assert_eq!(tail.lines().count(), TAIL_LINES);
+        assert!(tail.contains("line 99") && !tail.contains('\x1b'));
+        assert!(super::tail(&"ä".repeat(5000)).len() <= TAIL_BYTES);
+    }
+
+    #[test]
+    fn a_tail_is_added_once() {
+        assert_eq!(with_tail("a".into(), "t", ""), "a");
+        assert_eq!(with_tail("a: b".into(), "t", "b"), "a: b");
+        assert_eq!(with_tail("a".into(), "t", "b"), "a; t:\nb\n");
+    }
+}

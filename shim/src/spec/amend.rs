@@ -1,0 +1,130 @@
+//! What a specification that was written for this host must lose before another kernel gets it.
+//!
+//! As Kata does it: hooks are the host's programs, namespace paths the host's namespaces, and the
+//! cgroup path and device, pids, block and network limits belong to the host's hierarchy. The
+//! network, time, pid and cgroup namespaces are the VM's own business. What is mounted from a
+//! directory of the host is shared with the guest first, or refused.
+
+use super::oci::{Linux, Mount, Spec};
+
+/// A bind mount whose source is on the host: where it stands in `Spec::mounts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostBind {
+    /// The index of the mount.
+    pub index: usize,
+    /// The path on the host.
+    pub source: String,
+}
+
+/// The namespaces that the guest's runtime makes anew; all others of the specification are
+/// dropped, because the VM has one of each.
+const KEPT_NAMESPACES: &[&str] = &["mount", "ipc", "uts", "user", "cgroup", "pid"];
+/// Options that make a bind mount of any type.
+const BIND_OPTIONS: &[&str] = &["bind", "rbind"];
+
+/// Makes a specification fit for the guest and returns the mounts that need files of the host.
+pub fn amend(spec: &mut Spec, disable_seccomp: bool) -> Vec<HostBind> {
+    spec.hooks = None;
+    if let Some(process) = &mut spec.process {
+        // Both name profiles of the host's kernel.
+        process.apparmor_profile.clear();
+        process.selinux_label.clear();
+    }
+    if let Some(linux) = &mut spec.linux {
+        amend_linux(linux, disable_seccomp);
+    }
+    // The guest makes its own: the host's /dev/shm is a bind mount of the pod's on the host.
+    spec.mounts.iter_mut().for_each(amend_mount);
+    spec.mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, mount)| is_host_bind(mount))
+        .map(|(index, mount)| HostBind { index, source: mount.source.clone() })
+        .collect()
+}
+
+fn amend_linux(linux: &mut Linux, disable_seccomp: bool) {
+    linux.namespaces.retain(|namespace| KEPT_NAMESPACES.contains(&namespace.kind.as_str()));
+    for namespace in &mut linux.namespaces {
+        namespace.path.clear();
+    }
+    if disable_seccomp {
+        linux.seccomp = None;
+    }
+    linux.mount_label.clear();
+    if let Some(resources) = &mut linux.resources {
+        resources.devices.clear();
+        resources.pids = None;
+        if let Some(cpu) = &mut resources.cpu {
+            // They name processors and nodes of the host.
+            cpu.cpus.clear();
+            cpu.mems.clear();
+        }
+    }
+}
+
+fn amend_mount(mount: &mut Mount) {
+    if mount.destination == "/dev/shm" && is_host_bind(mount) {
+        *mount = Mount {
+            destination: "/dev/shm".to_owned(),
+            source: "shm".to_owned(),
+            kind: "tmpfs".to_owned(),
+            options: ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec(),
+        };
+    }
+}
+
+fn is_host_bind(mount: &Mount) -> bool {
+    mount.kind == "bind" || mount.options.iter().any(|option| BIND_OPTIONS.contains(&option.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> Spec {
+        serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","hooks":{"prestart":[]},
+                "process":{"apparmorProfile":"p","selinuxLabel":"l"},
+                "mounts":[{"destination":"/proc","type":"proc","source":"proc"},
+                  {"destination":"/dev/shm","type":"bind","source":"/run/shm","options":["rbind"]},
+                  {"destination":"/etc/hosts","type":"bind","source":"/h/hosts","options":["rbind","ro"]}],
+                "linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/n"},{"type":"ipc","path":"/proc/1/ns/ipc"},
+                    {"type":"time"}],
+                  "seccomp":{"defaultAction":"x"},
+                  "resources":{"devices":[{"allow":false}],"pids":{"limit":5},"memory":{"limit":7},"cpu":{"cpus":"0-1","shares":2}}}}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn what_belongs_to_the_host_is_gone() {
+        let mut spec = spec();
+        amend(&mut spec, true);
+        assert!(spec.hooks.is_none());
+        let linux = spec.linux.unwrap();
+        let kinds: Vec<_> = linux.namespaces.iter().map(|n| (n.kind.as_str(), n.path.as_str())).collect();
+        assert_eq!(kinds, [("pid", ""), ("ipc", "")]);
+        assert!(linux.seccomp.is_none());
+        let resources = linux.resources.unwrap();
+        assert!(resources.devices.is_empty() && resources.pids.is_none());
+        assert_eq!(resources.memory.unwrap().limit, Some(7));
+        assert_eq!(resources.cpu.unwrap().cpus, "");
+        assert_eq!(spec.process.unwrap().apparmor_profile, "");
+    }
+
+    #[test]
+    fn only_host_binds_are_returned_and_shm_becomes_a_tmpfs() {
+        let mut spec = spec();
+        let binds = amend(&mut spec, true);
+        assert_eq!(binds, [HostBind { index: 2, source: "/h/hosts".into() }]);
+        assert_eq!(spec.mounts[1].kind, "tmpfs");
+    }
+
+    #[test]
+    fn seccomp_stays_where_the_guest_is_to_apply_it() {
+        let mut spec = spec();
+        amend(&mut spec, false);
+        assert!(spec.linux.unwrap().seccomp.is_some());
+    }
+}

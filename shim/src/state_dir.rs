@@ -1,0 +1,268 @@
+//! The directory of one sandbox on the host, and what is needed to clean up after a dead shim.
+//!
+//! Everything that a sandbox leaves on the host is in or points to
+//! `<root>/<namespace>/<sandbox id>`: the pid file of each process, sockets, the shared directory.
+//! The root is `/run/cloister`, or what `CLOISTER_STATE_ROOT` names: the same for `start`, the
+//! server and `delete`, which see the same environment.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// The environment variable that names another root.
+pub const ROOT_VARIABLE: &str = "CLOISTER_STATE_ROOT";
+/// The root where nothing names another.
+const DEFAULT_ROOT: &str = "/run/cloister";
+/// Every process of a sandbox but the shim has this in its environment or is in the directory.
+pub const OWNER_VARIABLE: &str = "CLOISTER_STATE_DIR";
+
+/// A process as the pid file knows it. The start time tells it from a later one of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// The process id.
+    pub pid: u32,
+    /// Clock ticks from the host's boot to the process's start (proc(5), `stat`, field 22).
+    pub start_time: u64,
+}
+
+impl Process {
+    /// The process of this number, if there is one.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may have spaces and parentheses; the last one ends it.
+        let (_, rest) = stat.rsplit_once(')')?;
+        let mut fields = rest.split_ascii_whitespace();
+        let is_zombie = fields.next()? == "Z";
+        let start_time = fields.nth(18)?.parse().ok()?;
+        (!is_zombie).then_some(Self { pid, start_time })
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+
+    /// Kills it, if it still is the same process. The descriptor is opened before the start time
+    /// is compared, so that no other process can be hit.
+    pub fn kill(self) {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return };
+        if let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty())
+            && self.is_alive()
+        {
+            let _ = pidfd_send_signal(&descriptor, Signal::KILL);
+        }
+    }
+}
+
+/// The directory of one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Where the directory of a sandbox is. Namespace and id were checked by containerd, and are
+    /// checked here again to be single components.
+    ///
+    /// # Errors
+    /// `InvalidInput` where one of them is not a plain name.
+    pub fn of(namespace: &str, sandbox: &str) -> io::Result<Self> {
+        let root = std::env::var_os(ROOT_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from);
+        Self::under(&root, namespace, sandbox)
+    }
+
+    fn under(root: &Path, namespace: &str, sandbox: &str) -> io::Result<Self> {
+        for name in [namespace, sandbox] {
+            if !is_plain_name(name) {
+                let text = format!("{name:?} is not a name: use A-Z a-z 0-9 . _ -, at most 128 of them");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        }
+        Ok(Self(root.join(namespace).join(sandbox)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The directory that virtio-fs shares.
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.0.join("shared")
+    }
+
+    /// Makes the directory, for root only.
+    ///
+    /// # Errors
+    /// As `mkdir` fails.
+    pub fn create(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+    }
+
+    /// Notes a process that belongs to the sandbox.
+    ///
+    /// # Errors
+    /// As the write fails.
+    pub fn record(&self, role: &str, pid: u32) -> io::Result<()> {
+        let Some(process) = Process::of(pid) else { return Ok(()) };
+        let text = serde_json::to_string(&process)?;
+        write_whole(&self.0.join(format!("{role}.pid")), text.as_bytes())
+    }
+
+    /// A noted process.
+    #[must_use]
+    pub fn recorded(&self, role: &str) -> Option<Process> {
+        let text = fs::read(self.0.join(format!("{role}.pid"))).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Writes a file so that a reader sees all of it or the one before.
+    ///
+    /// # Errors
+    /// As the write fails.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        write_whole(&self.0.join(name), bytes)
+    }
+
+    /// The processes that belong to the sandbox by where they are or by their environment, noted or
+    /// not: a shim that is killed between a fork and its note leaves one that is in no pid file.
+    #[must_use]
+    pub fn owned_processes(&self) -> Vec<Process> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| *pid != std::process::id() && self.owns(*pid))
+            .filter_map(Process::of)
+            .collect()
+    }
+
+    fn owns(&self, pid: u32) -> bool {
+        if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.0) {
+            return true;
+        }
+        let expected = [OWNER_VARIABLE.as_bytes(), b"=", self.0.as_os_str().as_encoded_bytes()].concat();
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == expected))
+    }
+
+    /// Removes the directory with all that is in it, and the namespace's if it is the last. Mounts
+    /// that are left in it are detached first. What is gone already is no error.
+    ///
+    /// # Errors
+    /// As a removal fails.
+    pub fn remove(&self) -> io::Result<()> {
+        detach_mounts_under(&self.0)?;
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if let Some(parent) = self.0.parent() {
+            // Not empty, or gone: both are fine.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a namespace's or sandbox's name is one path component of plain characters.
+#[must_use]
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= agent_api::limit::MAX_ID
+        && !name.bytes().all(|byte| byte == b'.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Detaches every mount at or below `directory`, innermost first.
+fn detach_mounts_under(directory: &Path) -> io::Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| PathBuf::from(unescape(field)))
+        .filter(|point| point.starts_with(directory))
+        .collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    for point in points {
+        match rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH) {
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Undoes the octal escapes of proc(5) for blanks and backslashes.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    io::Write::write_all(&mut file, bytes)?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_single_components() {
+        for bad in ["", ".", "..", "a/b", "a b", "ä"] {
+            assert!(!is_plain_name(bad), "{bad}");
+        }
+        assert!(is_plain_name("k8s.io"));
+        assert!(StateDir::under(Path::new("/r"), "ns", "..").is_err());
+        assert_eq!(StateDir::under(Path::new("/r"), "ns", "a").unwrap().path(), Path::new("/r/ns/a"));
+    }
+
+    #[test]
+    fn a_recorded_process_is_found_alive_and_then_killed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::under(root.path(), "ns", "pod").unwrap();
+        dir.create().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(dir.path()).spawn().unwrap();
+        dir.record("vmm", child.id()).unwrap();
+        let process = dir.recorded("vmm").unwrap();
+        assert!(process.is_alive());
+        assert!(dir.owned_processes().contains(&process));
+        process.kill();
+        assert!(!child.wait().unwrap().success());
+        assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn another_process_of_the_same_number_is_not_killed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let other = Process { start_time: 1, ..Process::of(child.id()).unwrap() };
+        other.kill();
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn removing_twice_is_fine() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::under(root.path(), "ns", "pod").unwrap();
+        dir.create().unwrap();
+        dir.write("x", b"y").unwrap();
+        dir.remove().unwrap();
+        dir.remove().unwrap();
+        assert!(!root.path().join("ns").exists());
+    }
+}

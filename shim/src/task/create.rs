@@ -1,0 +1,305 @@
+//! The creation of a container: configuration, VM (for the first of a pod), root file system,
+//! specification, and the guest's part. Every step that fails undoes those before it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_api::{ErrorCode, GuestError};
+use containerd_shim_protos::events::task as told;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::topics;
+use containerd_shim_protos::types::mount::Mount;
+use hypervisor::VmSpec;
+use tracing::{info, warn};
+
+use super::{Tasks, options};
+use crate::config::{self, Config, ConfigError, SharedFs};
+use crate::container::Container;
+use crate::guest::{NewContainer, ProcessId};
+use crate::init_data;
+use crate::io::{self, Stdio};
+use crate::process::Process;
+use crate::rootfs::{self, RootfsError, Shared, Source};
+use crate::sandbox::Plan;
+use crate::spec::amend::{HostBind, amend};
+use crate::spec::group::{self, Role};
+use crate::spec::{self, Spec, proto, size};
+use crate::state_dir::is_plain_name;
+
+/// How long the guest may take to forget a container whose creation failed.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The file in the state directory that keeps the guest's console.
+const CONSOLE_LOG: &str = "console.log";
+
+/// What containerd asks for.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// The container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// The mounts of its root file system.
+    pub rootfs: Vec<Mount>,
+    /// Its stdio.
+    pub stdio: Stdio,
+    /// The runtime's options.
+    pub options: Option<Any>,
+}
+
+/// What was read and decided before anything is done.
+struct Prepared {
+    config: Config,
+    spec: Spec,
+    source: Source,
+    binds: Vec<HostBind>,
+    /// The root's path on the host, relative to the bundle or absolute.
+    host_root: String,
+}
+
+impl Tasks {
+    /// Creates a container and returns its process id.
+    pub(super) async fn create(self: Arc<Self>, request: CreateRequest) -> Result<u32, GuestError> {
+        if !is_plain_name(&request.id) {
+            let text = format!("{:?} is not an id", request.id);
+            return Err(GuestError::new(ErrorCode::InvalidArgument, "create", text));
+        }
+        let spec = spec::read(&request.bundle)
+            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
+        let role = group::role(&spec.annotations)
+            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
+        if role.sandbox_of(&request.id) != self.sandbox_id {
+            let text = format!("container {} is not of sandbox {}", request.id, self.sandbox_id);
+            return Err(GuestError::new(ErrorCode::InvalidArgument, "create", text));
+        }
+        let id = ProcessId { container: request.id.clone(), exec: String::new() };
+        let init = Process::new(id, request.stdio.clone(), None);
+        let container = self.containers.insert(Container::new(&request.id, request.bundle.clone(), role, init))?;
+
+        let outcome = tokio::select! {
+            biased;
+            () = container.cancel.cancelled() => {
+                let text = format!("the creation of container {} was cancelled", container.id);
+                Err(GuestError::new(ErrorCode::Cancelled, "create", text))
+            }
+            outcome = self.create_steps(&container, &request, spec) => outcome,
+        };
+        match outcome {
+            Ok(shared) => {
+                container.created(shared);
+                self.tell_created(&container, &request);
+                if let Ok(guest) = self.sandbox.guest() {
+                    tokio::spawn(Arc::clone(&self).guard_created(Arc::clone(&container), guest));
+                }
+                Ok(self.pid())
+            }
+            Err(error) => {
+                warn!(%error, container = container.id, "create");
+                self.undo_create(&container).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_steps(
+        self: &Arc<Self>,
+        container: &Container,
+        request: &CreateRequest,
+        spec: Spec,
+    ) -> Result<Option<Shared>, GuestError> {
+        let config = self.config(request, &container.role, &spec).await?;
+        let mut prepared = prepare(config, container, request, spec)?;
+        let (streams, stdin) = io::open(&container.init.stdio).await?;
+        if container.role.owns_vm() {
+            self.boot(container, &prepared).await?;
+        }
+        let guest = self.sandbox.guest()?;
+        let shared = self.share(container, request, &mut prepared).await?;
+        let began = Instant::now();
+        let storages = match &prepared.source {
+            Source::GuestPull { image, metadata } => {
+                vec![rootfs::guest_pull_storage(image, metadata, &container.id)]
+            }
+            Source::Host => Vec::new(),
+        };
+        let new = NewContainer { id: container.id.clone(), storages, spec: proto::spec(&prepared.spec) };
+        guest.create_container(new, prepared.config.create_timeout).await?;
+        self.timeline.note("create", began.elapsed(), Some(&container.id));
+        container.init.hold_stdin(stdin);
+        container.init.turn.lock().await.streams = Some(streams);
+        Ok(shared)
+    }
+
+    /// The pod's configuration: read by its first container, and kept for the others.
+    async fn config(&self, request: &CreateRequest, role: &Role, spec: &Spec) -> Result<Config, GuestError> {
+        let invalid = |error: ConfigError| GuestError::new(ErrorCode::InvalidArgument, "config", error);
+        let load = || async {
+            let named = options::config_path(request.options.as_ref())?;
+            let path = config::choose(named.as_deref(), self.config_variable.as_deref());
+            info!(path = ?path, "configuration");
+            let config = config::load(path.as_deref()).map_err(invalid)?;
+            match role.owns_vm() {
+                true => config::annotation::apply(config, &spec.annotations).map_err(invalid),
+                false => Ok(config),
+            }
+        };
+        self.config.get_or_try_init(load).await.cloned()
+    }
+
+    async fn boot(self: &Arc<Self>, container: &Container, prepared: &Prepared) -> Result<(), GuestError> {
+        let plan = self.plan(container, prepared)?;
+        self.sandbox.boot(plan).await?;
+        if let Ok(guest) = self.sandbox.guest() {
+            tokio::spawn(Arc::clone(self).watch_memory(guest));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, container: &Container, prepared: &Prepared) -> Result<Plan, GuestError> {
+        let internal = |error: std::io::Error| GuestError::new(ErrorCode::Internal, "vmm", error);
+        let Prepared { config, spec, .. } = prepared;
+        std::fs::create_dir_all(self.directory.shared()).map_err(internal)?;
+        let mut vm = config.vm.clone();
+        size::fit(&mut vm, spec);
+        let mut kernel_params = vm.kernel_params.clone();
+        kernel_params.push(format!("cloister.tee={}", config.tee.name()));
+        let mut disks = Vec::new();
+        let init_data = init_data::prepare(&spec.annotations, config.init_data.as_deref(), &self.directory)
+            .map_err(|error| GuestError::new(ErrorCode::InitDataInvalid, "init-data", error))?;
+        if let Some(prepared) = init_data {
+            disks.push(prepared.disk);
+            kernel_params.push(prepared.kernel_param);
+        }
+        // A pod's later containers may need files of the host; one on its own is known already.
+        let may_share = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
+        let needs_share =
+            container.role == Role::Sandbox || prepared.source == Source::Host || !prepared.binds.is_empty();
+        let is_shared = may_share && needs_share;
+        Ok(Plan {
+            id: self.sandbox_id.clone(),
+            hostname: spec.hostname.clone(),
+            shared: is_shared.then(|| vm.clone()),
+            storages: if is_shared { vec![rootfs::shared_storage()] } else { Vec::new() },
+            directory: self.directory.clone(),
+            relay_allow: config.relay_allow.clone(),
+            within: config.boot_timeout,
+            vm: VmSpec {
+                machine: vm.machine,
+                accel: vm.accel,
+                vcpus: vm.vcpus,
+                memory_mib: vm.memory_mib,
+                initrd: vm.initrd,
+                firmware: vm.firmware,
+                qemu: vm.qemu,
+                kernel_params,
+                disks,
+                console_log: Some(self.directory.path().join(CONSOLE_LOG)),
+                ..VmSpec::new(&vm_name(&self.sandbox_id), &vm.kernel, self.directory.path())
+            },
+        })
+    }
+
+    /// Puts the host's files where the guest sees them, and their guest paths into the
+    /// specification.
+    async fn share(
+        &self,
+        container: &Container,
+        request: &CreateRequest,
+        prepared: &mut Prepared,
+    ) -> Result<Option<Shared>, GuestError> {
+        if prepared.source != Source::Host && prepared.binds.is_empty() {
+            return Ok(None);
+        }
+        let (directory, id) = (self.directory.clone(), container.id.clone());
+        let (mounts, bundle) = (request.rootfs.clone(), request.bundle.clone());
+        let binds = prepared.binds.clone();
+        let root = prepared.host_root.clone();
+        let is_host = prepared.source == Source::Host;
+        // Mounting may wait for a disk.
+        let work = move || -> Result<(Shared, Vec<String>), RootfsError> {
+            let mut shared = Shared::new(&directory, &id)?;
+            if is_host {
+                shared.mount_rootfs(&mounts, &bundle, &root)?;
+            }
+            let paths = binds.iter().map(|bind| shared.share(bind)).collect::<Result<_, _>>()?;
+            Ok((shared, paths))
+        };
+        let (shared, paths) = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| GuestError::new(ErrorCode::Internal, "rootfs", error))?
+            .map_err(|error| rootfs_error(&error))?;
+        for (bind, path) in prepared.binds.iter().zip(paths) {
+            if let Some(mount) = prepared.spec.mounts.get_mut(bind.index) {
+                mount.source = path;
+            }
+        }
+        Ok(Some(shared))
+    }
+
+    fn tell_created(&self, container: &Container, request: &CreateRequest) {
+        let event = told::TaskCreate {
+            container_id: container.id.clone(),
+            bundle: container.bundle.display().to_string(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(told::TaskIO {
+                stdin: request.stdio.stdin.clone(),
+                stdout: request.stdio.stdout.clone(),
+                stderr: request.stdio.stderr.clone(),
+                terminal: request.stdio.terminal,
+                ..Default::default()
+            }),
+            pid: self.pid(),
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &event);
+    }
+
+    async fn undo_create(&self, container: &Container) {
+        if container.role.owns_vm() {
+            self.sandbox.stop().await;
+        } else if let Ok(guest) = self.sandbox.guest() {
+            // An error means that the guest never had it.
+            let _ = tokio::time::timeout(UNDO_TIMEOUT, guest.remove_container(&container.id)).await;
+        }
+        container.unmount();
+        self.containers.remove(&container.id);
+    }
+}
+
+fn prepare(
+    config: Config,
+    container: &Container,
+    request: &CreateRequest,
+    mut spec: Spec,
+) -> Result<Prepared, GuestError> {
+    let source = rootfs::choose(&config, &container.role, &spec.annotations, &request.rootfs)
+        .map_err(|error| rootfs_error(&error))?;
+    if source == Source::Host && config.vm.shared_fs == SharedFs::None {
+        return Err(rootfs_error(&RootfsError::NotShared));
+    }
+    let binds = amend(&mut spec, config.disable_guest_seccomp);
+    let destination = |bind: &HostBind| spec.mounts.get(bind.index).map(|m| m.destination.clone()).unwrap_or_default();
+    rootfs::check_binds(&config, &binds, destination).map_err(|error| rootfs_error(&error))?;
+    let root = spec.root.get_or_insert_default();
+    let host_root = std::mem::replace(&mut root.path, rootfs::guest_path(&source, &container.id));
+    Ok(Prepared { config, spec, source, binds, host_root })
+}
+
+fn rootfs_error(error: &RootfsError) -> GuestError {
+    let code = match error {
+        RootfsError::Volume(_) | RootfsError::VolumeType(_) | RootfsError::NoImage | RootfsError::Nothing => {
+            ErrorCode::InvalidArgument
+        }
+        RootfsError::Confidential | RootfsError::ConfidentialBind { .. } | RootfsError::NotShared => {
+            ErrorCode::FailedPrecondition
+        }
+        RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
+    };
+    GuestError::new(code, "rootfs", error)
+}
+
+/// A name for the process list: ids may be longer than names of VMs.
+fn vm_name(id: &str) -> String {
+    id.chars().take(hypervisor::spec::MAX_NAME).collect()
+}

@@ -1,0 +1,342 @@
+//! containerd's task service: a request comes in, the sandbox or the guest does the work, an answer
+//! goes out. What is here decides; [`service`] only translates messages.
+
+mod create;
+mod options;
+pub mod service;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_api::{ErrorCode, GuestError};
+use containerd_shim_protos::events::task as told;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::topics;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::clock;
+use crate::container::{Container, Containers};
+use crate::event::Publisher;
+use crate::guest::{Guest, ProcessId};
+use crate::io::{self, Copies, Stdio};
+use crate::process::{Exit, KILLED, Phase, Process};
+use crate::sandbox::Sandbox;
+use crate::spec::{oci, proto};
+use crate::state_dir::{StateDir, is_plain_name};
+use crate::stats::{self, CgroupMode};
+use crate::timeline::Timeline;
+
+pub use create::CreateRequest;
+
+/// The tasks of one sandbox.
+#[derive(Debug)]
+pub struct Tasks {
+    sandbox_id: String,
+    directory: StateDir,
+    sandbox: Sandbox,
+    containers: Containers,
+    events: Publisher,
+    timeline: Timeline,
+    /// Set when the shim is to end.
+    exit: CancellationToken,
+    config: tokio::sync::OnceCell<crate::config::Config>,
+    config_variable: Option<PathBuf>,
+}
+
+impl Tasks {
+    /// The tasks of a sandbox that has none yet. `config_variable` is the configuration file that
+    /// the environment names.
+    #[must_use]
+    pub fn new(
+        sandbox_id: &str,
+        directory: StateDir,
+        events: Publisher,
+        exit: CancellationToken,
+        config_variable: Option<PathBuf>,
+    ) -> Arc<Self> {
+        let timeline = Timeline::new(sandbox_id, directory.clone());
+        Arc::new(Self {
+            sandbox_id: sandbox_id.to_owned(),
+            sandbox: Sandbox::new(timeline.clone()),
+            directory,
+            containers: Containers::default(),
+            events,
+            timeline,
+            exit,
+            config: tokio::sync::OnceCell::new(),
+            config_variable,
+        })
+    }
+
+    /// The process id that stands for every process of the sandbox on the host: the VMM's.
+    fn pid(&self) -> u32 {
+        self.sandbox.view().pid.unwrap_or_default()
+    }
+
+    /// Starts a container's first process, or a further one.
+    async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, GuestError> {
+        let container = self.containers.get(&id)?;
+        container.check_created("start")?;
+        let process = container.process(&exec)?;
+        let mut turn = process.turn.lock().await;
+        process.check_startable()?;
+        let guest = self.sandbox.guest()?;
+        let began = std::time::Instant::now();
+        let pid = self.pid();
+        if exec.is_empty() {
+            guest.start_container(&id).await?;
+            self.timeline.note("start", began.elapsed(), Some(&id));
+            info!("{}", self.timeline.line(&id));
+        } else {
+            let (streams, stdin) = io::open(&process.stdio).await?;
+            let spec = process.spec.as_ref().map(proto::process).unwrap_or_default();
+            guest.exec_process(&process.id, spec).await?;
+            process.hold_stdin(stdin);
+            turn.streams = Some(streams);
+        }
+        if let Some(streams) = turn.streams.take() {
+            turn.copies = Some(Copies::start(streams, &guest, &process.id));
+        }
+        process.started();
+        self.tell_started(&process, pid);
+        let copies = turn.copies.take();
+        drop(turn);
+        tokio::spawn(Self::follow(Arc::clone(&self), container, process, guest, copies));
+        Ok(pid)
+    }
+
+    fn tell_started(&self, process: &Process, pid: u32) {
+        let container_id = process.id.container.clone();
+        if process.id.exec.is_empty() {
+            let event = told::TaskStart { container_id, pid, ..Default::default() };
+            self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
+        } else {
+            let exec_id = process.id.exec.clone();
+            let event = told::TaskExecStarted { container_id, exec_id, pid, ..Default::default() };
+            self.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+        }
+    }
+
+    /// Waits for a process's end, then for the last of its output, then tells containerd.
+    async fn follow(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        process: Arc<Process>,
+        guest: Guest,
+        copies: Option<Copies>,
+    ) {
+        let status = match guest.wait_process(&process.id).await {
+            Ok(status) => u32::try_from(status).unwrap_or(u32::from(u8::MAX)),
+            Err(error) => {
+                warn!(%error, container = process.id.container, exec = process.id.exec, "the process is lost");
+                KILLED
+            }
+        };
+        if let Some(copies) = copies {
+            copies.finish().await;
+        }
+        self.ended(&process, status);
+        if process.id.exec.is_empty() && container.role.owns_vm() {
+            // Nothing can be done with the VM any more; its memory is better used by others.
+            self.sandbox.stop().await;
+        }
+    }
+
+    /// Tells containerd of a container that loses its VM before it is started.
+    async fn guard_created(self: Arc<Self>, container: Arc<Container>, guest: Guest) {
+        tokio::select! {
+            biased;
+            () = container.init.moved_on() => {}
+            cause = guest.gone() => {
+                warn!(%cause, container = container.id, "the container is lost");
+                self.ended(&container.init, KILLED);
+            }
+        }
+    }
+
+    fn ended(&self, process: &Process, status: u32) {
+        let pid = self.pid();
+        if !process.exited(status) {
+            return;
+        }
+        process.release_stdin();
+        let id = match process.id.exec.as_str() {
+            "" => process.id.container.clone(),
+            exec => exec.to_owned(),
+        };
+        debug!(container = process.id.container, exec = process.id.exec, status, "exit");
+        let event = told::TaskExit {
+            container_id: process.id.container.clone(),
+            id,
+            pid,
+            exit_status: status,
+            exited_at: MessageField::some(clock::timestamp(std::time::SystemTime::now())),
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
+    }
+
+    async fn kill(&self, id: &str, exec: &str, signal: u32) -> Result<(), GuestError> {
+        let container = self.containers.get(id)?;
+        container.check_created("kill")?;
+        let process = container.process(exec)?;
+        match process.phase() {
+            Phase::Exited(_) => {
+                let text = format!("{} has ended", process.name());
+                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
+            }
+            Phase::Created if !exec.is_empty() => {
+                let text = format!("{} is not started", process.name());
+                return Err(GuestError::new(ErrorCode::FailedPrecondition, "kill", text));
+            }
+            Phase::Created | Phase::Running => {}
+        }
+        let guest = match self.sandbox.guest() {
+            Ok(guest) => guest,
+            // Without a VM there is no process: it has ended, and who follows it is about to say so.
+            Err(_) => {
+                let text = format!("{} went with its VM", process.name());
+                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
+            }
+        };
+        guest.signal_process(&process.id, signal).await?;
+        if process.phase() == Phase::Created && signal == SIGKILL {
+            // It never ran, so no one follows it.
+            self.ended(&process, KILLED);
+        }
+        Ok(())
+    }
+
+    fn exec(&self, id: &str, exec: &str, stdio: Stdio, spec: oci::Process) -> Result<(), GuestError> {
+        if !is_plain_name(exec) {
+            let text = format!("{exec:?} is not a name for a process");
+            return Err(GuestError::new(ErrorCode::InvalidArgument, "exec", text));
+        }
+        let container = self.containers.get(id)?;
+        container.check_created("exec")?;
+        if container.init.phase() != Phase::Running {
+            let text = format!("container {id} is not running");
+            return Err(GuestError::new(ErrorCode::FailedPrecondition, "exec", text));
+        }
+        let process = ProcessId { container: id.to_owned(), exec: exec.to_owned() };
+        container.add_process(Process::new(process, stdio, Some(spec)))?;
+        let event = told::TaskExecAdded {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    async fn delete(self: Arc<Self>, id: String, exec: String) -> Result<(Exit, u32), GuestError> {
+        let container = self.containers.get(&id)?;
+        let pid = self.pid();
+        if !exec.is_empty() {
+            let process = container.process(&exec)?;
+            let exit = process.check_deletable()?.unwrap_or(never_ran());
+            container.remove_process(&exec);
+            return Ok((exit, pid));
+        }
+        if !container.is_created() {
+            // Who creates it cleans up, and answers the one who asked for it.
+            container.cancel.cancel();
+            let text = format!("the creation of container {id} was ended");
+            return Err(GuestError::new(ErrorCode::NotFound, "delete", text));
+        }
+        let _turn = container.init.turn.lock().await;
+        let exit = container.init.check_deletable()?.unwrap_or(never_ran());
+        if let Ok(guest) = self.sandbox.guest() {
+            match guest.remove_container(&id).await {
+                Ok(()) => {}
+                Err(error) if error.code == ErrorCode::NotFound || self.sandbox.guest().is_err() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if container.role.owns_vm() {
+            self.sandbox.stop().await;
+        }
+        container.unmount();
+        self.containers.remove(&id);
+        // Who waits for one that never ran must not wait for ever.
+        container.init.exited(exit.status);
+        let event = told::TaskDelete {
+            container_id: id.clone(),
+            pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(clock::timestamp(exit.at)),
+            ..Default::default()
+        };
+        self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
+        Ok((exit, pid))
+    }
+
+    async fn set_paused(&self, id: &str, paused: bool) -> Result<(), GuestError> {
+        let container = self.containers.get(id)?;
+        container.check_created("pause")?;
+        let guest = self.sandbox.guest()?;
+        let container_id = id.to_owned();
+        if paused {
+            guest.pause_container(id).await?;
+            let event = told::TaskPaused { container_id, ..Default::default() };
+            self.events.publish(topics::TASK_PAUSED_EVENT_TOPIC, &event);
+        } else {
+            guest.resume_container(id).await?;
+            let event = told::TaskResumed { container_id, ..Default::default() };
+            self.events.publish(topics::TASK_RESUMED_EVENT_TOPIC, &event);
+        }
+        container.set_paused(paused);
+        Ok(())
+    }
+
+    async fn stats(&self, id: &str) -> Result<containerd_shim_protos::protobuf::well_known_types::any::Any, GuestError> {
+        let container = self.containers.get(id)?;
+        container.check_created("stats")?;
+        let stats = self.sandbox.guest()?.stats_container(id).await?;
+        stats::pack(CgroupMode::of_host(), &stats)
+            .map_err(|error| GuestError::new(ErrorCode::Internal, "stats", error))
+    }
+
+    /// Ends the shim, unless containers are left: each of a pod's containers asks for it.
+    fn shutdown(&self) {
+        if self.containers.is_empty() {
+            info!(sandbox = self.sandbox_id, "shutdown");
+            self.exit.cancel();
+        }
+    }
+
+    /// Ends the VM and removes what the sandbox has on the host.
+    pub async fn close(&self) {
+        self.sandbox.stop().await;
+        for container in self.containers.all() {
+            container.unmount();
+        }
+        if let Err(error) = self.directory.remove() {
+            warn!(%error, path = %self.directory.path().display(), "remove the state directory");
+        }
+        self.events.flush().await;
+    }
+
+    /// Tells containerd of containers that run out of memory, until the guest is gone.
+    async fn watch_memory(self: Arc<Self>, guest: Guest) {
+        loop {
+            match guest.oom_event().await {
+                Ok(container_id) => {
+                    info!(container = container_id, "out of memory");
+                    let event = told::TaskOOM { container_id, ..Default::default() };
+                    self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+                }
+                Err(error) => return debug!(%error, "no more events of memory"),
+            }
+        }
+    }
+}
+
+/// SIGKILL's number on every architecture of Linux.
+const SIGKILL: u32 = 9;
+
+/// What is told of a process that was deleted before it ran.
+fn never_ran() -> Exit {
+    Exit { status: KILLED, at: std::time::SystemTime::now() }
+}

@@ -1,0 +1,241 @@
+//! containerd's task messages, translated. Work that must not be cut short when a caller gives up
+//! runs in a task of its own: ttRPC drops the handler of a call whose time is over.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use agent_api::{ErrorCode, GuestError};
+use async_trait::async_trait;
+use containerd_shim_protos::api as wire;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::types::task::{ProcessInfo, Status};
+use serde::de::DeserializeOwned;
+use ttrpc::r#async::TtrpcContext;
+
+use super::{CreateRequest, Tasks};
+use crate::clock;
+use crate::io::Stdio;
+use crate::process::Phase;
+use crate::spec::{oci, proto};
+
+/// The largest JSON in a request. containerd's own messages are at most 4 MiB.
+const MAX_JSON: usize = 4 * 1024 * 1024;
+
+/// The task service of one sandbox.
+#[derive(Debug, Clone)]
+pub struct Service(pub Arc<Tasks>);
+
+/// Runs work to its end, whether or not someone still waits for it.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, GuestError>> + Send + 'static,
+) -> Result<T, GuestError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        let text = format!("the shim failed: {error}");
+        Err(GuestError::new(ErrorCode::Internal, "shim", text))
+    })
+}
+
+/// Reads the JSON that containerd packs in an `Any`.
+fn json<T: DeserializeOwned>(any: &MessageField<Any>, what: &str) -> Result<T, GuestError> {
+    let refuse = |text: String| GuestError::new(ErrorCode::InvalidArgument, "task", text);
+    if any.value.len() > MAX_JSON {
+        return Err(refuse(format!("{what} has more than {MAX_JSON} bytes")));
+    }
+    serde_json::from_slice(&any.value).map_err(|error| refuse(format!("{what}: {error}")))
+}
+
+#[async_trait]
+impl Task for Service {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: wire::CreateTaskRequest,
+    ) -> ttrpc::Result<wire::CreateTaskResponse> {
+        if !request.checkpoint.is_empty() {
+            return Err(unsupported("restore from a checkpoint"));
+        }
+        let id = request.id.clone();
+        let request = CreateRequest {
+            id: request.id,
+            bundle: request.bundle.into(),
+            rootfs: request.rootfs,
+            stdio: Stdio {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            options: request.options.into_option(),
+        };
+        // Who gives up on a creation gets none: nobody would ever delete the container.
+        let abandon = Abandon { tasks: Arc::clone(&self.0), id: Some(id) };
+        let pid = to_the_end(Arc::clone(&self.0).create(request)).await;
+        abandon.disarm();
+        Ok(wire::CreateTaskResponse { pid: pid?, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: wire::StartRequest) -> ttrpc::Result<wire::StartResponse> {
+        let pid = to_the_end(Arc::clone(&self.0).start(request.id, request.exec_id)).await?;
+        Ok(wire::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: wire::DeleteRequest) -> ttrpc::Result<wire::DeleteResponse> {
+        let (exit, pid) = to_the_end(Arc::clone(&self.0).delete(request.id, request.exec_id)).await?;
+        Ok(wire::DeleteResponse {
+            pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(clock::timestamp(exit.at)),
+            ..Default::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: wire::StateRequest) -> ttrpc::Result<wire::StateResponse> {
+        let container = self.0.containers.get(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        let mut response = wire::StateResponse {
+            id: container.id.clone(),
+            bundle: container.bundle.display().to_string(),
+            pid: self.0.pid(),
+            stdin: process.stdio.stdin.clone(),
+            stdout: process.stdio.stdout.clone(),
+            stderr: process.stdio.stderr.clone(),
+            terminal: process.stdio.terminal,
+            exec_id: request.exec_id,
+            ..Default::default()
+        };
+        let status = match process.phase() {
+            Phase::Created => Status::CREATED,
+            Phase::Running if container.is_paused() => Status::PAUSED,
+            Phase::Running => Status::RUNNING,
+            Phase::Exited(exit) => {
+                response.exit_status = exit.status;
+                response.exited_at = MessageField::some(clock::timestamp(exit.at));
+                Status::STOPPED
+            }
+        };
+        response.status = EnumOrUnknown::new(status);
+        Ok(response)
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: wire::PidsRequest) -> ttrpc::Result<wire::PidsResponse> {
+        self.0.containers.get(&request.id)?;
+        let process = ProcessInfo { pid: self.0.pid(), ..Default::default() };
+        Ok(wire::PidsResponse { processes: vec![process], ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: wire::PauseRequest) -> ttrpc::Result<Empty> {
+        self.0.set_paused(&request.id, true).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: wire::ResumeRequest) -> ttrpc::Result<Empty> {
+        self.0.set_paused(&request.id, false).await?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: wire::CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(unsupported("checkpoint"))
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: wire::KillRequest) -> ttrpc::Result<Empty> {
+        // `all` needs nothing more: a container's processes go with its first.
+        self.0.kill(&request.id, &request.exec_id, request.signal).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: wire::ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let mut spec: oci::Process = json(&request.spec, "the process")?;
+        spec.terminal = request.terminal;
+        spec.apparmor_profile.clear();
+        spec.selinux_label.clear();
+        let stdio = Stdio {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        self.0.exec(&request.id, &request.exec_id, stdio, spec)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: wire::ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let container = self.0.containers.get(&request.id)?;
+        container.check_created("resize")?;
+        let process = container.process(&request.exec_id)?;
+        self.0.sandbox.guest()?.resize_terminal(&process.id, request.width, request.height).await?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: wire::CloseIORequest) -> ttrpc::Result<Empty> {
+        let container = self.0.containers.get(&request.id)?;
+        if request.stdin {
+            container.process(&request.exec_id)?.release_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: wire::UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let container = self.0.containers.get(&request.id)?;
+        container.check_created("update")?;
+        let resources: oci::Resources = json(&request.resources, "the resources")?;
+        self.0.sandbox.guest()?.update_container(&container.id, proto::resources(&resources)).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: wire::WaitRequest) -> ttrpc::Result<wire::WaitResponse> {
+        let process = self.0.containers.get(&request.id)?.process(&request.exec_id)?;
+        let exit = process.wait().await;
+        Ok(wire::WaitResponse {
+            exit_status: exit.status,
+            exited_at: MessageField::some(clock::timestamp(exit.at)),
+            ..Default::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: wire::StatsRequest) -> ttrpc::Result<wire::StatsResponse> {
+        let stats = self.0.stats(&request.id).await?;
+        Ok(wire::StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, _: wire::ConnectRequest) -> ttrpc::Result<wire::ConnectResponse> {
+        Ok(wire::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: self.0.pid(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: wire::ShutdownRequest) -> ttrpc::Result<Empty> {
+        self.0.shutdown();
+        Ok(Empty::new())
+    }
+}
+
+/// Cancels a creation when the handler that waits for it is dropped.
+struct Abandon {
+    tasks: Arc<Tasks>,
+    id: Option<String>,
+}
+
+impl Abandon {
+    fn disarm(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        let container = self.id.take().and_then(|id| self.tasks.containers.get(&id).ok());
+        if let Some(container) = container {
+            container.cancel.cancel();
+        }
+    }
+}
+
+fn unsupported(what: &str) -> ttrpc::Error {
+    GuestError::new(ErrorCode::Unimplemented, "task", format!("{what} is not supported")).into()
+}

@@ -1,0 +1,116 @@
+//! How long each phase of a start took: one line on the log, and a file that tools read.
+
+use std::time::Duration;
+
+use agent_api::{Event, Ready};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::state_dir::StateDir;
+
+/// The file in the state directory.
+const FILE: &str = "timeline.json";
+/// The phases of a pod's start, in order.
+const ORDER: [&str; 7] = ["vmm", "kernel", "agent", "attest", "pull", "create", "start"];
+/// More entries than any pod has: the guest chooses how many events it sends.
+const MAX_ENTRIES: usize = 512;
+
+/// One phase that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// The phase.
+    pub phase: &'static str,
+    /// Milliseconds.
+    pub ms: u64,
+    /// The container it was for; `None` where it was for the pod.
+    pub container: Option<String>,
+}
+
+/// The phases of one sandbox, written down as they end.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    sandbox: String,
+    directory: StateDir,
+    entries: watch::Sender<Vec<Entry>>,
+}
+
+impl Timeline {
+    /// An empty timeline.
+    #[must_use]
+    pub fn new(sandbox: &str, directory: StateDir) -> Self {
+        Self { sandbox: sandbox.to_owned(), directory, entries: watch::Sender::new(Vec::new()) }
+    }
+
+    /// Notes a phase.
+    pub fn note(&self, phase: &'static str, took: Duration, container: Option<&str>) {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let entry = Entry { phase, ms, container: container.map(str::to_owned) };
+        self.entries.send_modify(|entries| {
+            if entries.len() < MAX_ENTRIES {
+                entries.push(entry);
+            }
+        });
+        self.save();
+    }
+
+    /// Notes what the agent says of the guest's boot.
+    pub fn note_ready(&self, ready: &Ready) {
+        self.note("kernel", Duration::from_millis(ready.kernel_ms), None);
+        self.note("agent", Duration::from_millis(ready.agent_ms), None);
+    }
+
+    /// Notes a phase that the guest measured. Creation and start are measured on this side, where
+    /// the way to the guest counts too.
+    pub fn note_event(&self, event: &Event) {
+        let phase = match event.phase {
+            agent_api::Phase::Attest => "attest",
+            agent_api::Phase::Pull => "pull",
+            agent_api::Phase::Create | agent_api::Phase::Start => return,
+        };
+        self.note(phase, Duration::from_millis(event.ms), event.container.as_deref());
+    }
+
+    /// The line for one container: the pod's phases and its own, in milliseconds.
+    #[must_use]
+    pub fn line(&self, container: &str) -> String {
+        let entries = self.entries.borrow();
+        let mut line = format!("phases sandbox={} container={container}", self.sandbox);
+        for phase in ORDER {
+            let of_this = |entry: &&Entry| entry.container.as_deref().is_none_or(|id| id == container);
+            let entry = entries.iter().filter(|entry| entry.phase == phase).find(of_this);
+            if let Some(entry) = entry {
+                line.push_str(&format!(" {phase}={}", entry.ms));
+            }
+        }
+        line
+    }
+
+    fn save(&self) {
+        #[derive(Serialize)]
+        struct File<'a> {
+            sandbox: &'a str,
+            phases: &'a [Entry],
+        }
+        let entries = self.entries.borrow();
+        let file = File { sandbox: &self.sandbox, phases: &entries };
+        // A measurement that cannot be written down is no reason to fail a pod.
+        if let Ok(text) = serde_json::to_vec_pretty(&file) {
+            let _ = self.directory.write(FILE, &text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_the_pod_and_the_container_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let timeline = Timeline::new("pod", StateDir::at(root.path()));
+        timeline.note("create", Duration::from_millis(5), Some("a"));
+        timeline.note("create", Duration::from_millis(6), Some("b"));
+        timeline.note("vmm", Duration::from_millis(7), None);
+        assert_eq!(timeline.line("b"), "phases sandbox=pod container=b vmm=7 create=6");
+    }
+}
