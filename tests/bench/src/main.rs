@@ -1,0 +1,66 @@
+//! `bench`: measures, and prints each figure as a line that a script can read.
+
+use anyhow::Result;
+use bench::figure::Figure;
+use bench::{pod, start};
+use clap::Parser;
+use guest_image::Manifest;
+use hypervisor::Machine;
+use support::product;
+
+/// Measures Cloister on this machine.
+#[derive(Parser)]
+struct Options {
+    /// How often each start is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Starts of the guest only: no containerd, registry and broker.
+    #[arg(long)]
+    guest_only: bool,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let image = product::guest_dir();
+    let manifest = Manifest::read(&image)?;
+    let mut figures = sizes(&manifest);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    for (machine, name) in [(Machine::Q35, "q35"), (Machine::Microvm, "microvm")] {
+        eprintln!("{name}, kernel {}", manifest.kernel.release);
+        let subject = start::Subject::new(&image, machine)?;
+        let measured = runtime.block_on(subject.measure(options.rounds))?;
+        // Q35 is what a pod gets unless its configuration says otherwise.
+        let named = |figure: Figure| match machine {
+            Machine::Q35 => figure,
+            Machine::Microvm => figure.of(name),
+        };
+        figures.extend(measured.into_iter().map(named));
+    }
+    if !options.guest_only {
+        figures.extend(pod::measure(options.rounds.min(3))?);
+    }
+    for figure in figures {
+        println!("{figure}");
+    }
+    Ok(())
+}
+
+/// What the VMM reads into a guest: its kernel and its initramfs.
+fn sizes(manifest: &Manifest) -> Vec<Figure> {
+    let mib = |names: &[&str]| {
+        let files = manifest
+            .outputs
+            .iter()
+            .filter(|file| names.contains(&file.name.as_str()));
+        // Exact below 4 GiB, and no image is larger.
+        let kib: u64 = files.map(|file| file.size.div_ceil(1024)).sum();
+        f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
+    };
+    let (kernel, initramfs) = (guest_image::image::VMLINUX, guest_image::image::INITRAMFS);
+    vec![
+        Figure::new("guest.image_mib", mib(&[kernel, initramfs]), "MiB"),
+        Figure::new("guest.initramfs_mib", mib(&[initramfs]), "MiB"),
+    ]
+}
