@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod accel;
+mod boot;
 mod console;
 pub mod qemu;
 pub mod qmp;

@@ -191,7 +191,7 @@ async fn serve(mut wire: Wire, mut commands: mpsc::Receiver<Command>) {
                     Ok(_) => {}
                 }
                 match wire.receive().await {
-                    Ok(Message::Event { event, data }) => wire.publish(event, &data),
+                    Ok(Message::Event { event, data }) => wire.publish(&event, &data),
                     Ok(_) => warn!("QEMU answered a command that was not given"),
                     Err(error) => {
                         debug!(%error, "QMP connection ended");
@@ -219,7 +219,7 @@ impl Wire {
         self.writer.write_all(line.as_bytes()).await.map_err(QmpError::Socket)?;
         loop {
             match self.receive().await? {
-                Message::Event { event, data } => self.publish(event, &data),
+                Message::Event { event, data } => self.publish(&event, &data),
                 Message::Return { value, id } if id == Some(wanted) => return Ok(value),
                 Message::Error { error, id } if id == Some(wanted) => {
                     return Err(QmpError::Refused {
@@ -252,13 +252,13 @@ impl Wire {
             .map_err(|_| QmpError::Unknown(shorten(&String::from_utf8_lossy(&line))))
     }
 
-    fn publish(&self, name: String, data: &Value) {
-        let event = match name.as_str() {
+    fn publish(&self, name: &str, data: &Value) {
+        let event = match name {
             "SHUTDOWN" => Event::Shutdown {
                 reason: shorten(data.get("reason").and_then(Value::as_str).unwrap_or("unknown")),
             },
             "GUEST_PANICKED" => Event::GuestPanicked,
-            _ => Event::Other(shorten(&name)),
+            _ => Event::Other(shorten(name)),
         };
         if let Err(error) = self.events.try_send(event) {
             debug!(%error, "QMP event dropped");

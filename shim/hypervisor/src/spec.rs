@@ -62,15 +62,14 @@ pub struct Disk {
     pub serial: String,
 }
 
-/// How a disk image is laid out.
+/// How a disk image is laid out. Only byte for byte: in the other formats an image can name files of
+/// the host, and images come from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// Byte for byte.
     #[default]
     Raw,
-    /// QEMU's copy-on-write format, without a backing file.
-    Qcow2,
 }
 
 /// A directory of the host that a virtio-fs daemon serves.

@@ -15,7 +15,7 @@ const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
 
 fn lines(machine: Machine, accel: Resolved, vsock: VsockDevice, change: impl FnOnce(&mut VmSpec)) -> String {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["vmlinux", "initrd", "one.img", "two,2.qcow2", "fs.sock", "OVMF.fd"] {
+    for name in ["vmlinux", "initrd", "one.img", "two,2.img", "fs.sock", "OVMF.fd"] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
     let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
@@ -45,14 +45,14 @@ fn holds(name: &str, text: &str) {
 }
 
 fn disks(spec: &mut VmSpec) {
-    let disk = |name: &str, format, serial: &str| Disk {
+    let disk = |name: &str, serial: &str| Disk {
         path: spec.state_dir.join(name),
-        format,
+        format: DiskFormat::Raw,
         serial: serial.to_owned(),
     };
     spec.disks = vec![
-        disk("one.img", DiskFormat::Raw, "initdata"),
-        disk("two,2.qcow2", DiskFormat::Qcow2, "layers"),
+        disk("one.img", "initdata"),
+        disk("two,2.img", "layers"),
     ];
 }
 

@@ -153,7 +153,6 @@ impl Line {
     fn disk(&mut self, index: usize, disk: &Disk) {
         let driver = match disk.format {
             DiskFormat::Raw => "raw",
-            DiskFormat::Qcow2 => "qcow2",
         };
         let path = escaped(&disk.path);
         self.option(

@@ -14,39 +14,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use tokio::sync::oneshot;
 
 use super::credit::Credit;
 use super::packet::{MAX_PAYLOAD, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
-
-/// The payload of a packet from the guest, wherever it lies.
-pub trait Payload {
-    /// Bytes that are left.
-    fn len(&self) -> usize;
-    /// Whether none is left.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Sends as many bytes as the socket takes, and forgets them.
-    ///
-    /// # Errors
-    /// Those of the socket, `WouldBlock` among them.
-    fn write_to(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize>;
-    /// Moves all that is left to the end of a queue.
-    fn append_to(&mut self, queue: &mut VecDeque<u8>);
-}
-
-/// A buffer of the guest for one payload.
-pub trait Buffer {
-    /// Bytes that fit.
-    fn capacity(&self) -> usize;
-    /// Fills up to `most` bytes from the socket.
-    ///
-    /// # Errors
-    /// Those of the socket, `WouldBlock` among them.
-    fn read_from(&mut self, socket: BorrowedFd<'_>, most: usize) -> io::Result<usize>;
-}
+use super::transfer::{Buffer, Payload};
 
 /// What the caller of a connect waits for.
 pub(crate) type ConnectReply = oneshot::Sender<io::Result<OwnedFd>>;
@@ -106,6 +79,8 @@ pub(crate) struct Connection {
     shut_by_us: u32,
     /// Directions that the guest has ended.
     shut_by_guest: u32,
+    /// The caller's reads end where the queue did.
+    ended_for_caller: bool,
     /// Credit was asked for and has not changed since.
     credit_asked: bool,
     /// Whether the muxer has it in its list of connections with something for the guest.
@@ -136,6 +111,7 @@ impl Connection {
             hung_up: false,
             shut_by_us: 0,
             shut_by_guest: 0,
+            ended_for_caller: false,
             credit_asked: false,
             queued: false,
         }
@@ -276,7 +252,9 @@ impl Connection {
         if self.shut_by_guest == both {
             return Next::Reset;
         }
-        if (self.shut_by_guest & SHUTDOWN_SEND) != 0 {
+        if (self.shut_by_guest & SHUTDOWN_SEND) != 0 && !self.ended_for_caller {
+            // Once: each call is an event of the socket, which would lead here again.
+            self.ended_for_caller = true;
             let _ = shutdown(&self.socket, Shutdown::Write);
         }
         Next::Keep
@@ -366,36 +344,5 @@ impl Connection {
             State::Closing => true,
             State::Established | State::Draining => false,
         }
-    }
-}
-
-/// Payload in our own memory, for tests and fuzzing.
-impl Payload for &[u8] {
-    fn len(&self) -> usize {
-        <[u8]>::len(self)
-    }
-
-    fn write_to(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let written = send(socket, self, SendFlags::NOSIGNAL)?;
-        *self = &self[written..];
-        Ok(written)
-    }
-
-    fn append_to(&mut self, queue: &mut VecDeque<u8>) {
-        queue.extend(*self);
-        *self = &[];
-    }
-}
-
-/// A buffer in our own memory, for tests and fuzzing: filled from its start.
-impl Buffer for &mut [u8] {
-    fn capacity(&self) -> usize {
-        <[u8]>::len(self)
-    }
-
-    fn read_from(&mut self, socket: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
-        let most = most.min(self.capacity());
-        let (count, _) = recv(socket, &mut self[..most], RecvFlags::empty())?;
-        Ok(count)
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
-use super::muxer::{Buffer, Payload};
+use super::transfer::{Buffer, Payload};
 
 /// The most pieces of one chain. Linux uses up to 19 for 64 KiB; a queue has 128 entries.
 const MAX_PIECES: usize = 256;

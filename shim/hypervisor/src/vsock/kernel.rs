@@ -125,8 +125,9 @@ fn draw_cid(device: &File) -> io::Result<u32> {
         if !(FIRST_CID..CID_ANY).contains(&cid) {
             continue;
         }
+        let argument = u64::from(cid);
         // SAFETY: the descriptor is open, and the kernel reads eight bytes from the pointer.
-        match unsafe { set_guest_cid(device.as_raw_fd(), &raw const *&u64::from(cid)) } {
+        match unsafe { set_guest_cid(device.as_raw_fd(), &raw const argument) } {
             Ok(_) => return Ok(cid),
             Err(Errno::EADDRINUSE) => {}
             Err(error) => return Err(error.into()),

@@ -25,6 +25,7 @@ mod kernel;
 pub mod muxer;
 pub mod packet;
 mod stream;
+pub mod transfer;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -17,10 +17,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-pub use super::connection::{Buffer, Payload};
 use super::connection::{ConnectReply, Connection, Next, Output};
 use super::credit::BUF_ALLOC;
 use super::packet::{Header, Op, TYPE_STREAM};
+use super::transfer::{Buffer, Payload};
 use super::HOST_CID;
 
 /// The most connections of one VM. Each has a socket pair and up to [`BUF_ALLOC`] bytes queued.
@@ -117,7 +117,7 @@ impl Muxer {
         self.connections.is_empty()
     }
 
-    /// Opens a connection to a port of the guest.
+    /// Opens a connection to a port of the guest. The reply is the caller's end of a socket pair.
     pub fn connect(&mut self, guest_port: u32, reply: ConnectReply) {
         let made = self.room().and_then(|()| socket_pair());
         let (socket, caller_end) = match made {
@@ -190,7 +190,7 @@ impl Muxer {
                 }
                 Output::Nothing => {}
                 Output::Reset => {
-                    self.connections.remove(&key);
+                    self.remove(key);
                     return Some(self.header(key, Op::Reset));
                 }
             }
@@ -227,7 +227,7 @@ impl Muxer {
 
     /// The guest connects.
     fn accept(&mut self, key: Key, header: &Header) {
-        if self.connections.remove(&key).is_some() {
+        if self.remove(key) {
             // The guest has forgotten a connection of this name, so it is no one's any more.
             debug!("the guest used the ports of a connection again");
         }
@@ -270,18 +270,30 @@ impl Muxer {
                     self.ready.push_back(key);
                 }
             }
-            Next::Forget => drop(self.connections.remove(&key)),
+            Next::Forget => {
+                self.remove(key);
+            }
             Next::Reset => {
-                self.connections.remove(&key);
+                self.remove(key);
                 let reset = self.header(key, Op::Reset);
                 self.resets.push_back(reset);
             }
         }
     }
 
+    /// Forgets a connection, its place in the list included: a guest that uses the same ports over
+    /// and over would make the list grow. True when there was one.
+    fn remove(&mut self, key: Key) -> bool {
+        let Some(connection) = self.connections.remove(&key) else { return false };
+        if connection.queued {
+            self.ready.retain(|other| *other != key);
+        }
+        true
+    }
+
     /// Answers a packet that has no connection, or breaks the rules of the one it has.
     fn refuse(&mut self, key: Key, header: &Header) {
-        self.connections.remove(&key);
+        self.remove(key);
         if header.op != Op::Reset {
             self.resets.push_back(header.reset());
         }
