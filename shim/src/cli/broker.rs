@@ -21,7 +21,7 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Which broker keeps the key.
 #[derive(Debug, Args)]
-pub(super) struct Connection {
+pub(super) struct BrokerArgs {
     /// The broker that shall keep the key.
     #[arg(long, value_name = "URL", env = "KBS_URL", requires = "admin_token_file")]
     kbs: Option<String>,
@@ -40,7 +40,7 @@ pub(super) struct Broker {
     token: zeroize::Zeroizing<String>,
 }
 
-impl Connection {
+impl BrokerArgs {
     /// `None` when no broker was named.
     pub(super) fn open(&self, plain_http: bool) -> anyhow::Result<Option<Broker>> {
         let Some(url) = &self.kbs else { return Ok(None) };

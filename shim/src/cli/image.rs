@@ -68,9 +68,9 @@ pub(super) struct Encrypt {
     #[arg(long, value_name = "PEM")]
     recipient: Vec<PathBuf>,
     #[command(flatten)]
-    broker: broker::Connection,
+    broker: broker::BrokerArgs,
     #[command(flatten)]
-    registry: registry::Connection,
+    registry: registry::RegistryArgs,
     #[command(flatten)]
     selection: Selection,
 }
@@ -136,7 +136,7 @@ pub(super) struct Decrypt {
     #[arg(long)]
     key_file: PathBuf,
     #[command(flatten)]
-    registry: registry::Connection,
+    registry: registry::RegistryArgs,
     #[command(flatten)]
     selection: Selection,
 }
@@ -160,7 +160,7 @@ pub(super) struct Inspect {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    registry: registry::Connection,
+    registry: registry::RegistryArgs,
     #[command(flatten)]
     selection: Selection,
 }

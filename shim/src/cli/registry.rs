@@ -13,7 +13,7 @@ use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial};
 
 /// Whom to trust, and as whom to speak.
 #[derive(Debug, Args)]
-pub(super) struct Connection {
+pub(super) struct RegistryArgs {
     /// Speak plain HTTP; only to registries and brokers on this machine.
     #[arg(long)]
     plain_http: bool,
@@ -25,7 +25,7 @@ pub(super) struct Connection {
     registry_cert: Option<PathBuf>,
 }
 
-impl Connection {
+impl RegistryArgs {
     /// Opens a client for the registries that these names lead to, and the places themselves.
     pub(super) fn places<const N: usize>(&self, names: [&str; N]) -> anyhow::Result<[Place; N]> {
         let mut insecure = BTreeSet::new();
