@@ -175,7 +175,8 @@ impl Guest {
         self.unlimited("wait", call).await.map(|response| response.status)
     }
 
-    /// Waits for output, without limit. `None` is the end of it.
+    /// Waits for output, without limit. `None` is the end of it; no bytes are output that the
+    /// owner's policy does not show.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
@@ -192,7 +193,7 @@ impl Guest {
             Output::Stderr => self.unlimited("stderr", self.client.read_stderr(context, &request)).await,
         };
         match answer {
-            Ok(response) => Ok(Some(response.data).filter(|data| !data.is_empty())),
+            Ok(response) => Ok(Some(response.data)),
             Err(error) if error.code == ErrorCode::EndOfStream => Ok(None),
             Err(error) => Err(error),
         }

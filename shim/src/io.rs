@@ -24,6 +24,9 @@ use crate::guest::{Guest, Output, ProcessId};
 
 /// How long a stream may stay open without a byte after its process ended.
 const IDLE_AFTER_EXIT: Duration = Duration::from_secs(1);
+/// How long to wait after an answer without bytes: a guest that hides output must not make the host
+/// busy.
+const HIDDEN_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a full FIFO may take no byte after the process ended.
 const STALLED_AFTER_EXIT: Duration = Duration::from_secs(10);
 
@@ -44,8 +47,9 @@ pub struct Stdio {
 #[derive(Debug)]
 pub struct Streams {
     stdin: Option<pipe::Receiver>,
-    stdout: Option<Sink>,
-    stderr: Option<Sink>,
+    stdout: Sink,
+    stderr: Sink,
+    terminal: bool,
 }
 
 /// The shim's own writing end of a process's input: the reader sees no end before containerd asks
@@ -66,6 +70,8 @@ impl StdinHolder {
 enum Sink {
     Fifo(pipe::Sender),
     File(File),
+    /// Nobody wants it, and yet it must be read: a full pipe would stop the process.
+    Nowhere,
 }
 
 impl Sink {
@@ -78,6 +84,7 @@ impl Sink {
                 file.flush().await?;
                 Ok(count)
             }
+            Self::Nowhere => Ok(bytes.len()),
         }
     }
 }
@@ -98,13 +105,14 @@ pub async fn open(stdio: &Stdio) -> Result<(Streams, StdinHolder), GuestError> {
         }
     };
     let stdout = open_sink(&stdio.stdout).await?;
-    let stderr = if stdio.terminal { None } else { open_sink(&stdio.stderr).await? };
-    Ok((Streams { stdin, stdout, stderr }, StdinHolder(Mutex::new(holder))))
+    let stderr = if stdio.terminal { Sink::Nowhere } else { open_sink(&stdio.stderr).await? };
+    let streams = Streams { stdin, stdout, stderr, terminal: stdio.terminal };
+    Ok((streams, StdinHolder(Mutex::new(holder))))
 }
 
-async fn open_sink(uri: &str) -> Result<Option<Sink>, GuestError> {
+async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
     let path = match uri.split_once("://") {
-        _ if uri.is_empty() => return Ok(None),
+        _ if uri.is_empty() => return Ok(Sink::Nowhere),
         None | Some(("fifo", _)) => uri.strip_prefix("fifo://").unwrap_or(uri),
         Some(("file", path)) => path.split('?').next().unwrap_or(path),
         Some((scheme, _)) => {
@@ -117,13 +125,13 @@ async fn open_sink(uri: &str) -> Result<Option<Sink>, GuestError> {
     if is_fifo {
         // Open for both, so that a reader that goes away and comes back loses nothing.
         let fifo = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
-        return Ok(Some(Sink::Fifo(fifo)));
+        return Ok(Sink::Fifo(fifo));
     }
     if let Some(parent) = Path::new(path).parent().filter(|_| uri.starts_with("file://")) {
         tokio::fs::create_dir_all(parent).await.map_err(failed)?;
     }
     let file = File::options().append(true).create(uri.starts_with("file://")).open(path).await;
-    file.map(|file| Some(Sink::File(file))).map_err(failed)
+    file.map(Sink::File).map_err(failed)
 }
 
 fn refuse(path: &str, error: &std::io::Error) -> GuestError {
@@ -148,14 +156,23 @@ impl Copies {
     pub fn start(streams: Streams, guest: &Guest, id: &ProcessId) -> Self {
         let exited = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
-        for (sink, output) in [(streams.stdout, Output::Stdout), (streams.stderr, Output::Stderr)] {
-            if let Some(sink) = sink {
-                outputs.spawn(copy_output(guest.clone(), id.clone(), output, sink, exited.subscribe()));
-            }
+        let mut copy = |output, sink| {
+            outputs.spawn(copy_output(guest.clone(), id.clone(), output, sink, exited.subscribe()));
+        };
+        copy(Output::Stdout, streams.stdout);
+        if !streams.terminal {
+            copy(Output::Stderr, streams.stderr);
         }
         let mut input = JoinSet::new();
-        if let Some(stdin) = streams.stdin {
-            input.spawn(copy_input(guest.clone(), id.clone(), stdin));
+        match streams.stdin {
+            Some(stdin) => {
+                input.spawn(copy_input(guest.clone(), id.clone(), stdin));
+            }
+            // A terminal without input stays as quiet as one that no one types at.
+            None if streams.terminal => {}
+            None => {
+                input.spawn(end_input(guest.clone(), id.clone()));
+            }
         }
         Self { outputs, _input: input, exited }
     }
@@ -176,6 +193,9 @@ async fn copy_output(guest: Guest, id: ProcessId, output: Output, mut sink: Sink
             Some(Err(error)) => return debug!(%error, ?output, container = id.container, exec = id.exec, "output ended"),
             None => return debug!(?output, container = id.container, exec = id.exec, "output is held open"),
         };
+        if data.is_empty() {
+            sleep(HIDDEN_INTERVAL).await;
+        }
         let mut rest = data.as_slice();
         while !rest.is_empty() {
             match unless_overdue(sink.write(rest), &exited, STALLED_AFTER_EXIT).await {
@@ -223,6 +243,10 @@ async fn copy_input(guest: Guest, id: ProcessId, mut stdin: pipe::Receiver) {
             }
         }
     }
+    end_input(guest, id).await;
+}
+
+async fn end_input(guest: Guest, id: ProcessId) {
     if let Err(error) = guest.close_stdin(&id).await {
         debug!(%error, "end of input");
     }
@@ -247,7 +271,7 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let stdio = Stdio { stdout: path.display().to_string(), ..Stdio::default() };
         let (streams, _) = open(&stdio).await.unwrap();
-        assert!(matches!(streams.stdout, Some(Sink::Fifo(_))));
+        assert!(matches!(streams.stdout, Sink::Fifo(_)));
         let stdio = Stdio { stdout: "/nonexistent/x".into(), ..Stdio::default() };
         assert_eq!(open(&stdio).await.unwrap_err().code, ErrorCode::NotFound);
     }
