@@ -249,4 +249,32 @@ mod tests {
         launch.descriptors.push(kept.into());
         assert_eq!(spawn(launch).await.unwrap().ended.await.unwrap(), Status::Code(0));
     }
+
+    /// This test starts itself: as the child it is the shim that gets killed.
+    #[tokio::test]
+    async fn a_killed_shim_takes_its_process_down() {
+        const ROLE: &str = "CLOISTER_TEST_KILLED_SHIM";
+        if std::env::var_os(ROLE).is_some() {
+            let started = spawn(shell("exec sleep 300")).await.unwrap();
+            std::io::Write::write_all(&mut io::stderr(), format!("pid={}\n", started.process.pid()).as_bytes()).unwrap();
+            let _ = started.ended.await;
+            return;
+        }
+        let mut shim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "supervise::tests::a_killed_shim_takes_its_process_down", "--nocapture"])
+            .env(ROLE, "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = io::BufRead::lines(io::BufReader::new(shim.stderr.take().unwrap()));
+        let pid = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("pid=")?.parse().ok());
+        let pid = Pid::from_raw(pid.unwrap()).unwrap();
+        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        shim.kill().unwrap();
+        shim.wait().unwrap();
+        let mut ended = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+        let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut ended, Some(&second)).unwrap(), 1, "it outlived the shim");
+    }
 }
