@@ -34,7 +34,9 @@ impl Algorithm {
 
 /// Text that is no digest.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a digest: expected sha256: or sha512: and lower-case hexadecimal digits of its length")]
+#[error(
+    "{0:?} is not a digest: expected sha256: or sha512: and lower-case hexadecimal digits of its length"
+)]
 pub struct BadDigest(pub String);
 
 /// A digest, checked to be well-formed, so that it can stand in a path.
@@ -48,7 +50,10 @@ impl Digest {
     /// The SHA-256 digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self { algorithm: Algorithm::Sha256, hex: hex::encode(Sha256::digest(bytes)) }
+        Self {
+            algorithm: Algorithm::Sha256,
+            hex: hex::encode(Sha256::digest(bytes)),
+        }
     }
 
     /// Which hash it uses.
@@ -98,11 +103,16 @@ impl FromStr for Digest {
             "sha512" => Algorithm::Sha512,
             _ => return Err(bad()),
         };
-        let digits = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let digits = hex
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if hex.len() != algorithm.hex_length() || !digits {
             return Err(bad());
         }
-        Ok(Self { algorithm, hex: hex.to_owned() })
+        Ok(Self {
+            algorithm,
+            hex: hex.to_owned(),
+        })
     }
 }
 
@@ -114,7 +124,9 @@ impl serde::Serialize for Digest {
 
 impl<'de> serde::Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -150,8 +162,14 @@ impl Hasher {
     #[must_use]
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()) },
-            State::Sha512(hash) => Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hash.finalize()) },
+            State::Sha256(hash) => Digest {
+                algorithm: Algorithm::Sha256,
+                hex: hex::encode(hash.finalize()),
+            },
+            State::Sha512(hash) => Digest {
+                algorithm: Algorithm::Sha512,
+                hex: hex::encode(hash.finalize()),
+            },
         }
     }
 }
@@ -164,7 +182,15 @@ mod tests {
     fn only_well_formed_digests_are_read() {
         let good = Digest::of(b"x").to_string();
         assert_eq!(good.parse::<Digest>().unwrap().to_string(), good);
-        for bad in ["", "sha256:", "sha256:zz", "md5:00", &good.to_uppercase(), &good[..70], "sha256:../../etc"] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:zz",
+            "md5:00",
+            &good.to_uppercase(),
+            &good[..70],
+            "sha256:../../etc",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

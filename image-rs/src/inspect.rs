@@ -70,15 +70,27 @@ pub async fn inspect(place: &Place, platform: &Platform) -> Result<Inspection, P
         }
     });
     let layers = layers.collect();
-    Ok(Inspection { manifest_digest: found.digest, config_digest: found.manifest.config.digest, layers })
+    Ok(Inspection {
+        manifest_digest: found.digest,
+        config_digest: found.manifest.config.digest,
+        layers,
+    })
 }
 
 fn way(wrapped: &Wrapped) -> Way {
     match wrapped {
         Wrapped::Provider { name, annotation } => {
-            let packet = (name == PROVIDER_COCO).then(|| Packet::from_json(annotation).ok()).flatten();
-            Way { provider: name.clone(), key_id: packet.map(|packet| packet.kid().to_owned()) }
+            let packet = (name == PROVIDER_COCO)
+                .then(|| Packet::from_json(annotation).ok())
+                .flatten();
+            Way {
+                provider: name.clone(),
+                key_id: packet.map(|packet| packet.kid().to_owned()),
+            }
         }
-        Wrapped::Jwe(_) => Way { provider: "jwe".to_owned(), key_id: None },
+        Wrapped::Jwe(_) => Way {
+            provider: "jwe".to_owned(),
+            key_id: None,
+        },
     }
 }

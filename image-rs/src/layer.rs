@@ -40,7 +40,9 @@ pub enum LayerError {
     #[error(transparent)]
     Cipher(#[from] CipherError),
     /// The digest that was wrapped with the key is another layer's.
-    #[error("the key was wrapped for layer {expected}, but opens one with digest {found} and diff_id {diff_id}")]
+    #[error(
+        "the key was wrapped for layer {expected}, but opens one with digest {found} and diff_id {diff_id}"
+    )]
     WrappedDigest {
         /// The digest in the private options.
         expected: String,
@@ -56,7 +58,9 @@ pub enum LayerError {
     #[error("the layer cannot be decompressed")]
     Decompress(#[source] io::Error),
     /// Its content has another digest.
-    #[error("the layer's content is not what the configuration names: expected diff_id {expected}, found {found}")]
+    #[error(
+        "the layer's content is not what the configuration names: expected diff_id {expected}, found {found}"
+    )]
     DiffId {
         /// The configuration's.
         expected: Digest,
@@ -102,7 +106,10 @@ pub(crate) fn decode(
         decoder: content,
         hasher: plan.diff_id.hasher(),
         bytes: 0,
-        cap: plan.size.saturating_mul(options.limits.ratio).max(options.limits.ratio_floor_bytes),
+        cap: plan
+            .size
+            .saturating_mul(options.limits.ratio)
+            .max(options.limits.ratio_floor_bytes),
         exceeded: false,
     });
     let journal = unpack(&mut archive, root, options, usage);
@@ -119,13 +126,21 @@ pub(crate) fn decode(
         Ok(journal) => {
             blob.accept(plan, &diff_id)?;
             if diff_id != plan.diff_id {
-                return Err(LayerError::DiffId { expected: plan.diff_id.clone(), found: diff_id });
+                return Err(LayerError::DiffId {
+                    expected: plan.diff_id.clone(),
+                    found: diff_id,
+                });
             }
             Ok(journal)
         }
         Err(UnpackError::Read(_)) if exceeded => {
             let (compressed, ratio) = (plan.size, options.limits.ratio);
-            Err(UnpackError::Ratio { unpacked, compressed, ratio }.into())
+            Err(UnpackError::Ratio {
+                unpacked,
+                compressed,
+                ratio,
+            }
+            .into())
         }
         Err(error) => Err(blob.explain(plan, error)),
     }
@@ -196,7 +211,10 @@ impl Blob {
         io::copy(&mut self, &mut io::sink()).map_err(LayerError::Decompress)?;
         let found = self.digest.finish();
         if found != plan.digest {
-            return Err(LayerError::Digest { expected: plan.digest.clone(), found });
+            return Err(LayerError::Digest {
+                expected: plan.digest.clone(),
+                found,
+            });
         }
         match self.decrypt.and_then(|decrypt| decrypt.wrapped) {
             Some(wrapped) => wrapped.check(diff_id),
@@ -213,7 +231,10 @@ impl Blob {
         if readable && io::copy(&mut self, &mut io::sink()).is_ok() {
             let found = self.digest.finish();
             if found != plan.digest {
-                return LayerError::Digest { expected: plan.digest.clone(), found };
+                return LayerError::Digest {
+                    expected: plan.digest.clone(),
+                    found,
+                };
             }
         }
         match (self.failure, error) {
@@ -253,10 +274,17 @@ impl Decrypt {
             "" => None,
             text => {
                 let expected: Digest = text.parse()?;
-                Some(Wrapped { hasher: expected.hasher(), expected })
+                Some(Wrapped {
+                    hasher: expected.hasher(),
+                    expected,
+                })
             }
         };
-        Ok(Self { opener: Some(Opener::new(&options.key, &options.nonce)), hmac: options.hmac, wrapped })
+        Ok(Self {
+            opener: Some(Opener::new(&options.key, &options.nonce)),
+            hmac: options.hmac,
+            wrapped,
+        })
     }
 
     fn update(&mut self, piece: &mut [u8]) -> Result<(), CipherError> {
@@ -271,7 +299,9 @@ impl Decrypt {
 
     /// The end of a blob can be asked for more than once; it is checked the first time.
     fn finish(&mut self) -> Result<(), CipherError> {
-        self.opener.take().map_or(Ok(()), |opener| opener.finish(&self.hmac))
+        self.opener
+            .take()
+            .map_or(Ok(()), |opener| opener.finish(&self.hmac))
     }
 }
 
@@ -283,34 +313,42 @@ impl Wrapped {
             return Ok(());
         }
         let expected = self.expected.to_string();
-        Err(LayerError::WrappedDigest { expected, found, diff_id: diff_id.clone() })
+        Err(LayerError::WrappedDigest {
+            expected,
+            found,
+            diff_id: diff_id.clone(),
+        })
     }
 }
 
 /// The plain blob, decompressed. Gzip with all its members, zstd with all its frames.
 enum Decoder {
-    None(Blob),
-    Gzip(MultiGzDecoder<BufReader<Blob>>),
-    Zstd(zstd::Decoder<'static, BufReader<Blob>>),
+    None(Box<Blob>),
+    Gzip(Box<MultiGzDecoder<BufReader<Blob>>>),
+    Zstd(Box<zstd::Decoder<'static, BufReader<Blob>>>),
 }
 
 impl Decoder {
     fn new(compression: Compression, blob: Blob) -> io::Result<Self> {
         const BUFFER_BYTES: usize = 64 * 1024;
         Ok(match compression {
-            Compression::None => Self::None(blob),
-            Compression::Gzip => Self::Gzip(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, blob))),
+            Compression::None => Self::None(Box::new(blob)),
+            Compression::Gzip => {
+                let buffered = BufReader::with_capacity(BUFFER_BYTES, blob);
+                Self::Gzip(Box::new(MultiGzDecoder::new(buffered)))
+            }
             Compression::Zstd => {
-                let mut decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(BUFFER_BYTES, blob))?;
+                let mut decoder =
+                    zstd::Decoder::with_buffer(BufReader::with_capacity(BUFFER_BYTES, blob))?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-                Self::Zstd(decoder)
+                Self::Zstd(Box::new(decoder))
             }
         })
     }
 
     fn into_inner(self) -> Blob {
         match self {
-            Self::None(blob) => blob,
+            Self::None(blob) => *blob,
             Self::Gzip(decoder) => decoder.into_inner().into_inner(),
             Self::Zstd(decoder) => decoder.finish().into_inner(),
         }

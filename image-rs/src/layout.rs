@@ -84,7 +84,9 @@ impl Layout {
     #[must_use]
     pub fn parse(text: &str) -> Self {
         match text.rsplit_once(':') {
-            Some((directory, tag)) if !tag.contains('/') => Self::new(directory.into(), Some(tag.to_owned())),
+            Some((directory, tag)) if !tag.contains('/') => {
+                Self::new(directory.into(), Some(tag.to_owned()))
+            }
             _ => Self::new(text.into(), None),
         }
     }
@@ -94,19 +96,32 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn manifest(&self) -> Result<(Bytes, Digest), LayoutError> {
-        let index = self.read_index()?.ok_or_else(|| LayoutError::NotOne(self.directory.clone()))?;
+        let index = self
+            .read_index()?
+            .ok_or_else(|| LayoutError::NotOne(self.directory.clone()))?;
         let entries = index["manifests"].as_array().cloned().unwrap_or_default();
         let tag_of = |entry: &Value| entry["annotations"][TAG].as_str().map(str::to_owned);
         let chosen = match &self.tag {
-            Some(tag) => entries.iter().find(|entry| tag_of(entry).as_ref() == Some(tag)),
+            Some(tag) => entries
+                .iter()
+                .find(|entry| tag_of(entry).as_ref() == Some(tag)),
             None if entries.len() == 1 => entries.first(),
             None => None,
         };
-        let digest = chosen.and_then(|entry| entry["digest"].as_str()).and_then(|digest| digest.parse::<Digest>().ok());
+        let digest = chosen
+            .and_then(|entry| entry["digest"].as_str())
+            .and_then(|digest| digest.parse::<Digest>().ok());
         let digest = digest.ok_or_else(|| LayoutError::NoImage {
             path: self.directory.clone(),
-            wanted: self.tag.clone().unwrap_or_else(|| "without a tag".to_owned()),
-            found: entries.iter().filter_map(tag_of).collect::<Vec<_>>().join(", "),
+            wanted: self
+                .tag
+                .clone()
+                .unwrap_or_else(|| "without a tag".to_owned()),
+            found: entries
+                .iter()
+                .filter_map(tag_of)
+                .collect::<Vec<_>>()
+                .join(", "),
         })?;
         Ok((self.small_blob(&digest, MANIFEST_BYTES_MAX)?, digest))
     }
@@ -120,7 +135,11 @@ impl Layout {
         let bytes = read_capped(&path, cap)?;
         match digest.check(&bytes) {
             Ok(()) => Ok(bytes.into()),
-            Err(found) => Err(LayoutError::Digest { path, expected: digest.clone(), found }),
+            Err(found) => Err(LayoutError::Digest {
+                path,
+                expected: digest.clone(),
+                found,
+            }),
         }
     }
 
@@ -147,8 +166,12 @@ impl Layout {
     pub fn start_blob(&self) -> Result<LayoutWriter, LayoutError> {
         self.create()?;
         let place = self.directory.join("blobs/sha256");
-        let file = NamedTempFile::new_in(&place).map_err(|source| failed("make a file in", &place, source))?;
-        Ok(LayoutWriter { file, layout: self.clone() })
+        let file = NamedTempFile::new_in(&place)
+            .map_err(|source| failed("make a file in", &place, source))?;
+        Ok(LayoutWriter {
+            file,
+            layout: self.clone(),
+        })
     }
 
     /// Writes a manifest and lets the tag lead to it.
@@ -160,7 +183,9 @@ impl Layout {
         let mut blob = self.start_blob()?;
         blob.write(bytes)?;
         blob.finish(&digest)?;
-        let mut index = self.read_index()?.unwrap_or_else(|| json!({"schemaVersion": 2, "mediaType": OCI_INDEX}));
+        let mut index = self
+            .read_index()?
+            .unwrap_or_else(|| json!({"schemaVersion": 2, "mediaType": OCI_INDEX}));
         let mut entries = index["manifests"].as_array().cloned().unwrap_or_default();
         entries.retain(|entry| entry["annotations"][TAG].as_str() != self.tag.as_deref());
         let mut entry = json!({"mediaType": media_type, "digest": digest, "size": bytes.len()});
@@ -175,11 +200,17 @@ impl Layout {
 
     fn create(&self) -> Result<(), LayoutError> {
         let blobs = self.directory.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).map_err(|source| failed("make directory", &blobs, source))?;
+        std::fs::create_dir_all(&blobs)
+            .map_err(|source| failed("make directory", &blobs, source))?;
         if self.directory.join(MARKER).exists() {
             return Ok(());
         }
-        self.replace(MARKER, json!({"imageLayoutVersion": VERSION}).to_string().as_bytes())
+        self.replace(
+            MARKER,
+            json!({"imageLayoutVersion": VERSION})
+                .to_string()
+                .as_bytes(),
+        )
     }
 
     /// `None` where there is no layout yet.
@@ -189,7 +220,8 @@ impl Layout {
             return Ok(None);
         }
         let not_one = || LayoutError::NotOne(self.directory.clone());
-        let marker: Value = serde_json::from_slice(&read_capped(&marker, 4096)?).map_err(|_| not_one())?;
+        let marker: Value =
+            serde_json::from_slice(&read_capped(&marker, 4096)?).map_err(|_| not_one())?;
         if marker["imageLayoutVersion"].as_str() != Some(VERSION) {
             return Err(not_one());
         }
@@ -197,7 +229,9 @@ impl Layout {
         if !index.exists() {
             return Ok(None);
         }
-        serde_json::from_slice(&read_capped(&index, MANIFEST_BYTES_MAX)?).map(Some).map_err(|_| not_one())
+        serde_json::from_slice(&read_capped(&index, MANIFEST_BYTES_MAX)?)
+            .map(Some)
+            .map_err(|_| not_one())
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), LayoutError> {
@@ -212,7 +246,10 @@ impl Layout {
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.directory.join("blobs").join(digest.algorithm().name()).join(digest.hex())
+        self.directory
+            .join("blobs")
+            .join(digest.algorithm().name())
+            .join(digest.hex())
     }
 }
 
@@ -228,11 +265,17 @@ impl LayoutBlob {
     ///
     /// # Errors
     /// See [`LayoutError`].
-    pub fn next(&mut self) -> Result<Option<Bytes>, LayoutError> {
+    pub fn next_piece(&mut self) -> Result<Option<Bytes>, LayoutError> {
         let mut piece = Vec::with_capacity(PIECE_BYTES);
-        let read = (&self.file).take(PIECE_BYTES as u64).read_to_end(&mut piece);
+        let read = (&self.file)
+            .take(PIECE_BYTES as u64)
+            .read_to_end(&mut piece);
         read.map_err(|source| failed("read", &self.path, source))?;
-        Ok(if piece.is_empty() { None } else { Some(piece.into()) })
+        Ok(if piece.is_empty() {
+            None
+        } else {
+            Some(piece.into())
+        })
     }
 }
 
@@ -249,7 +292,9 @@ impl LayoutWriter {
     /// # Errors
     /// See [`LayoutError`].
     pub fn write(&mut self, piece: &[u8]) -> Result<(), LayoutError> {
-        self.file.write_all(piece).map_err(|source| failed("write", self.file.path(), source))
+        self.file
+            .write_all(piece)
+            .map_err(|source| failed("write", self.file.path(), source))
     }
 
     /// Puts the blob under its digest.
@@ -265,19 +310,33 @@ impl LayoutWriter {
 /// Temporary files are private; what stands in a layout is for every reader.
 fn publish(file: NamedTempFile, path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.persist(path).map_err(|error| error.error).map(|_| ())
 }
 
 fn read_capped(path: &Path, cap: usize) -> Result<Vec<u8>, LayoutError> {
     let file = std::fs::File::open(path).map_err(|source| failed("open", path, source))?;
     let mut bytes = Vec::new();
-    file.take(cap as u64 + 1).read_to_end(&mut bytes).map_err(|source| failed("read", path, source))?;
-    if bytes.len() > cap { Err(LayoutError::TooLarge { path: path.to_owned(), cap }) } else { Ok(bytes) }
+    file.take(cap as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| failed("read", path, source))?;
+    if bytes.len() > cap {
+        Err(LayoutError::TooLarge {
+            path: path.to_owned(),
+            cap,
+        })
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn failed(step: &'static str, path: &Path, source: std::io::Error) -> LayoutError {
-    LayoutError::Io { step, path: path.to_owned(), source }
+    LayoutError::Io {
+        step,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -294,7 +353,10 @@ mod tests {
         assert_eq!(at("a").manifest().unwrap().0, b"3".as_slice());
         assert_eq!(at("b").manifest().unwrap().0, b"2".as_slice());
         let error = at("c").manifest().unwrap_err().to_string();
-        assert!(error.contains("no image c") && error.contains("b, a"), "{error}");
+        assert!(
+            error.contains("no image c") && error.contains("b, a"),
+            "{error}"
+        );
     }
 
     #[test]

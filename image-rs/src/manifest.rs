@@ -106,7 +106,10 @@ impl Platform {
             "powerpc64" => "ppc64le",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned() }
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+        }
     }
 }
 
@@ -163,17 +166,28 @@ impl Document {
     ///
     /// # Errors
     /// See [`ManifestError`].
-    pub fn read(bytes: &[u8], content_type: Option<&str>, layers_max: usize) -> Result<Self, ManifestError> {
+    pub fn read(
+        bytes: &[u8],
+        content_type: Option<&str>,
+        layers_max: usize,
+    ) -> Result<Self, ManifestError> {
         let wire: Wire = json(bytes, "manifest")?;
         if wire.layers.is_some() && wire.manifests.is_some() {
             return Err(ManifestError::Ambiguous);
         }
-        let named = wire.media_type.clone().or_else(|| content_type.map(bare_media_type));
+        let named = wire
+            .media_type
+            .clone()
+            .or_else(|| content_type.map(bare_media_type));
         match (wire.manifests, wire.config, wire.layers) {
             (Some(list), _, _) => {
                 check_type(named.as_deref(), [OCI_INDEX, DOCKER_LIST])?;
                 capped("index", list.len(), INDEX_ENTRIES_MAX)?;
-                Ok(Self::Index(list.into_iter().map(IndexEntry::try_from).collect::<Result<_, _>>()?))
+                Ok(Self::Index(
+                    list.into_iter()
+                        .map(IndexEntry::try_from)
+                        .collect::<Result<_, _>>()?,
+                ))
             }
             (None, Some(config), Some(layers)) => {
                 let media_type = check_type(named.as_deref(), [OCI_MANIFEST, DOCKER_MANIFEST])?;
@@ -181,10 +195,15 @@ impl Document {
                 Ok(Self::Image(Manifest {
                     media_type,
                     config: config.try_into()?,
-                    layers: layers.into_iter().map(Descriptor::try_from).collect::<Result<_, _>>()?,
+                    layers: layers
+                        .into_iter()
+                        .map(Descriptor::try_from)
+                        .collect::<Result<_, _>>()?,
                 }))
             }
-            _ => Err(ManifestError::MediaType(named.unwrap_or_else(|| "none".to_owned()))),
+            _ => Err(ManifestError::MediaType(
+                named.unwrap_or_else(|| "none".to_owned()),
+            )),
         }
     }
 }
@@ -193,16 +212,27 @@ impl Document {
 ///
 /// # Errors
 /// [`ManifestError::Platform`] tells what there is.
-pub fn select<'a>(entries: &'a [IndexEntry], platform: &Platform) -> Result<&'a IndexEntry, ManifestError> {
-    let chosen = entries.iter().find(|entry| entry.platform.as_ref() == Some(platform));
+pub fn select<'a>(
+    entries: &'a [IndexEntry],
+    platform: &Platform,
+) -> Result<&'a IndexEntry, ManifestError> {
+    let chosen = entries
+        .iter()
+        .find(|entry| entry.platform.as_ref() == Some(platform));
     // A layout with one image often does not say for whom; its configuration will.
     let alone = match entries {
         [entry] if entry.platform.is_none() => Some(entry),
         _ => None,
     };
     chosen.or(alone).ok_or_else(|| {
-        let names = entries.iter().filter_map(|entry| entry.platform.as_ref()).map(Platform::to_string);
-        ManifestError::Platform { wanted: platform.to_string(), found: names.collect::<Vec<_>>().join(", ") }
+        let names = entries
+            .iter()
+            .filter_map(|entry| entry.platform.as_ref())
+            .map(Platform::to_string);
+        ManifestError::Platform {
+            wanted: platform.to_string(),
+            found: names.collect::<Vec<_>>().join(", "),
+        }
     })
 }
 
@@ -216,12 +246,22 @@ pub fn read_config(
     platform: &Platform,
 ) -> Result<(ImageConfiguration, Vec<Digest>), ManifestError> {
     let config: ImageConfiguration = json(bytes, "configuration")?;
-    let found = Platform { os: config.os().to_string(), architecture: config.architecture().to_string() };
+    let found = Platform {
+        os: config.os().to_string(),
+        architecture: config.architecture().to_string(),
+    };
     if found != *platform {
-        return Err(ManifestError::WrongPlatform { wanted: platform.to_string(), found: found.to_string() });
+        return Err(ManifestError::WrongPlatform {
+            wanted: platform.to_string(),
+            found: found.to_string(),
+        });
     }
-    let diff_ids: Vec<Digest> =
-        config.rootfs().diff_ids().iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let diff_ids: Vec<Digest> = config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
     if diff_ids.len() != manifest.layers.len() {
         let (layers, diff_ids) = (manifest.layers.len(), diff_ids.len());
         return Err(ManifestError::Layers { layers, diff_ids });
@@ -274,8 +314,14 @@ impl TryFrom<WireDescriptor> for IndexEntry {
 
     fn try_from(mut wire: WireDescriptor) -> Result<Self, ManifestError> {
         let platform = wire.platform.take();
-        let platform = platform.map(|wire| Platform { os: wire.os, architecture: wire.architecture });
-        Ok(Self { descriptor: wire.try_into()?, platform })
+        let platform = platform.map(|wire| Platform {
+            os: wire.os,
+            architecture: wire.architecture,
+        });
+        Ok(Self {
+            descriptor: wire.try_into()?,
+            platform,
+        })
     }
 }
 
@@ -284,7 +330,12 @@ fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &'static str) -> Result<T
 }
 
 fn bare_media_type(content_type: &str) -> String {
-    content_type.split(';').next().unwrap_or_default().trim().to_owned()
+    content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 fn check_type(named: Option<&str>, known: [&str; 2]) -> Result<String, ManifestError> {
@@ -297,7 +348,11 @@ fn check_type(named: Option<&str>, known: [&str; 2]) -> Result<String, ManifestE
 }
 
 fn capped(what: &'static str, found: usize, cap: usize) -> Result<(), ManifestError> {
-    if found <= cap { Ok(()) } else { Err(ManifestError::TooMany { what, found, cap }) }
+    if found <= cap {
+        Ok(())
+    } else {
+        Err(ManifestError::TooMany { what, found, cap })
+    }
 }
 
 #[cfg(test)]
@@ -305,17 +360,38 @@ mod tests {
     use super::*;
 
     fn descriptor(extra: &str) -> String {
-        format!(r#"{{"mediaType":"x","digest":"{}","size":1{extra}}}"#, Digest::of(b""))
+        format!(
+            r#"{{"mediaType":"x","digest":"{}","size":1{extra}}}"#,
+            Digest::of(b"")
+        )
     }
 
     #[test]
     fn an_index_gives_the_image_of_our_platform() {
-        let entry = |arch: &str| descriptor(&format!(r#","platform":{{"os":"linux","architecture":"{arch}"}}"#));
-        let text = format!(r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#, entry("s390x"), entry("amd64"));
-        let Document::Index(entries) = Document::read(text.as_bytes(), None, 9).unwrap() else { panic!("an index") };
-        let platform = |architecture: &str| Platform { os: "linux".to_owned(), architecture: architecture.to_owned() };
-        assert_eq!(select(&entries, &platform("amd64")).unwrap().platform, Some(platform("amd64")));
-        let error = select(&entries, &platform("arm64")).unwrap_err().to_string();
+        let entry = |arch: &str| {
+            descriptor(&format!(
+                r#","platform":{{"os":"linux","architecture":"{arch}"}}"#
+            ))
+        };
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[{},{}]}}"#,
+            entry("s390x"),
+            entry("amd64")
+        );
+        let Document::Index(entries) = Document::read(text.as_bytes(), None, 9).unwrap() else {
+            panic!("an index")
+        };
+        let platform = |architecture: &str| Platform {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+        };
+        assert_eq!(
+            select(&entries, &platform("amd64")).unwrap().platform,
+            Some(platform("amd64"))
+        );
+        let error = select(&entries, &platform("arm64"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("linux/s390x, linux/amd64"), "{error}");
     }
 
@@ -323,12 +399,25 @@ mod tests {
     fn what_is_no_image_is_refused() {
         let one = descriptor("");
         let both = format!(r#"{{"config":{one},"layers":[],"manifests":[]}}"#);
-        assert!(matches!(Document::read(both.as_bytes(), None, 9), Err(ManifestError::Ambiguous)));
+        assert!(matches!(
+            Document::read(both.as_bytes(), None, 9),
+            Err(ManifestError::Ambiguous)
+        ));
         let many = format!(r#"{{"config":{one},"layers":[{one},{one}]}}"#);
-        assert!(matches!(Document::read(many.as_bytes(), None, 1), Err(ManifestError::TooMany { found: 2, .. })));
-        let schema1 = Document::read(b"{}", Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), 9);
+        assert!(matches!(
+            Document::read(many.as_bytes(), None, 1),
+            Err(ManifestError::TooMany { found: 2, .. })
+        ));
+        let schema1 = Document::read(
+            b"{}",
+            Some("application/vnd.docker.distribution.manifest.v1+prettyjws"),
+            9,
+        );
         assert!(schema1.unwrap_err().to_string().contains("v1+prettyjws"));
         let lying = format!(r#"{{"mediaType":"{OCI_INDEX}","config":{one},"layers":[]}}"#);
-        assert!(matches!(Document::read(lying.as_bytes(), None, 9), Err(ManifestError::MediaType(_))));
+        assert!(matches!(
+            Document::read(lying.as_bytes(), None, 9),
+            Err(ManifestError::MediaType(_))
+        ));
     }
 }

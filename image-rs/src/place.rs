@@ -17,7 +17,9 @@ const LAYERS_MAX: usize = 128;
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// Its name.
-    #[error("{text:?} is not a place for images; write docker://registry/repository:tag or oci:directory[:tag]: {source}")]
+    #[error(
+        "{text:?} is not a place for images; write docker://registry/repository:tag or oci:directory[:tag]: {source}"
+    )]
     Name {
         /// What was written.
         text: String,
@@ -37,6 +39,10 @@ pub enum PlaceError {
 
 /// The place of one image.
 #[expect(missing_debug_implementations, reason = "holds credentials")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a command has one or two of them"
+)]
 #[derive(Clone)]
 pub enum Place {
     /// In a registry.
@@ -66,7 +72,10 @@ impl Place {
             return Ok(Self::Layout(Layout::parse(layout)));
         }
         let name = text.strip_prefix("docker://").unwrap_or(text);
-        let image = name.parse().map_err(|source| PlaceError::Name { text: text.to_owned(), source })?;
+        let image = name.parse().map_err(|source| PlaceError::Name {
+            text: text.to_owned(),
+            source,
+        })?;
         Ok(Self::Registry(registry.clone(), image))
     }
 
@@ -77,19 +86,32 @@ impl Place {
     pub async fn manifest(&self, platform: &Platform) -> Result<Found, PlaceError> {
         let (bytes, digest, content_type) = self.document(None).await?;
         match Document::read(&bytes, content_type.as_deref(), LAYERS_MAX)? {
-            Document::Image(manifest) => Ok(Found { bytes, digest, manifest }),
+            Document::Image(manifest) => Ok(Found {
+                bytes,
+                digest,
+                manifest,
+            }),
             Document::Index(entries) => {
                 let wanted = &manifest::select(&entries, platform)?.descriptor.digest;
                 let (bytes, digest, content_type) = self.document(Some(wanted)).await?;
                 match Document::read(&bytes, content_type.as_deref(), LAYERS_MAX)? {
-                    Document::Image(manifest) => Ok(Found { bytes, digest, manifest }),
-                    Document::Index(_) => Err(ManifestError::MediaType("an index in an index".to_owned()).into()),
+                    Document::Image(manifest) => Ok(Found {
+                        bytes,
+                        digest,
+                        manifest,
+                    }),
+                    Document::Index(_) => {
+                        Err(ManifestError::MediaType("an index in an index".to_owned()).into())
+                    }
                 }
             }
         }
     }
 
-    async fn document(&self, digest: Option<&Digest>) -> Result<(Bytes, Digest, Option<String>), PlaceError> {
+    async fn document(
+        &self,
+        digest: Option<&Digest>,
+    ) -> Result<(Bytes, Digest, Option<String>), PlaceError> {
         match self {
             Self::Registry(registry, image) => {
                 let pinned = digest.map(|digest| image.pinned(digest.clone()));
@@ -98,7 +120,10 @@ impl Place {
             }
             Self::Layout(layout) => {
                 let (bytes, digest) = match digest {
-                    Some(digest) => (layout.small_blob(digest, manifest::MANIFEST_BYTES_MAX)?, digest.clone()),
+                    Some(digest) => (
+                        layout.small_blob(digest, manifest::MANIFEST_BYTES_MAX)?,
+                        digest.clone(),
+                    ),
                     None => layout.manifest()?,
                 };
                 Ok((bytes, digest, None))
@@ -123,7 +148,9 @@ impl Place {
     /// See [`PlaceError`].
     pub fn blob(&self, digest: &Digest, size: u64) -> Result<BlobReader, PlaceError> {
         match self {
-            Self::Registry(registry, image) => Ok(BlobReader::Registry(Box::new(registry.blob(image, digest, size)))),
+            Self::Registry(registry, image) => Ok(BlobReader::Registry(Box::new(
+                registry.blob(image, digest, size),
+            ))),
             Self::Layout(layout) => Ok(BlobReader::Layout(layout.blob(digest)?)),
         }
     }
@@ -136,7 +163,10 @@ impl Place {
         match self {
             Self::Registry(registry, image) => {
                 let upload = Box::new(registry.start_upload(image).await?);
-                Ok(BlobWriter::Registry { upload, chunk: BytesMut::new() })
+                Ok(BlobWriter::Registry {
+                    upload,
+                    chunk: BytesMut::new(),
+                })
             }
             Self::Layout(layout) => Ok(BlobWriter::Layout(Box::new(layout.start_blob()?))),
         }
@@ -157,9 +187,15 @@ impl Place {
     ///
     /// # Errors
     /// See [`PlaceError`].
-    pub async fn write_manifest(&self, media_type: &str, bytes: Bytes) -> Result<Digest, PlaceError> {
+    pub async fn write_manifest(
+        &self,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Digest, PlaceError> {
         match self {
-            Self::Registry(registry, image) => Ok(registry.push_manifest(image, media_type, bytes).await?),
+            Self::Registry(registry, image) => {
+                Ok(registry.push_manifest(image, media_type, bytes).await?)
+            }
             Self::Layout(layout) => Ok(layout.write_manifest(media_type, &bytes)?),
         }
     }
@@ -182,7 +218,7 @@ impl BlobReader {
     pub async fn next(&mut self) -> Result<Option<Bytes>, PlaceError> {
         match self {
             Self::Registry(blob) => Ok(blob.next().await?),
-            Self::Layout(blob) => Ok(blob.next()?),
+            Self::Layout(blob) => Ok(blob.next_piece()?),
         }
     }
 }

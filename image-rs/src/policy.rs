@@ -30,7 +30,9 @@ pub enum PolicyError {
         scope: String,
     },
     /// An empty list, which containers/image refuses as well.
-    #[error("the image policy has no requirement in scope {0:?}; write insecureAcceptAnything or reject")]
+    #[error(
+        "the image policy has no requirement in scope {0:?}; write insecureAcceptAnything or reject"
+    )]
     Empty(String),
     /// The policy refuses the image.
     #[error("image {image} is refused by the image policy, scope {scope:?}")]
@@ -73,13 +75,19 @@ impl Policy {
     /// Accepts every image: for a guest that is no TEE, or an owner who pins by digest.
     #[must_use]
     pub fn accept_anything() -> Self {
-        Self { default: vec![Requirement::Accept], docker: BTreeMap::new() }
+        Self {
+            default: vec![Requirement::Accept],
+            docker: BTreeMap::new(),
+        }
     }
 
     /// Refuses every image: what a TEE has whose owner gave no policy.
     #[must_use]
     pub fn reject() -> Self {
-        Self { default: vec![Requirement::Reject], docker: BTreeMap::new() }
+        Self {
+            default: vec![Requirement::Reject],
+            docker: BTreeMap::new(),
+        }
     }
 
     /// Reads a `policy.json`.
@@ -100,7 +108,10 @@ impl Policy {
                 }
             }
         }
-        Ok(Self { default: read(file.default, "default")?, docker })
+        Ok(Self {
+            default: read(file.default, "default")?,
+            docker,
+        })
     }
 
     /// Decides on an image by its name; every requirement of the scope must hold.
@@ -114,10 +125,12 @@ impl Policy {
         if requirements.contains(&Requirement::Reject) {
             return Err(PolicyError::Refused { image, scope });
         }
-        match requirements.iter().find_map(|requirement| match requirement {
-            Requirement::Signature(kind) => Some(*kind),
-            Requirement::Accept | Requirement::Reject => None,
-        }) {
+        match requirements
+            .iter()
+            .find_map(|requirement| match requirement {
+                Requirement::Signature(kind) => Some(*kind),
+                Requirement::Accept | Requirement::Reject => None,
+            }) {
             Some(kind) => Err(PolicyError::Unsupported { image, scope, kind }),
             None => Ok(()),
         }
@@ -148,7 +161,11 @@ fn scopes(image: &Reference) -> Vec<String> {
         scopes.push(parent.to_owned());
         rest = parent;
     }
-    let host = if image.registry().starts_with('[') { "" } else { image.registry() };
+    let host = if image.registry().starts_with('[') {
+        ""
+    } else {
+        image.registry()
+    };
     let mut host = host.split_once(':').map_or(host, |(host, _)| host);
     while let Some((_, domain)) = host.split_once('.') {
         scopes.push(format!("*.{domain}"));
@@ -182,7 +199,10 @@ fn read(list: Vec<Wire>, scope: &str) -> Result<Vec<Requirement>, PolicyError> {
         "signedBy" => Ok(Requirement::Signature("signedBy")),
         "signedBaseLayer" => Ok(Requirement::Signature("signedBaseLayer")),
         "sigstoreSigned" => Ok(Requirement::Signature("sigstoreSigned")),
-        _ => Err(PolicyError::UnknownRequirement { kind: wire.kind.clone(), scope: scope.to_owned() }),
+        _ => Err(PolicyError::UnknownRequirement {
+            kind: wire.kind.clone(),
+            scope: scope.to_owned(),
+        }),
     };
     list.into_iter().map(requirement).collect()
 }
@@ -212,8 +232,16 @@ mod tests {
         assert!(check(&policy, "ghcr.io/a/b").is_ok());
         assert!(check(&policy, "r.example.com/a").is_ok());
         assert!(check(&policy, "ghcr.io/evil/but/this:v1").is_ok());
-        for refused in ["busybox", "ghcr.io/evil/x", "ghcr.io/evil/but/this:v2", "ghcr.io.evil.com/a/b"] {
-            assert!(matches!(check(&policy, refused), Err(PolicyError::Refused { .. })), "{refused}");
+        for refused in [
+            "busybox",
+            "ghcr.io/evil/x",
+            "ghcr.io/evil/but/this:v2",
+            "ghcr.io.evil.com/a/b",
+        ] {
+            assert!(
+                matches!(check(&policy, refused), Err(PolicyError::Refused { .. })),
+                "{refused}"
+            );
         }
     }
 
@@ -221,12 +249,20 @@ mod tests {
     fn a_signature_requirement_is_a_named_refusal() {
         let policy = Policy::from_json(POLICY.as_bytes()).unwrap();
         let error = check(&policy, "quay.io/signed/a").unwrap_err().to_string();
-        assert!(error.contains("sigstoreSigned") && error.contains("quay.io/signed"), "{error}");
+        assert!(
+            error.contains("sigstoreSigned") && error.contains("quay.io/signed"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_policy_which_says_nothing_is_none() {
-        for bad in [r"{}", r#"{"default":[]}"#, r#"{"default":[{"type":"maybe"}]}"#, r#"{"default":[],"x":1}"#] {
+        for bad in [
+            r"{}",
+            r#"{"default":[]}"#,
+            r#"{"default":[{"type":"maybe"}]}"#,
+            r#"{"default":[],"x":1}"#,
+        ] {
             assert!(Policy::from_json(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(check(&Policy::reject(), "busybox").is_err());

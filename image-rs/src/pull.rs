@@ -1,6 +1,9 @@
 //! Pulling: from a name to a root file system that appears at once, whole and verified, or not at all.
 
+mod error;
 mod stage;
+
+pub use error::PullError;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,10 +19,12 @@ use tokio::task::JoinSet;
 
 use crate::digest::Digest;
 use crate::layer::{self, LayerError, Plan};
-use crate::manifest::{self, CONFIG_BYTES_MAX, Descriptor, Document, Manifest, ManifestError, Platform};
-use crate::policy::{Policy, PolicyError};
+use crate::manifest::{
+    self, CONFIG_BYTES_MAX, Descriptor, Document, Manifest, ManifestError, Platform,
+};
+use crate::policy::Policy;
 use crate::reference::Reference;
-use crate::registry::{Registry, RegistryError};
+use crate::registry::Registry;
 use crate::unpack::{Devices, Journal, Limits, Options, Ownership, Tree, UnpackError, Usage};
 use stage::Stage;
 
@@ -59,92 +64,6 @@ impl PullConfig {
             space_setting: "the memory of the VM (default_memory)".to_owned(),
         }
     }
-}
-
-/// Why an image was not pulled.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// The policy.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// The registry.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The manifest or the configuration.
-    #[error("image {image}: {source}")]
-    Manifest {
-        /// Which image.
-        image: String,
-        /// Why.
-        source: ManifestError,
-    },
-    /// The keys.
-    #[error("image {image} cannot be decrypted: {source}")]
-    Keys {
-        /// Which image.
-        image: String,
-        /// Why.
-        source: ocicrypt::Error,
-    },
-    /// A layer.
-    #[error("layer {index} ({digest}) of {image}: {source}")]
-    Layer {
-        /// Which image.
-        image: String,
-        /// Which layer, from 0.
-        index: usize,
-        /// The manifest's digest of it.
-        digest: Digest,
-        /// Why.
-        source: LayerError,
-    },
-    /// The layers together.
-    #[error("the layers of {image} cannot be merged: {source}")]
-    Merge {
-        /// Which image.
-        image: String,
-        /// Why.
-        source: UnpackError,
-    },
-    /// A cap on the blobs.
-    #[error("the layers of {image} have {found} compressed bytes, more than the limit \"compressed_bytes\" of {cap}")]
-    TooLarge {
-        /// Which image.
-        image: String,
-        /// Bytes of its layers.
-        found: u64,
-        /// The cap.
-        cap: u64,
-    },
-    /// No room.
-    #[error(
-        "no space for {image}: it needs more than {needed} bytes ({compressed} of them compressed layers), \
-         and {available} are free in {place:?}; raise {setting}"
-    )]
-    NoSpace {
-        /// Which image.
-        image: String,
-        /// What it needs at least, unpacked as far as is known.
-        needed: u64,
-        /// Bytes of its layers in the registry.
-        compressed: u64,
-        /// Bytes that were free before.
-        available: u64,
-        /// Where.
-        place: PathBuf,
-        /// What to change.
-        setting: String,
-    },
-    /// The store on disk.
-    #[error("{step} {path:?}: {source}")]
-    Store {
-        /// Which step.
-        step: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
 }
 
 /// How long the phases took.
@@ -195,7 +114,10 @@ pub struct Resolved {
 }
 
 /// Pulls images.
-#[expect(missing_debug_implementations, reason = "holds credentials and a source of keys")]
+#[expect(
+    missing_debug_implementations,
+    reason = "holds credentials and a source of keys"
+)]
 #[derive(Clone)]
 pub struct Puller {
     config: Arc<PullConfig>,
@@ -207,7 +129,11 @@ impl Puller {
     /// A puller; clones share connections.
     #[must_use]
     pub fn new(config: PullConfig, registry: Registry, keys: Arc<dyn KeySource>) -> Self {
-        Self { config: Arc::new(config), registry, keys }
+        Self {
+            config: Arc::new(config),
+            registry,
+            keys,
+        }
     }
 
     /// Pulls `image` into `target`, which must not exist; its parent must, and holds the work meanwhile.
@@ -217,7 +143,10 @@ impl Puller {
     pub async fn pull(&self, image: &Reference, target: &Path) -> Result<Pulled, PullError> {
         let start = Instant::now();
         let resolved = self.resolve(image).await?;
-        let mut timings = Timings { resolve: start.elapsed(), ..Timings::default() };
+        let mut timings = Timings {
+            resolve: start.elapsed(),
+            ..Timings::default()
+        };
         let space = self.check_space(image, &resolved.manifest, target)?;
 
         let start = Instant::now();
@@ -264,26 +193,51 @@ impl Puller {
     /// See [`PullError`].
     pub async fn resolve(&self, image: &Reference) -> Result<Resolved, PullError> {
         self.config.policy.check(image)?;
-        let bad = |source| PullError::Manifest { image: image.to_string(), source };
+        let bad = |source| PullError::Manifest {
+            image: image.to_string(),
+            source,
+        };
         let mut raw = self.registry.manifest(image).await?;
         let reference_digest = raw.digest.clone();
         let read = |raw: &crate::registry::RawManifest| {
-            Document::read(&raw.bytes, raw.content_type.as_deref(), self.config.limits.layers).map_err(bad)
+            Document::read(
+                &raw.bytes,
+                raw.content_type.as_deref(),
+                self.config.limits.layers,
+            )
+            .map_err(bad)
         };
         let manifest = match read(&raw)? {
             Document::Image(manifest) => manifest,
             Document::Index(entries) => {
                 let entry = manifest::select(&entries, &self.config.platform).map_err(bad)?;
-                raw = self.registry.manifest(&image.pinned(entry.descriptor.digest.clone())).await?;
+                raw = self
+                    .registry
+                    .manifest(&image.pinned(entry.descriptor.digest.clone()))
+                    .await?;
                 match read(&raw)? {
                     Document::Image(manifest) => manifest,
-                    Document::Index(_) => return Err(bad(ManifestError::MediaType("an index in an index".to_owned()))),
+                    Document::Index(_) => {
+                        return Err(bad(ManifestError::MediaType(
+                            "an index in an index".to_owned(),
+                        )));
+                    }
                 }
             }
         };
-        let config = self.registry.small_blob(image, &manifest.config.digest, CONFIG_BYTES_MAX).await?;
-        let (config, diff_ids) = manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
-        Ok(Resolved { manifest_digest: raw.digest, reference_digest, manifest, config, diff_ids })
+        let config = self
+            .registry
+            .small_blob(image, &manifest.config.digest, CONFIG_BYTES_MAX)
+            .await?;
+        let (config, diff_ids) =
+            manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
+        Ok(Resolved {
+            manifest_digest: raw.digest,
+            reference_digest,
+            manifest,
+            config,
+            diff_ids,
+        })
     }
 
     /// Every layer's plan; the keys of all encrypted layers are fetched in one round.
@@ -298,11 +252,15 @@ impl Puller {
             kinds.push(kind);
         }
         let sealed = layers.iter().zip(&kinds).filter(|(_, kind)| kind.encrypted);
-        let annotations: Vec<&HashMap<String, String>> = sealed.map(|(layer, _)| &layer.annotations).collect();
+        let annotations: Vec<&HashMap<String, String>> =
+            sealed.map(|(layer, _)| &layer.annotations).collect();
         let mut opened = Vec::new();
         if !annotations.is_empty() {
             let keys = ocicrypt::unwrap_layers(&annotations, self.keys.as_ref()).await;
-            opened = keys.map_err(|source| PullError::Keys { image: image.to_string(), source })?;
+            opened = keys.map_err(|source| PullError::Keys {
+                image: image.to_string(),
+                source,
+            })?;
         }
         let mut opened = opened.into_iter();
         let plan = |((layer, kind), diff_id): ((&Descriptor, media_type::Layer), &Digest)| Plan {
@@ -312,11 +270,21 @@ impl Puller {
             compression: kind.compression,
             decrypt: if kind.encrypted { opened.next() } else { None },
         };
-        Ok(layers.iter().zip(kinds).zip(&resolved.diff_ids).map(plan).collect())
+        Ok(layers
+            .iter()
+            .zip(kinds)
+            .zip(&resolved.diff_ids)
+            .map(plan)
+            .collect())
     }
 
     /// Decodes all layers side by side, and merges each as soon as those below it are merged.
-    async fn run(&self, pull: &Pull, plans: Vec<Plan>, timings: &mut Timings) -> Result<(), PullError> {
+    async fn run(
+        &self,
+        pull: &Pull,
+        plans: Vec<Plan>,
+        timings: &mut Timings,
+    ) -> Result<(), PullError> {
         let start = Instant::now();
         let permits = Arc::new(Semaphore::new(self.config.concurrency.get()));
         let mut tasks = JoinSet::new();
@@ -345,19 +313,38 @@ impl Puller {
 
     fn options(&self) -> Arc<Options> {
         let config = &self.config;
-        Arc::new(Options { limits: config.limits.clone(), devices: config.devices, ownership: config.ownership })
+        Arc::new(Options {
+            limits: config.limits.clone(),
+            devices: config.devices,
+            ownership: config.ownership,
+        })
     }
 
     /// Refuses before the first byte what cannot fit: a layer is at least as large unpacked as compressed.
-    fn check_space(&self, image: &Reference, manifest: &Manifest, target: &Path) -> Result<Space, PullError> {
-        let compressed = manifest.layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+    fn check_space(
+        &self,
+        image: &Reference,
+        manifest: &Manifest,
+        target: &Path,
+    ) -> Result<Space, PullError> {
+        let compressed = manifest
+            .layers
+            .iter()
+            .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
         let cap = self.config.limits.compressed_bytes;
         if compressed > cap {
-            return Err(PullError::TooLarge { image: image.to_string(), found: compressed, cap });
+            return Err(PullError::TooLarge {
+                image: image.to_string(),
+                found: compressed,
+                cap,
+            });
         }
         let place = stage::parent_of(target);
         let available = stage::free_bytes(&place)?;
-        let space = Space { compressed, available };
+        let space = Space {
+            compressed,
+            available,
+        };
         if compressed > available {
             return Err(self.no_space(image, space, compressed, place));
         }
@@ -376,12 +363,15 @@ impl Puller {
     }
 
     fn name_want_of_space(&self, pull: &Pull, error: PullError) -> PullError {
-        let full = match &error {
-            PullError::Layer { source: LayerError::Unpack(UnpackError::NoSpace(_)), .. } => true,
-            PullError::Merge { source: UnpackError::NoSpace(_), .. } => true,
-            _ => false,
+        let cause = match &error {
+            PullError::Layer { source, .. } => match source.as_ref() {
+                LayerError::Unpack(cause) => Some(cause),
+                _ => None,
+            },
+            PullError::Merge { source, .. } => Some(source),
+            _ => None,
         };
-        if !full {
+        if !matches!(cause, Some(UnpackError::NoSpace(_))) {
             return error;
         }
         let needed = pull.usage.bytes().max(pull.space.available);
@@ -410,17 +400,26 @@ struct Space {
 
 impl Pull {
     fn merge(&self, journals: Vec<Journal>) -> Result<(), PullError> {
-        let failed = |source| PullError::Merge { image: self.image.to_string(), source };
+        let failed = |source| PullError::Merge {
+            image: self.image.to_string(),
+            source,
+        };
         let root = self.stage.rootfs()?;
         let mut tree = Tree::new(&root, &self.options);
         for (index, journal) in journals.into_iter().enumerate() {
-            tree.merge(&self.stage.layer(index)?, journal).map_err(failed)?;
+            tree.merge(&self.stage.layer(index)?, journal)
+                .map_err(failed)?;
         }
         tree.finish().map_err(failed)
     }
 }
 
-async fn one_layer(registry: &Registry, pull: &Pull, index: usize, plan: Plan) -> Result<Journal, PullError> {
+async fn one_layer(
+    registry: &Registry,
+    pull: &Pull,
+    index: usize,
+    plan: Plan,
+) -> Result<Journal, PullError> {
     let (send, pieces) = mpsc::channel(PIECES_AHEAD);
     let mut blob = registry.blob(&pull.image, &plan.digest, plan.size);
     let digest = plan.digest.clone();
@@ -440,5 +439,13 @@ async fn one_layer(registry: &Registry, pull: &Pull, index: usize, plan: Plan) -
     }
     drop(send);
     let decoded = decode.await.map_err(|error| pull.stage.broken(&error))?;
-    decoded.map_err(|source| PullError::Layer { image: pull.image.to_string(), index, digest, source })
+    decoded.map_err(|source| {
+        let (image, source) = (pull.image.to_string(), Box::new(source));
+        PullError::Layer {
+            image,
+            index,
+            digest,
+            source,
+        }
+    })
 }

@@ -18,7 +18,9 @@ use ocicrypt::{Key, KeySource, LayerKey, LayerOptions, NoEntropy, media_type};
 use serde_json::Value;
 
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::manifest::{CONFIG_BYTES_MAX, Descriptor, ManifestError, OCI_CONFIG, OCI_MANIFEST, Platform};
+use crate::manifest::{
+    CONFIG_BYTES_MAX, Descriptor, ManifestError, OCI_CONFIG, OCI_MANIFEST, Platform,
+};
 use crate::place::{Found, Place, PlaceError};
 
 /// Layers on their way at once.
@@ -141,14 +143,33 @@ pub async fn encrypt(
         return Err(RecryptError::NoRecipient);
     }
     let found = from.manifest(platform).await?;
-    if let Some(layer) = found.manifest.layers.iter().find(|layer| media_type::is_encrypted(&layer.media_type)) {
+    if let Some(layer) = found
+        .manifest
+        .layers
+        .iter()
+        .find(|layer| media_type::is_encrypted(&layer.media_type))
+    {
         return Err(RecryptError::AlreadyEncrypted(layer.digest.clone()));
     }
-    let jobs = found.manifest.layers.iter().enumerate().map(|(index, layer)| {
-        let way = Way { from, to, index, layer, report };
-        async move { seal(&way, recipients).await }
-    });
-    let layers = stream::iter(jobs).buffered(LAYERS_AT_ONCE).try_collect().await?;
+    let jobs = found
+        .manifest
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| {
+            let way = Way {
+                from,
+                to,
+                index,
+                layer,
+                report,
+            };
+            async move { seal(&way, recipients).await }
+        });
+    let layers = stream::iter(jobs)
+        .buffered(LAYERS_AT_ONCE)
+        .try_collect()
+        .await?;
     finish(from, to, &found, layers).await
 }
 
@@ -165,19 +186,36 @@ pub async fn decrypt(
 ) -> Result<Digest, RecryptError> {
     let found = from.manifest(platform).await?;
     let layers = &found.manifest.layers;
-    let sealed = layers.iter().filter(|layer| media_type::is_encrypted(&layer.media_type));
-    let annotations: Vec<&HashMap<String, String>> = sealed.map(|layer| &layer.annotations).collect();
+    let sealed = layers
+        .iter()
+        .filter(|layer| media_type::is_encrypted(&layer.media_type));
+    let annotations: Vec<&HashMap<String, String>> =
+        sealed.map(|layer| &layer.annotations).collect();
     if annotations.is_empty() {
         return Err(RecryptError::NotEncrypted);
     }
-    let mut options = ocicrypt::unwrap_layers(&annotations, keys).await?.into_iter();
-    let config = from.small_blob(&found.manifest.config.digest, CONFIG_BYTES_MAX).await?;
+    let mut options = ocicrypt::unwrap_layers(&annotations, keys)
+        .await?
+        .into_iter();
+    let config = from
+        .small_blob(&found.manifest.config.digest, CONFIG_BYTES_MAX)
+        .await?;
     let diff_ids = diff_ids(&config);
     let diff_ids = &diff_ids;
     let mut jobs = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
-        let options = if media_type::is_encrypted(&layer.media_type) { options.next() } else { None };
-        let way = Way { from, to, index, layer, report };
+        let options = if media_type::is_encrypted(&layer.media_type) {
+            options.next()
+        } else {
+            None
+        };
+        let way = Way {
+            from,
+            to,
+            index,
+            layer,
+            report,
+        };
         jobs.push(async move {
             match options {
                 Some(options) => open(&way, options, diff_ids).await,
@@ -185,7 +223,10 @@ pub async fn decrypt(
             }
         });
     }
-    let written = stream::iter(jobs).buffered(LAYERS_AT_ONCE).try_collect().await?;
+    let written = stream::iter(jobs)
+        .buffered(LAYERS_AT_ONCE)
+        .try_collect()
+        .await?;
     finish(from, to, &found, written).await
 }
 
@@ -213,7 +254,10 @@ impl Way<'_> {
         mut change: impl FnMut(&mut [u8]) -> Result<(), CipherError>,
     ) -> Result<(crate::place::BlobWriter, Digest, u64), RecryptError> {
         let layer = self.index;
-        (self.report)(Progress::Start { layer, size: self.layer.size });
+        (self.report)(Progress::Start {
+            layer,
+            size: self.layer.size,
+        });
         let mut source = self.from.blob(&self.layer.digest, self.layer.size)?;
         let mut writer = self.to.start_blob().await?;
         let mut before = self.layer.digest.hasher();
@@ -226,11 +270,17 @@ impl Way<'_> {
             after.update(&piece);
             writer.write(&piece).await?;
             size += piece.len() as u64;
-            (self.report)(Progress::Advance { layer, bytes: piece.len() as u64 });
+            (self.report)(Progress::Advance {
+                layer,
+                bytes: piece.len() as u64,
+            });
         }
         let found = before.finish();
         if found != self.layer.digest {
-            return Err(RecryptError::Digest { expected: self.layer.digest.clone(), found });
+            return Err(RecryptError::Digest {
+                expected: self.layer.digest.clone(),
+                found,
+            });
         }
         Ok((writer, after.finish(), size))
     }
@@ -252,22 +302,42 @@ async fn seal(way: &Way<'_>, recipients: &Recipients) -> Result<Written, Recrypt
     let (key, nonce) = (LayerKey::generate()?, Nonce::generate()?);
     let mut sealer = Sealer::new(&key, &nonce);
     let (writer, digest, size) = way.stream(|piece| sealer.update(piece)).await?;
-    let private = PrivateOptions { key, digest: way.layer.digest.to_string(), nonce: Some(nonce) }.to_json();
+    let private = PrivateOptions {
+        key,
+        digest: way.layer.digest.to_string(),
+        nonce: Some(nonce),
+    }
+    .to_json();
     let mut keys = Vec::new();
     for (kid, kek) in &recipients.broker {
         let packet = Packet::seal(Format::V2, kid, kek, &private)?;
-        keys.push(Wrapped::Provider { name: PROVIDER_COCO.to_owned(), annotation: packet.to_json() });
+        keys.push(Wrapped::Provider {
+            name: PROVIDER_COCO.to_owned(),
+            annotation: packet.to_json(),
+        });
     }
     if !recipients.public.is_empty() {
         keys.push(Wrapped::Jwe(jwe::wrap(&recipients.public, &private)?));
     }
-    let encryption = Encryption { public: PublicOptions::new(sealer.finish()), keys };
+    let encryption = Encryption {
+        public: PublicOptions::new(sealer.finish()),
+        keys,
+    };
     writer.finish(&digest).await?;
     way.done();
-    Ok(Written { media_type: media_type::encrypted(&plain_type), digest, size, annotations: encryption.write() })
+    Ok(Written {
+        media_type: media_type::encrypted(&plain_type),
+        digest,
+        size,
+        annotations: encryption.write(),
+    })
 }
 
-async fn open(way: &Way<'_>, options: LayerOptions, diff_ids: &[String]) -> Result<Written, RecryptError> {
+async fn open(
+    way: &Way<'_>,
+    options: LayerOptions,
+    diff_ids: &[String],
+) -> Result<Written, RecryptError> {
     let plain_type = way.plain_type()?;
     let mut opener = Opener::new(&options.key, &options.nonce);
     let (writer, digest, size) = way.stream(|piece| opener.update(piece)).await?;
@@ -275,13 +345,24 @@ async fn open(way: &Way<'_>, options: LayerOptions, diff_ids: &[String]) -> Resu
     opener.finish(&options.hmac)?;
     // A writer that compresses while it encrypts names the uncompressed layer.
     let expected = &options.digest;
-    if !expected.is_empty() && *expected != digest.to_string() && diff_ids.get(way.index) != Some(expected) {
-        return Err(RecryptError::WrappedDigest { layer: way.layer.digest.clone(), wrapped: expected.clone() });
+    if !expected.is_empty()
+        && *expected != digest.to_string()
+        && diff_ids.get(way.index) != Some(expected)
+    {
+        return Err(RecryptError::WrappedDigest {
+            layer: way.layer.digest.clone(),
+            wrapped: expected.clone(),
+        });
     }
     writer.finish(&digest).await?;
     way.done();
     let media_type = media_type::decrypted(&plain_type).to_owned();
-    Ok(Written { media_type, digest, size, annotations: Vec::new() })
+    Ok(Written {
+        media_type,
+        digest,
+        size,
+        annotations: Vec::new(),
+    })
 }
 
 /// A layer that is not encrypted goes over as it is.
@@ -290,11 +371,21 @@ async fn carry(way: &Way<'_>) -> Result<Written, RecryptError> {
     let (writer, digest, size) = way.stream(|_| Ok(())).await?;
     writer.finish(&digest).await?;
     way.done();
-    Ok(Written { media_type, digest, size, annotations: Vec::new() })
+    Ok(Written {
+        media_type,
+        digest,
+        size,
+        annotations: Vec::new(),
+    })
 }
 
 /// The configuration, then the manifest: every member that we do not change stays as it was.
-async fn finish(from: &Place, to: &Place, found: &Found, layers: Vec<Written>) -> Result<Digest, RecryptError> {
+async fn finish(
+    from: &Place,
+    to: &Place,
+    found: &Found,
+    layers: Vec<Written>,
+) -> Result<Digest, RecryptError> {
     let config = &found.manifest.config.digest;
     if !to.has_blob(config).await? {
         let bytes = from.small_blob(config, CONFIG_BYTES_MAX).await?;
@@ -302,29 +393,47 @@ async fn finish(from: &Place, to: &Place, found: &Found, layers: Vec<Written>) -
         writer.write(&bytes).await?;
         writer.finish(config).await?;
     }
-    let mut document: Value = serde_json::from_slice(&found.bytes).map_err(|_| RecryptError::Manifest)?;
+    let mut document: Value =
+        serde_json::from_slice(&found.bytes).map_err(|_| RecryptError::Manifest)?;
     document["mediaType"] = OCI_MANIFEST.into();
     if found.manifest.media_type != OCI_MANIFEST {
         document["config"]["mediaType"] = OCI_CONFIG.into();
     }
-    let entries = document["layers"].as_array_mut().ok_or(RecryptError::Manifest)?;
+    let entries = document["layers"]
+        .as_array_mut()
+        .ok_or(RecryptError::Manifest)?;
     for (entry, written) in entries.iter_mut().zip(layers) {
         let entry = entry.as_object_mut().ok_or(RecryptError::Manifest)?;
         entry.insert("mediaType".to_owned(), written.media_type.into());
         entry.insert("digest".to_owned(), written.digest.to_string().into());
         entry.insert("size".to_owned(), written.size.into());
-        let mut annotations = entry.remove("annotations").and_then(|old| old.as_object().cloned()).unwrap_or_default();
+        let mut annotations = entry
+            .remove("annotations")
+            .and_then(|old| old.as_object().cloned())
+            .unwrap_or_default();
         annotations.retain(|name, _| !name.starts_with(PREFIX));
-        annotations.extend(written.annotations.into_iter().map(|(name, value)| (name, value.into())));
+        annotations.extend(
+            written
+                .annotations
+                .into_iter()
+                .map(|(name, value)| (name, value.into())),
+        );
         if !annotations.is_empty() {
             entry.insert("annotations".to_owned(), annotations.into());
         }
     }
-    Ok(to.write_manifest(OCI_MANIFEST, Bytes::from(document.to_string())).await?)
+    Ok(to
+        .write_manifest(OCI_MANIFEST, Bytes::from(document.to_string()))
+        .await?)
 }
 
 fn diff_ids(config: &[u8]) -> Vec<String> {
     let config: Value = serde_json::from_slice(config).unwrap_or_default();
-    let list = config["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
-    list.into_iter().map(|item| item.as_str().unwrap_or_default().to_owned()).collect()
+    let list = config["rootfs"]["diff_ids"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    list.into_iter()
+        .map(|item| item.as_str().unwrap_or_default().to_owned())
+        .collect()
 }

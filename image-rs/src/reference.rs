@@ -22,13 +22,17 @@ const DOCKER_HUB_ENDPOINT: &str = "registry-1.docker.io";
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ReferenceError {
     /// Nothing, or a cap.
-    #[error("an image name has 1 to {REFERENCE_BYTES_MAX} bytes, and its repository at most {NAME_BYTES_MAX}")]
+    #[error(
+        "an image name has 1 to {REFERENCE_BYTES_MAX} bytes, and its repository at most {NAME_BYTES_MAX}"
+    )]
     Length,
     /// The registry's host or port.
     #[error("{0:?} is not a registry's host[:port]")]
     Registry(String),
     /// The repository.
-    #[error("{0:?} is not a repository: lower-case letters, digits, '.', '_' and '-' between slashes")]
+    #[error(
+        "{0:?} is not a repository: lower-case letters, digits, '.', '_' and '-' between slashes"
+    )]
     Repository(String),
     /// The tag.
     #[error("{0:?} is not a tag: up to {TAG_BYTES_MAX} letters, digits, '.', '_' and '-'")]
@@ -57,7 +61,11 @@ impl Reference {
     /// The registry as it is dialled.
     #[must_use]
     pub fn endpoint(&self) -> &str {
-        if self.registry == DOCKER_HUB { DOCKER_HUB_ENDPOINT } else { &self.registry }
+        if self.registry == DOCKER_HUB {
+            DOCKER_HUB_ENDPOINT
+        } else {
+            &self.registry
+        }
     }
 
     /// The repository: `library/busybox`.
@@ -91,7 +99,10 @@ impl Reference {
     /// The same repository, pinned to `digest`.
     #[must_use]
     pub fn pinned(&self, digest: Digest) -> Self {
-        Self { digest: Some(digest), ..self.clone() }
+        Self {
+            digest: Some(digest),
+            ..self.clone()
+        }
     }
 
     /// `registry/repository`, without tag and digest.
@@ -107,7 +118,9 @@ impl fmt::Display for Reference {
         if let Some(tag) = &self.tag {
             write!(formatter, ":{tag}")?;
         }
-        self.digest.as_ref().map_or(Ok(()), |digest| write!(formatter, "@{digest}"))
+        self.digest
+            .as_ref()
+            .map_or(Ok(()), |digest| write!(formatter, "@{digest}"))
     }
 }
 
@@ -126,20 +139,37 @@ impl FromStr for Reference {
             Some((first, rest)) if is_registry(first) => (first.to_owned(), rest),
             _ => (DOCKER_HUB.to_owned(), text),
         };
-        let registry = if registry == "index.docker.io" { DOCKER_HUB.to_owned() } else { registry };
+        let registry = if registry == "index.docker.io" {
+            DOCKER_HUB.to_owned()
+        } else {
+            registry
+        };
         let (repository, tag) = match rest.rsplit_once(':') {
             Some((repository, tag)) => (repository, Some(check_tag(tag)?)),
             None => (rest, None),
         };
         let library = registry == DOCKER_HUB && !repository.contains('/');
-        let repository = if library { format!("library/{repository}") } else { repository.to_owned() };
+        let repository = if library {
+            format!("library/{repository}")
+        } else {
+            repository.to_owned()
+        };
         check_registry(&registry)?;
         check_repository(&repository)?;
         if registry.len() + 1 + repository.len() > NAME_BYTES_MAX {
             return Err(ReferenceError::Length);
         }
-        let tag = if tag.is_none() && digest.is_none() { Some("latest".to_owned()) } else { tag };
-        Ok(Self { registry, repository, tag, digest })
+        let tag = if tag.is_none() && digest.is_none() {
+            Some("latest".to_owned())
+        } else {
+            tag
+        };
+        Ok(Self {
+            registry,
+            repository,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -154,7 +184,14 @@ fn check_registry(registry: &str) -> Result<(), ReferenceError> {
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or_else(bad)?;
             address.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
-            ("v6", if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(bad)?) })
+            (
+                "v6",
+                if rest.is_empty() {
+                    None
+                } else {
+                    Some(rest.strip_prefix(':').ok_or_else(bad)?)
+                },
+            )
         }
         None => match registry.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -162,31 +199,45 @@ fn check_registry(registry: &str) -> Result<(), ReferenceError> {
         },
     };
     let label = |label: &str| {
-        let inside = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let inside = label
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         inside && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
     };
     let port_is_good = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|number| number > 0));
-    if host.split('.').all(label) && port_is_good { Ok(()) } else { Err(bad()) }
+    if host.split('.').all(label) && port_is_good {
+        Ok(())
+    } else {
+        Err(bad())
+    }
 }
 
 fn check_repository(repository: &str) -> Result<(), ReferenceError> {
     let component = |component: &str| {
-        let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        let inside = component
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-'));
+        let edge = |byte: Option<u8>| {
+            byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        };
+        let inside = component.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
+        });
         let separators = ["..", "___", "._", "_.", ".-", "-.", "_-", "-_"];
         inside
             && edge(component.bytes().next())
             && edge(component.bytes().last())
             && !separators.iter().any(|pair| component.contains(pair))
     };
-    if repository.split('/').all(component) { Ok(()) } else { Err(ReferenceError::Repository(repository.to_owned())) }
+    if repository.split('/').all(component) {
+        Ok(())
+    } else {
+        Err(ReferenceError::Repository(repository.to_owned()))
+    }
 }
 
 fn check_tag(tag: &str) -> Result<String, ReferenceError> {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let inside = tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+    let inside = tag
+        .bytes()
+        .all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
     if inside && tag.len() <= TAG_BYTES_MAX && tag.bytes().next().is_some_and(word) {
         Ok(tag.to_owned())
     } else {
@@ -205,13 +256,25 @@ mod tests {
             ("busybox", "docker.io/library/busybox:latest".to_owned()),
             ("busybox:1.36", "docker.io/library/busybox:1.36".to_owned()),
             ("user/app", "docker.io/user/app:latest".to_owned()),
-            ("index.docker.io/library/a", "docker.io/library/a:latest".to_owned()),
+            (
+                "index.docker.io/library/a",
+                "docker.io/library/a:latest".to_owned(),
+            ),
             ("localhost/app", "localhost/app:latest".to_owned()),
-            ("127.0.0.1:5055/test/bb:v1", "127.0.0.1:5055/test/bb:v1".to_owned()),
+            (
+                "127.0.0.1:5055/test/bb:v1",
+                "127.0.0.1:5055/test/bb:v1".to_owned(),
+            ),
             ("[::1]:5000/a/b:v1", "[::1]:5000/a/b:v1".to_owned()),
             ("ghcr.io/a/b__c/d-e", "ghcr.io/a/b__c/d-e:latest".to_owned()),
-            (&format!("ghcr.io/a/b:v1@{digest}"), format!("ghcr.io/a/b:v1@{digest}")),
-            (&format!("ghcr.io/a/b@{digest}"), format!("ghcr.io/a/b@{digest}")),
+            (
+                &format!("ghcr.io/a/b:v1@{digest}"),
+                format!("ghcr.io/a/b:v1@{digest}"),
+            ),
+            (
+                &format!("ghcr.io/a/b@{digest}"),
+                format!("ghcr.io/a/b@{digest}"),
+            ),
         ];
         for (text, whole) in cases {
             let reference: Reference = text.parse().unwrap();
@@ -222,16 +285,35 @@ mod tests {
 
     #[test]
     fn docker_hub_is_dialled_where_it_listens() {
-        assert_eq!("busybox".parse::<Reference>().unwrap().endpoint(), "registry-1.docker.io");
-        assert_eq!("quay.io/a/b".parse::<Reference>().unwrap().endpoint(), "quay.io");
+        assert_eq!(
+            "busybox".parse::<Reference>().unwrap().endpoint(),
+            "registry-1.docker.io"
+        );
+        assert_eq!(
+            "quay.io/a/b".parse::<Reference>().unwrap().endpoint(),
+            "quay.io"
+        );
     }
 
     #[test]
     fn what_names_no_image_is_refused() {
         let long = format!("ghcr.io/{}", "a".repeat(250));
         let cases = [
-            "", "UPPER/x/../y", "a//b", "a/../b", "ghcr.io/a/b:", "ghcr.io/a/b:-x", "ghcr.io/a b", "ghcr.io:99999/a",
-            "ghcr.io/a@sha256:00", "-bad-.io/a", "ghcr.io/a/b:x/y", "[::1/a", &long, "a?b", "ghcr.io/a%2fb",
+            "",
+            "UPPER/x/../y",
+            "a//b",
+            "a/../b",
+            "ghcr.io/a/b:",
+            "ghcr.io/a/b:-x",
+            "ghcr.io/a b",
+            "ghcr.io:99999/a",
+            "ghcr.io/a@sha256:00",
+            "-bad-.io/a",
+            "ghcr.io/a/b:x/y",
+            "[::1/a",
+            &long,
+            "a?b",
+            "ghcr.io/a%2fb",
         ];
         for text in cases {
             assert!(text.parse::<Reference>().is_err(), "{text}");

@@ -40,7 +40,9 @@ pub enum AnnotationError {
     #[error("annotation {0} is not base64")]
     Base64(String),
     /// A cap.
-    #[error("annotation {0} is longer than {ANNOTATION_BYTES_MAX} bytes, or has more than {WAYS_MAX} keys")]
+    #[error(
+        "annotation {0} is longer than {ANNOTATION_BYTES_MAX} bytes, or has more than {WAYS_MAX} keys"
+    )]
     TooLong(String),
     /// The public options themselves.
     #[error(transparent)]
@@ -75,24 +77,38 @@ impl Encryption {
     ///
     /// # Errors
     /// See [`AnnotationError`].
-    pub fn read<S: BuildHasher>(annotations: &HashMap<String, String, S>) -> Result<Self, AnnotationError> {
-        let public = annotations.get(PUBLIC_OPTIONS).ok_or(AnnotationError::NoPublicOptions)?;
+    pub fn read<S: BuildHasher>(
+        annotations: &HashMap<String, String, S>,
+    ) -> Result<Self, AnnotationError> {
+        let public = annotations
+            .get(PUBLIC_OPTIONS)
+            .ok_or(AnnotationError::NoPublicOptions)?;
         let public = PublicOptions::from_json(&decode(PUBLIC_OPTIONS, public)?)?;
         // Sorted, so that the order of ways does not hang on the order of a hash map.
-        let mut names: Vec<_> = annotations.keys().filter(|name| name.starts_with(KEYS_PROVIDER)).collect();
+        let mut names: Vec<_> = annotations
+            .keys()
+            .filter(|name| name.starts_with(KEYS_PROVIDER))
+            .collect();
         names.sort();
         let mut keys = Vec::new();
         for name in names {
             let provider = &name[KEYS_PROVIDER.len()..];
             for annotation in decode_list(name, &annotations[name])? {
-                keys.push(Wrapped::Provider { name: provider.to_owned(), annotation });
+                keys.push(Wrapped::Provider {
+                    name: provider.to_owned(),
+                    annotation,
+                });
             }
         }
         if let Some(list) = annotations.get(KEYS_JWE) {
             keys.extend(decode_list(KEYS_JWE, list)?.into_iter().map(Wrapped::Jwe));
         }
         if keys.is_empty() {
-            let mut found: Vec<_> = annotations.keys().filter(|name| name.starts_with(PREFIX)).cloned().collect();
+            let mut found: Vec<_> = annotations
+                .keys()
+                .filter(|name| name.starts_with(PREFIX))
+                .cloned()
+                .collect();
             found.sort();
             return Err(AnnotationError::NoKeys(found.join(", ")));
         }
@@ -102,10 +118,15 @@ impl Encryption {
     /// Writes the annotations.
     #[must_use]
     pub fn write(&self) -> Vec<(String, String)> {
-        let mut out = vec![(PUBLIC_OPTIONS.to_owned(), STANDARD.encode(self.public.to_json()))];
+        let mut out = vec![(
+            PUBLIC_OPTIONS.to_owned(),
+            STANDARD.encode(self.public.to_json()),
+        )];
         for wrapped in &self.keys {
             let (name, bytes) = match wrapped {
-                Wrapped::Provider { name, annotation } => (format!("{KEYS_PROVIDER}{name}"), annotation),
+                Wrapped::Provider { name, annotation } => {
+                    (format!("{KEYS_PROVIDER}{name}"), annotation)
+                }
                 Wrapped::Jwe(message) => (KEYS_JWE.to_owned(), message),
             };
             let text = STANDARD.encode(bytes);
@@ -125,7 +146,9 @@ fn decode(name: &str, text: &str) -> Result<Vec<u8>, AnnotationError> {
     if text.len() > ANNOTATION_BYTES_MAX {
         return Err(AnnotationError::TooLong(name.to_owned()));
     }
-    STANDARD.decode(text).map_err(|_| AnnotationError::Base64(name.to_owned()))
+    STANDARD
+        .decode(text)
+        .map_err(|_| AnnotationError::Base64(name.to_owned()))
 }
 
 fn decode_list(name: &str, list: &str) -> Result<Vec<Vec<u8>>, AnnotationError> {
@@ -144,8 +167,14 @@ mod tests {
         let encryption = Encryption {
             public: PublicOptions::new([5; 32]),
             keys: vec![
-                Wrapped::Provider { name: PROVIDER_COCO.to_owned(), annotation: b"one".to_vec() },
-                Wrapped::Provider { name: PROVIDER_COCO.to_owned(), annotation: b"two".to_vec() },
+                Wrapped::Provider {
+                    name: PROVIDER_COCO.to_owned(),
+                    annotation: b"one".to_vec(),
+                },
+                Wrapped::Provider {
+                    name: PROVIDER_COCO.to_owned(),
+                    annotation: b"two".to_vec(),
+                },
                 Wrapped::Jwe(b"{}".to_vec()),
             ],
         };
@@ -156,9 +185,17 @@ mod tests {
 
     #[test]
     fn a_layer_without_a_key_for_us_says_what_it_has() {
-        let mut annotations: HashMap<_, _> =
-            Encryption { public: PublicOptions::new([5; 32]), keys: Vec::new() }.write().into_iter().collect();
-        annotations.insert("org.opencontainers.image.enc.keys.pgp".to_owned(), "AAAA".to_owned());
+        let mut annotations: HashMap<_, _> = Encryption {
+            public: PublicOptions::new([5; 32]),
+            keys: Vec::new(),
+        }
+        .write()
+        .into_iter()
+        .collect();
+        annotations.insert(
+            "org.opencontainers.image.enc.keys.pgp".to_owned(),
+            "AAAA".to_owned(),
+        );
         let error = Encryption::read(&annotations).unwrap_err().to_string();
         assert!(error.contains("enc.keys.pgp"), "{error}");
     }

@@ -23,7 +23,9 @@ pub const HMAC_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CipherError {
     /// The ciphertext is not what was encrypted under this key.
-    #[error("the layer's HMAC does not match: the blob was altered, or the key is not the one it was encrypted with")]
+    #[error(
+        "the layer's HMAC does not match: the blob was altered, or the key is not the one it was encrypted with"
+    )]
     Hmac,
     /// More than 2^128 blocks.
     #[error("the layer is longer than its counter can count")]
@@ -99,7 +101,10 @@ impl Opener {
     /// # Errors
     /// [`CipherError::Hmac`]: nothing that [`Opener::update`] gave out may be used.
     pub fn finish(self, expected: &[u8; HMAC_BYTES]) -> Result<(), CipherError> {
-        self.0.mac.verify_slice(expected).map_err(|_| CipherError::Hmac)
+        self.0
+            .mac
+            .verify_slice(expected)
+            .map_err(|_| CipherError::Hmac)
     }
 }
 
@@ -112,14 +117,15 @@ impl State {
     fn new(key: &LayerKey, nonce: &Nonce) -> Self {
         Self {
             stream: Ctr128BE::<Aes256>::new(key.expose().into(), (&nonce.0).into()),
-            mac: <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose()).unwrap_or_else(|_| {
-                unreachable!("HMAC takes a key of any length")
-            }),
+            mac: <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose())
+                .unwrap_or_else(|_| unreachable!("HMAC takes a key of any length")),
         }
     }
 
     fn apply(&mut self, chunk: &mut [u8]) -> Result<(), CipherError> {
-        self.stream.try_apply_keystream(chunk).map_err(|_| CipherError::Exhausted)
+        self.stream
+            .try_apply_keystream(chunk)
+            .map_err(|_| CipherError::Exhausted)
     }
 }
 
@@ -127,7 +133,12 @@ impl State {
 mod tests {
     use super::*;
 
-    fn seal(key: &LayerKey, nonce: &Nonce, plain: &[u8], chunk: usize) -> (Vec<u8>, [u8; HMAC_BYTES]) {
+    fn seal(
+        key: &LayerKey,
+        nonce: &Nonce,
+        plain: &[u8],
+        chunk: usize,
+    ) -> (Vec<u8>, [u8; HMAC_BYTES]) {
         let mut bytes = plain.to_vec();
         let mut sealer = Sealer::new(key, nonce);
         for part in bytes.chunks_mut(chunk) {
@@ -136,7 +147,13 @@ mod tests {
         (bytes, sealer.finish())
     }
 
-    fn open(key: &LayerKey, nonce: &Nonce, sealed: &[u8], mac: &[u8; 32], chunk: usize) -> Result<Vec<u8>, CipherError> {
+    fn open(
+        key: &LayerKey,
+        nonce: &Nonce,
+        sealed: &[u8],
+        mac: &[u8; 32],
+        chunk: usize,
+    ) -> Result<Vec<u8>, CipherError> {
         let mut bytes = sealed.to_vec();
         let mut opener = Opener::new(key, nonce);
         for part in bytes.chunks_mut(chunk) {
@@ -147,17 +164,25 @@ mod tests {
     }
 
     fn pattern(length: usize) -> Vec<u8> {
-        (0..length).map(|i| u8::try_from((i * 31 + i / 251) % 256).unwrap()).collect()
+        (0..length)
+            .map(|i| u8::try_from((i * 31 + i / 251) % 256).unwrap())
+            .collect()
     }
 
     /// NIST SP 800-38A, F.5.5: CTR-AES256, with its four blocks as one stream.
     #[test]
     fn the_stream_is_that_of_sp_800_38a() {
         let key = LayerKey::from_slice(
-            &hex::decode("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4").unwrap(),
+            &hex::decode("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+                .unwrap(),
         )
         .unwrap();
-        let nonce = Nonce(hex::decode("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff").unwrap().try_into().unwrap());
+        let nonce = Nonce(
+            hex::decode("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+                .unwrap()
+                .try_into()
+                .unwrap(),
+        );
         let plain = hex::decode(
             "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51\
              30c81c46a35ce411e5fbc1191a0a52eff69f2445df4f9b17ad2b417be66c3710",
@@ -176,9 +201,17 @@ mod tests {
             let plain = pattern(length);
             let whole = seal(&key, &nonce, &plain, usize::MAX);
             for chunk in [1, 2, 15, 16, 17, 64, 1000, 4096] {
-                assert_eq!(seal(&key, &nonce, &plain, chunk), whole, "sealing {length} bytes by {chunk}");
+                assert_eq!(
+                    seal(&key, &nonce, &plain, chunk),
+                    whole,
+                    "sealing {length} bytes by {chunk}"
+                );
                 let opened = open(&key, &nonce, &whole.0, &whole.1, chunk);
-                assert_eq!(opened.as_deref(), Ok(plain.as_slice()), "opening {length} bytes by {chunk}");
+                assert_eq!(
+                    opened.as_deref(),
+                    Ok(plain.as_slice()),
+                    "opening {length} bytes by {chunk}"
+                );
             }
         }
     }
@@ -206,9 +239,18 @@ mod tests {
         }
         let mut bad = mac;
         bad[31] ^= 1;
-        assert_eq!(open(&key, &nonce, &sealed, &bad, 16), Err(CipherError::Hmac));
-        assert_eq!(open(&key, &nonce, &sealed[..39], &mac, 16), Err(CipherError::Hmac));
+        assert_eq!(
+            open(&key, &nonce, &sealed, &bad, 16),
+            Err(CipherError::Hmac)
+        );
+        assert_eq!(
+            open(&key, &nonce, &sealed[..39], &mac, 16),
+            Err(CipherError::Hmac)
+        );
         let other = LayerKey::generate().unwrap();
-        assert_eq!(open(&other, &nonce, &sealed, &mac, 16), Err(CipherError::Hmac));
+        assert_eq!(
+            open(&other, &nonce, &sealed, &mac, 16),
+            Err(CipherError::Hmac)
+        );
     }
 }

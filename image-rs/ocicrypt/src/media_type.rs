@@ -26,17 +26,50 @@ pub struct Layer {
 /// Every media type that a tar layer has in OCI and Docker images.
 const LAYERS: [(&str, Compression); 12] = [
     ("application/vnd.oci.image.layer.v1.tar", Compression::None),
-    ("application/vnd.oci.image.layer.v1.tar+gzip", Compression::Gzip),
-    ("application/vnd.oci.image.layer.v1.tar+zstd", Compression::Zstd),
-    ("application/vnd.oci.image.layer.nondistributable.v1.tar", Compression::None),
-    ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Compression::Gzip),
-    ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", Compression::Zstd),
-    ("application/vnd.docker.image.rootfs.diff.tar", Compression::None),
-    ("application/vnd.docker.image.rootfs.diff.tar.gzip", Compression::Gzip),
-    ("application/vnd.docker.image.rootfs.diff.tar.zstd", Compression::Zstd),
-    ("application/vnd.docker.image.rootfs.foreign.diff.tar", Compression::None),
-    ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Compression::Gzip),
-    ("application/vnd.docker.image.rootfs.foreign.diff.tar.zstd", Compression::Zstd),
+    (
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Gzip,
+    ),
+    (
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        Compression::Zstd,
+    ),
+    (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        Compression::None,
+    ),
+    (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        Compression::Gzip,
+    ),
+    (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        Compression::Zstd,
+    ),
+    (
+        "application/vnd.docker.image.rootfs.diff.tar",
+        Compression::None,
+    ),
+    (
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        Compression::Gzip,
+    ),
+    (
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        Compression::Zstd,
+    ),
+    (
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        Compression::None,
+    ),
+    (
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        Compression::Gzip,
+    ),
+    (
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
+        Compression::Zstd,
+    ),
 ];
 
 /// Reads a layer's media type; `None` when it is not a tar layer that we know.
@@ -47,7 +80,10 @@ pub fn parse(media_type: &str) -> Option<Layer> {
         None => (media_type, false),
     };
     let (_, compression) = LAYERS.iter().find(|(known, _)| *known == plain)?;
-    Some(Layer { compression: *compression, encrypted })
+    Some(Layer {
+        compression: *compression,
+        encrypted,
+    })
 }
 
 /// The OCI media type of the same kind of layer; `None` when it is not a tar layer that we know.
@@ -67,13 +103,20 @@ pub fn oci(media_type: &str) -> Option<String> {
         Compression::Gzip => "+gzip",
         Compression::Zstd => "+zstd",
     };
-    Some(format!("{base}{compression}{}", if layer.encrypted { SUFFIX } else { "" }))
+    Some(format!(
+        "{base}{compression}{}",
+        if layer.encrypted { SUFFIX } else { "" }
+    ))
 }
 
 /// The media type of the same layer once it is encrypted.
 #[must_use]
 pub fn encrypted(media_type: &str) -> String {
-    if is_encrypted(media_type) { media_type.to_owned() } else { format!("{media_type}{SUFFIX}") }
+    if is_encrypted(media_type) {
+        media_type.to_owned()
+    } else {
+        format!("{media_type}{SUFFIX}")
+    }
 }
 
 /// The media type of the same layer once it is decrypted.
@@ -96,8 +139,20 @@ mod tests {
     fn every_layer_type_has_an_encrypted_one() {
         for (plain, compression) in LAYERS {
             let sealed = encrypted(plain);
-            assert_eq!(parse(plain), Some(Layer { compression, encrypted: false }));
-            assert_eq!(parse(&sealed), Some(Layer { compression, encrypted: true }));
+            assert_eq!(
+                parse(plain),
+                Some(Layer {
+                    compression,
+                    encrypted: false
+                })
+            );
+            assert_eq!(
+                parse(&sealed),
+                Some(Layer {
+                    compression,
+                    encrypted: true
+                })
+            );
             assert_eq!(decrypted(&sealed), plain);
             assert_eq!(encrypted(&sealed), sealed);
         }
@@ -107,18 +162,27 @@ mod tests {
     fn docker_layers_have_an_oci_type() {
         let oci = |text: &str| oci(&format!("application/vnd.{text}"));
         let layer = "application/vnd.oci.image.layer";
-        assert_eq!(oci("docker.image.rootfs.diff.tar.gzip").unwrap(), format!("{layer}.v1.tar+gzip"));
+        assert_eq!(
+            oci("docker.image.rootfs.diff.tar.gzip").unwrap(),
+            format!("{layer}.v1.tar+gzip")
+        );
         assert_eq!(
             oci("docker.image.rootfs.foreign.diff.tar.zstd+encrypted").unwrap(),
             format!("{layer}.nondistributable.v1.tar+zstd+encrypted")
         );
-        assert_eq!(oci("oci.image.layer.v1.tar").unwrap(), format!("{layer}.v1.tar"));
+        assert_eq!(
+            oci("oci.image.layer.v1.tar").unwrap(),
+            format!("{layer}.v1.tar")
+        );
         assert_eq!(oci("oci.image.config.v1+json"), None);
     }
 
     #[test]
     fn what_is_no_layer_is_not_guessed_at() {
         assert_eq!(parse("application/vnd.oci.image.layer.v1.tar+xz"), None);
-        assert_eq!(parse("application/vnd.oci.image.layer.v1.tar+gzip+encrypted+encrypted"), None);
+        assert_eq!(
+            parse("application/vnd.oci.image.layer.v1.tar+gzip+encrypted+encrypted"),
+            None
+        );
     }
 }

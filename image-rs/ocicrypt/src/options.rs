@@ -60,7 +60,8 @@ impl PublicOptions {
     /// See [`OptionsError`].
     pub fn from_json(json: &[u8]) -> Result<Self, OptionsError> {
         capped(json)?;
-        let wire: PublicWire = serde_json::from_slice(json).map_err(|_| OptionsError::Json("public"))?;
+        let wire: PublicWire =
+            serde_json::from_slice(json).map_err(|_| OptionsError::Json("public"))?;
         if wire.cipher != CIPHER {
             return Err(OptionsError::Cipher(wire.cipher));
         }
@@ -101,7 +102,8 @@ impl PrivateOptions {
     /// See [`OptionsError`]; no error quotes any of the text.
     pub fn from_json(json: &[u8]) -> Result<Self, OptionsError> {
         capped(json)?;
-        let wire: PrivateWire = serde_json::from_slice(json).map_err(|_| OptionsError::Json("private"))?;
+        let wire: PrivateWire =
+            serde_json::from_slice(json).map_err(|_| OptionsError::Json("private"))?;
         let bad = OptionsError::Member("the key", crate::secret::KEY_BYTES);
         let key = Zeroizing::new(STANDARD.decode(&wire.symkey).unwrap_or_default());
         Ok(Self {
@@ -155,11 +157,16 @@ fn fixed<const N: usize>(base64: &str, name: &'static str) -> Result<[u8; N], Op
 
 fn nonce_of(options: Option<&BTreeMap<String, String>>) -> Result<Option<Nonce>, OptionsError> {
     let nonce = options.and_then(|options| options.get(NONCE));
-    nonce.map(|text| fixed(text, "the nonce").map(Nonce)).transpose()
+    nonce
+        .map(|text| fixed(text, "the nonce").map(Nonce))
+        .transpose()
 }
 
 fn cipher_options(nonce: Option<&Nonce>) -> BTreeMap<String, String> {
-    nonce.map(|nonce| (NONCE.to_owned(), STANDARD.encode(nonce.0))).into_iter().collect()
+    nonce
+        .map(|nonce| (NONCE.to_owned(), STANDARD.encode(nonce.0)))
+        .into_iter()
+        .collect()
 }
 
 #[cfg(test)]
@@ -182,20 +189,35 @@ mod tests {
 
     #[test]
     fn a_go_writers_null_map_is_an_empty_one() {
-        let json = format!(r#"{{"cipher":"{CIPHER}","hmac":"{}","cipheroptions":null}}"#, STANDARD.encode([1; 32]));
-        assert_eq!(PublicOptions::from_json(json.as_bytes()).unwrap().nonce, None);
+        let json = format!(
+            r#"{{"cipher":"{CIPHER}","hmac":"{}","cipheroptions":null}}"#,
+            STANDARD.encode([1; 32])
+        );
+        assert_eq!(
+            PublicOptions::from_json(json.as_bytes()).unwrap().nonce,
+            None
+        );
     }
 
     #[test]
     fn another_cipher_is_refused_by_name() {
-        let json = format!(r#"{{"cipher":"AEGIS","hmac":"{}","cipheroptions":{{}}}}"#, STANDARD.encode([1; 32]));
+        let json = format!(
+            r#"{{"cipher":"AEGIS","hmac":"{}","cipheroptions":{{}}}}"#,
+            STANDARD.encode([1; 32])
+        );
         let error = PublicOptions::from_json(json.as_bytes()).unwrap_err();
-        assert!(error.to_string().contains("\"AEGIS\" is not supported"), "{error}");
+        assert!(
+            error.to_string().contains("\"AEGIS\" is not supported"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_short_key_is_refused() {
         let json = br#"{"symkey":"AAAA","digest":"","cipheroptions":{}}"#;
-        assert!(matches!(PrivateOptions::from_json(json), Err(OptionsError::Member("the key", 32))));
+        assert!(matches!(
+            PrivateOptions::from_json(json),
+            Err(OptionsError::Member("the key", 32))
+        ));
     }
 }

@@ -42,7 +42,9 @@ pub enum PacketError {
     #[error("key packet version {0:?} is not supported; encrypt the image with version {VERSION}")]
     Version(String),
     /// The KEK is not kept by a broker.
-    #[error("key provider {0:?} is not supported; encrypt the image with provider {PROVIDER_KBS:?}")]
+    #[error(
+        "key provider {0:?} is not supported; encrypt the image with provider {PROVIDER_KBS:?}"
+    )]
     Provider(String),
     /// The key id does not name a broker's resource.
     #[error("key id {0:?} does not start with kbs:///")]
@@ -62,7 +64,9 @@ pub enum PacketError {
         found: usize,
     },
     /// The tag does not match.
-    #[error("key {kid} does not open the packet: it is another key than the image was encrypted with")]
+    #[error(
+        "key {kid} does not open the packet: it is another key than the image was encrypted with"
+    )]
     Open {
         /// Which key.
         kid: String,
@@ -108,8 +112,15 @@ impl Packet {
         check_kid(kid)?;
         let mut iv = [0; GCM_IV_BYTES];
         fill(&mut iv)?;
-        let wrapped = gcm(kid, kek)?.encrypt(&Nonce::from(iv), plain).map_err(|_| PacketError::Seal)?;
-        Ok(Self { kid: kid.to_owned(), wrapped, wrap: Wrap::Gcm(iv), format })
+        let wrapped = gcm(kid, kek)?
+            .encrypt(&Nonce::from(iv), plain)
+            .map_err(|_| PacketError::Seal)?;
+        Ok(Self {
+            kid: kid.to_owned(),
+            wrapped,
+            wrap: Wrap::Gcm(iv),
+            format,
+        })
     }
 
     /// Which key opens the packet: a `kbs:///` URI.
@@ -127,9 +138,12 @@ impl Packet {
             Wrap::Gcm(iv) => gcm(&self.kid, kek)?
                 .decrypt(&Nonce::from(*iv), self.wrapped.as_slice())
                 .map(Zeroizing::new)
-                .map_err(|_| PacketError::Open { kid: self.kid.clone() }),
+                .map_err(|_| PacketError::Open {
+                    kid: self.kid.clone(),
+                }),
             Wrap::Ctr(iv) => {
-                let kek: &[u8; KEY_BYTES] = kek.expose().try_into().map_err(|_| self.bad_length(kek))?;
+                let kek: &[u8; KEY_BYTES] =
+                    kek.expose().try_into().map_err(|_| self.bad_length(kek))?;
                 let mut plain = Zeroizing::new(self.wrapped.clone());
                 Ctr128BE::<Aes256>::new(kek.into(), iv.into()).apply_keystream(&mut plain);
                 Ok(plain)
@@ -155,14 +169,23 @@ impl Packet {
             return Err(PacketError::Provider(provider));
         }
         check_kid(&wire.kid)?;
-        let iv = STANDARD.decode(wire.iv.unwrap_or_default()).map_err(|_| PacketError::Member("iv"))?;
+        let iv = STANDARD
+            .decode(wire.iv.unwrap_or_default())
+            .map_err(|_| PacketError::Member("iv"))?;
         let wrap = match wire.wrap_type.as_deref() {
             Some(GCM) => Wrap::Gcm(iv.try_into().map_err(|_| PacketError::Member("iv"))?),
             Some(CTR) => Wrap::Ctr(iv.try_into().map_err(|_| PacketError::Member("iv"))?),
             other => return Err(PacketError::WrapType(other.unwrap_or_default().to_owned())),
         };
-        let wrapped = STANDARD.decode(&wire.wrapped_data).map_err(|_| PacketError::Member("wrapped_data"))?;
-        Ok(Self { kid: wire.kid, wrapped, wrap, format })
+        let wrapped = STANDARD
+            .decode(&wire.wrapped_data)
+            .map_err(|_| PacketError::Member("wrapped_data"))?;
+        Ok(Self {
+            kid: wire.kid,
+            wrapped,
+            wrap,
+            format,
+        })
     }
 
     /// Writes the JSON.
@@ -187,7 +210,10 @@ impl Packet {
     }
 
     fn bad_length(&self, kek: &Key) -> PacketError {
-        PacketError::KekLength { kid: self.kid.clone(), found: kek.expose().len() }
+        PacketError::KekLength {
+            kid: self.kid.clone(),
+            found: kek.expose().len(),
+        }
     }
 }
 
@@ -212,12 +238,16 @@ struct Wire {
 
 fn check_kid(kid: &str) -> Result<(), PacketError> {
     let path = kid.strip_prefix("kbs:///").filter(|path| !path.is_empty());
-    path.map(|_| ()).ok_or_else(|| PacketError::KeyId(kid.to_owned()))
+    path.map(|_| ())
+        .ok_or_else(|| PacketError::KeyId(kid.to_owned()))
 }
 
 fn gcm(kid: &str, kek: &Key) -> Result<Aes256Gcm, PacketError> {
     let found = kek.expose().len();
-    Aes256Gcm::new_from_slice(kek.expose()).map_err(|_| PacketError::KekLength { kid: kid.to_owned(), found })
+    Aes256Gcm::new_from_slice(kek.expose()).map_err(|_| PacketError::KekLength {
+        kid: kid.to_owned(),
+        found,
+    })
 }
 
 #[cfg(test)]
@@ -232,10 +262,18 @@ mod tests {
     #[test]
     fn the_sample_annotation_of_ocicrypt_rs_opens() {
         let packet = Packet::from_json(SAMPLE).unwrap();
-        let plain = packet.open(&Key::new(hex::decode(SAMPLE_KEK).unwrap())).unwrap();
+        let plain = packet
+            .open(&Key::new(hex::decode(SAMPLE_KEK).unwrap()))
+            .unwrap();
         let options = PrivateOptions::from_json(&plain).unwrap();
-        assert_eq!(STANDARD.encode(options.key.expose()), "1jL2jJV0Oyz2nmPkLtqulW6cKcpIUN5FpILcVnP5Uqs=");
-        assert_eq!(STANDARD.encode(options.nonce.unwrap().0), "r10F9oaCu+nWFXfod3l83g==");
+        assert_eq!(
+            STANDARD.encode(options.key.expose()),
+            "1jL2jJV0Oyz2nmPkLtqulW6cKcpIUN5FpILcVnP5Uqs="
+        );
+        assert_eq!(
+            STANDARD.encode(options.nonce.unwrap().0),
+            "r10F9oaCu+nWFXfod3l83g=="
+        );
     }
 
     #[test]
@@ -251,10 +289,19 @@ mod tests {
 
     #[test]
     fn another_key_is_refused_and_named() {
-        let packet = Packet::seal(Format::V2, "kbs:///a/b/c", &Key::generate().unwrap(), b"secret").unwrap();
+        let packet = Packet::seal(
+            Format::V2,
+            "kbs:///a/b/c",
+            &Key::generate().unwrap(),
+            b"secret",
+        )
+        .unwrap();
         let error = packet.open(&Key::generate().unwrap()).unwrap_err();
         assert!(error.to_string().contains("kbs:///a/b/c"), "{error}");
-        assert!(matches!(packet.open(&Key::new(vec![0; 16])), Err(PacketError::KekLength { found: 16, .. })));
+        assert!(matches!(
+            packet.open(&Key::new(vec![0; 16])),
+            Err(PacketError::KekLength { found: 16, .. })
+        ));
     }
 
     #[test]
@@ -262,9 +309,20 @@ mod tests {
         let base = r#""kid":"kbs:///a/b/c","wrapped_data":"AAAA","iv":"AAAAAAAAAAAAAAAA""#;
         let cases = [
             (format!(r#"{{{base},"wrap_type":"A128GCM"}}"#), "A128GCM"),
-            (format!(r#"{{{base},"wrap_type":"A256GCM","version":"0.2.0"}}"#), "0.2.0"),
-            (format!(r#"{{{base},"wrap_type":"A256GCM","version":"0.1.0","provider":"aliyun"}}"#), "aliyun"),
-            (r#"{"kid":"file:///k","wrapped_data":"","iv":"","wrap_type":"A256GCM"}"#.to_owned(), "file:///k"),
+            (
+                format!(r#"{{{base},"wrap_type":"A256GCM","version":"0.2.0"}}"#),
+                "0.2.0",
+            ),
+            (
+                format!(
+                    r#"{{{base},"wrap_type":"A256GCM","version":"0.1.0","provider":"aliyun"}}"#
+                ),
+                "aliyun",
+            ),
+            (
+                r#"{"kid":"file:///k","wrapped_data":"","iv":"","wrap_type":"A256GCM"}"#.to_owned(),
+                "file:///k",
+            ),
         ];
         for (json, name) in cases {
             let error = Packet::from_json(json.as_bytes()).unwrap_err().to_string();

@@ -70,21 +70,31 @@ pub async fn unwrap_layers<S: BuildHasher>(
     layers: &[&HashMap<String, String, S>],
     source: &dyn KeySource,
 ) -> Result<Vec<LayerOptions>, Error> {
-    let layers: Vec<_> = layers.iter().map(|annotations| Ways::read(annotations)).collect::<Result<_, _>>()?;
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|annotations| Ways::read(annotations))
+        .collect::<Result<_, _>>()?;
     let kids: BTreeSet<String> = layers.iter().flat_map(Ways::kids).collect();
     if kids.len() > KEYS_MAX {
         return Err(Error::TooManyKeys);
     }
-    let asked = kids.iter().map(|kid| async move { (kid.clone(), source.key(kid).await) });
+    let asked = kids
+        .iter()
+        .map(|kid| async move { (kid.clone(), source.key(kid).await) });
     let keks: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
-    layers.iter().map(|layer| layer.open(&keks, source)).collect()
+    layers
+        .iter()
+        .map(|layer| layer.open(&keks, source))
+        .collect()
 }
 
 /// One layer, and every way to open it.
 struct Ways(Encryption);
 
 impl Ways {
-    fn read<S: BuildHasher>(annotations: &HashMap<String, String, S>) -> Result<Self, AnnotationError> {
+    fn read<S: BuildHasher>(
+        annotations: &HashMap<String, String, S>,
+    ) -> Result<Self, AnnotationError> {
         Encryption::read(annotations).map(Self)
     }
 
@@ -102,7 +112,9 @@ impl Ways {
         for wrapped in &self.0.keys {
             let opened = match wrapped {
                 Wrapped::Provider { annotation, .. } => open_packet(annotation, keks),
-                Wrapped::Jwe(message) => jwe::unwrap(message, source.private_keys()).map_err(Error::from),
+                Wrapped::Jwe(message) => {
+                    jwe::unwrap(message, source.private_keys()).map_err(Error::from)
+                }
             };
             match opened {
                 Ok(plain) => return self.finish(&plain),
@@ -114,8 +126,16 @@ impl Ways {
 
     fn finish(&self, plain: &[u8]) -> Result<LayerOptions, Error> {
         let private = PrivateOptions::from_json(plain)?;
-        let nonce = private.nonce.or(self.0.public.nonce).ok_or(Error::NoNonce)?;
-        Ok(LayerOptions { key: private.key, nonce, hmac: self.0.public.hmac, digest: private.digest })
+        let nonce = private
+            .nonce
+            .or(self.0.public.nonce)
+            .ok_or(Error::NoNonce)?;
+        Ok(LayerOptions {
+            key: private.key,
+            nonce,
+            hmac: self.0.public.hmac,
+            digest: private.digest,
+        })
     }
 }
 
@@ -126,7 +146,10 @@ fn open_packet(annotation: &[u8], keks: &Keks) -> Result<Zeroizing<Vec<u8>>, Err
     match keks.get(packet.kid()) {
         Some(Ok(kek)) => Ok(packet.open(kek)?),
         Some(Err(error)) => Err(error.clone().into()),
-        None => Err(KeyError::NotFound { kid: packet.kid().to_owned() }.into()),
+        None => Err(KeyError::NotFound {
+            kid: packet.kid().to_owned(),
+        }
+        .into()),
     }
 }
 
@@ -148,7 +171,13 @@ mod tests {
     impl KeySource for OneKey {
         async fn key(&self, kid: &str) -> Result<Key, KeyError> {
             self.2.fetch_add(1, Ordering::Relaxed);
-            if kid == self.0 { Ok(Key::new(self.1.to_vec())) } else { Err(KeyError::NotFound { kid: kid.to_owned() }) }
+            if kid == self.0 {
+                Ok(Key::new(self.1.to_vec()))
+            } else {
+                Err(KeyError::NotFound {
+                    kid: kid.to_owned(),
+                })
+            }
         }
     }
 
@@ -158,17 +187,28 @@ mod tests {
             digest: String::new(),
             nonce: Some(Nonce([seed; 16])),
         };
-        let packet = Packet::seal(Format::V2, kid, &Key::new(kek.to_vec()), &private.to_json()).unwrap();
-        let wrapped = Wrapped::Provider { name: PROVIDER_COCO.to_owned(), annotation: packet.to_json() };
-        let encryption = Encryption { public: PublicOptions::new([seed; 32]), keys: vec![wrapped] };
+        let packet =
+            Packet::seal(Format::V2, kid, &Key::new(kek.to_vec()), &private.to_json()).unwrap();
+        let wrapped = Wrapped::Provider {
+            name: PROVIDER_COCO.to_owned(),
+            annotation: packet.to_json(),
+        };
+        let encryption = Encryption {
+            public: PublicOptions::new([seed; 32]),
+            keys: vec![wrapped],
+        };
         encryption.write().into_iter().collect()
     }
 
     #[tokio::test]
     async fn a_key_that_many_layers_share_is_asked_for_once() {
         let source = OneKey("kbs:///a/b/c", [8; 32], AtomicUsize::new(0));
-        let layers: Vec<_> = (1..=5).map(|seed| layer("kbs:///a/b/c", [8; 32], seed)).collect();
-        let opened = unwrap_layers(&layers.iter().collect::<Vec<_>>(), &source).await.unwrap();
+        let layers: Vec<_> = (1..=5)
+            .map(|seed| layer("kbs:///a/b/c", [8; 32], seed))
+            .collect();
+        let opened = unwrap_layers(&layers.iter().collect::<Vec<_>>(), &source)
+            .await
+            .unwrap();
         assert_eq!(source.2.load(Ordering::Relaxed), 1);
         let keys: Vec<_> = opened.iter().map(|layer| layer.key.expose()[0]).collect();
         assert_eq!(keys, [1, 2, 3, 4, 5]);
@@ -177,8 +217,14 @@ mod tests {
     #[tokio::test]
     async fn one_layer_that_stays_shut_fails_the_image_and_is_named() {
         let source = OneKey("kbs:///a/b/c", [8; 32], AtomicUsize::new(0));
-        let layers = [layer("kbs:///a/b/c", [8; 32], 1), layer("kbs:///a/b/other", [8; 32], 2)];
-        let error = unwrap_layers(&layers.iter().collect::<Vec<_>>(), &source).await.err().unwrap();
+        let layers = [
+            layer("kbs:///a/b/c", [8; 32], 1),
+            layer("kbs:///a/b/other", [8; 32], 2),
+        ];
+        let error = unwrap_layers(&layers.iter().collect::<Vec<_>>(), &source)
+            .await
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("kbs:///a/b/other"), "{error}");
     }
 }

@@ -16,9 +16,15 @@ impl Stage {
     pub(super) fn new(target: &Path) -> Result<Self, PullError> {
         let parent = parent_of(target);
         if target.symlink_metadata().is_ok() {
-            return Err(failed("publish", target, std::io::ErrorKind::AlreadyExists.into()));
+            return Err(failed(
+                "publish",
+                target,
+                std::io::ErrorKind::AlreadyExists.into(),
+            ));
         }
-        let made = tempfile::Builder::new().prefix(".pull-").tempdir_in(&parent);
+        let made = tempfile::Builder::new()
+            .prefix(".pull-")
+            .tempdir_in(&parent);
         let stage = Self(made.map_err(|source| failed("make a directory in", &parent, source))?);
         let rootfs = stage.rootfs_path();
         std::fs::create_dir(&rootfs).map_err(|source| failed("make directory", &rootfs, source))?;
@@ -52,7 +58,11 @@ impl Stage {
 
     /// A task that panicked or was stopped.
     pub(super) fn broken(&self, error: &JoinError) -> PullError {
-        failed("finish a task of", self.0.path(), std::io::Error::other(error.to_string()))
+        failed(
+            "finish a task of",
+            self.0.path(),
+            std::io::Error::other(error.to_string()),
+        )
     }
 
     fn rootfs_path(&self) -> PathBuf {
@@ -90,5 +100,9 @@ fn open(path: &Path) -> Result<Root, PullError> {
 }
 
 fn failed(step: &'static str, path: &Path, source: std::io::Error) -> PullError {
-    PullError::Store { step, path: path.to_owned(), source }
+    PullError::Store {
+        step,
+        path: path.to_owned(),
+        source,
+    }
 }

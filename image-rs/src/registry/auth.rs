@@ -32,7 +32,9 @@ pub enum AuthFileError {
     #[error("the registry credentials are not an auth.json")]
     Json,
     /// An entry without a usable password.
-    #[error("the credentials for {0} have no user and password in \"auth\"; identity tokens are not supported")]
+    #[error(
+        "the credentials for {0} have no user and password in \"auth\"; identity tokens are not supported"
+    )]
     Entry(String),
 }
 
@@ -54,7 +56,12 @@ impl AuthFile {
             return Err(AuthFileError::TooLong);
         }
         let file: File = serde_json::from_slice(json).map_err(|_| AuthFileError::Json)?;
-        Ok(Self(file.auths.into_iter().map(|(name, entry)| (normal(&name), entry)).collect()))
+        Ok(Self(
+            file.auths
+                .into_iter()
+                .map(|(name, entry)| (normal(&name), entry))
+                .collect(),
+        ))
     }
 
     /// The credentials for `image`, if there are any.
@@ -92,10 +99,15 @@ impl Entry {
     fn credential(&self, name: &str) -> Result<Credential, AuthFileError> {
         let bad = || AuthFileError::Entry(name.to_owned());
         if self.auth.is_empty() && !self.username.is_empty() {
-            return Ok(Zeroizing::new(format!("{}:{}", self.username, self.password)));
+            return Ok(Zeroizing::new(format!(
+                "{}:{}",
+                self.username, self.password
+            )));
         }
         let bytes = Zeroizing::new(STANDARD.decode(self.auth.trim()).map_err(|_| bad())?);
-        let text = std::str::from_utf8(&bytes).map_err(|_| bad())?.trim_end_matches('\0');
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| bad())?
+            .trim_end_matches('\0');
         if text.split_once(':').is_none_or(|(user, _)| user.is_empty()) {
             return Err(bad());
         }
@@ -105,17 +117,31 @@ impl Entry {
 
 /// Old entries are URLs: `https://index.docker.io/v1/`.
 fn normal(name: &str) -> String {
-    let bare = name.strip_prefix("https://").or_else(|| name.strip_prefix("http://"));
-    let name = bare.map_or(name, |bare| bare.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2"));
+    let bare = name
+        .strip_prefix("https://")
+        .or_else(|| name.strip_prefix("http://"));
+    let name = bare.map_or(name, |bare| {
+        bare.trim_end_matches('/')
+            .trim_end_matches("/v1")
+            .trim_end_matches("/v2")
+    });
     let hub = ["index.docker.io", "registry-1.docker.io"].contains(&name);
-    if hub { "docker.io".to_owned() } else { name.trim_end_matches('/').to_owned() }
+    if hub {
+        "docker.io".to_owned()
+    } else {
+        name.trim_end_matches('/').to_owned()
+    }
 }
 
 /// What a registry wants before it answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 impl Challenge {
@@ -130,7 +156,11 @@ impl Challenge {
         }
         let mut values = parameters(rest);
         let realm = values.remove("realm")?;
-        Some(Self::Bearer { realm, service: values.remove("service"), scope: values.remove("scope") })
+        Some(Self::Bearer {
+            realm,
+            service: values.remove("service"),
+            scope: values.remove("scope"),
+        })
     }
 }
 
@@ -158,7 +188,11 @@ pub(super) async fn answer(
 ) -> Result<Option<HeaderValue>, RegistryError> {
     match challenge {
         Challenge::Basic => Ok(credential.and_then(|credential| basic(&credential))),
-        Challenge::Bearer { realm, service, scope } => {
+        Challenge::Bearer {
+            realm,
+            service,
+            scope,
+        } => {
             let url = token_url(realm, service.as_deref(), scope.as_deref(), ask)?;
             token(http, realm, &url, credential, ask).await.map(Some)
         }
@@ -183,7 +217,10 @@ fn token_url(
     scope: Option<&str>,
     ask: &Ask<'_>,
 ) -> Result<String, RegistryError> {
-    let bad = |error: url::ParseError| RegistryError::Url { what: ask.what.clone(), reason: error.to_string() };
+    let bad = |error: url::ParseError| RegistryError::Url {
+        what: ask.what.clone(),
+        reason: error.to_string(),
+    };
     let mut url = url::Url::parse(realm).map_err(bad)?;
     let actions = match ask.action {
         Action::Pull => "pull",
@@ -209,23 +246,37 @@ async fn token(
 ) -> Result<HeaderValue, RegistryError> {
     let no_token = |detail: String| {
         let (what, realm) = (ask.what.clone(), realm.to_owned());
-        RegistryError::Token { what, realm, detail }
+        RegistryError::Token {
+            what,
+            realm,
+            detail,
+        }
     };
-    let mut request = Request::get(url).body(Bytes::new()).map_err(|error| no_token(error.to_string()))?;
+    let mut request = Request::get(url)
+        .body(Bytes::new())
+        .map_err(|error| no_token(error.to_string()))?;
     if let Some(value) = credential.and_then(|credential| basic(&credential)) {
         request.headers_mut().insert(AUTHORIZATION, value);
     }
-    let answer = http.send(request).await.map_err(|error| no_token(error.to_string()))?;
+    let answer = http
+        .send(request)
+        .await
+        .map_err(|error| no_token(error.to_string()))?;
     let status = answer.status();
     if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
-        let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX).await.unwrap_or_default();
+        let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX)
+            .await
+            .unwrap_or_default();
         return Err(RegistryError::from_status(&ask.what, status, &body));
     }
     if !status.is_success() {
         return Err(no_token(format!("status {status}")));
     }
-    let body = bytes_capped(answer.into_body(), TOKEN_BYTES_MAX).await.map_err(|error| no_token(error.to_string()))?;
-    let wire: Token = serde_json::from_slice(&body).map_err(|_| no_token("its answer is not JSON".to_owned()))?;
+    let body = bytes_capped(answer.into_body(), TOKEN_BYTES_MAX)
+        .await
+        .map_err(|error| no_token(error.to_string()))?;
+    let wire: Token =
+        serde_json::from_slice(&body).map_err(|_| no_token("its answer is not JSON".to_owned()))?;
     let text = wire.token.as_ref().or(wire.access_token.as_ref());
     let header = text.and_then(|text| secret_header(&Zeroizing::new(format!("Bearer {text}"))));
     header.ok_or_else(|| no_token("its answer has no token".to_owned()))
@@ -248,12 +299,20 @@ mod tests {
                 "https://index.docker.io/v1/":{"auth":"YToz"},"bad.io":{"auth":"","identitytoken":"x"}}}"#,
         )
         .unwrap();
-        let find = |image: &str| file.find(&image.parse().unwrap()).map(|found| found.map(|text| text.to_string()));
+        let find = |image: &str| {
+            file.find(&image.parse().unwrap())
+                .map(|found| found.map(|text| text.to_string()))
+        };
         assert_eq!(find("ghcr.io/org/app").unwrap().as_deref(), Some("a:2"));
         assert_eq!(find("ghcr.io/organic/app").unwrap().as_deref(), Some("a:1"));
         assert_eq!(find("busybox").unwrap().as_deref(), Some("a:3"));
         assert_eq!(find("quay.io/a").unwrap(), None);
-        assert!(find("bad.io/a").unwrap_err().to_string().contains("identity tokens"));
+        assert!(
+            find("bad.io/a")
+                .unwrap_err()
+                .to_string()
+                .contains("identity tokens")
+        );
     }
 
     #[test]
@@ -267,7 +326,10 @@ mod tests {
                 scope: Some("repository:a/b:pull,push".to_owned()),
             })
         );
-        assert_eq!(Challenge::parse("Basic realm=\"x\""), Some(Challenge::Basic));
+        assert_eq!(
+            Challenge::parse("Basic realm=\"x\""),
+            Some(Challenge::Basic)
+        );
         assert_eq!(Challenge::parse("Negotiate"), None);
     }
 }

@@ -29,7 +29,16 @@ pub struct BlobStream {
 
 impl BlobStream {
     pub(super) fn new(registry: Registry, image: Reference, digest: Digest, size: u64) -> Self {
-        Self { registry, image, digest, size, position: 0, body: None, skip: 0, fruitless: 0 }
+        Self {
+            registry,
+            image,
+            digest,
+            size,
+            position: 0,
+            body: None,
+            skip: 0,
+            fruitless: 0,
+        }
     }
 
     /// The next piece; `None` after the last byte.
@@ -65,16 +74,28 @@ impl BlobStream {
             None if self.position == self.size && self.size > 0 => return Ok(None),
             None => self.open().await?,
         };
-        let Some(frame) = body.frame().await else { return self.end() };
-        let frame = frame.map_err(|source| RegistryError::Unreachable { what: self.what(), source })?;
+        let Some(frame) = body.frame().await else {
+            return self.end();
+        };
+        let frame = frame.map_err(|source| RegistryError::Unreachable {
+            what: self.what(),
+            source,
+        })?;
         self.body = Some(body);
-        let Ok(mut piece) = frame.into_data() else { return Ok(Some(Bytes::new())) };
-        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
+        let Ok(mut piece) = frame.into_data() else {
+            return Ok(Some(Bytes::new()));
+        };
+        let skipped = usize::try_from(self.skip)
+            .unwrap_or(usize::MAX)
+            .min(piece.len());
         let piece = piece.split_off(skipped);
         self.skip -= skipped as u64;
         self.position += piece.len() as u64;
         if self.position > self.size {
-            return Err(RegistryError::TooLarge { what: self.what(), cap: self.size });
+            return Err(RegistryError::TooLarge {
+                what: self.what(),
+                cap: self.size,
+            });
         }
         Ok(Some(piece))
     }
@@ -83,7 +104,11 @@ impl BlobStream {
         if self.position == self.size {
             return Ok(None);
         }
-        Err(RegistryError::Short { what: self.what(), expected: self.size, found: self.position })
+        Err(RegistryError::Short {
+            what: self.what(),
+            expected: self.size,
+            found: self.position,
+        })
     }
 
     async fn open(&mut self) -> Result<Body, RegistryError> {

@@ -125,7 +125,11 @@ impl RegistryError {
         match status {
             StatusCode::NOT_FOUND => Self::NotFound { what, detail },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Unauthorized { what, detail },
-            other => Self::Status { what, status: other.as_u16(), detail },
+            other => Self::Status {
+                what,
+                status: other.as_u16(),
+                detail,
+            },
         }
     }
 }
@@ -145,13 +149,24 @@ fn words(body: &[u8]) -> String {
     }
     let text = match serde_json::from_slice::<Document>(body) {
         Ok(document) => {
-            let items = document.errors.iter().map(|item| format!("{} ({})", item.message, item.code));
+            let items = document
+                .errors
+                .iter()
+                .map(|item| format!("{} ({})", item.message, item.code));
             items.collect::<Vec<_>>().join("; ")
         }
         Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
     };
-    let text: String = text.chars().filter(|letter| !letter.is_control()).take(WORDS_MAX).collect();
-    if text.is_empty() { "no reason given".to_owned() } else { text }
+    let text: String = text
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .take(WORDS_MAX)
+        .collect();
+    if text.is_empty() {
+        "no reason given".to_owned()
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -162,8 +177,13 @@ mod tests {
     fn the_registrys_own_words_are_told() {
         let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
         let error = RegistryError::from_status("manifest of a", StatusCode::NOT_FOUND, body);
-        assert_eq!(error.to_string(), "manifest of a does not exist: manifest unknown (MANIFEST_UNKNOWN)");
+        assert_eq!(
+            error.to_string(),
+            "manifest of a does not exist: manifest unknown (MANIFEST_UNKNOWN)"
+        );
         let error = RegistryError::from_status("x", StatusCode::FORBIDDEN, b"");
-        assert!(matches!(error, RegistryError::Unauthorized { ref detail, .. } if detail == "no reason given"));
+        assert!(
+            matches!(error, RegistryError::Unauthorized { ref detail, .. } if detail == "no reason given")
+        );
     }
 }

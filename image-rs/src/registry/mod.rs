@@ -93,7 +93,11 @@ impl Registry {
     /// A client over a transport, which must allow plain HTTP to what `config` names insecure.
     #[must_use]
     pub fn new(http: transport::Client, config: RegistryConfig) -> Self {
-        Self { http, config: Arc::new(config), tokens: Arc::default() }
+        Self {
+            http,
+            config: Arc::new(config),
+            tokens: Arc::default(),
+        }
     }
 
     /// Fetches the manifest that `image` names, by digest or by tag.
@@ -105,25 +109,41 @@ impl Registry {
         let url = self.url(image, &format!("manifests/{}", image.manifest_name()));
         let mut ask = Ask::get(url, image, what.clone());
         for media_type in manifest::ACCEPTED {
-            ask.headers.append(ACCEPT, HeaderValue::from_static(media_type));
+            ask.headers
+                .append(ACCEPT, HeaderValue::from_static(media_type));
         }
         let answer = self.send_ok(&ask).await?;
-        let content_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let content_type = answer
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
         let bytes = self.body(answer, MANIFEST_BYTES_MAX, &what).await?;
         let digest = match image.digest() {
             Some(expected) => checked(&bytes, expected, &what)?,
             None => Digest::of(&bytes),
         };
-        Ok(RawManifest { bytes, digest, content_type })
+        Ok(RawManifest {
+            bytes,
+            digest,
+            content_type,
+        })
     }
 
     /// Fetches a small blob whole: a configuration.
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub async fn small_blob(&self, image: &Reference, digest: &Digest, cap: usize) -> Result<Bytes, RegistryError> {
+    pub async fn small_blob(
+        &self,
+        image: &Reference,
+        digest: &Digest,
+        cap: usize,
+    ) -> Result<Bytes, RegistryError> {
         let what = format!("blob {digest} of {image}");
-        let answer = self.send_ok(&Ask::get(self.blob_url(image, digest), image, what.clone())).await?;
+        let answer = self
+            .send_ok(&Ask::get(self.blob_url(image, digest), image, what.clone()))
+            .await?;
         let bytes = self.body(answer, cap, &what).await?;
         checked(&bytes, digest, &what)?;
         Ok(bytes)
@@ -136,8 +156,16 @@ impl Registry {
     }
 
     fn url(&self, image: &Reference, rest: &str) -> String {
-        let scheme = if self.is_insecure(image) { "http" } else { "https" };
-        format!("{scheme}://{}/v2/{}/{rest}", image.endpoint(), image.repository())
+        let scheme = if self.is_insecure(image) {
+            "http"
+        } else {
+            "https"
+        };
+        format!(
+            "{scheme}://{}/v2/{}/{rest}",
+            image.endpoint(),
+            image.repository()
+        )
     }
 
     fn blob_url(&self, image: &Reference, digest: &Digest) -> String {
@@ -150,17 +178,34 @@ impl Registry {
         self.config.insecure.contains(registry) || self.config.insecure.contains(host)
     }
 
-    async fn body(&self, answer: Response<Body>, cap: usize, what: &str) -> Result<Bytes, RegistryError> {
-        bytes_capped(answer.into_body(), cap).await.map_err(|error| match error {
-            transport::Error::TooLarge { .. } => RegistryError::TooLarge { what: what.to_owned(), cap: cap as u64 },
-            source => RegistryError::Unreachable { what: what.to_owned(), source },
-        })
+    async fn body(
+        &self,
+        answer: Response<Body>,
+        cap: usize,
+        what: &str,
+    ) -> Result<Bytes, RegistryError> {
+        bytes_capped(answer.into_body(), cap)
+            .await
+            .map_err(|error| match error {
+                transport::Error::TooLarge { .. } => RegistryError::TooLarge {
+                    what: what.to_owned(),
+                    cap: cap as u64,
+                },
+                source => RegistryError::Unreachable {
+                    what: what.to_owned(),
+                    source,
+                },
+            })
     }
 
     /// Sends, and makes every status but 2xx an error.
     async fn send_ok(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
         let answer = self.send(ask).await?;
-        if answer.status().is_success() { Ok(answer) } else { Err(refusal(ask, answer).await) }
+        if answer.status().is_success() {
+            Ok(answer)
+        } else {
+            Err(refusal(ask, answer).await)
+        }
     }
 
     /// Sends with retries; answers a challenge once.
@@ -184,7 +229,11 @@ impl Registry {
     }
 
     async fn send_authorised(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
-        let key = (ask.image.endpoint().to_owned(), ask.image.repository().to_owned(), ask.action);
+        let key = (
+            ask.image.endpoint().to_owned(),
+            ask.image.repository().to_owned(),
+            ask.action,
+        );
         let known = self.tokens.lock().await.get(&key).cloned();
         let answer = self.send_once(ask, known).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
@@ -192,22 +241,37 @@ impl Registry {
         }
         let challenges = answer.headers().get_all(WWW_AUTHENTICATE);
         let texts = challenges.iter().filter_map(|value| value.to_str().ok());
-        let Some(challenge) = texts.filter_map(Challenge::parse).next() else { return Ok(answer) };
-        let credential = self.config.auth.find(ask.image).map_err(|source| RegistryError::Credentials {
-            what: ask.what.clone(),
-            source,
-        })?;
-        let Some(token) = auth::answer(&self.http, &challenge, credential, ask).await? else { return Ok(answer) };
+        let Some(challenge) = texts.filter_map(Challenge::parse).next() else {
+            return Ok(answer);
+        };
+        let credential =
+            self.config
+                .auth
+                .find(ask.image)
+                .map_err(|source| RegistryError::Credentials {
+                    what: ask.what.clone(),
+                    source,
+                })?;
+        let Some(token) = auth::answer(&self.http, &challenge, credential, ask).await? else {
+            return Ok(answer);
+        };
         self.tokens.lock().await.insert(key, token.clone());
         self.send_once(ask, Some(token)).await
     }
 
-    async fn send_once(&self, ask: &Ask<'_>, token: Option<HeaderValue>) -> Result<Response<Body>, RegistryError> {
+    async fn send_once(
+        &self,
+        ask: &Ask<'_>,
+        token: Option<HeaderValue>,
+    ) -> Result<Response<Body>, RegistryError> {
         let mut request = Request::builder()
             .method(ask.method.clone())
             .uri(&ask.url)
             .body(ask.body.clone())
-            .map_err(|error| RegistryError::Url { what: ask.what.clone(), reason: error.to_string() })?;
+            .map_err(|error| RegistryError::Url {
+                what: ask.what.clone(),
+                reason: error.to_string(),
+            })?;
         *request.headers_mut() = ask.headers.clone();
         if let Some(token) = token {
             request.headers_mut().insert(AUTHORIZATION, token);
@@ -216,13 +280,24 @@ impl Registry {
             Method::GET | Method::HEAD => self.http.send_following(request).await,
             _ => self.http.send(request).await,
         };
-        sent.map_err(|source| RegistryError::Unreachable { what: ask.what.clone(), source })
+        sent.map_err(|source| RegistryError::Unreachable {
+            what: ask.what.clone(),
+            source,
+        })
     }
 }
 
 impl<'a> Ask<'a> {
     fn get(url: String, image: &'a Reference, what: String) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), body: Bytes::new(), image, action: Action::Pull, what }
+        Self {
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            image,
+            action: Action::Pull,
+            what,
+        }
     }
 }
 
@@ -231,7 +306,11 @@ fn checked(bytes: &[u8], expected: &Digest, what: &str) -> Result<Digest, Regist
         Ok(()) => Ok(expected.clone()),
         Err(found) => {
             let (what, expected) = (what.to_owned(), expected.clone());
-            Err(RegistryError::Digest { what, expected, found })
+            Err(RegistryError::Digest {
+                what,
+                expected,
+                found,
+            })
         }
     }
 }
@@ -244,6 +323,8 @@ fn busy(status: StatusCode) -> bool {
 /// The error that an answer without success is; the registry's own words are told, cut short.
 async fn refusal(ask: &Ask<'_>, answer: Response<Body>) -> RegistryError {
     let status = answer.status();
-    let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX).await.unwrap_or_default();
+    let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX)
+        .await
+        .unwrap_or_default();
     RegistryError::from_status(&ask.what, status, &body)
 }

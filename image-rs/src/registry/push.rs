@@ -23,10 +23,22 @@ impl Registry {
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub async fn has_blob(&self, image: &Reference, digest: &Digest) -> Result<bool, RegistryError> {
+    pub async fn has_blob(
+        &self,
+        image: &Reference,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
         let what = format!("blob {digest} of {image}");
-        let ask = Ask { method: Method::HEAD, ..Ask::get(self.blob_url(image, digest), image, what) };
-        let answer = self.send(&Ask { action: Action::Push, ..ask.clone() }).await?;
+        let ask = Ask {
+            method: Method::HEAD,
+            ..Ask::get(self.blob_url(image, digest), image, what)
+        };
+        let answer = self
+            .send(&Ask {
+                action: Action::Push,
+                ..ask.clone()
+            })
+            .await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(false),
             status if status.is_success() => Ok(true),
@@ -43,14 +55,23 @@ impl Registry {
         let ask = self.push(Method::POST, url.clone(), image, "a new blob");
         let answer = self.send_ok(&ask).await?;
         let url = next_url(&url, &answer, &ask.what)?;
-        Ok(Upload { registry: self.clone(), image: image.clone(), url, sent: 0 })
+        Ok(Upload {
+            registry: self.clone(),
+            image: image.clone(),
+            url,
+            sent: 0,
+        })
     }
 
     /// Uploads a small blob whole, unless the registry has it.
     ///
     /// # Errors
     /// See [`RegistryError`].
-    pub async fn push_blob(&self, image: &Reference, bytes: Bytes) -> Result<Digest, RegistryError> {
+    pub async fn push_blob(
+        &self,
+        image: &Reference,
+        bytes: Bytes,
+    ) -> Result<Digest, RegistryError> {
         let digest = Digest::of(&bytes);
         if !self.has_blob(image, &digest).await? {
             let mut upload = self.start_upload(image).await?;
@@ -74,7 +95,10 @@ impl Registry {
         let url = self.url(image, &format!("manifests/{}", image.manifest_name()));
         let mut ask = self.push(Method::PUT, url, image, "the manifest");
         let value = HeaderValue::from_str(media_type);
-        let value = value.map_err(|error| RegistryError::Url { what: ask.what.clone(), reason: error.to_string() })?;
+        let value = value.map_err(|error| RegistryError::Url {
+            what: ask.what.clone(),
+            reason: error.to_string(),
+        })?;
         ask.headers.insert(CONTENT_TYPE, value);
         ask.body = bytes;
         self.send_ok(&ask).await?;
@@ -83,7 +107,15 @@ impl Registry {
 
     fn push<'a>(&self, method: Method, url: String, image: &'a Reference, what: &str) -> Ask<'a> {
         let what = format!("upload of {what} to {image}");
-        Ask { method, url, headers: HeaderMap::new(), body: Bytes::new(), image, action: Action::Push, what }
+        Ask {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            image,
+            action: Action::Push,
+            what,
+        }
     }
 }
 
@@ -101,9 +133,14 @@ impl Upload {
         let registry = self.registry.clone();
         let mut ask = registry.push(Method::PATCH, self.url.clone(), &self.image, "a blob");
         let header = |text: &str| HeaderValue::from_str(text).ok();
-        ask.headers.extend(header(&range).map(|value| (CONTENT_RANGE, value)));
-        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        ask.headers
+            .extend(header(&range).map(|value| (CONTENT_RANGE, value)));
+        ask.headers
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
+        ask.headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
         ask.body = chunk;
         // Not tried again: a registry that took half of a chunk would refuse it at this position.
         let answer = registry.send_authorised(&ask).await?;
@@ -120,24 +157,40 @@ impl Upload {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn finish(self, digest: &Digest) -> Result<(), RegistryError> {
-        let mut url = url::Url::parse(&self.url)
-            .map_err(|error| RegistryError::Url { what: self.url.clone(), reason: error.to_string() })?;
-        url.query_pairs_mut().append_pair("digest", &digest.to_string());
-        let mut ask = self.registry.push(Method::PUT, url.into(), &self.image, "a blob's end");
-        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        let mut url = url::Url::parse(&self.url).map_err(|error| RegistryError::Url {
+            what: self.url.clone(),
+            reason: error.to_string(),
+        })?;
+        url.query_pairs_mut()
+            .append_pair("digest", &digest.to_string());
+        let mut ask = self
+            .registry
+            .push(Method::PUT, url.into(), &self.image, "a blob's end");
+        ask.headers
+            .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         self.registry.send_ok(&ask).await.map(|_| ())
     }
 }
 
 /// Where an upload goes on; it may be relative, but must not leave TLS.
 fn next_url(current: &str, answer: &Response<Body>, what: &str) -> Result<String, RegistryError> {
-    let bad = |reason: &str| RegistryError::Url { what: what.to_owned(), reason: reason.to_owned() };
-    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let bad = |reason: &str| RegistryError::Url {
+        what: what.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let location = answer
+        .headers()
+        .get(LOCATION)
+        .and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| bad("the registry named no place to upload to"))?;
     let current = url::Url::parse(current).map_err(|error| bad(&error.to_string()))?;
-    let next = current.join(location).map_err(|error| bad(&error.to_string()))?;
+    let next = current
+        .join(location)
+        .map_err(|error| bad(&error.to_string()))?;
     if next.scheme() != current.scheme() || next.host_str() != current.host_str() {
-        return Err(bad("the registry sent the upload, and with it our credentials, to another host"));
+        return Err(bad(
+            "the registry sent the upload, and with it our credentials, to another host",
+        ));
     }
     Ok(next.into())
 }

@@ -7,9 +7,9 @@ use std::io::Read;
 
 use tar::{EntryType, Header};
 
-use super::pax::Extended;
-use super::path::shown;
 use super::UnpackError;
+use super::path::shown;
+use super::pax::Extended;
 
 const BLOCK: usize = 512;
 /// Cap on one extended header or long name, in bytes.
@@ -52,7 +52,11 @@ pub struct Archive<R> {
 impl<R: Read> Archive<R> {
     /// Starts.
     pub fn new(reader: R) -> Self {
-        Self { reader, content: 0, padding: 0 }
+        Self {
+            reader,
+            content: 0,
+            padding: 0,
+        }
     }
 
     /// The reader, wherever it stands.
@@ -69,7 +73,9 @@ impl<R: Read> Archive<R> {
         let (mut long_name, mut long_link) = (None, None);
         loop {
             self.skip()?;
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else {
+                return Ok(None);
+            };
             let size = header.entry_size().map_err(|error| bad(&error))?;
             match header.entry_type() {
                 EntryType::XHeader => extended = Extended::read(&self.extension(size)?)?,
@@ -78,7 +84,11 @@ impl<R: Read> Archive<R> {
                 EntryType::GNULongName => long_name = Some(without_nul(self.extension(size)?)),
                 EntryType::GNULongLink => long_link = Some(without_nul(self.extension(size)?)),
                 _ => {
-                    let name = extended.path.take().or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
+                    let name = extended
+                        .path
+                        .take()
+                        .or(long_name)
+                        .unwrap_or_else(|| header.path_bytes().into_owned());
                     let link = extended.link.take().or(long_link);
                     return self.entry(&header, name, link, extended, size).map(Some);
                 }
@@ -91,11 +101,16 @@ impl<R: Read> Archive<R> {
     /// # Errors
     /// As the reader has them.
     pub fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, UnpackError> {
-        let wanted = usize::try_from(self.content).unwrap_or(usize::MAX).min(buffer.len());
+        let wanted = usize::try_from(self.content)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         if wanted == 0 {
             return Ok(0);
         }
-        let count = self.reader.read(&mut buffer[..wanted]).map_err(UnpackError::Read)?;
+        let count = self
+            .reader
+            .read(&mut buffer[..wanted])
+            .map_err(UnpackError::Read)?;
         if count == 0 {
             return Err(UnpackError::Archive("it ends within a file".to_owned()));
         }
@@ -111,7 +126,8 @@ impl<R: Read> Archive<R> {
         extended: Extended,
         size: u64,
     ) -> Result<Entry, UnpackError> {
-        let link = || link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
+        let link =
+            || link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
         let kind = match header.entry_type() {
             // Before ustar, a directory was a file whose name ends in a slash.
             EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
@@ -123,15 +139,25 @@ impl<R: Read> Archive<R> {
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink(link()),
             EntryType::Link => Kind::HardLink(link()),
-            EntryType::Char => device(header).map(|(major, minor)| Kind::CharDevice { major, minor })?,
-            EntryType::Block => device(header).map(|(major, minor)| Kind::BlockDevice { major, minor })?,
+            EntryType::Char => {
+                device(header).map(|(major, minor)| Kind::CharDevice { major, minor })?
+            }
+            EntryType::Block => {
+                device(header).map(|(major, minor)| Kind::BlockDevice { major, minor })?
+            }
             EntryType::Fifo => Kind::Fifo,
-            other => return Err(UnpackError::Kind { entry: shown(&name), kind: format!("{other:?}") }),
+            other => {
+                return Err(UnpackError::Kind {
+                    entry: shown(&name),
+                    kind: format!("{other:?}"),
+                });
+            }
         };
         let old = header.as_old();
         let id = |wide: Option<u64>, field: &[u8], header: std::io::Result<u64>| {
             let id = wide.map_or_else(|| number(field, header), Ok)?;
-            u32::try_from(id).map_err(|_| UnpackError::Archive(format!("owner {id} is not a 32-bit number")))
+            u32::try_from(id)
+                .map_err(|_| UnpackError::Archive(format!("owner {id} is not a 32-bit number")))
         };
         let seconds = number(&old.mtime, header.mtime())?;
         let mode = number(&old.mode, header.mode().map(u64::from))?;
@@ -139,7 +165,9 @@ impl<R: Read> Archive<R> {
             mode: u32::try_from(mode & 0o7777).unwrap_or(0),
             uid: id(extended.uid, &old.uid, header.uid())?,
             gid: id(extended.gid, &old.gid, header.gid())?,
-            mtime: extended.mtime.unwrap_or((i64::try_from(seconds).unwrap_or(0), 0)),
+            mtime: extended
+                .mtime
+                .unwrap_or((i64::try_from(seconds).unwrap_or(0), 0)),
             xattrs: extended.xattrs,
             name,
             kind,
@@ -151,7 +179,11 @@ impl<R: Read> Archive<R> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
-            match self.reader.read(&mut block[filled..]).map_err(UnpackError::Read)? {
+            match self
+                .reader
+                .read(&mut block[filled..])
+                .map_err(UnpackError::Read)?
+            {
                 0 if filled == 0 => return Ok(None),
                 0 => return Err(UnpackError::Archive("it ends within a header".to_owned())),
                 count => filled += count,
@@ -162,16 +194,26 @@ impl<R: Read> Archive<R> {
         }
         let header = Header::from_byte_slice(&block).clone();
         // The sum counts its own eight bytes as spaces.
-        let sum: u32 = block[..148].iter().chain(&block[156..]).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
+        let sum: u32 = block[..148]
+            .iter()
+            .chain(&block[156..])
+            .map(|byte| u32::from(*byte))
+            .sum::<u32>()
+            + 8 * 32;
         match header.cksum() {
             Ok(found) if found == sum => Ok(Some(header)),
-            _ => Err(UnpackError::Archive("a header's checksum is wrong".to_owned())),
+            _ => Err(UnpackError::Archive(
+                "a header's checksum is wrong".to_owned(),
+            )),
         }
     }
 
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, UnpackError> {
         if size > EXTENDED_BYTES_MAX {
-            return Err(UnpackError::limit("bytes in an extended header", EXTENDED_BYTES_MAX));
+            return Err(UnpackError::limit(
+                "bytes in an extended header",
+                EXTENDED_BYTES_MAX,
+            ));
         }
         self.expect(size);
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -208,13 +250,21 @@ fn without_nul(mut name: Vec<u8>) -> Vec<u8> {
 
 fn device(header: &Header) -> Result<(u32, u32), UnpackError> {
     // GNU and ustar keep these two fields in the same place.
-    let fields = header.as_ustar().map(|ustar| (ustar.dev_major, ustar.dev_minor));
-    let (major, minor) = fields.or_else(|| header.as_gnu().map(|gnu| (gnu.dev_major, gnu.dev_minor))).unwrap_or_default();
+    let fields = header
+        .as_ustar()
+        .map(|ustar| (ustar.dev_major, ustar.dev_minor));
+    let (major, minor) = fields
+        .or_else(|| header.as_gnu().map(|gnu| (gnu.dev_major, gnu.dev_minor)))
+        .unwrap_or_default();
     let read = |field: [u8; 8], value: std::io::Result<Option<u32>>| {
         let wide = number(&field, value.map(|number| number.unwrap_or(0).into()))?;
-        u32::try_from(wide).map_err(|_| UnpackError::Archive("a device number is too large".to_owned()))
+        u32::try_from(wide)
+            .map_err(|_| UnpackError::Archive("a device number is too large".to_owned()))
     };
-    Ok((read(major, header.device_major())?, read(minor, header.device_minor())?))
+    Ok((
+        read(major, header.device_major())?,
+        read(minor, header.device_minor())?,
+    ))
 }
 
 /// A field that is left blank is zero, as every other reader has it.
@@ -236,7 +286,12 @@ mod tests {
     #[test]
     fn an_empty_archive_has_no_entries() {
         for bytes in [Vec::new(), vec![0; 1024]] {
-            assert!(Archive::new(bytes.as_slice()).next_entry().unwrap().is_none());
+            assert!(
+                Archive::new(bytes.as_slice())
+                    .next_entry()
+                    .unwrap()
+                    .is_none()
+            );
         }
     }
 
@@ -244,7 +299,10 @@ mod tests {
     fn a_broken_header_is_refused() {
         let mut block = [0; BLOCK];
         block[0] = b'a';
-        assert!(matches!(Archive::new(block.as_slice()).next_entry(), Err(UnpackError::Archive(_))));
+        assert!(matches!(
+            Archive::new(block.as_slice()).next_entry(),
+            Err(UnpackError::Archive(_))
+        ));
     }
 
     #[test]
@@ -253,7 +311,9 @@ mod tests {
         header.set_entry_type(EntryType::GNULongName);
         header.set_size(1 << 30);
         header.set_cksum();
-        let error = Archive::new(header.as_bytes().as_slice()).next_entry().unwrap_err();
+        let error = Archive::new(header.as_bytes().as_slice())
+            .next_entry()
+            .unwrap_err();
         assert!(matches!(error, UnpackError::Limit { .. }), "{error}");
     }
 
@@ -265,7 +325,10 @@ mod tests {
         header.set_cksum();
         let bytes = [header.as_bytes().as_slice(), b"12345"].concat();
         let mut archive = Archive::new(bytes.as_slice());
-        assert_eq!(archive.next_entry().unwrap().unwrap().kind, Kind::File { size: 10 });
+        assert_eq!(
+            archive.next_entry().unwrap().unwrap().kind,
+            Kind::File { size: 10 }
+        );
         assert!(matches!(archive.next_entry(), Err(UnpackError::Archive(_))));
     }
 }

@@ -23,7 +23,9 @@ pub enum UnpackError {
     #[error("entry {0:?} is refused: its name is empty, too long, or has a NUL byte")]
     Name(String),
     /// A symbolic link on the way leads above the root.
-    #[error("entry {entry:?} is refused: the symbolic link {link:?} on its way leads out of the root")]
+    #[error(
+        "entry {entry:?} is refused: the symbolic link {link:?} on its way leads out of the root"
+    )]
     Escape {
         /// Which entry.
         entry: String,
@@ -97,7 +99,11 @@ impl UnpackError {
     pub(super) fn system(step: &'static str, entry: &str, errno: Errno) -> Self {
         match errno {
             Errno::NOSPC | Errno::DQUOT => Self::NoSpace(entry.to_owned()),
-            errno => Self::System { step, entry: entry.to_owned(), source: errno.into() },
+            errno => Self::System {
+                step,
+                entry: entry.to_owned(),
+                source: errno.into(),
+            },
         }
     }
 }

@@ -4,8 +4,8 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, fsetxattr, futimens,
-    linkat, makedev, mkdirat, mknodat, openat, symlinkat, utimensat, XattrFlags,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
+    fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -60,7 +60,11 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    fn place<R: Read>(&mut self, entry: Entry, archive: &mut Archive<R>) -> Result<(), UnpackError> {
+    fn place<R: Read>(
+        &mut self,
+        entry: Entry,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
         let path = RelativePath::read(&entry.name, &self.options.limits)?;
         let Some((parent, name)) = path.split() else {
             return self.describe_root(path, entry);
@@ -97,12 +101,20 @@ impl Layer<'_> {
             }
             Kind::HardLink(target) => self.hard_link(directory, name, path, shown, target),
             Kind::Fifo => self.node(directory, name, shown, &entry, (FileType::Fifo, 0, 0)),
-            Kind::CharDevice { major, minor } => {
-                self.node(directory, name, shown, &entry, (FileType::CharacterDevice, *major, *minor))
-            }
-            Kind::BlockDevice { major, minor } => {
-                self.node(directory, name, shown, &entry, (FileType::BlockDevice, *major, *minor))
-            }
+            Kind::CharDevice { major, minor } => self.node(
+                directory,
+                name,
+                shown,
+                &entry,
+                (FileType::CharacterDevice, *major, *minor),
+            ),
+            Kind::BlockDevice { major, minor } => self.node(
+                directory,
+                name,
+                shown,
+                &entry,
+                (FileType::BlockDevice, *major, *minor),
+            ),
             Kind::Directory => Ok(()),
         }
     }
@@ -115,12 +127,20 @@ impl Layer<'_> {
     }
 
     /// `.wh.name` hides `name` of the lower layers; the opaque mark hides all of a directory's lower content.
-    fn whiteout(&mut self, parent: &RelativePath, name: &[u8], shown: &str) -> Result<(), UnpackError> {
+    fn whiteout(
+        &mut self,
+        parent: &RelativePath,
+        name: &[u8],
+        shown: &str,
+    ) -> Result<(), UnpackError> {
         match name {
             OPAQUE => self.journal.opaques.push(parent.clone()),
             aufs if aufs.starts_with(AUFS) => {}
             b".wh." | b".wh.." | b".wh..." => return Err(UnpackError::Name(shown.to_owned())),
-            name => self.journal.whiteouts.push(parent.join(&name[WHITEOUT.len()..])),
+            name => self
+                .journal
+                .whiteouts
+                .push(parent.join(&name[WHITEOUT.len()..])),
         }
         Ok(())
     }
@@ -150,7 +170,12 @@ impl Layer<'_> {
             made.map_err(|errno| UnpackError::system("make directory", shown, errno))?;
         }
         let description = describe(entry);
-        own_directory(root::child(parent, name, shown)?.as_fd(), &description, self.options, shown)?;
+        own_directory(
+            root::child(parent, name, shown)?.as_fd(),
+            &description,
+            self.options,
+            shown,
+        )?;
         self.journal.directories.insert(path.clone(), description);
         Ok(())
     }
@@ -167,8 +192,12 @@ impl Layer<'_> {
         match root::kind_at(directory, name, shown)? {
             None => return Ok(()),
             Some(FileType::Directory) => {
-                self.journal.directories.retain(|known, _| !known.starts_with(path));
-                self.journal.links.retain(|(link, _)| !link.starts_with(path));
+                self.journal
+                    .directories
+                    .retain(|known, _| !known.starts_with(path));
+                self.journal
+                    .links
+                    .retain(|(link, _)| !link.starts_with(path));
                 self.parent = None;
             }
             Some(_) => {}
@@ -186,7 +215,8 @@ impl Layer<'_> {
         archive: &mut Archive<R>,
     ) -> Result<(), UnpackError> {
         self.usage.add_bytes(size, &self.options.limits)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(directory, name, flags, Mode::from_raw_mode(0o600))
             .map_err(|errno| UnpackError::system("make file", shown, errno))?;
         loop {
@@ -204,14 +234,19 @@ impl Layer<'_> {
             }
         }
         if self.options.ownership == Ownership::Keep {
-            let owned = fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+            let owned = fchown(
+                &file,
+                Some(Uid::from_raw(entry.uid)),
+                Some(Gid::from_raw(entry.gid)),
+            );
             owned.map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
         }
         // After the owner: a change of owner takes set-user-ID and capabilities away.
         fchmod(&file, Mode::from_raw_mode(entry.mode))
             .map_err(|errno| UnpackError::system("set mode of", shown, errno))?;
         set_xattrs(file.as_fd(), &entry.xattrs, self.options, shown)?;
-        futimens(&file, &times(entry.mtime)).map_err(|errno| UnpackError::system("set time of", shown, errno))
+        futimens(&file, &times(entry.mtime))
+            .map_err(|errno| UnpackError::system("set time of", shown, errno))
     }
 
     fn hard_link(
@@ -223,7 +258,10 @@ impl Layer<'_> {
         target: &[u8],
     ) -> Result<(), UnpackError> {
         let target = RelativePath::read(target, &self.options.limits)?;
-        let missing = || UnpackError::LinkTarget { entry: shown.to_owned(), target: target.to_string() };
+        let missing = || UnpackError::LinkTarget {
+            entry: shown.to_owned(),
+            target: target.to_string(),
+        };
         let (target_parent, target_name) = target.split().ok_or_else(missing)?;
         if let Some(from) = self.root.existing(&target_parent, shown)? {
             match linkat(&from, target_name, directory, name, AtFlags::empty()) {
@@ -247,12 +285,23 @@ impl Layer<'_> {
         if kind != FileType::Fifo && self.options.devices == Devices::Refuse {
             return Err(UnpackError::Device(shown.to_owned()));
         }
-        mknodat(directory, name, kind, Mode::from_raw_mode(entry.mode), makedev(major, minor))
-            .map_err(|errno| UnpackError::system("make node", shown, errno))?;
+        mknodat(
+            directory,
+            name,
+            kind,
+            Mode::from_raw_mode(entry.mode),
+            makedev(major, minor),
+        )
+        .map_err(|errno| UnpackError::system("make node", shown, errno))?;
         self.describe_special(directory, name, shown, entry)?;
         // The mode of a new node has the process's mask taken off; it is no link, so this follows none.
-        rustix::fs::chmodat(directory, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
-            .map_err(|errno| UnpackError::system("set mode of", shown, errno))
+        rustix::fs::chmodat(
+            directory,
+            name,
+            Mode::from_raw_mode(entry.mode),
+            AtFlags::empty(),
+        )
+        .map_err(|errno| UnpackError::system("set mode of", shown, errno))
     }
 
     /// Owner and time of what cannot be opened. A symbolic link has no mode, and its attributes are no image's.
@@ -265,16 +314,33 @@ impl Layer<'_> {
     ) -> Result<(), UnpackError> {
         if self.options.ownership == Ownership::Keep {
             let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-            chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
+            chownat(
+                directory,
+                name,
+                Some(uid),
+                Some(gid),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+            .map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
         }
-        utimensat(directory, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| UnpackError::system("set time of", shown, errno))
+        utimensat(
+            directory,
+            name,
+            &times(entry.mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|errno| UnpackError::system("set time of", shown, errno))
     }
 }
 
 fn describe(entry: Entry) -> Directory {
-    Directory { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs: entry.xattrs }
+    Directory {
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: entry.mtime,
+        xattrs: entry.xattrs,
+    }
 }
 
 /// Gives a directory its owner and attributes.
@@ -285,7 +351,11 @@ pub(super) fn own_directory(
     shown: &str,
 ) -> Result<(), UnpackError> {
     if options.ownership == Ownership::Keep {
-        let owned = fchown(fd, Some(Uid::from_raw(directory.uid)), Some(Gid::from_raw(directory.gid)));
+        let owned = fchown(
+            fd,
+            Some(Uid::from_raw(directory.uid)),
+            Some(Gid::from_raw(directory.gid)),
+        );
         owned.map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
     }
     set_xattrs(fd, &directory.xattrs, options, shown)
@@ -311,6 +381,12 @@ fn set_xattrs(
 }
 
 pub(super) fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }

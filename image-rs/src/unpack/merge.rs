@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, flistxattr, fremovexattr, futimens, linkat, openat, renameat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, fchmod, flistxattr, fremovexattr, futimens, linkat, openat,
+    renameat,
+};
 use rustix::io::Errno;
 
 use super::journal::{Directory, Journal};
@@ -28,7 +31,11 @@ impl<'a> Tree<'a> {
     /// Starts with an empty directory.
     #[must_use]
     pub fn new(root: &'a Root, options: &'a Options) -> Self {
-        Self { root, options, directories: BTreeMap::new() }
+        Self {
+            root,
+            options,
+            directories: BTreeMap::new(),
+        }
     }
 
     /// Merges the next layer, whose directory is empty afterwards.
@@ -45,7 +52,9 @@ impl<'a> Tree<'a> {
         let to = open_self(self.root)?;
         self.merge_into(&from, &to, &RelativePath::default(), &journal)?;
         self.directories.append(&mut journal.directories);
-        links.iter().try_for_each(|(link, target)| self.late_link(link, target))
+        links
+            .iter()
+            .try_for_each(|(link, target)| self.late_link(link, target))
     }
 
     /// Gives every directory its mode and time; no entry is added to any afterwards.
@@ -56,7 +65,9 @@ impl<'a> Tree<'a> {
         // Deepest first: a directory that its owner may not enter is closed after what is in it.
         for (path, directory) in self.directories.iter().rev() {
             let shown = path.to_string();
-            let Some(fd) = self.root.existing(path, &shown)? else { continue };
+            let Some(fd) = self.root.existing(path, &shown)? else {
+                continue;
+            };
             fchmod(&fd, Mode::from_raw_mode(directory.mode))
                 .map_err(|errno| UnpackError::system("set mode of", &shown, errno))?;
             futimens(&fd, &times(directory.mtime))
@@ -69,7 +80,9 @@ impl<'a> Tree<'a> {
     fn hide(&mut self, journal: &Journal) -> Result<(), UnpackError> {
         for path in &journal.whiteouts {
             let shown = path.to_string();
-            let Some((parent, name)) = path.split() else { continue };
+            let Some((parent, name)) = path.split() else {
+                continue;
+            };
             if let Some(directory) = self.root.existing(&parent, &shown)? {
                 root::remove(&directory, name, &shown)?;
                 self.forget(path);
@@ -77,7 +90,9 @@ impl<'a> Tree<'a> {
         }
         for path in &journal.opaques {
             let shown = path.to_string();
-            let Some(directory) = self.root.existing(path, &shown)? else { continue };
+            let Some(directory) = self.root.existing(path, &shown)? else {
+                continue;
+            };
             for name in root::names(&directory, &shown)? {
                 root::remove(&directory, &name, &shown)?;
                 self.forget(&path.join(&name));
@@ -105,7 +120,9 @@ impl<'a> Tree<'a> {
             let inside = match below {
                 Some(FileType::Directory) if is_directory => Some(root::child(to, &name, &shown)?),
                 // The layer only implies the directory, so it means what the link leads to.
-                Some(FileType::Symlink) if is_directory && !journal.directories.contains_key(&here) => {
+                Some(FileType::Symlink)
+                    if is_directory && !journal.directories.contains_key(&here) =>
+                {
                     self.root.existing(&here, &shown)?
                 }
                 _ => None,
@@ -130,18 +147,33 @@ impl<'a> Tree<'a> {
     }
 
     /// A described directory replaces the owner and attributes of the one below.
-    fn own(&self, fd: rustix::fd::BorrowedFd<'_>, directory: &Directory, shown: &str) -> Result<(), UnpackError> {
+    fn own(
+        &self,
+        fd: rustix::fd::BorrowedFd<'_>,
+        directory: &Directory,
+        shown: &str,
+    ) -> Result<(), UnpackError> {
         let mut list = vec![0_u8; XATTR_LIST_BYTES];
         let length = match flistxattr(fd, list.as_mut_slice()) {
             Ok(length) => length,
             Err(Errno::OPNOTSUPP) => 0,
-            Err(errno) => return Err(UnpackError::system("list extended attributes of", shown, errno)),
+            Err(errno) => {
+                return Err(UnpackError::system(
+                    "list extended attributes of",
+                    shown,
+                    errno,
+                ));
+            }
         };
-        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        for name in list[..length]
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+        {
             let kept = directory.xattrs.iter().any(|(known, _)| known == name);
             if !kept && name.starts_with(b"user.") {
-                fremovexattr(fd, name)
-                    .map_err(|errno| UnpackError::system("remove extended attribute of", shown, errno))?;
+                fremovexattr(fd, name).map_err(|errno| {
+                    UnpackError::system("remove extended attribute of", shown, errno)
+                })?;
             }
         }
         own_directory(fd, directory, self.options, shown)
@@ -149,15 +181,25 @@ impl<'a> Tree<'a> {
 
     fn late_link(&self, link: &RelativePath, target: &RelativePath) -> Result<(), UnpackError> {
         let shown = link.to_string();
-        let missing = || UnpackError::LinkTarget { entry: shown.clone(), target: target.to_string() };
-        let (Some((parent, name)), Some((target_parent, target_name))) = (link.split(), target.split()) else {
+        let missing = || UnpackError::LinkTarget {
+            entry: shown.clone(),
+            target: target.to_string(),
+        };
+        let (Some((parent, name)), Some((target_parent, target_name))) =
+            (link.split(), target.split())
+        else {
             return Err(missing());
         };
-        let from = self.root.existing(&target_parent, &shown)?.ok_or_else(missing)?;
+        let from = self
+            .root
+            .existing(&target_parent, &shown)?
+            .ok_or_else(missing)?;
         let to = self.root.ensure(&parent, &shown)?;
         if link == target {
             // A layer may name a lower file by itself, to say that it stays.
-            return root::kind_at(&to, name, &shown)?.map(|_| ()).ok_or_else(missing);
+            return root::kind_at(&to, name, &shown)?
+                .map(|_| ())
+                .ok_or_else(missing);
         }
         if root::kind_at(&from, target_name, &shown)?.is_none() {
             return Err(missing());
@@ -169,6 +211,11 @@ impl<'a> Tree<'a> {
 }
 
 fn open_self(root: &Root) -> Result<OwnedFd, UnpackError> {
-    openat(root.fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| UnpackError::system("open", ".", errno))
+    openat(
+        root.fd(),
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| UnpackError::system("open", ".", errno))
 }

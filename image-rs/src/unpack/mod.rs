@@ -114,11 +114,18 @@ impl Usage {
 
     fn add_entry(&self, limits: &Limits) -> Result<(), UnpackError> {
         let entries = self.entries.fetch_add(1, Ordering::Relaxed) + 1;
-        if entries > limits.entries { Err(UnpackError::limit("entries", limits.entries)) } else { Ok(()) }
+        if entries > limits.entries {
+            Err(UnpackError::limit("entries", limits.entries))
+        } else {
+            Ok(())
+        }
     }
 
     fn add_bytes(&self, bytes: u64, limits: &Limits) -> Result<(), UnpackError> {
-        let sum = self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let sum = self
+            .bytes
+            .fetch_add(bytes, Ordering::Relaxed)
+            .saturating_add(bytes);
         if sum > limits.unpacked_bytes {
             return Err(UnpackError::limit("unpacked_bytes", limits.unpacked_bytes));
         }

@@ -25,7 +25,9 @@ impl RelativePath {
             match component {
                 b"" | b"." => {}
                 b".." => return Err(UnpackError::Parent(shown(name))),
-                long if long.len() > COMPONENT_BYTES_MAX => return Err(UnpackError::Name(shown(name))),
+                long if long.len() > COMPONENT_BYTES_MAX => {
+                    return Err(UnpackError::Name(shown(name)));
+                }
                 component => components.push(component.to_vec()),
             }
         }
@@ -61,7 +63,11 @@ impl RelativePath {
 
     /// For the kernel; `.` for the root.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        if self.0.is_empty() { b".".to_vec() } else { self.0.join(&b'/') }
+        if self.0.is_empty() {
+            b".".to_vec()
+        } else {
+            self.0.join(&b'/')
+        }
     }
 }
 
@@ -74,7 +80,10 @@ impl std::fmt::Display for RelativePath {
 /// A name for an error: not longer than a line or two.
 pub(super) fn shown(name: &[u8]) -> String {
     const SHOWN_MAX: usize = 200;
-    String::from_utf8_lossy(name).chars().take(SHOWN_MAX).collect()
+    String::from_utf8_lossy(name)
+        .chars()
+        .take(SHOWN_MAX)
+        .collect()
 }
 
 #[cfg(test)]
@@ -93,11 +102,20 @@ mod tests {
 
     #[test]
     fn names_that_leave_the_root_are_refused() {
-        assert!(matches!(read(b"/etc/passwd"), Err(UnpackError::Absolute(_))));
+        assert!(matches!(
+            read(b"/etc/passwd"),
+            Err(UnpackError::Absolute(_))
+        ));
         assert!(matches!(read(b"a/../../etc"), Err(UnpackError::Parent(_))));
         assert!(matches!(read(b".."), Err(UnpackError::Parent(_))));
         assert!(matches!(read(b"a\0b"), Err(UnpackError::Name(_))));
         assert!(matches!(read(&[b'a'; 256]), Err(UnpackError::Name(_))));
-        assert!(matches!(read("a/".repeat(200).as_bytes()), Err(UnpackError::Limit { setting: "path_depth", .. })));
+        assert!(matches!(
+            read("a/".repeat(200).as_bytes()),
+            Err(UnpackError::Limit {
+                setting: "path_depth",
+                ..
+            })
+        ));
     }
 }

@@ -23,7 +23,8 @@ impl Extended {
     pub(super) fn read(mut bytes: &[u8]) -> Result<Self, UnpackError> {
         let mut extended = Self::default();
         while !bytes.is_empty() {
-            let (key, value, rest) = record(bytes).ok_or_else(|| bad("a malformed extended header"))?;
+            let (key, value, rest) =
+                record(bytes).ok_or_else(|| bad("a malformed extended header"))?;
             extended.set(key, value)?;
             bytes = rest;
         }
@@ -33,7 +34,8 @@ impl Extended {
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), UnpackError> {
         let number = || {
             let text = std::str::from_utf8(value).ok();
-            text.and_then(|text| text.parse().ok()).ok_or_else(|| bad("a bad number in an extended header"))
+            text.and_then(|text| text.parse().ok())
+                .ok_or_else(|| bad("a bad number in an extended header"))
         };
         match key {
             b"path" => self.path = Some(value.to_vec()),
@@ -41,15 +43,25 @@ impl Extended {
             b"size" => self.size = Some(number()?),
             b"uid" => self.uid = Some(number()?),
             b"gid" => self.gid = Some(number()?),
-            b"mtime" => self.mtime = Some(time(value).ok_or_else(|| bad("a bad time in an extended header"))?),
+            b"mtime" => {
+                self.mtime =
+                    Some(time(value).ok_or_else(|| bad("a bad time in an extended header"))?)
+            }
             sparse if sparse.starts_with(b"GNU.sparse.") => {
-                return Err(UnpackError::Kind { entry: "extended header".to_owned(), kind: "sparse file".to_owned() });
+                return Err(UnpackError::Kind {
+                    entry: "extended header".to_owned(),
+                    kind: "sparse file".to_owned(),
+                });
             }
             xattr if xattr.starts_with(XATTR) => {
                 if self.xattrs.len() >= XATTRS_MAX {
-                    return Err(UnpackError::limit("extended attributes of one entry", XATTRS_MAX as u64));
+                    return Err(UnpackError::limit(
+                        "extended attributes of one entry",
+                        XATTRS_MAX as u64,
+                    ));
                 }
-                self.xattrs.push((xattr[XATTR.len()..].to_vec(), value.to_vec()));
+                self.xattrs
+                    .push((xattr[XATTR.len()..].to_vec(), value.to_vec()));
             }
             // Times of access, names of users, comments: nothing that a root file system needs.
             _ => {}
@@ -70,8 +82,16 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 fn time(value: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(value).ok()?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let whole: i64 = if seconds == "-" || seconds.is_empty() { 0 } else { seconds.parse().ok()? };
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let whole: i64 = if seconds == "-" || seconds.is_empty() {
+        0
+    } else {
+        seconds.parse().ok()?
+    };
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
     let nanos: u32 = digits.parse().ok()?;
     match (text.starts_with('-'), nanos) {
         (true, 1..) => Some((whole.checked_sub(1)?, 1_000_000_000 - nanos)),
@@ -89,10 +109,14 @@ mod tests {
 
     #[test]
     fn records_are_read_by_their_length() {
-        let extended = Extended::read(b"12 path=a=b\n20 mtime=1.000000001\n25 SCHILY.xattr.user.x=1\n").unwrap_err();
+        let extended =
+            Extended::read(b"12 path=a=b\n20 mtime=1.000000001\n25 SCHILY.xattr.user.x=1\n")
+                .unwrap_err();
         // The second record's length is wrong by one on purpose: nothing is guessed.
         assert!(matches!(extended, UnpackError::Archive(_)));
-        let extended = Extended::read(b"12 path=a=b\n21 mtime=1.000000001\n25 SCHILY.xattr.user.x=1\n").unwrap();
+        let extended =
+            Extended::read(b"12 path=a=b\n21 mtime=1.000000001\n25 SCHILY.xattr.user.x=1\n")
+                .unwrap();
         assert_eq!(extended.path.as_deref(), Some(b"a=b".as_slice()));
         assert_eq!(extended.mtime, Some((1, 1)));
         assert_eq!(extended.xattrs, [(b"user.x".to_vec(), b"1".to_vec())]);

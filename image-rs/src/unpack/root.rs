@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat,
+    statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::UnpackError;
@@ -13,7 +16,9 @@ const LINKS_MAX: usize = 40;
 /// What a directory has that a layer implies but does not describe.
 const IMPLIED_MODE: Mode = Mode::from_raw_mode(0o755);
 /// Directories that are opened for their entries or as a place for others.
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
 /// An open directory; every path is below it.
 #[derive(Debug)]
@@ -26,7 +31,8 @@ impl Root {
     /// As the system has them.
     pub fn open(path: &std::path::Path) -> Result<Self, UnpackError> {
         let fd = openat(CWD, path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
-        fd.map(Self).map_err(|errno| UnpackError::system("open root", &path.to_string_lossy(), errno))
+        fd.map(Self)
+            .map_err(|errno| UnpackError::system("open root", &path.to_string_lossy(), errno))
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -38,13 +44,19 @@ impl Root {
         match self.beneath(path) {
             Ok(fd) => Ok(fd),
             // A link that is absolute or dangling: resolved by hand, which also tells an escape.
-            Err(Errno::NOENT | Errno::XDEV | Errno::LOOP) => self.make(&self.resolve(path, entry)?, entry),
+            Err(Errno::NOENT | Errno::XDEV | Errno::LOOP) => {
+                self.make(&self.resolve(path, entry)?, entry)
+            }
             Err(errno) => Err(UnpackError::system("open directory of", entry, errno)),
         }
     }
 
     /// Opens the directory `path`; `None` when there is none.
-    pub(super) fn existing(&self, path: &RelativePath, entry: &str) -> Result<Option<OwnedFd>, UnpackError> {
+    pub(super) fn existing(
+        &self,
+        path: &RelativePath,
+        entry: &str,
+    ) -> Result<Option<OwnedFd>, UnpackError> {
         match self.beneath(path) {
             Ok(fd) => return Ok(Some(fd)),
             Err(Errno::XDEV | Errno::LOOP) => {}
@@ -78,7 +90,13 @@ impl Root {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(failed(errno)),
             }
-            current = openat(&current, name.as_slice(), DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?;
+            current = openat(
+                &current,
+                name.as_slice(),
+                DIRECTORY | OFlags::NOFOLLOW,
+                Mode::empty(),
+            )
+            .map_err(failed)?;
         }
         Ok(current)
     }
@@ -92,14 +110,19 @@ impl Root {
         while let Some(name) = todo.pop() {
             if name == b".." {
                 if done.pop().is_none() {
-                    return Err(UnpackError::Escape { entry: entry.to_owned(), link: shown(&last_link) });
+                    return Err(UnpackError::Escape {
+                        entry: entry.to_owned(),
+                        link: shown(&last_link),
+                    });
                 }
                 continue;
             }
             done.push(name);
             let here = RelativePath::from_components(done.clone());
             // What is not there, or is no link, stays as it stands.
-            let Ok(target) = readlinkat(&self.0, here.to_bytes(), Vec::new()) else { continue };
+            let Ok(target) = readlinkat(&self.0, here.to_bytes(), Vec::new()) else {
+                continue;
+            };
             links += 1;
             if links > LINKS_MAX {
                 return Err(UnpackError::Loop(entry.to_owned()));
@@ -110,7 +133,9 @@ impl Root {
             if target.starts_with(b"/") {
                 done.clear();
             }
-            let parts = target.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+            let parts = target
+                .split(|byte| *byte == b'/')
+                .filter(|part| !part.is_empty() && *part != b".");
             todo.extend(parts.rev().map(<[u8]>::to_vec));
         }
         Ok(RelativePath::from_components(done))
@@ -118,7 +143,11 @@ impl Root {
 }
 
 /// What stands under `name`, a link not followed; `None` when nothing does.
-pub(super) fn kind_at(directory: &OwnedFd, name: &[u8], entry: &str) -> Result<Option<FileType>, UnpackError> {
+pub(super) fn kind_at(
+    directory: &OwnedFd,
+    name: &[u8],
+    entry: &str,
+) -> Result<Option<FileType>, UnpackError> {
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
         Err(Errno::NOENT) => Ok(None),
@@ -147,7 +176,8 @@ pub(super) fn remove(directory: &OwnedFd, name: &[u8], entry: &str) -> Result<()
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(errno) => return Err(failed(errno)),
     }
-    let child = openat(directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?;
+    let child =
+        openat(directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).map_err(failed)?;
     for inside in names(&child, entry)? {
         remove(&child, &inside, entry)?;
     }

@@ -1,6 +1,12 @@
 //! What the tests of pulling need: a real registry on a loopback port, tools that may be absent, images made by hand.
 
-#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -14,16 +20,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use image_rs::registry::{Registry, RegistryConfig};
 use image_rs::unpack::Limits;
-use image_rs::{Digest, Policy, PullConfig, PullError, Pulled, Puller, Reference};
+use image_rs::{Digest, LayerError, Policy, PullConfig, PullError, Pulled, Puller, Reference};
 use ocicrypt::{Key, KeyError, KeySource};
 use tempfile::TempDir;
 use transport::{ClientConfig, PlainHttp, Roots, TcpDial};
 
 /// Whether a program is there; where nothing may be skipped, its absence is a failure.
 pub fn need_tool(name: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file()));
-    assert!(found || std::env::var_os("CLOISTER_NO_SKIP").is_none(), "{name} is needed and absent");
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
+    });
+    assert!(
+        found || std::env::var_os("CLOISTER_NO_SKIP").is_none(),
+        "{name} is needed and absent"
+    );
     if !found {
         eprintln!("skipped: {name} is not installed");
     }
@@ -51,7 +61,11 @@ impl Room {
             return None;
         }
         let directory = TempDir::new().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let config = directory.path().join("registry.yml");
         let store = directory.path().join("store");
         std::fs::write(
@@ -70,9 +84,16 @@ impl Room {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let room = Self { process, directory, port };
+        let room = Self {
+            process,
+            directory,
+            port,
+        };
         for _ in 0..200 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            if tokio::net::TcpStream::connect(("127.0.0.1", port))
+                .await
+                .is_ok()
+            {
                 return Some(room);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -107,20 +128,32 @@ impl Room {
     /// Pulls into a directory named after the image.
     pub async fn pull(&self, name: &str) -> Result<Pulled, PullError> {
         let target = self.path(&format!("root-{}", name.replace([':', '/'], "-")));
-        self.puller(Arc::new(NoKeys)).pull(&self.image(name), &target).await
+        self.puller(Arc::new(NoKeys))
+            .pull(&self.image(name), &target)
+            .await
     }
 
     /// The file in which the registry keeps a blob.
     pub fn blob_file(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        self.path("store/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+        self.path("store/docker/registry/v2/blobs/sha256")
+            .join(&hex[..2])
+            .join(hex)
+            .join("data")
     }
 
     /// Nothing of a failed pull may be left.
     pub fn assert_no_leftovers(&self) {
         let left = std::fs::read_dir(self.directory.path()).unwrap();
-        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        assert!(!left.iter().any(|name| name.starts_with(".pull-") || name.starts_with("root-")), "{left:?}");
+        let left: Vec<_> = left
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert!(
+            !left
+                .iter()
+                .any(|name| name.starts_with(".pull-") || name.starts_with("root-")),
+            "{left:?}"
+        );
     }
 }
 
@@ -137,7 +170,13 @@ pub fn registry() -> Registry {
     let mut config = ClientConfig::new(Roots::web());
     config.plain_http = PlainHttp::Hosts(local.clone());
     let client = transport::Client::new(Arc::new(TcpDial), config).unwrap();
-    Registry::new(client, RegistryConfig { insecure: local, ..RegistryConfig::default() })
+    Registry::new(
+        client,
+        RegistryConfig {
+            insecure: local,
+            ..RegistryConfig::default()
+        },
+    )
 }
 
 /// A source without keys.
@@ -146,7 +185,9 @@ pub struct NoKeys;
 #[async_trait]
 impl KeySource for NoKeys {
     async fn key(&self, kid: &str) -> Result<Key, KeyError> {
-        Err(KeyError::NotFound { kid: kid.to_owned() })
+        Err(KeyError::NotFound {
+            kid: kid.to_owned(),
+        })
     }
 }
 
@@ -164,7 +205,11 @@ impl LayerBuilder {
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
         header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(kind);
-        header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
+        header.set_mode(if kind == tar::EntryType::Directory {
+            0o755
+        } else {
+            0o644
+        });
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(1_000_000_000);
@@ -216,21 +261,32 @@ pub fn pack(tar: &[u8], how: Pack) -> (Vec<u8>, &'static str) {
     match how {
         Pack::Plain => (tar.to_vec(), "application/vnd.oci.image.layer.v1.tar"),
         Pack::Gzip => (gzip(tar), "application/vnd.oci.image.layer.v1.tar+gzip"),
-        Pack::GzipMembers => ([gzip(left), gzip(right)].concat(), "application/vnd.oci.image.layer.v1.tar+gzip"),
+        Pack::GzipMembers => (
+            [gzip(left), gzip(right)].concat(),
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+        ),
         Pack::Zstd => (zstd(tar), "application/vnd.oci.image.layer.v1.tar+zstd"),
-        Pack::ZstdFrames => ([zstd(left), zstd(right)].concat(), "application/vnd.oci.image.layer.v1.tar+zstd"),
+        Pack::ZstdFrames => (
+            [zstd(left), zstd(right)].concat(),
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+        ),
     }
 }
 
 /// Pushes an image of these layers; `diff_ids` may be lied about.
-pub async fn push_image(image: &Reference, layers: &[(Vec<u8>, Pack)], lie: Option<Digest>) -> Vec<Digest> {
+pub async fn push_image(
+    image: &Reference,
+    layers: &[(Vec<u8>, Pack)],
+    lie: Option<Digest>,
+) -> Vec<Digest> {
     let registry = registry();
     let (mut descriptors, mut diff_ids, mut digests) = (Vec::new(), Vec::new(), Vec::new());
     for (tar, how) in layers {
         let (blob, media_type) = pack(tar, *how);
         let size = blob.len();
         let digest = registry.push_blob(image, Bytes::from(blob)).await.unwrap();
-        descriptors.push(serde_json::json!({"mediaType": media_type, "digest": digest, "size": size}));
+        descriptors
+            .push(serde_json::json!({"mediaType": media_type, "digest": digest, "size": size}));
         diff_ids.push(lie.clone().unwrap_or_else(|| Digest::of(tar)));
         digests.push(digest);
     }
@@ -247,12 +303,31 @@ pub async fn push_image(image: &Reference, layers: &[(Vec<u8>, Pack)], lie: Opti
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": size},
         "layers": descriptors,
     });
-    registry.push_manifest(image, media_type, Bytes::from(serde_json::to_vec(&manifest).unwrap())).await.unwrap();
+    registry
+        .push_manifest(
+            image,
+            media_type,
+            Bytes::from(serde_json::to_vec(&manifest).unwrap()),
+        )
+        .await
+        .unwrap();
     digests
 }
 
+/// The layer's own error; any other is a failed test.
+pub fn layer_error(error: PullError) -> LayerError {
+    match error {
+        PullError::Layer { source, .. } => *source,
+        other => panic!("not a layer's error: {other}"),
+    }
+}
+
 pub fn small_limits() -> Limits {
-    Limits { entries: 10, unpacked_bytes: 10_000, ..Limits::default() }
+    Limits {
+        entries: 10,
+        unpacked_bytes: 10_000,
+        ..Limits::default()
+    }
 }
 
 pub fn read(root: &Path, name: &str) -> String {

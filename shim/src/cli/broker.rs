@@ -23,7 +23,12 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 #[derive(Debug, Args)]
 pub(super) struct BrokerArgs {
     /// The broker that shall keep the key.
-    #[arg(long, value_name = "URL", env = "KBS_URL", requires = "admin_token_file")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "KBS_URL",
+        requires = "admin_token_file"
+    )]
     kbs: Option<String>,
     /// The root in PEM that the broker's certificate must chain to; public roots where absent.
     #[arg(long, value_name = "PEM", env = "KBS_CACERT")]
@@ -43,13 +48,20 @@ pub(super) struct Broker {
 impl BrokerArgs {
     /// `None` when no broker was named.
     pub(super) fn open(&self, plain_http: bool) -> anyhow::Result<Option<Broker>> {
-        let Some(url) = &self.kbs else { return Ok(None) };
-        let parsed = url::Url::parse(url).with_context(|| format!("{url:?} is not a broker's URL"))?;
-        let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let Some(url) = &self.kbs else {
+            return Ok(None);
+        };
+        let parsed =
+            url::Url::parse(url).with_context(|| format!("{url:?} is not a broker's URL"))?;
+        let host = parsed
+            .host_str()
+            .unwrap_or_default()
+            .trim_matches(['[', ']']);
         let roots = match &self.kbs_cert {
             None => Roots::web(),
             Some(path) => {
-                let pem = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+                let pem =
+                    fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
                 Roots::pinned(&pem)?
             }
         };
@@ -57,7 +69,10 @@ impl BrokerArgs {
         if plain_http && is_loopback(host) {
             config.plain_http = PlainHttp::Hosts([host.to_owned()].into());
         }
-        let token = self.admin_token_file.as_deref().context("give --admin-token-file")?;
+        let token = self
+            .admin_token_file
+            .as_deref()
+            .context("give --admin-token-file")?;
         Ok(Some(Broker {
             client: Client::new(Arc::new(TcpDial), config)?,
             url: url.trim_end_matches('/').to_owned(),
@@ -79,33 +94,56 @@ impl Broker {
         }
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         Ok(list.as_array().map(|items| {
-            let name = |item: &Value| item.as_str().or_else(|| item["path"].as_str()).map(str::to_owned);
-            items.iter().filter_map(name).any(|name| name.trim_start_matches("kbs:///") == kid.path())
+            let name = |item: &Value| {
+                item.as_str()
+                    .or_else(|| item["path"].as_str())
+                    .map(str::to_owned)
+            };
+            items
+                .iter()
+                .filter_map(name)
+                .any(|name| name.trim_start_matches("kbs:///") == kid.path())
         }))
     }
 
     /// Gives the key to the broker.
     pub(super) async fn register(&self, kid: &KeyId, key: &Key) -> anyhow::Result<()> {
         let body = Bytes::copy_from_slice(key.expose());
-        let (status, body) = self.ask(Method::POST, &format!("resource/{}", kid.path()), body).await?;
+        let (status, body) = self
+            .ask(Method::POST, &format!("resource/{}", kid.path()), body)
+            .await?;
         if status.is_success() {
             return Ok(());
         }
         let detail: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let detail = detail["detail"].as_str().unwrap_or("no reason given").to_owned();
+        let detail = detail["detail"]
+            .as_str()
+            .unwrap_or("no reason given")
+            .to_owned();
         bail!("the broker did not take key {kid}: {detail} [{status}]")
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{PREFIX}/{path}", self.url))
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token.as_str()))
+            .header(
+                header::AUTHORIZATION,
+                format!("Bearer {}", self.token.as_str()),
+            )
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(body)
             .context("make the request to the broker")?;
         let answer = self.client.send(request).await?;
         let status = answer.status();
-        Ok((status, bytes_capped(answer.into_body(), ANSWER_BYTES_MAX).await?))
+        Ok((
+            status,
+            bytes_capped(answer.into_body(), ANSWER_BYTES_MAX).await?,
+        ))
     }
 }

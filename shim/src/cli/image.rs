@@ -79,30 +79,47 @@ impl Encrypt {
     async fn run(self) -> anyhow::Result<()> {
         let [from, to] = self.registry.places([&self.source, &self.destination])?;
         let broker = self.broker.open(self.registry.plain_http())?;
-        let public = self.recipient.iter().map(|path| read_public(path)).collect::<anyhow::Result<_>>()?;
+        let public = self
+            .recipient
+            .iter()
+            .map(|path| read_public(path))
+            .collect::<anyhow::Result<_>>()?;
         // An image that cannot be read is told before a key is made for it.
         from.manifest(&self.selection.platform()).await?;
-        let mut recipients = Recipients { broker: Vec::new(), public };
+        let mut recipients = Recipients {
+            broker: Vec::new(),
+            public,
+        };
         if let Some(kid) = &self.key_id {
             let key = self.prepare_key(kid, broker.as_ref()).await?;
             recipients.broker.push((kid.to_string(), key));
         }
         let report = progress::bars();
-        let pushed = recrypt::encrypt(&from, &to, &self.selection.platform(), &recipients, &report).await;
+        let pushed =
+            recrypt::encrypt(&from, &to, &self.selection.platform(), &recipients, &report).await;
         let digest = pushed.with_context(|| self.advice())?;
         writeln!(std::io::stdout(), "{digest}")?;
         Ok(())
     }
 
     /// The key, safe in its file or at the broker before it is used.
-    async fn prepare_key(&self, kid: &KeyId, broker: Option<&broker::Broker>) -> anyhow::Result<Key> {
+    async fn prepare_key(
+        &self,
+        kid: &KeyId,
+        broker: Option<&broker::Broker>,
+    ) -> anyhow::Result<Key> {
         let (key, made) = match (&self.key_file, broker) {
             (Some(path), _) => read_or_make_kek(path)?,
             (None, Some(_)) => (Key::generate()?, true),
-            (None, None) => bail!("the key would be lost: give --key-file, or --kbs with --admin-token-file"),
+            (None, None) => {
+                bail!("the key would be lost: give --key-file, or --kbs with --admin-token-file")
+            }
         };
         let Some(broker) = broker else {
-            eprintln!("key {kid} is in its file only: register it at your broker as {}", kid.path());
+            eprintln!(
+                "key {kid} is in its file only: register it at your broker as {}",
+                kid.path()
+            );
             return Ok(key);
         };
         if made && !self.replace_key && broker.has(kid).await? == Some(true) {
@@ -119,8 +136,12 @@ impl Encrypt {
     /// What to do after an upload that failed, with the key where it is.
     fn advice(&self) -> &'static str {
         match (&self.key_id, &self.key_file) {
-            (Some(_), Some(_)) => "the image was not pushed; its key is in the key file, so just try again",
-            (Some(_), None) => "the image was not pushed; its key is at the broker: try again with --replace-key",
+            (Some(_), Some(_)) => {
+                "the image was not pushed; its key is in the key file, so just try again"
+            }
+            (Some(_), None) => {
+                "the image was not pushed; its key is at the broker: try again with --replace-key"
+            }
             (None, _) => "the image was not pushed",
         }
     }
@@ -146,7 +167,8 @@ impl Decrypt {
         let [from, to] = self.registry.places([&self.source, &self.destination])?;
         let keys = FileKeys::read(&self.key_file)?;
         let report = progress::bars();
-        let digest = recrypt::decrypt(&from, &to, &self.selection.platform(), &keys, &report).await?;
+        let digest =
+            recrypt::decrypt(&from, &to, &self.selection.platform(), &keys, &report).await?;
         writeln!(std::io::stdout(), "{digest}")?;
         Ok(())
     }
@@ -201,9 +223,10 @@ fn describe(layer: &LayerInspection) -> String {
 
 fn parse_platform(text: &str) -> Result<Platform, String> {
     match text.split_once('/') {
-        Some((os, architecture)) if !os.is_empty() && !architecture.is_empty() => {
-            Ok(Platform { os: os.to_owned(), architecture: architecture.to_owned() })
-        }
+        Some((os, architecture)) if !os.is_empty() && !architecture.is_empty() => Ok(Platform {
+            os: os.to_owned(),
+            architecture: architecture.to_owned(),
+        }),
         _ => Err("a platform is os/architecture: linux/amd64".to_owned()),
     }
 }

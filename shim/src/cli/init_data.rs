@@ -45,7 +45,8 @@ pub(super) struct Existing {
 impl Existing {
     /// Also checks that the guest will obey it: a typing error is told here and not at the pod's start.
     fn read(&self) -> anyhow::Result<InitData> {
-        let bytes = fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))?;
+        let bytes =
+            fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))?;
         let data = InitData::parse(&bytes)?;
         data.content()?;
         Ok(data)
@@ -88,11 +89,23 @@ impl Build {
         let cert = self.broker_cert.as_deref().map(read_text).transpose()?;
         let mut data = BTreeMap::new();
         if let Some(url) = &self.broker {
-            let kbs = KbsTable { url, cert: cert.as_deref() };
-            data.insert(AA_TOML.to_owned(), toml::to_string(&Aa { token_configs: TokenConfigs { kbs } })?);
+            let kbs = KbsTable {
+                url,
+                cert: cert.as_deref(),
+            };
+            data.insert(
+                AA_TOML.to_owned(),
+                toml::to_string(&Aa {
+                    token_configs: TokenConfigs { kbs },
+                })?,
+            );
         }
         let cdh = Cdh {
-            kbc: self.broker.as_deref().map(|url| Kbc { name: "cc_kbc", url, kbs_cert: cert.as_deref() }),
+            kbc: self.broker.as_deref().map(|url| Kbc {
+                name: "cc_kbc",
+                url,
+                kbs_cert: cert.as_deref(),
+            }),
             image: self.image()?,
         };
         data.insert(CDH_TOML.to_owned(), toml::to_string(&cdh)?);
@@ -101,13 +114,25 @@ impl Build {
         }
         let built = InitData::build(self.algorithm, data)?;
         built.content()?;
-        fs::write(&self.output, built.text()).with_context(|| format!("write {}", self.output.display()))?;
+        fs::write(&self.output, built.text())
+            .with_context(|| format!("write {}", self.output.display()))?;
         Ok(built)
     }
 
     fn image(&self) -> anyhow::Result<Image<'_>> {
-        let rules = self.insecure_registry.iter().map(|location| Rule { location, insecure: true }).collect::<Vec<_>>();
-        let roots = self.registry_cert.iter().map(|path| read_text(path)).collect::<anyhow::Result<_>>()?;
+        let rules = self
+            .insecure_registry
+            .iter()
+            .map(|location| Rule {
+                location,
+                insecure: true,
+            })
+            .collect::<Vec<_>>();
+        let roots = self
+            .registry_cert
+            .iter()
+            .map(|path| read_text(path))
+            .collect::<anyhow::Result<_>>()?;
         Ok(Image {
             image_security_policy: self.image_policy.as_deref().map(read_text).transpose()?,
             authenticated_registry_credentials_uri: self.registry_auth.as_deref(),

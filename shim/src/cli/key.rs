@@ -38,14 +38,19 @@ impl FromStr for KeyId {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let word = |word: &str| {
-            let inside = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+            let inside = word
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
             inside && !word.is_empty() && !word.starts_with('.')
         };
         let path = text.strip_prefix("kbs:///").unwrap_or_default();
         if path.split('/').count() == 3 && path.split('/').all(word) {
             Ok(Self(text.to_owned()))
         } else {
-            Err("a key id is kbs:///repository/type/tag, of letters, digits, '.', '_' and '-'".to_owned())
+            Err(
+                "a key id is kbs:///repository/type/tag, of letters, digits, '.', '_' and '-'"
+                    .to_owned(),
+            )
         }
     }
 }
@@ -54,7 +59,11 @@ impl FromStr for KeyId {
 pub(super) fn read_kek(path: &Path) -> anyhow::Result<Key> {
     let bytes = read(path)?;
     if bytes.len() != KEY_BYTES {
-        bail!("{} has {} bytes, but a key-encryption key has {KEY_BYTES} raw ones", path.display(), bytes.len());
+        bail!(
+            "{} has {} bytes, but a key-encryption key has {KEY_BYTES} raw ones",
+            path.display(),
+            bytes.len()
+        );
     }
     Ok(Key::new(bytes.to_vec()))
 }
@@ -62,7 +71,11 @@ pub(super) fn read_kek(path: &Path) -> anyhow::Result<Key> {
 /// Reads a key-encryption key, or makes one where there is no file; tells whether it was made.
 pub(super) fn read_or_make_kek(path: &Path) -> anyhow::Result<(Key, bool)> {
     let key = Key::generate()?;
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     match made {
         Ok(mut file) => {
             let written = file.write_all(key.expose()).and_then(|()| file.sync_all());
@@ -82,7 +95,10 @@ pub(super) fn read_public(path: &Path) -> anyhow::Result<PublicKey> {
 /// A file's text without the line end, for a token.
 pub(super) fn read_token(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     let bytes = read(path)?;
-    let text = std::str::from_utf8(&bytes).ok().map(str::trim).filter(|text| !text.is_empty());
+    let text = std::str::from_utf8(&bytes)
+        .ok()
+        .map(str::trim)
+        .filter(|text| !text.is_empty());
     let text = text.with_context(|| format!("{} holds no token", path.display()))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
@@ -109,19 +125,30 @@ impl FileKeys {
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let bytes = read(path)?;
         if bytes.len() == KEY_BYTES {
-            return Ok(Self { kek: Some(Key::new(bytes.to_vec())), private: Vec::new() });
+            return Ok(Self {
+                kek: Some(Key::new(bytes.to_vec())),
+                private: Vec::new(),
+            });
         }
         let key = PrivateKey::from_pem(&bytes).with_context(|| {
-            format!("{} is neither a key-encryption key of {KEY_BYTES} raw bytes nor a private key", path.display())
+            format!(
+                "{} is neither a key-encryption key of {KEY_BYTES} raw bytes nor a private key",
+                path.display()
+            )
         })?;
-        Ok(Self { kek: None, private: vec![key] })
+        Ok(Self {
+            kek: None,
+            private: vec![key],
+        })
     }
 }
 
 #[async_trait]
 impl KeySource for FileKeys {
     async fn key(&self, kid: &str) -> Result<Key, KeyError> {
-        self.kek.clone().ok_or_else(|| KeyError::NotFound { kid: kid.to_owned() })
+        self.kek.clone().ok_or_else(|| KeyError::NotFound {
+            kid: kid.to_owned(),
+        })
     }
 
     fn private_keys(&self) -> &[PrivateKey] {
@@ -140,18 +167,34 @@ mod tests {
         let path = directory.path().join("kek");
         let (first, made) = read_or_make_kek(&path).unwrap();
         assert!(made);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let (second, made) = read_or_make_kek(&path).unwrap();
         assert!(!made);
         assert_eq!(first.expose(), second.expose());
         std::fs::write(&path, b"short").unwrap();
-        assert!(read_or_make_kek(&path).err().unwrap().to_string().contains("has 5 bytes"));
+        assert!(
+            read_or_make_kek(&path)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("has 5 bytes")
+        );
     }
 
     #[test]
     fn a_key_id_has_three_parts() {
         assert_eq!("kbs:///a/b/c".parse::<KeyId>().unwrap().path(), "a/b/c");
-        for bad in ["a/b/c", "kbs:///a/b", "kbs:///a/b/c/d", "kbs:///a/../c", "kbs://h/a/b/c", "kbs:///a/b/"] {
+        for bad in [
+            "a/b/c",
+            "kbs:///a/b",
+            "kbs:///a/b/c/d",
+            "kbs:///a/../c",
+            "kbs://h/a/b/c",
+            "kbs:///a/b/",
+        ] {
             assert!(bad.parse::<KeyId>().is_err(), "{bad}");
         }
     }

@@ -25,14 +25,21 @@ impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let mut question = Zeroizing::new(Vec::with_capacity(64 * 1024));
         let cap = DOCUMENT_BYTES_MAX as u64 + 1;
-        std::io::stdin().lock().take(cap).read_to_end(&mut question).context("read the question")?;
+        std::io::stdin()
+            .lock()
+            .take(cap)
+            .read_to_end(&mut question)
+            .context("read the question")?;
         let provider = Provider {
             kid: self.key_id.map(|kid| kid.to_string()),
             kek: self.key_file.as_deref().map(read_kek).transpose()?,
             read_key: &read_key,
         };
         let answer = provider.answer(&question)?;
-        std::io::stdout().lock().write_all(&answer).context("write the answer")
+        std::io::stdout()
+            .lock()
+            .write_all(&answer)
+            .context("write the answer")
     }
 }
 

@@ -20,8 +20,11 @@ pub(super) fn bars() -> Report {
         let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
         match progress {
             Progress::Start { layer, size } => {
-                let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
-                let bar = ProgressBar::new(size).with_style(style).with_prefix(format!("layer {layer}"));
+                let style = ProgressStyle::with_template(TEMPLATE)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+                let bar = ProgressBar::new(size)
+                    .with_style(style)
+                    .with_prefix(format!("layer {layer}"));
                 bars.insert(layer, all.add(bar));
             }
             Progress::Advance { layer, bytes } => {

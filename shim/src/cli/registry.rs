@@ -31,26 +31,38 @@ impl RegistryArgs {
         let mut insecure = BTreeSet::new();
         if self.plain_http {
             for name in names.into_iter().filter(|name| !name.starts_with("oci:")) {
-                let image: image_rs::Reference = name.strip_prefix("docker://").unwrap_or(name).parse()?;
+                let image: image_rs::Reference =
+                    name.strip_prefix("docker://").unwrap_or(name).parse()?;
                 let host = host_of(image.registry());
                 if !is_loopback(host) {
-                    bail!("--plain-http is for registries on this machine, and {host} is not: use TLS");
+                    bail!(
+                        "--plain-http is for registries on this machine, and {host} is not: use TLS"
+                    );
                 }
                 insecure.insert(image.registry().to_owned());
             }
         }
         let mut roots = Roots::web();
         if let Some(path) = &self.registry_cert {
-            let pem = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            let pem =
+                fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
             roots = roots.and(&pem)?;
         }
         let mut config = ClientConfig::new(roots);
         config.plain_http = PlainHttp::Hosts(insecure.clone());
         let client = Client::new(Arc::new(TcpDial), config)?;
-        let registry = Registry::new(client, RegistryConfig { insecure, auth: self.auth()? });
+        let registry = Registry::new(
+            client,
+            RegistryConfig {
+                insecure,
+                auth: self.auth()?,
+            },
+        );
         let places = names.map(|name| Place::parse(name, &registry));
         let places: Vec<Place> = places.into_iter().collect::<Result<_, _>>()?;
-        places.try_into().map_err(|_| anyhow::anyhow!("one place for each name"))
+        places
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("one place for each name"))
     }
 
     /// Whether plain HTTP to this machine was asked for.
@@ -59,7 +71,9 @@ impl RegistryArgs {
     }
 
     fn auth(&self) -> anyhow::Result<AuthFile> {
-        let Some(path) = self.auth_file.clone().or_else(usual_auth_file) else { return Ok(AuthFile::default()) };
+        let Some(path) = self.auth_file.clone().or_else(usual_auth_file) else {
+            return Ok(AuthFile::default());
+        };
         let json = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         AuthFile::from_json(&json).with_context(|| path.display().to_string())
     }
@@ -82,7 +96,10 @@ fn host_of(registry: &str) -> &str {
 
 /// Whether a host is this machine, by its name alone.
 pub(super) fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -91,10 +108,20 @@ mod tests {
 
     #[test]
     fn only_this_machine_is_spoken_to_in_plain() {
-        for local in ["localhost:5000", "127.0.0.1:5055", "127.8.8.8", "[::1]:5000"] {
+        for local in [
+            "localhost:5000",
+            "127.0.0.1:5055",
+            "127.8.8.8",
+            "[::1]:5000",
+        ] {
             assert!(is_loopback(host_of(local)), "{local}");
         }
-        for far in ["registry.local:5000", "10.0.0.1:5000", "localhost.evil.com", "[fe80::1]:5000"] {
+        for far in [
+            "registry.local:5000",
+            "10.0.0.1:5000",
+            "localhost.evil.com",
+            "[fe80::1]:5000",
+        ] {
             assert!(!is_loopback(host_of(far)), "{far}");
         }
     }

@@ -47,8 +47,8 @@ where
     AffinePoint<C>: FromSec1Point<C> + ToSec1Point<C>,
     FieldBytesSize<C>: ModulusSize,
 {
-    let ephemeral =
-        EphemeralSecret::<C>::try_generate_from_rng(&mut rand::rngs::SysRng).map_err(|_| NoEntropy)?;
+    let ephemeral = EphemeralSecret::<C>::try_generate_from_rng(&mut rand::rngs::SysRng)
+        .map_err(|_| NoEntropy)?;
     let shared = ephemeral.diffie_hellman(recipient);
     let point = ephemeral.public_key().as_affine().to_sec1_point(false);
     let coordinates = &point.as_bytes()[1..];
@@ -82,7 +82,10 @@ where
     AffinePoint<C>: FromSec1Point<C> + ToSec1Point<C>,
     FieldBytesSize<C>: ModulusSize,
 {
-    let epk = header.get("epk").and_then(Value::as_object).ok_or(JweError::Member("epk"))?;
+    let epk = header
+        .get("epk")
+        .and_then(Value::as_object)
+        .ok_or(JweError::Member("epk"))?;
     if text(epk, "crv") != Some(C::NAME) {
         return Ok(None);
     }
@@ -100,7 +103,9 @@ where
         return Err(JweError::Member("encrypted_key"));
     }
     let mut content_key = Zeroizing::new([0; KEY_BYTES]);
-    let opened = KwAes256::new((&*kek).into()).unwrap_key(wrapped, content_key.as_mut_slice()).is_ok();
+    let opened = KwAes256::new((&*kek).into())
+        .unwrap_key(wrapped, content_key.as_mut_slice())
+        .is_ok();
     Ok(opened.then_some(content_key))
 }
 

@@ -54,11 +54,30 @@ impl PublicKey {
         let (label, der) = decode(pem)?;
         let key = match label.as_str() {
             "RSA PUBLIC KEY" => rsa::PublicKey::from_pkcs1_der(&der).ok().map(Self::Rsa),
-            "PUBLIC KEY" => (rsa::PublicKey::from_public_key_der(&der).ok().map(Self::Rsa))
-                .or_else(|| p256::PublicKey::from_public_key_der(&der).ok().map(Self::P256))
-                .or_else(|| p384::PublicKey::from_public_key_der(&der).ok().map(Self::P384))
-                .or_else(|| p521::PublicKey::from_public_key_der(&der).ok().map(Self::P521)),
-            _ => return Err(KeyFormatError::Label { label, expected: "a public key" }),
+            "PUBLIC KEY" => (rsa::PublicKey::from_public_key_der(&der)
+                .ok()
+                .map(Self::Rsa))
+            .or_else(|| {
+                p256::PublicKey::from_public_key_der(&der)
+                    .ok()
+                    .map(Self::P256)
+            })
+            .or_else(|| {
+                p384::PublicKey::from_public_key_der(&der)
+                    .ok()
+                    .map(Self::P384)
+            })
+            .or_else(|| {
+                p521::PublicKey::from_public_key_der(&der)
+                    .ok()
+                    .map(Self::P521)
+            }),
+            _ => {
+                return Err(KeyFormatError::Label {
+                    label,
+                    expected: "a public key",
+                });
+            }
         };
         key.ok_or(KeyFormatError::Algorithm(label))
     }
@@ -86,15 +105,24 @@ impl PrivateKey {
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyFormatError> {
         let (label, der) = decode(pem)?;
         let key = match label.as_str() {
-            "RSA PRIVATE KEY" => rsa::PrivateKey::from_pkcs1_der(&der).ok().map(|key| Self::Rsa(Box::new(key))),
+            "RSA PRIVATE KEY" => rsa::PrivateKey::from_pkcs1_der(&der)
+                .ok()
+                .map(|key| Self::Rsa(Box::new(key))),
             "EC PRIVATE KEY" => (p256::SecretKey::from_sec1_der(&der).ok().map(Self::P256))
                 .or_else(|| p384::SecretKey::from_sec1_der(&der).ok().map(Self::P384))
                 .or_else(|| p521::SecretKey::from_sec1_der(&der).ok().map(Self::P521)),
-            "PRIVATE KEY" => (rsa::PrivateKey::from_pkcs8_der(&der).ok().map(|key| Self::Rsa(Box::new(key))))
-                .or_else(|| p256::SecretKey::from_pkcs8_der(&der).ok().map(Self::P256))
-                .or_else(|| p384::SecretKey::from_pkcs8_der(&der).ok().map(Self::P384))
-                .or_else(|| p521::SecretKey::from_pkcs8_der(&der).ok().map(Self::P521)),
-            _ => return Err(KeyFormatError::Label { label, expected: "an unencrypted private key" }),
+            "PRIVATE KEY" => (rsa::PrivateKey::from_pkcs8_der(&der)
+                .ok()
+                .map(|key| Self::Rsa(Box::new(key))))
+            .or_else(|| p256::SecretKey::from_pkcs8_der(&der).ok().map(Self::P256))
+            .or_else(|| p384::SecretKey::from_pkcs8_der(&der).ok().map(Self::P384))
+            .or_else(|| p521::SecretKey::from_pkcs8_der(&der).ok().map(Self::P521)),
+            _ => {
+                return Err(KeyFormatError::Label {
+                    label,
+                    expected: "an unencrypted private key",
+                });
+            }
         };
         key.ok_or(KeyFormatError::Algorithm(label))
     }
@@ -106,8 +134,12 @@ fn decode(pem: &[u8]) -> Result<(String, Zeroizing<Vec<u8>>), KeyFormatError> {
     }
     // `openssl ecparam -genkey` writes a block of parameters in front of the key.
     const PARAMETERS_END: &[u8] = b"-----END EC PARAMETERS-----";
-    let start = pem.windows(PARAMETERS_END.len()).position(|window| window == PARAMETERS_END);
-    let pem = start.map_or(pem, |start| pem[start + PARAMETERS_END.len()..].trim_ascii_start());
+    let start = pem
+        .windows(PARAMETERS_END.len())
+        .position(|window| window == PARAMETERS_END);
+    let pem = start.map_or(pem, |start| {
+        pem[start + PARAMETERS_END.len()..].trim_ascii_start()
+    });
     let (label, der) = pem_rfc7468::decode_vec(pem).map_err(|_| KeyFormatError::Pem)?;
     Ok((label.to_owned(), Zeroizing::new(der)))
 }
@@ -117,27 +149,47 @@ pub(super) mod tests {
     use super::*;
 
     /// Private and public half, made for these tests with `openssl`.
-    pub(in crate::jwe) const RSA: (&str, &str) =
-        (include_str!("../../tests/vectors/rsa.pem"), include_str!("../../tests/vectors/rsa.pub.pem"));
-    pub(in crate::jwe) const EC_P256: (&str, &str) =
-        (include_str!("../../tests/vectors/p256.pem"), include_str!("../../tests/vectors/p256.pub.pem"));
-    pub(in crate::jwe) const EC_P384: (&str, &str) =
-        (include_str!("../../tests/vectors/p384.pem"), include_str!("../../tests/vectors/p384.pub.pem"));
-    pub(in crate::jwe) const EC_P521: (&str, &str) =
-        (include_str!("../../tests/vectors/p521.pem"), include_str!("../../tests/vectors/p521.pub.pem"));
+    pub(in crate::jwe) const RSA: (&str, &str) = (
+        include_str!("../../tests/vectors/rsa.pem"),
+        include_str!("../../tests/vectors/rsa.pub.pem"),
+    );
+    pub(in crate::jwe) const EC_P256: (&str, &str) = (
+        include_str!("../../tests/vectors/p256.pem"),
+        include_str!("../../tests/vectors/p256.pub.pem"),
+    );
+    pub(in crate::jwe) const EC_P384: (&str, &str) = (
+        include_str!("../../tests/vectors/p384.pem"),
+        include_str!("../../tests/vectors/p384.pub.pem"),
+    );
+    pub(in crate::jwe) const EC_P521: (&str, &str) = (
+        include_str!("../../tests/vectors/p521.pem"),
+        include_str!("../../tests/vectors/p521.pub.pem"),
+    );
 
     #[test]
     fn a_key_behind_its_parameters_is_the_same_key() {
-        let sec1 = PrivateKey::from_pem(include_bytes!("../../tests/vectors/p256.sec1.pem")).unwrap();
+        let sec1 =
+            PrivateKey::from_pem(include_bytes!("../../tests/vectors/p256.sec1.pem")).unwrap();
         let pkcs8 = PrivateKey::from_pem(EC_P256.0.as_bytes()).unwrap();
-        let (PrivateKey::P256(sec1), PrivateKey::P256(pkcs8)) = (sec1, pkcs8) else { panic!("keys on P-256") };
+        let (PrivateKey::P256(sec1), PrivateKey::P256(pkcs8)) = (sec1, pkcs8) else {
+            panic!("keys on P-256")
+        };
         assert_eq!(sec1.public_key(), pkcs8.public_key());
     }
 
     #[test]
     fn a_public_key_is_not_taken_for_a_private_one() {
-        assert!(matches!(PrivateKey::from_pem(RSA.1.as_bytes()), Err(KeyFormatError::Label { .. })));
-        assert!(matches!(PublicKey::from_pem(RSA.0.as_bytes()), Err(KeyFormatError::Label { .. })));
-        assert!(matches!(PublicKey::from_pem(b"no key"), Err(KeyFormatError::Pem)));
+        assert!(matches!(
+            PrivateKey::from_pem(RSA.1.as_bytes()),
+            Err(KeyFormatError::Label { .. })
+        ));
+        assert!(matches!(
+            PublicKey::from_pem(RSA.0.as_bytes()),
+            Err(KeyFormatError::Label { .. })
+        ));
+        assert!(matches!(
+            PublicKey::from_pem(b"no key"),
+            Err(KeyFormatError::Pem)
+        ));
     }
 }

@@ -35,7 +35,9 @@ const TAG_BYTES: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum JweError {
     /// A cap.
-    #[error("a JWE is longer than {MESSAGE_BYTES_MAX} bytes or has more than {RECIPIENTS_MAX} recipients")]
+    #[error(
+        "a JWE is longer than {MESSAGE_BYTES_MAX} bytes or has more than {RECIPIENTS_MAX} recipients"
+    )]
     TooLong,
     /// Not a JWE.
     #[error("a JWE is not valid JSON of RFC 7516")]
@@ -85,12 +87,20 @@ pub fn wrap(recipients: &[PublicKey], plain: &[u8]) -> Result<Vec<u8>, JweError>
     fill(&mut iv)?;
     let protected = URL_SAFE_NO_PAD.encode(format!(r#"{{"enc":"{ENC}"}}"#));
     let cipher = Aes256Gcm::new((&*content_key).into());
-    let payload = Payload { msg: plain, aad: protected.as_bytes() };
-    let mut ciphertext = cipher.encrypt(&Nonce::from(iv), payload).map_err(|_| JweError::Content)?;
+    let payload = Payload {
+        msg: plain,
+        aad: protected.as_bytes(),
+    };
+    let mut ciphertext = cipher
+        .encrypt(&Nonce::from(iv), payload)
+        .map_err(|_| JweError::Content)?;
     let tag = ciphertext.split_off(ciphertext.len() - TAG_BYTES);
     let wire = Wire {
         protected: Some(protected),
-        recipients: recipients.iter().map(|key| seal_for(key, &content_key)).collect::<Result<_, _>>()?,
+        recipients: recipients
+            .iter()
+            .map(|key| seal_for(key, &content_key))
+            .collect::<Result<_, _>>()?,
         iv: URL_SAFE_NO_PAD.encode(iv),
         ciphertext: URL_SAFE_NO_PAD.encode(ciphertext),
         tag: URL_SAFE_NO_PAD.encode(tag),
@@ -120,7 +130,10 @@ pub fn unwrap(message: &[u8], keys: &[PrivateKey]) -> Result<Zeroizing<Vec<u8>>,
         }
         algorithms.push(text(&header, "alg").unwrap_or("no algorithm").to_owned());
     }
-    Err(JweError::NoKey { keys: keys.len(), recipients: algorithms.join(", ") })
+    Err(JweError::NoKey {
+        keys: keys.len(),
+        recipients: algorithms.join(", "),
+    })
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -191,27 +204,46 @@ impl Sealed {
             return Err(JweError::Member("tag"));
         }
         body.extend_from_slice(&tag);
-        let iv = decode(&wire.iv, "iv")?.try_into().map_err(|_| JweError::Member("iv"))?;
-        Ok(Self { shared, aad, iv, body })
+        let iv = decode(&wire.iv, "iv")?
+            .try_into()
+            .map_err(|_| JweError::Member("iv"))?;
+        Ok(Self {
+            shared,
+            aad,
+            iv,
+            body,
+        })
     }
 
     fn header_of(&self, recipient: &Recipient) -> Result<Map<String, Value>, JweError> {
         let mut header = self.shared.clone();
         merge(&mut header, Some(&recipient.header))?;
         // `zip` and `crit` change what the content means; we know neither.
-        if let Some(name) = ["zip", "crit"].into_iter().find(|name| header.contains_key(*name)) {
+        if let Some(name) = ["zip", "crit"]
+            .into_iter()
+            .find(|name| header.contains_key(*name))
+        {
             return Err(JweError::Header(name.to_owned()));
         }
         match text(&header, "enc") {
             Some(ENC) => Ok(header),
-            other => Err(JweError::Header(format!("enc={}", other.unwrap_or_default()))),
+            other => Err(JweError::Header(format!(
+                "enc={}",
+                other.unwrap_or_default()
+            ))),
         }
     }
 
     fn open(&self, content_key: &[u8; KEY_BYTES]) -> Result<Zeroizing<Vec<u8>>, JweError> {
-        let payload = Payload { msg: &self.body, aad: self.aad.as_bytes() };
+        let payload = Payload {
+            msg: &self.body,
+            aad: self.aad.as_bytes(),
+        };
         let cipher = Aes256Gcm::new(content_key.into());
-        cipher.decrypt(&Nonce::from(self.iv), payload).map(Zeroizing::new).map_err(|_| JweError::Content)
+        cipher
+            .decrypt(&Nonce::from(self.iv), payload)
+            .map(Zeroizing::new)
+            .map_err(|_| JweError::Content)
     }
 }
 
@@ -237,7 +269,10 @@ fn seal_for(key: &PublicKey, content_key: &[u8; KEY_BYTES]) -> Result<Recipient,
         PublicKey::P384(key) => agreement::seal(key, content_key, &mut header)?,
         PublicKey::P521(key) => agreement::seal(key, content_key, &mut header)?,
     };
-    Ok(Recipient { header, encrypted_key: URL_SAFE_NO_PAD.encode(encrypted) })
+    Ok(Recipient {
+        header,
+        encrypted_key: URL_SAFE_NO_PAD.encode(encrypted),
+    })
 }
 
 /// `None` when the recipient is another than `key`.
@@ -248,14 +283,26 @@ fn open_key(
 ) -> Result<Option<Zeroizing<[u8; KEY_BYTES]>>, JweError> {
     let rng = &mut rand::rngs::SysRng;
     let bytes = match (text(header, "alg"), key) {
-        (Some(RSA_OAEP), PrivateKey::Rsa(key)) => key.oaep_decrypt_with_rng::<sha1::Sha1, _>(rng, encrypted).ok(),
-        (Some(RSA_OAEP_256), PrivateKey::Rsa(key)) => key.oaep_decrypt_with_rng::<sha2::Sha256, _>(rng, encrypted).ok(),
-        (Some(ECDH_ES_A256KW), PrivateKey::P256(key)) => return agreement::open(key, encrypted, header),
-        (Some(ECDH_ES_A256KW), PrivateKey::P384(key)) => return agreement::open(key, encrypted, header),
-        (Some(ECDH_ES_A256KW), PrivateKey::P521(key)) => return agreement::open(key, encrypted, header),
+        (Some(RSA_OAEP), PrivateKey::Rsa(key)) => key
+            .oaep_decrypt_with_rng::<sha1::Sha1, _>(rng, encrypted)
+            .ok(),
+        (Some(RSA_OAEP_256), PrivateKey::Rsa(key)) => key
+            .oaep_decrypt_with_rng::<sha2::Sha256, _>(rng, encrypted)
+            .ok(),
+        (Some(ECDH_ES_A256KW), PrivateKey::P256(key)) => {
+            return agreement::open(key, encrypted, header);
+        }
+        (Some(ECDH_ES_A256KW), PrivateKey::P384(key)) => {
+            return agreement::open(key, encrypted, header);
+        }
+        (Some(ECDH_ES_A256KW), PrivateKey::P521(key)) => {
+            return agreement::open(key, encrypted, header);
+        }
         _ => None,
     };
-    let Some(bytes) = bytes.map(Zeroizing::new) else { return Ok(None) };
+    let Some(bytes) = bytes.map(Zeroizing::new) else {
+        return Ok(None);
+    };
     let mut content_key = Zeroizing::new([0; KEY_BYTES]);
     if bytes.len() != KEY_BYTES {
         return Err(JweError::Member("encrypted_key"));
@@ -269,7 +316,9 @@ fn text<'a>(header: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
 }
 
 fn decode(text: &str, name: &'static str) -> Result<Vec<u8>, JweError> {
-    URL_SAFE_NO_PAD.decode(text).map_err(|_| JweError::Member(name))
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .map_err(|_| JweError::Member(name))
 }
 
 #[cfg(test)]
@@ -278,7 +327,10 @@ mod tests {
     use key::tests::{EC_P256, EC_P384, EC_P521, RSA};
 
     fn pair(private: &str, public: &str) -> (PrivateKey, PublicKey) {
-        (PrivateKey::from_pem(private.as_bytes()).unwrap(), PublicKey::from_pem(public.as_bytes()).unwrap())
+        (
+            PrivateKey::from_pem(private.as_bytes()).unwrap(),
+            PublicKey::from_pem(public.as_bytes()).unwrap(),
+        )
     }
 
     #[test]
@@ -286,7 +338,10 @@ mod tests {
         for (private, public) in [RSA, EC_P256, EC_P384, EC_P521] {
             let (private, public) = pair(private, public);
             let message = wrap(&[public], b"private options").unwrap();
-            assert_eq!(unwrap(&message, &[private]).unwrap().as_slice(), b"private options");
+            assert_eq!(
+                unwrap(&message, &[private]).unwrap().as_slice(),
+                b"private options"
+            );
         }
     }
 
@@ -307,17 +362,23 @@ mod tests {
     fn every_altered_member_is_refused() {
         let (private, public) = pair(EC_P256.0, EC_P256.1);
         let keys = [private];
-        let message: Value = serde_json::from_slice(&wrap(&[public], b"private options").unwrap()).unwrap();
+        let message: Value =
+            serde_json::from_slice(&wrap(&[public], b"private options").unwrap()).unwrap();
         for name in ["protected", "iv", "ciphertext", "tag"] {
             let mut bad = message.clone();
             let old = bad[name].as_str().unwrap();
             let first = if old.starts_with('A') { "B" } else { "A" };
             bad[name] = format!("{first}{}", &old[1..]).into();
-            assert!(unwrap(&serde_json::to_vec(&bad).unwrap(), &keys).is_err(), "altered {name}");
+            assert!(
+                unwrap(&serde_json::to_vec(&bad).unwrap(), &keys).is_err(),
+                "altered {name}"
+            );
         }
         let mut zipped = message;
         zipped["unprotected"] = serde_json::json!({"zip": "DEF"});
-        let error = unwrap(&serde_json::to_vec(&zipped).unwrap(), &keys).unwrap_err().to_string();
+        let error = unwrap(&serde_json::to_vec(&zipped).unwrap(), &keys)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("zip"), "{error}");
     }
 }

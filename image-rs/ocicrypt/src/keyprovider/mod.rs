@@ -11,8 +11,8 @@ mod wire;
 pub use command::{Command, CommandError};
 pub use server::{KekSource, Provider, ServeError};
 pub use wire::{
-    DecryptConfig, EncryptConfig, Input, KeyUnwrapParams, KeyUnwrapResults, KeyWrapParams, KeyWrapResults, Operation,
-    Output, WireBytes,
+    DecryptConfig, EncryptConfig, Input, KeyUnwrapParams, KeyUnwrapResults, KeyWrapParams,
+    KeyWrapResults, Operation, Output, WireBytes,
 };
 
 /// Cap on one document of the protocol, in bytes.

@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use super::wire::{Input, KeyUnwrapResults, KeyWrapResults, Operation, Output, WireBytes};
 use super::DOCUMENT_BYTES_MAX;
+use super::wire::{Input, KeyUnwrapResults, KeyWrapResults, Operation, Output, WireBytes};
 use crate::options::{OptionsError, PrivateOptions};
 use crate::packet::{Format, Packet, PacketError};
 use crate::secret::Key;
@@ -78,34 +78,54 @@ impl Provider<'_> {
                 let options = input.wrap.options.ok_or(ServeError::Question)?;
                 // Refused here rather than when the image is pulled.
                 PrivateOptions::from_json(options.expose())?;
-                Output { wrap: Some(self.wrap(&words, options.expose())?), unwrap: None }
+                Output {
+                    wrap: Some(self.wrap(&words, options.expose())?),
+                    unwrap: None,
+                }
             }
             Operation::KeyUnwrap => {
                 let parameters = input.unwrap.dc.and_then(|dc| dc.parameters);
                 let words = Words::read(parameters.as_ref())?;
                 let annotation = input.unwrap.annotation.ok_or(ServeError::Question)?;
-                Output { wrap: None, unwrap: Some(self.unwrap(&words, annotation.expose())?) }
+                Output {
+                    wrap: None,
+                    unwrap: Some(self.unwrap(&words, annotation.expose())?),
+                }
             }
         };
-        Ok(Zeroizing::new(serde_json::to_vec(&output).unwrap_or_default()))
+        Ok(Zeroizing::new(
+            serde_json::to_vec(&output).unwrap_or_default(),
+        ))
     }
 
     fn wrap(&self, words: &Words, options: &[u8]) -> Result<KeyWrapResults, ServeError> {
-        let kid = words.kid.as_ref().or(self.kid.as_ref()).ok_or(ServeError::NoKeyId)?;
+        let kid = words
+            .kid
+            .as_ref()
+            .or(self.kid.as_ref())
+            .ok_or(ServeError::NoKeyId)?;
         let packet = Packet::seal(Format::V2, kid, &self.kek(words, kid)?, options)?;
-        Ok(KeyWrapResults { annotation: Some(WireBytes::new(&packet.to_json())) })
+        Ok(KeyWrapResults {
+            annotation: Some(WireBytes::new(&packet.to_json())),
+        })
     }
 
     fn unwrap(&self, words: &Words, annotation: &[u8]) -> Result<KeyUnwrapResults, ServeError> {
         let packet = Packet::from_json(annotation)?;
         let plain = packet.open(&self.kek(words, packet.kid())?)?;
-        Ok(KeyUnwrapResults { options: Some(WireBytes::new(&plain)) })
+        Ok(KeyUnwrapResults {
+            options: Some(WireBytes::new(&plain)),
+        })
     }
 
     fn kek(&self, words: &Words, kid: &str) -> Result<Key, ServeError> {
         match (&words.key_path, &self.kek) {
-            (Some(path), _) => (self.read_key)(Path::new(path))
-                .map_err(|reason| ServeError::KeyFile { path: path.clone(), reason }),
+            (Some(path), _) => {
+                (self.read_key)(Path::new(path)).map_err(|reason| ServeError::KeyFile {
+                    path: path.clone(),
+                    reason,
+                })
+            }
             (None, Some(kek)) => Ok(kek.clone()),
             (None, None) => Err(ServeError::NoKey(kid.to_owned())),
         }
@@ -123,7 +143,10 @@ impl Words {
     fn read(parameters: Option<&BTreeMap<String, Vec<String>>>) -> Result<Self, ServeError> {
         let mut words = Self::default();
         for text in parameters.into_iter().flatten().flat_map(|(_, list)| list) {
-            let decoded = STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let decoded = STANDARD
+                .decode(text)
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok());
             for word in decoded.ok_or(ServeError::Question)?.split("::") {
                 match word.split_once('=') {
                     Some(("keyid", kid)) => words.kid = Some(kid.to_owned()),
@@ -150,26 +173,39 @@ mod tests {
 
     fn options() -> Zeroizing<Vec<u8>> {
         let key = LayerKey::from_slice(&[1; 32]).unwrap();
-        PrivateOptions { key, digest: "sha256:00".to_owned(), nonce: None }.to_json()
+        PrivateOptions {
+            key,
+            digest: "sha256:00".to_owned(),
+            nonce: None,
+        }
+        .to_json()
     }
 
     #[test]
     fn what_was_wrapped_unwraps_again() {
-        let provider =
-            Provider { kid: Some("kbs:///a/b/c".to_owned()), kek: Some(Key::new(vec![4; 32])), read_key: &no_file };
+        let provider = Provider {
+            kid: Some("kbs:///a/b/c".to_owned()),
+            kek: Some(Key::new(vec![4; 32])),
+            read_key: &no_file,
+        };
         let question = format!(
             r#"{{"op":"keywrap","keywrapparams":{{"ec":{{"Parameters":{{"x":["YW55"]}},"DecryptConfig":{{"Parameters":null}}}},
                "optsdata":"{}"}},"keyunwrapparams":{{"dc":null,"annotation":null}}}}"#,
             STANDARD.encode(options())
         );
-        let answer: Output = serde_json::from_slice(&provider.answer(question.as_bytes()).unwrap()).unwrap();
+        let answer: Output =
+            serde_json::from_slice(&provider.answer(question.as_bytes()).unwrap()).unwrap();
         let annotation = answer.wrap.unwrap().annotation.unwrap();
         let question = format!(
             r#"{{"op":"keyunwrap","keyunwrapparams":{{"dc":{{"Parameters":{{}}}},"annotation":"{}"}}}}"#,
             STANDARD.encode(annotation.expose())
         );
-        let answer: Output = serde_json::from_slice(&provider.answer(question.as_bytes()).unwrap()).unwrap();
-        assert_eq!(answer.unwrap.unwrap().options.unwrap().expose(), options().as_slice());
+        let answer: Output =
+            serde_json::from_slice(&provider.answer(question.as_bytes()).unwrap()).unwrap();
+        assert_eq!(
+            answer.unwrap.unwrap().options.unwrap().expose(),
+            options().as_slice()
+        );
     }
 
     #[test]
@@ -178,7 +214,11 @@ mod tests {
             Some("/k") => Ok(Key::new(vec![9; 32])),
             _ => Err("no such file".to_owned()),
         };
-        let provider = Provider { kid: Some("kbs:///a/b/c".to_owned()), kek: None, read_key: &read };
+        let provider = Provider {
+            kid: Some("kbs:///a/b/c".to_owned()),
+            kek: None,
+            read_key: &read,
+        };
         let ask = |words: &str| {
             let question = format!(
                 r#"{{"op":"keywrap","keywrapparams":{{"ec":{{"Parameters":{{"x":["{}"]}}}},"optsdata":"{}"}}}}"#,
@@ -187,13 +227,21 @@ mod tests {
             );
             provider.answer(question.as_bytes())
         };
-        let answer: Output =
-            serde_json::from_slice(&ask("keypath=/k::keyid=kbs:///x/y/z::algorithm=A256GCM").unwrap()).unwrap();
+        let answer: Output = serde_json::from_slice(
+            &ask("keypath=/k::keyid=kbs:///x/y/z::algorithm=A256GCM").unwrap(),
+        )
+        .unwrap();
         let packet = Packet::from_json(answer.wrap.unwrap().annotation.unwrap().expose()).unwrap();
         assert_eq!(packet.kid(), "kbs:///x/y/z");
         assert!(packet.open(&Key::new(vec![9; 32])).is_ok());
-        assert!(matches!(ask("keypath=/other"), Err(ServeError::KeyFile { .. })));
+        assert!(matches!(
+            ask("keypath=/other"),
+            Err(ServeError::KeyFile { .. })
+        ));
         assert!(matches!(ask("any"), Err(ServeError::NoKey(_))));
-        assert!(matches!(ask("algorithm=A256CTR::keypath=/k"), Err(ServeError::Parameter(_))));
+        assert!(matches!(
+            ask("algorithm=A256CTR::keypath=/k"),
+            Err(ServeError::Parameter(_))
+        ));
     }
 }

@@ -85,10 +85,18 @@ pub struct DecryptConfig {
 #[derive(Default, Serialize, Deserialize)]
 pub struct Output {
     /// To [`Operation::KeyWrap`].
-    #[serde(default, rename = "keywrapresults", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "keywrapresults",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub wrap: Option<KeyWrapResults>,
     /// To [`Operation::KeyUnwrap`].
-    #[serde(default, rename = "keyunwrapresults", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "keyunwrapresults",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub unwrap: Option<KeyUnwrapResults>,
 }
 
@@ -152,7 +160,10 @@ impl<'de> Visitor<'de> for BytesVisitor {
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<WireBytes, E> {
         // The text is not quoted: it may be a key.
-        STANDARD.decode(text).map(|bytes| WireBytes(Zeroizing::new(bytes))).map_err(|_| E::custom("not base64"))
+        STANDARD
+            .decode(text)
+            .map(|bytes| WireBytes(Zeroizing::new(bytes)))
+            .map_err(|_| E::custom("not base64"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<WireBytes, A::Error> {
