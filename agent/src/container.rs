@@ -200,7 +200,7 @@ impl Container {
         self.cgroup.kill().or_internal("remove", "cgroup.kill")?;
         self.init.wait().await;
         self.cgroup.remove().await.or_internal("remove", "cgroup")?;
-        remove_state(&self.id, &self.bundle)
+        remove_state(self.id.clone(), self.bundle.clone()).await
     }
 
     fn reserve(&self, exec_id: &str) -> Result<(), GuestError> {
@@ -231,17 +231,23 @@ impl Container {
 /// # Errors
 ///
 /// Those of unlink(2); what is not there is no error.
-pub fn remove_state(id: &str, bundle: &std::path::Path) -> Result<(), GuestError> {
+pub async fn remove_state(id: String, bundle: PathBuf) -> Result<(), GuestError> {
     let state = PathBuf::from(CONTAINERS).join(id);
-    for directory in [state.as_path(), bundle] {
-        match std::fs::remove_dir_all(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).or_internal("remove", directory.display());
+    let remove = move || {
+        for directory in [state, bundle] {
+            match std::fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).or_internal("remove", directory.display());
+                }
+                _ => {}
             }
-            _ => {}
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    // An image may have many files.
+    tokio::task::spawn_blocking(remove)
+        .await
+        .or_internal("remove", "files")?
 }
 
 /// Resolves a user by name: that of the request, or that of the process.

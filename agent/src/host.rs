@@ -31,6 +31,12 @@ pub struct Events {
     sender: mpsc::Sender<Event>,
 }
 
+/// Events that were told and not yet written.
+#[derive(Debug)]
+pub struct Waiting {
+    receiver: mpsc::Receiver<Event>,
+}
+
 impl HostPort {
     /// The host port of this number.
     #[must_use]
@@ -43,18 +49,17 @@ impl HostPort {
     /// # Errors
     ///
     /// The host does not listen.
-    pub async fn ready(self, ready: Ready) -> io::Result<Events> {
+    pub async fn ready(self, ready: Ready, mut events: Waiting) -> io::Result<()> {
         let mut stream = self.open(&HostLine::Ready(ready)).await?;
-        let (sender, mut events) = mpsc::channel::<Event>(MAX_WAITING_EVENTS);
         tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
+            while let Some(event) = events.receiver.recv().await {
                 if let Err(error) = stream.write_all(event.to_line().as_bytes()).await {
                     tracing::warn!(%error, "the host takes no more events");
                     return;
                 }
             }
         });
-        Ok(Events { sender })
+        Ok(())
     }
 
     /// Says FAIL. The caller ends the VM.
@@ -106,6 +111,13 @@ impl Dial for HostPort {
 }
 
 impl Events {
+    /// Where to tell events, and what [`HostPort::ready`] writes.
+    #[must_use]
+    pub fn channel() -> (Self, Waiting) {
+        let (sender, receiver) = mpsc::channel(MAX_WAITING_EVENTS);
+        (Self { sender }, Waiting { receiver })
+    }
+
     /// Tells that a phase is over.
     pub fn tell(&self, phase: Phase, took: Duration, container: Option<&str>) {
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -116,14 +128,6 @@ impl Events {
         };
         if self.sender.try_send(event).is_err() {
             tracing::warn!(phase = phase.name(), "event dropped");
-        }
-    }
-
-    /// Events that nobody hears.
-    #[must_use]
-    pub fn silent() -> Self {
-        Self {
-            sender: mpsc::channel(1).0,
         }
     }
 }

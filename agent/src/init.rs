@@ -20,7 +20,8 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::cmdline::Cmdline;
 use crate::fault::OrFail;
 use crate::gate::Gate;
-use crate::host::HostPort;
+use crate::host::{Events, HostPort};
+use crate::image::{Images, Launch};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::{boot, power, server};
@@ -69,28 +70,32 @@ async fn serve(cmdline: &Cmdline, host: HostPort, started: Duration) -> Result<(
     start_log(cmdline);
     let reaper = Reaper::start().or_internal("boot", "watch child processes")?;
     let init_data = find_init_data(cmdline.init_data.as_ref()).await?;
-    let content = init_data
-        .as_ref()
-        .map(InitData::content)
-        .transpose()
-        .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?;
-    let policy = content
-        .as_ref()
-        .and_then(|content| content.policy.as_deref());
-    let gate = Gate::new(cmdline.tee, policy)?;
-    let sandbox = Arc::new(Sandbox::new(reaper));
+    let content = init_data.as_ref().map(InitData::content).transpose();
+    let content = content
+        .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?
+        .unwrap_or_default();
+    let gate = Gate::new(cmdline.tee, content.policy.as_deref())?;
+    let (events, waiting) = Events::channel();
+    let measured = cmdline.init_data.clone();
+    let launch = Launch {
+        tee: cmdline.tee,
+        measured,
+        init_data,
+        content,
+    };
+    let images = Images::new(launch, Arc::new(host), events.clone())?;
+    let sandbox = Arc::new(Sandbox::new(reaper, images, events));
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_ms: millis(started),
         agent_ms: millis(since_boot().saturating_sub(started)),
     };
-    let events = host.ready(ready).await.or_fail(
+    host.ready(ready, waiting).await.or_fail(
         ErrorCode::AgentUnreachable,
         "boot",
         "tell the host that the agent is ready",
     )?;
-    sandbox.tell_events_to(events);
     sandbox.destroyed().await;
     serving.stop().await;
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cloister-agent container create <id> <bundle> <pid file> <report> [<console socket>]
+//! cloister-agent container pause  <id> <bundle> <pid file> <report>
 //! cloister-agent container exec   <id> <process.json> <pid file> <report> [<console socket>]
 //! cloister-agent container start  <id> <report>
 //! ```
@@ -23,6 +24,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use rustix::process::umask;
 
 use crate::fault::chain;
+use crate::pause::Pause;
 use crate::runtime::CONTAINERS;
 
 /// What the process is called with.
@@ -33,6 +35,11 @@ enum Command {
         bundle: PathBuf,
         pid_file: PathBuf,
         console: Option<PathBuf>,
+    },
+    Pause {
+        id: String,
+        bundle: PathBuf,
+        pid_file: PathBuf,
     },
     Exec {
         id: String,
@@ -86,6 +93,17 @@ impl Command {
                 .with_detach(true)
                 .build()
                 .map(drop),
+            Self::Pause {
+                id,
+                bundle,
+                pid_file,
+            } => builder(id, pid_file, None)?
+                .with_executor(Pause)
+                .as_init(bundle)
+                .with_systemd(false)
+                .with_detach(true)
+                .build()
+                .map(drop),
             Self::Exec {
                 id,
                 process,
@@ -131,6 +149,17 @@ fn parse(args: Vec<OsString>) -> Option<(Command, PathBuf)> {
                     bundle,
                     pid_file,
                     console: rest.next(),
+                },
+                report,
+            )
+        }
+        "pause" => {
+            let (bundle, pid_file, report) = (rest.next()?, rest.next()?, rest.next()?);
+            (
+                Command::Pause {
+                    id,
+                    bundle,
+                    pid_file,
                 },
                 report,
             )
@@ -189,6 +218,7 @@ mod tests {
         };
         assert_eq!(command, expected);
         assert!(parse_words("container exec c /x /p /r").is_some());
+        assert!(parse_words("container pause c /b /p /r").is_some());
         assert!(parse_words("container start c /r").is_some());
         for bad in [
             "",

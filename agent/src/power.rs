@@ -6,7 +6,10 @@ use rustix::system::{RebootCommand, reboot};
 ///
 /// Without ACPI there is nothing that could switch the machine off, and the kernel would only
 /// halt; a restart ends the VM there, because the hypervisor is told not to reboot.
-#[expect(clippy::disallowed_methods, reason = "PID 1 that cannot reboot has no caller to return to")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "PID 1 that cannot reboot has no caller to return to"
+)]
 pub fn off() -> ! {
     rustix::fs::sync();
     let has_acpi = std::path::Path::new("/sys/firmware/acpi").exists();

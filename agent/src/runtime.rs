@@ -62,6 +62,15 @@ impl Runtime {
         self.make("create", id, bundle, terminal).await
     }
 
+    /// Makes a container whose process only waits; its root may be empty.
+    ///
+    /// # Errors
+    ///
+    /// What libcontainer said, whole.
+    pub async fn pause(&self, id: &str, bundle: &Path) -> Result<Process, GuestError> {
+        self.make("pause", id, bundle, false).await
+    }
+
     /// Starts a further process of a container, from OCI's process object as a JSON text.
     ///
     /// # Errors
@@ -236,26 +245,66 @@ impl Scratch {
         self.directory.join(name)
     }
 
-    /// The last lines come first: the outermost error stands at the end.
     fn report(&self) -> String {
         let mut text = Vec::new();
         let read = File::open(self.path("report"))
             .and_then(|file| file.take(MAX_REPORT).read_to_end(&mut text));
-        if read.is_err() {
-            return String::new();
-        }
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<_> = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        lines.into_iter().rev().collect::<Vec<_>>().join("; ")
+        read.map(|_| condense(&String::from_utf8_lossy(&text)))
+            .unwrap_or_default()
     }
+}
+
+/// The outermost error stands last in a report and comes first here; a line before it follows where
+/// it tells a cause that is not told yet.
+fn condense(report: &str) -> String {
+    let mut told = String::new();
+    for line in report
+        .lines()
+        .rev()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
+        let cause = line.rsplit(": ").next().unwrap_or(line);
+        if told.is_empty() {
+            told = line.to_owned();
+        } else if !told.contains(cause) {
+            told = format!("{told}; {line}");
+        }
+    }
+    told
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_tells_each_cause_once_and_the_outermost_error_first() {
+        let report =
+            "no such device /dev/x\nfailed to wait: cannot mount\nfailed to run: cannot mount\n\n";
+        assert_eq!(
+            condense(report),
+            "failed to run: cannot mount; no such device /dev/x"
+        );
+        assert_eq!(condense(""), "");
+    }
+
+    #[test]
+    fn the_code_tells_the_requests_fault_from_ours() {
+        assert_eq!(
+            code_of("executable '/x' not found in $PATH"),
+            ErrorCode::NotFound
+        );
+        assert_eq!(
+            code_of("write: No space left on device"),
+            ErrorCode::GuestDiskFull
+        );
+        assert_eq!(code_of("failed to fork"), ErrorCode::Internal);
     }
 }

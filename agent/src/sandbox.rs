@@ -2,27 +2,27 @@
 //!
 //! Every method that a request reaches takes it as [`Allowed`]: there is no other way in.
 
+mod create;
+
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError, Phase, agent};
 use tokio::sync::{mpsc, watch};
 
-use crate::cgroup::Cgroup;
-use crate::container::{Container, Parts, apply_user, remove_state};
-use crate::fault::{OrFail, invalid, unimplemented};
+use crate::container::Container;
+use crate::fault::{OrFail, unimplemented};
 use crate::gate::Allowed;
+use crate::guest;
 use crate::host::Events;
+use crate::image::Images;
 use crate::path::{self, check_id};
 use crate::process::OutputKind;
 use crate::reaper::Reaper;
 use crate::runtime::{self, Runtime};
-use crate::spec::{self, Place};
 use crate::storage::Storages;
-use crate::{guest, oom};
 
 /// Containers of one pod.
 const MAX_CONTAINERS: usize = 256;
@@ -43,7 +43,8 @@ pub struct Sandbox {
     pid_namespace: Mutex<Option<String>>,
     oom_sender: mpsc::Sender<String>,
     oom_events: tokio::sync::Mutex<mpsc::Receiver<String>>,
-    events: OnceLock<Events>,
+    images: Images,
+    events: Events,
     destroyed: watch::Sender<bool>,
 }
 
@@ -57,7 +58,7 @@ enum Slot {
 impl Sandbox {
     /// A pod without containers.
     #[must_use]
-    pub fn new(reaper: Arc<Reaper>) -> Self {
+    pub fn new(reaper: Arc<Reaper>, images: Images, events: Events) -> Self {
         let (oom_sender, oom_events) = mpsc::channel(MAX_OOM_EVENTS);
         Self {
             runtime: Runtime::new(reaper),
@@ -67,14 +68,10 @@ impl Sandbox {
             pid_namespace: Mutex::default(),
             oom_sender,
             oom_events: tokio::sync::Mutex::new(oom_events),
-            events: OnceLock::new(),
+            images,
+            events,
             destroyed: watch::Sender::new(false),
         }
-    }
-
-    /// Where finished phases are told.
-    pub fn tell_events_to(&self, events: Events) {
-        let _ = self.events.set(events);
     }
 
     /// Waits until the pod was destroyed.
@@ -123,46 +120,6 @@ impl Sandbox {
             self.storages.attach(storage)?;
         }
         Ok(())
-    }
-
-    /// Makes a container; its process waits for [`Sandbox::start_container`].
-    ///
-    /// # Errors
-    ///
-    /// The step that failed. Nothing is left of the container then.
-    pub async fn create_container(
-        &self,
-        request: Allowed<agent::CreateContainerRequest>,
-    ) -> Result<(), GuestError> {
-        let began = Instant::now();
-        let id = request.container_id.clone();
-        check_id("create", "container_id", &id)?;
-        if self.created.get().is_none() {
-            let message = "there is no sandbox: call CreateSandbox first";
-            return Err(GuestError::new(
-                ErrorCode::FailedPrecondition,
-                "create",
-                message,
-            ));
-        }
-        refuse_unsupported(&request)?;
-        self.reserve(&id)?;
-        let mut storages = Vec::new();
-        let made = self.make(request.into_request(), &mut storages).await;
-        match made {
-            Ok(container) => {
-                self.containers()
-                    .insert(id.clone(), Slot::Made(Arc::new(container)));
-                self.tell(Phase::Create, began, &id);
-                Ok(())
-            }
-            Err(error) => {
-                // The id stays taken until nothing is left of it.
-                self.undo(&id, &storages).await;
-                self.containers().remove(&id);
-                Err(error)
-            }
-        }
     }
 
     /// Lets a container's process go.
@@ -432,100 +389,6 @@ impl Sandbox {
         data
     }
 
-    async fn make(
-        &self,
-        mut request: agent::CreateContainerRequest,
-        storages: &mut Vec<PathBuf>,
-    ) -> Result<Container, GuestError> {
-        let id = request.container_id;
-        let bundle = bundle(&id);
-        fs::create_dir_all(&bundle).or_internal("create", bundle.display())?;
-        for storage in &request.storages {
-            storages.push(self.storages.attach(storage)?);
-        }
-        let oci = request.OCI.mut_or_insert_default();
-        let root = path::existing("create", &oci.Root.Path)?;
-        let named = request.string_user.as_ref();
-        apply_user(&root, named, oci.Process.mut_or_insert_default())?;
-        if oci.Process.Args.is_empty() {
-            return Err(invalid("create", "OCI.Process.Args is empty"));
-        }
-        let cgroup = Cgroup::of(&id);
-        let shared = if request.sandbox_pidns {
-            self.shared_pid_namespace()
-        } else {
-            None
-        };
-        let place = Place {
-            root: &root,
-            cgroup: cgroup.name(),
-            pid_namespace: shared.as_deref(),
-        };
-        let confined = spec::confine(oci, place)?;
-        for (name, value) in &confined.sysctls {
-            spec::set_sysctl(name, value)?;
-        }
-        let config = bundle.join("config.json");
-        confined
-            .spec
-            .save(&config)
-            .or_internal("create", config.display())?;
-        let terminal = oci.Process.Terminal;
-        let init = self.runtime.create(&id, &bundle, terminal).await?;
-        if request.sandbox_pidns && shared.is_none() {
-            let pid = init.child().pid().as_raw_nonzero();
-            let mut namespace = self
-                .pid_namespace
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            namespace.get_or_insert_with(|| format!("/proc/{pid}/ns/pid"));
-        }
-        let oom = oom::watch(&id, &cgroup, self.oom_sender.clone())
-            .map_err(|error| tracing::warn!(%error, "memory is not watched"))
-            .ok();
-        let storages = std::mem::take(storages);
-        Ok(Container::new(Parts {
-            id,
-            root,
-            bundle,
-            cgroup,
-            init,
-            storages,
-            oom,
-        }))
-    }
-
-    /// Takes away what a container that could not be made has left.
-    async fn undo(&self, id: &str, storages: &[PathBuf]) {
-        if let Err(error) = Cgroup::of(id).remove().await {
-            tracing::warn!(container = id, %error, "cgroup left behind");
-        }
-        if let Err(error) = remove_state(id, &bundle(id)) {
-            tracing::warn!(container = id, %error, "state left behind");
-        }
-        for point in storages {
-            self.storages.release(point);
-        }
-    }
-
-    fn reserve(&self, id: &str) -> Result<(), GuestError> {
-        let mut containers = self.containers();
-        if containers.contains_key(id) {
-            let message = format!("container {id} exists");
-            return Err(GuestError::new(ErrorCode::AlreadyExists, "create", message));
-        }
-        if containers.len() >= MAX_CONTAINERS {
-            let message = format!("more than {MAX_CONTAINERS} containers");
-            return Err(GuestError::new(
-                ErrorCode::ResourceExhausted,
-                "create",
-                message,
-            ));
-        }
-        containers.insert(id.to_owned(), Slot::Making);
-        Ok(())
-    }
-
     fn container(&self, id: &str) -> Result<Arc<Container>, GuestError> {
         match self.containers().get(id) {
             Some(Slot::Made(container)) => Ok(Arc::clone(container)),
@@ -537,17 +400,8 @@ impl Sandbox {
         }
     }
 
-    fn shared_pid_namespace(&self) -> Option<String> {
-        self.pid_namespace
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
     fn tell(&self, phase: Phase, began: Instant, container: &str) {
-        if let Some(events) = self.events.get() {
-            events.tell(phase, began.elapsed(), Some(container));
-        }
+        self.events.tell(phase, began.elapsed(), Some(container));
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
@@ -558,21 +412,3 @@ impl Sandbox {
 }
 
 const STDIO_PORTS: &str = "stdio on vsock ports: use WriteStdin, ReadStdout and ReadStderr";
-
-fn refuse_unsupported(request: &agent::CreateContainerRequest) -> Result<(), GuestError> {
-    let unsupported = [
-        (!request.devices.is_empty(), "devices"),
-        (!request.shared_mounts.is_empty(), "shared_mounts"),
-        (request.stdin_port != 0, STDIO_PORTS),
-        (request.stdout_port != 0, STDIO_PORTS),
-        (request.stderr_port != 0, STDIO_PORTS),
-    ];
-    match unsupported.iter().find(|(present, _)| *present) {
-        Some((_, what)) => Err(unimplemented("create", format!("not supported: {what}"))),
-        None => Ok(()),
-    }
-}
-
-fn bundle(id: &str) -> PathBuf {
-    Path::new(path::BASE).join(id)
-}

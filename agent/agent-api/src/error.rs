@@ -91,6 +91,8 @@ codes! {
     RegistryUnreachable = "registry-unreachable" => UNAVAILABLE,
     /// The registry refuses these credentials, or asks for some.
     RegistryDenied = "registry-denied" => PERMISSION_DENIED,
+    /// Somebody else answers in the registry's place.
+    RegistryUntrusted = "registry-untrusted" => PERMISSION_DENIED,
     /// The relay may not dial this host.
     HostNotAllowed = "host-not-allowed" => PERMISSION_DENIED,
     /// Bytes do not have the digest that names them.

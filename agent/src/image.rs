@@ -1,0 +1,280 @@
+//! Pulls an image in the guest: glue between the owner's settings, the relay, the broker's keys and
+//! [`image_rs`], which does the work.
+//!
+//! ```text
+//! image_guest_pull ─► settings (once) ─► attest ║ manifest, keys, layers ─► rootfs, process
+//! ```
+//!
+//! Where init-data names a broker, the guest attests beside the pull, and a container does not start
+//! in a guest that could not prove itself, also when its image needs no key.
+
+mod fault;
+mod keys;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent_api::{ErrorCode, GuestError, Phase, oci};
+use attestation_agent::attester::SampleAttester;
+use attestation_agent::{Attester, Broker, BrokerConfig};
+use evidence::Tee;
+use evidence::init_data::{Content, InitData, InitDataDigest};
+use image_rs::{PullConfig, Puller, Reference};
+use oci_spec::image::ImageConfiguration;
+use tokio::sync::OnceCell;
+use transport::Dial;
+
+use crate::fault::invalid;
+use crate::host::Events;
+use keys::BrokerKeys;
+use settings::Settings;
+
+const PHASE: &str = "pull";
+/// The storage driver whose source is an image's name (Kata's).
+pub const DRIVER: &str = "image_guest_pull";
+
+/// Everything that pulling needs of the guest.
+pub struct Images {
+    tee: Option<Tee>,
+    content: Content,
+    dial: Arc<dyn Dial>,
+    broker: Option<Arc<Broker>>,
+    settings: OnceCell<Settings>,
+    events: Events,
+}
+
+impl std::fmt::Debug for Images {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Images")
+            .field("tee", &self.tee)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the guest was launched as.
+#[derive(Debug, Default)]
+pub struct Launch {
+    /// How it proves itself.
+    pub tee: Option<Tee>,
+    /// The digest that was measured.
+    pub measured: Option<InitDataDigest>,
+    /// The document of that digest.
+    pub init_data: Option<InitData>,
+    /// What the document says.
+    pub content: Content,
+}
+
+/// A root file system that stands.
+#[derive(Debug)]
+pub struct Rootfs {
+    /// Where.
+    pub path: PathBuf,
+    /// The image's configuration, verified by the manifest's digest.
+    pub config: ImageConfiguration,
+}
+
+impl Images {
+    /// Nothing is dialled yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::InitDataInvalid`]: the broker cannot be spoken to as init-data says.
+    pub fn new(launch: Launch, dial: Arc<dyn Dial>, events: Events) -> Result<Self, GuestError> {
+        let broker = match (&launch.content.broker, launch.tee) {
+            (Some(location), Some(tee)) => {
+                let config = BrokerConfig::of_init_data(location, tee);
+                let attester = attester(tee, launch.measured)?;
+                let broker = Broker::new(
+                    &config,
+                    Arc::clone(&dial),
+                    attester,
+                    launch.init_data.as_ref(),
+                )
+                .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?;
+                Some(Arc::new(broker))
+            }
+            // A plain VM has nothing to prove, and so no secrets to ask for.
+            (Some(_), None) | (None, _) => None,
+        };
+        let (tee, content) = (launch.tee, launch.content);
+        Ok(Self {
+            tee,
+            content,
+            dial,
+            broker,
+            settings: OnceCell::new(),
+            events,
+        })
+    }
+
+    /// Pulls an image into `target`, whose parent exists and which does not.
+    ///
+    /// # Errors
+    ///
+    /// Why not, with the code and, for a refusal of the broker, its ticket. Nothing is left then.
+    pub async fn pull(
+        &self,
+        container: &str,
+        image: &str,
+        target: &Path,
+    ) -> Result<Rootfs, GuestError> {
+        let reference: Reference = image.parse().map_err(|e| {
+            GuestError::new(ErrorCode::ReferenceInvalid, PHASE, format!("{image}: {e}"))
+        })?;
+        let (rootfs, ()) =
+            tokio::try_join!(self.fetch(container, &reference, target), self.attest())?;
+        Ok(rootfs)
+    }
+
+    async fn fetch(
+        &self,
+        container: &str,
+        image: &Reference,
+        target: &Path,
+    ) -> Result<Rootfs, GuestError> {
+        let began = Instant::now();
+        let settings = self
+            .settings
+            .get_or_try_init(|| Settings::load(&self.content, self.tee, self.broker.as_deref()))
+            .await?;
+        let registry = settings.registry(image, self.tee, &self.dial)?;
+        let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
+        let config = PullConfig::new(settings.policy.clone());
+        let config = match settings.layers_at_once {
+            Some(concurrency) => PullConfig {
+                concurrency,
+                ..config
+            },
+            None => config,
+        };
+        let puller = Puller::new(config, registry, keys.clone());
+        let pulled = puller
+            .pull(image, target)
+            .await
+            .map_err(|error| keys.failure().unwrap_or_else(|| fault::of_pull(&error)))?;
+        tracing::info!(container, digest = %pulled.manifest_digest, "pulled");
+        self.events
+            .tell(Phase::Pull, began.elapsed(), Some(container));
+        Ok(Rootfs {
+            path: pulled.rootfs,
+            config: pulled.config,
+        })
+    }
+
+    async fn attest(&self) -> Result<(), GuestError> {
+        let Some(broker) = &self.broker else {
+            return Ok(());
+        };
+        let before = broker
+            .attestation()
+            .map_or(0, |attestation| attestation.number);
+        let attestation = broker.attest().await.map_err(|e| fault::of_broker(&e))?;
+        if attestation.number > before {
+            self.events.tell(Phase::Attest, attestation.took, None);
+        }
+        Ok(())
+    }
+}
+
+fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attester>, GuestError> {
+    match tee {
+        Tee::Sample => Ok(Arc::new(SampleAttester::new(measured))),
+        Tee::Snp | Tee::Tdx | Tee::SimSnp | Tee::SimTdx => {
+            let message = format!("this agent has no attester for {tee}");
+            Err(GuestError::new(ErrorCode::Unimplemented, "attest", message))
+        }
+    }
+}
+
+/// Takes from the image what the request leaves open: all of the process when it names no program,
+/// else only an empty environment and working directory.
+///
+/// # Errors
+///
+/// Neither names a program.
+pub fn fill_process(
+    process: &mut oci::Process,
+    config: &ImageConfiguration,
+) -> Result<(), GuestError> {
+    let empty = oci_spec::image::Config::default();
+    let config = config.config().as_ref().unwrap_or(&empty);
+    if process.Args.is_empty() {
+        let words = config.entrypoint().iter().chain(config.cmd()).flatten();
+        process.Args = words.cloned().collect();
+        let user = process.User.mut_or_insert_default();
+        if user.Username.is_empty() && user.UID == 0 && user.GID == 0 {
+            user.Username = config.user().clone().unwrap_or_default();
+        }
+    }
+    if process.Args.is_empty() {
+        return Err(invalid(
+            "create",
+            "neither the request nor the image names a program",
+        ));
+    }
+    if process.Env.is_empty() {
+        process.Env = config.env().clone().unwrap_or_default();
+    }
+    if process.Cwd.is_empty() {
+        process.Cwd = config.working_dir().clone().unwrap_or_default();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn image() -> ImageConfiguration {
+        serde_json::from_value(json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {
+                "Entrypoint": ["/entry"],
+                "Cmd": ["arg"],
+                "Env": ["A=image"],
+                "WorkingDir": "/work",
+                "User": "web",
+            },
+            "rootfs": {"type": "layers", "diff_ids": []},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_request_without_a_program_takes_all_from_the_image() {
+        let mut process = oci::Process::new();
+        fill_process(&mut process, &image()).unwrap();
+        assert_eq!(process.Args, ["/entry", "arg"]);
+        assert_eq!(process.Env, ["A=image"]);
+        assert_eq!(
+            (process.Cwd.as_str(), process.User.Username.as_str()),
+            ("/work", "web")
+        );
+    }
+
+    #[test]
+    fn what_the_request_says_stays() {
+        let mut process = oci::Process::new();
+        process.Args = vec!["mine".into()];
+        process.Env = vec!["A=request".into()];
+        fill_process(&mut process, &image()).unwrap();
+        assert_eq!(process.Args, ["mine"]);
+        assert_eq!(process.Env, ["A=request"]);
+        // The user of a request is always meant: zero is root.
+        assert!(process.User.Username.is_empty());
+        assert_eq!(process.Cwd, "/work");
+    }
+
+    #[test]
+    fn a_program_must_come_from_somewhere() {
+        let bare = serde_json::from_value(json!({
+            "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        }))
+        .unwrap();
+        assert!(fill_process(&mut oci::Process::new(), &bare).is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! The codes of everything that can go wrong on the way to an image. Each match is exhaustive: a new
+//! kind of failure does not compile until it has a code.
+
+use agent_api::{ErrorCode, GuestError};
+use attestation_agent::BrokerError;
+use image_rs::LayerError;
+use image_rs::manifest::ManifestError;
+use image_rs::policy::PolicyError;
+use image_rs::pull::PullError;
+use image_rs::registry::RegistryError;
+use image_rs::unpack::UnpackError;
+
+use super::PHASE;
+use crate::fault::chain;
+
+/// A failure at the broker. Its text has no secret in it; a refusal's cause stays behind its ticket.
+pub(super) fn of_broker(error: &BrokerError) -> GuestError {
+    let code = match error {
+        BrokerError::Unreachable { .. }
+        | BrokerError::Unavailable { .. }
+        | BrokerError::Deadline { .. } => ErrorCode::BrokerUnreachable,
+        BrokerError::NotRelayed { .. } => ErrorCode::HostNotAllowed,
+        BrokerError::Untrusted { .. } => ErrorCode::BrokerUntrusted,
+        BrokerError::Denied { .. } | BrokerError::Refused { .. } => ErrorCode::BrokerDenied,
+        BrokerError::NotFound { .. } => ErrorCode::ResourceNotFound,
+        BrokerError::Version { .. } | BrokerError::Evidence(_) | BrokerError::Rejected { .. } => {
+            ErrorCode::AttestationFailed
+        }
+        BrokerError::TooLarge { .. } | BrokerError::Protocol { .. } | BrokerError::Open { .. } => {
+            ErrorCode::KeyUnwrapFailed
+        }
+    };
+    let error_of_guest = GuestError::new(code, "attest", chain(error));
+    match error.ticket() {
+        Some(ticket) => error_of_guest.with_ticket(ticket),
+        None => error_of_guest,
+    }
+}
+
+/// A failure of a pull.
+pub(super) fn of_pull(error: &PullError) -> GuestError {
+    GuestError::new(pull_code(error), PHASE, chain(error))
+}
+
+fn pull_code(error: &PullError) -> ErrorCode {
+    match error {
+        PullError::Policy(error) => policy_code(error),
+        PullError::Registry(error) => registry_code(error),
+        PullError::Manifest { source, .. } => manifest_code(source),
+        PullError::Keys { .. } => ErrorCode::KeyUnwrapFailed,
+        PullError::Layer { source, .. } => layer_code(source),
+        PullError::Merge { source, .. } => unpack_code(source),
+        PullError::TooLarge { .. } => ErrorCode::ImageTooLarge,
+        PullError::NoSpace { .. } => ErrorCode::GuestDiskFull,
+        PullError::Store { .. } => ErrorCode::Internal,
+    }
+}
+
+fn policy_code(error: &PolicyError) -> ErrorCode {
+    match error {
+        PolicyError::Refused { .. } | PolicyError::Unsupported { .. } => ErrorCode::ImageDenied,
+        PolicyError::TooLong(_)
+        | PolicyError::Json(_)
+        | PolicyError::UnknownRequirement { .. }
+        | PolicyError::Empty(_) => ErrorCode::InitDataInvalid,
+    }
+}
+
+fn registry_code(error: &RegistryError) -> ErrorCode {
+    match error {
+        RegistryError::NotFound { .. } => ErrorCode::ImageNotFound,
+        RegistryError::Unauthorized { .. } | RegistryError::Token { .. } => {
+            ErrorCode::RegistryDenied
+        }
+        RegistryError::Unreachable { source, .. } => transport_code(source),
+        RegistryError::Digest { .. } => ErrorCode::DigestMismatch,
+        RegistryError::TooLarge { .. } => ErrorCode::ImageTooLarge,
+        RegistryError::Short { .. } | RegistryError::Status { .. } | RegistryError::Url { .. } => {
+            ErrorCode::RegistryUnreachable
+        }
+        RegistryError::Credentials { .. } => ErrorCode::InitDataInvalid,
+    }
+}
+
+fn transport_code(error: &transport::Error) -> ErrorCode {
+    use transport::Error as E;
+    match error {
+        E::Dial {
+            kind: std::io::ErrorKind::PermissionDenied,
+            ..
+        } => ErrorCode::HostNotAllowed,
+        E::Untrusted { .. } => ErrorCode::RegistryUntrusted,
+        E::TooLarge { .. } => ErrorCode::ImageTooLarge,
+        E::Dial { .. }
+        | E::Tls { .. }
+        | E::Timeout { .. }
+        | E::Protocol { .. }
+        | E::PlainHttp { .. }
+        | E::Redirect { .. } => ErrorCode::RegistryUnreachable,
+        E::Request { .. } => ErrorCode::ReferenceInvalid,
+    }
+}
+
+fn manifest_code(error: &ManifestError) -> ErrorCode {
+    match error {
+        ManifestError::Json { .. }
+        | ManifestError::Ambiguous
+        | ManifestError::Digest(_)
+        | ManifestError::Layers { .. } => ErrorCode::ImageMalformed,
+        ManifestError::TooMany { .. } => ErrorCode::ImageTooLarge,
+        ManifestError::MediaType(_)
+        | ManifestError::Platform { .. }
+        | ManifestError::WrongPlatform { .. } => ErrorCode::ImageUnsupported,
+    }
+}
+
+fn layer_code(error: &LayerError) -> ErrorCode {
+    match error {
+        LayerError::Fetch(error) => registry_code(error),
+        LayerError::GivenUp => ErrorCode::Cancelled,
+        LayerError::Digest { .. } | LayerError::DiffId { .. } => ErrorCode::DigestMismatch,
+        LayerError::Cipher(_)
+        | LayerError::WrappedDigest { .. }
+        | LayerError::BadWrappedDigest(_) => ErrorCode::KeyUnwrapFailed,
+        LayerError::Decompress(_) => ErrorCode::ImageMalformed,
+        LayerError::Unpack(error) => unpack_code(error),
+    }
+}
+
+fn unpack_code(error: &UnpackError) -> ErrorCode {
+    match error {
+        UnpackError::Limit { .. } | UnpackError::Ratio { .. } => ErrorCode::ImageTooLarge,
+        UnpackError::NoSpace(_) => ErrorCode::GuestDiskFull,
+        UnpackError::System { .. } => ErrorCode::Internal,
+        UnpackError::Read(_)
+        | UnpackError::Archive(_)
+        | UnpackError::Absolute(_)
+        | UnpackError::Parent(_)
+        | UnpackError::Name(_)
+        | UnpackError::Escape { .. }
+        | UnpackError::Loop(_)
+        | UnpackError::LinkTarget { .. }
+        | UnpackError::Device(_)
+        | UnpackError::Kind { .. } => ErrorCode::ImageMalformed,
+    }
+}

@@ -1,0 +1,79 @@
+//! The broker as the source of an image's keys.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent_api::{ErrorCode, GuestError};
+use async_trait::async_trait;
+use attestation_agent::{Broker, BrokerError, ResourceUri};
+use ocicrypt::{Key, KeyError, KeySource};
+
+use super::fault::of_broker;
+
+/// For one pull: it remembers why a key did not come, in full.
+pub(super) struct BrokerKeys {
+    broker: Option<Arc<Broker>>,
+    failure: Mutex<Option<GuestError>>,
+}
+
+impl BrokerKeys {
+    pub(super) fn new(broker: Option<Arc<Broker>>) -> Self {
+        Self {
+            broker,
+            failure: Mutex::default(),
+        }
+    }
+
+    /// Why the first key that failed did not come.
+    pub(super) fn failure(&self) -> Option<GuestError> {
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn remember(&self, error: GuestError) {
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+    }
+}
+
+#[async_trait]
+impl KeySource for BrokerKeys {
+    async fn key(&self, kid: &str) -> Result<Key, KeyError> {
+        let unavailable = |reason: String| KeyError::Unavailable {
+            kid: kid.to_owned(),
+            reason,
+        };
+        let Some(broker) = &self.broker else {
+            let reason = "this guest has no broker: it is a plain VM, or init-data names none";
+            let message = format!("key {kid}: {reason}");
+            self.remember(GuestError::new(ErrorCode::KeyUnwrapFailed, "pull", message));
+            return Err(unavailable(reason.to_owned()));
+        };
+        let uri: ResourceUri = kid.parse().map_err(|error| {
+            let message = format!("key {kid}: {error}");
+            self.remember(GuestError::new(ErrorCode::KeyUnwrapFailed, "pull", message));
+            unavailable(format!("{error}"))
+        })?;
+        match broker.resource(&uri).await {
+            Ok(secret) => Ok(Key::new(secret.expose().to_vec())),
+            Err(error) => {
+                self.remember(of_broker(&error));
+                let kid = kid.to_owned();
+                Err(match error {
+                    BrokerError::NotFound { .. } => KeyError::NotFound { kid },
+                    BrokerError::Denied { .. } | BrokerError::Rejected { .. } => KeyError::Denied {
+                        kid,
+                        reason: error.to_string(),
+                    },
+                    other => KeyError::Unavailable {
+                        kid,
+                        reason: other.to_string(),
+                    },
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! How a container comes to be: id, storages, root file system, specification, libcontainer; and back,
+//! when one of these steps fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use agent_api::{ErrorCode, GuestError, Phase, agent};
+
+use super::{MAX_CONTAINERS, STDIO_PORTS, Sandbox, Slot};
+use crate::cgroup::Cgroup;
+use crate::container::{Container, Parts, apply_user, remove_state};
+use crate::fault::{OrFail, invalid, unimplemented};
+use crate::gate::Allowed;
+use crate::image::{self, Rootfs};
+use crate::path::{self, check_id};
+use crate::process::Process;
+use crate::spec::{self, Place};
+use crate::{oom, pause};
+
+impl Sandbox {
+    /// Makes a container; its process waits for [`Sandbox::start_container`].
+    ///
+    /// # Errors
+    ///
+    /// The step that failed. Nothing is left of the container then.
+    pub async fn create_container(
+        &self,
+        request: Allowed<agent::CreateContainerRequest>,
+    ) -> Result<(), GuestError> {
+        let began = Instant::now();
+        let id = request.container_id.clone();
+        check_id("create", "container_id", &id)?;
+        if self.created.get().is_none() {
+            let message = "there is no sandbox: call CreateSandbox first";
+            return Err(GuestError::new(
+                ErrorCode::FailedPrecondition,
+                "create",
+                message,
+            ));
+        }
+        refuse_unsupported(&request)?;
+        self.reserve(&id)?;
+        let mut storages = Vec::new();
+        let made = self.make(request.into_request(), &mut storages).await;
+        match made {
+            Ok(container) => {
+                self.containers()
+                    .insert(id.clone(), Slot::Made(Arc::new(container)));
+                self.tell(Phase::Create, began, &id);
+                Ok(())
+            }
+            Err(error) => {
+                // The id stays taken until nothing is left of it.
+                self.undo(&id, &storages).await;
+                self.containers().remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        mut request: agent::CreateContainerRequest,
+        storages: &mut Vec<PathBuf>,
+    ) -> Result<Container, GuestError> {
+        let id = std::mem::take(&mut request.container_id);
+        let bundle = bundle(&id);
+        fs::create_dir_all(&bundle).or_internal("create", bundle.display())?;
+        let root = self.root(&id, &request, storages).await?;
+        let oci = request.OCI.mut_or_insert_default();
+        let process = oci.Process.mut_or_insert_default();
+        if let Root::Pulled(rootfs) = &root {
+            image::fill_process(process, &rootfs.config)?;
+        }
+        if process.Args.is_empty() && !matches!(root, Root::Pause(_)) {
+            return Err(invalid("create", "OCI.Process.Args is empty"));
+        }
+        apply_user(root.path(), request.string_user.as_ref(), process)?;
+        let terminal = process.Terminal;
+        let cgroup = Cgroup::of(&id);
+        let shared = self.shared_pid_namespace(request.sandbox_pidns);
+        let place = Place {
+            root: root.path(),
+            cgroup: cgroup.name(),
+            pid_namespace: shared.as_deref(),
+        };
+        let confined = spec::confine(oci, place)?;
+        for (name, value) in &confined.sysctls {
+            spec::set_sysctl(name, value)?;
+        }
+        let config = bundle.join("config.json");
+        confined
+            .spec
+            .save(&config)
+            .or_internal("create", config.display())?;
+        let init = match &root {
+            Root::Pause(_) => self.runtime.pause(&id, &bundle).await?,
+            Root::Shared(_) | Root::Pulled(_) => {
+                self.runtime.create(&id, &bundle, terminal).await?
+            }
+        };
+        if request.sandbox_pidns {
+            self.share_pid_namespace(&init);
+        }
+        let oom = oom::watch(&id, &cgroup, self.oom_sender.clone())
+            .map_err(|error| tracing::warn!(%error, "memory is not watched"))
+            .ok();
+        let (root, storages) = (root.path().to_owned(), std::mem::take(storages));
+        Ok(Container::new(Parts {
+            id,
+            root,
+            bundle,
+            cgroup,
+            init,
+            storages,
+            oom,
+        }))
+    }
+
+    /// Attaches the storages, and finds or pulls the root file system.
+    async fn root(
+        &self,
+        id: &str,
+        request: &agent::CreateContainerRequest,
+        storages: &mut Vec<PathBuf>,
+    ) -> Result<Root, GuestError> {
+        let is_pull = |storage: &&agent::Storage| storage.driver == image::DRIVER;
+        for storage in request.storages.iter().filter(|storage| !is_pull(storage)) {
+            storages.push(self.storages.attach(storage)?);
+        }
+        let mut pulls = request.storages.iter().filter(is_pull);
+        let Some(pull) = pulls.next() else {
+            return path::existing("create", &request.OCI.Root.Path).map(Root::Shared);
+        };
+        if pulls.next().is_some() {
+            return Err(invalid("create", "more than one image"));
+        }
+        let target = bundle(id).join("rootfs");
+        if Path::new(&pull.mount_point) != target {
+            let message = format!("the image's mount_point must be {}", target.display());
+            return Err(invalid("create", message));
+        }
+        if pause::is_sandbox(&request.OCI.Annotations) {
+            fs::create_dir_all(&target).or_internal("create", target.display())?;
+            return Ok(Root::Pause(target));
+        }
+        self.images
+            .pull(id, &pull.source, &target)
+            .await
+            .map(|rootfs| Root::Pulled(Box::new(rootfs)))
+    }
+
+    /// Takes away what a container that could not be made has left.
+    async fn undo(&self, id: &str, storages: &[PathBuf]) {
+        if let Err(error) = Cgroup::of(id).remove().await {
+            tracing::warn!(container = id, %error, "cgroup left behind");
+        }
+        if let Err(error) = remove_state(id.to_owned(), bundle(id)).await {
+            tracing::warn!(container = id, %error, "state left behind");
+        }
+        for point in storages {
+            self.storages.release(point);
+        }
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), GuestError> {
+        let mut containers = self.containers();
+        if containers.contains_key(id) {
+            let message = format!("container {id} exists");
+            return Err(GuestError::new(ErrorCode::AlreadyExists, "create", message));
+        }
+        if containers.len() >= MAX_CONTAINERS {
+            let message = format!("more than {MAX_CONTAINERS} containers");
+            return Err(GuestError::new(
+                ErrorCode::ResourceExhausted,
+                "create",
+                message,
+            ));
+        }
+        containers.insert(id.to_owned(), Slot::Making);
+        Ok(())
+    }
+
+    fn shared_pid_namespace(&self, wanted: bool) -> Option<String> {
+        let shared = self
+            .pid_namespace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        shared.clone().filter(|_| wanted)
+    }
+
+    /// The first container that shares brings the namespace.
+    fn share_pid_namespace(&self, init: &Process) {
+        let pid = init.child().pid().as_raw_nonzero();
+        let mut shared = self
+            .pid_namespace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        shared.get_or_insert_with(|| format!("/proc/{pid}/ns/pid"));
+    }
+}
+
+/// Where a container's root file system comes from.
+enum Root {
+    /// The host shares it.
+    Shared(PathBuf),
+    /// The guest pulled it.
+    Pulled(Box<Rootfs>),
+    /// The pod's sandbox container has an empty one.
+    Pause(PathBuf),
+}
+
+impl Root {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Shared(path) | Self::Pause(path) => path,
+            Self::Pulled(rootfs) => &rootfs.path,
+        }
+    }
+}
+
+fn refuse_unsupported(request: &agent::CreateContainerRequest) -> Result<(), GuestError> {
+    let unsupported = [
+        (!request.devices.is_empty(), "devices"),
+        (!request.shared_mounts.is_empty(), "shared_mounts"),
+        (request.stdin_port != 0, STDIO_PORTS),
+        (request.stdout_port != 0, STDIO_PORTS),
+        (request.stderr_port != 0, STDIO_PORTS),
+    ];
+    match unsupported.iter().find(|(present, _)| *present) {
+        Some((_, what)) => Err(unimplemented("create", format!("not supported: {what}"))),
+        None => Ok(()),
+    }
+}
+
+fn bundle(id: &str) -> PathBuf {
+    Path::new(path::BASE).join(id)
+}
