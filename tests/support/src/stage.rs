@@ -143,7 +143,7 @@ impl Stage {
                     "--key-file",
                 ])
                 .arg(key)
-                .arg("--ca-file")
+                .arg("--registry-cert")
                 .arg(self.registry.cert())
                 .arg(&plain)
                 .arg(format!("docker://{reference}")),

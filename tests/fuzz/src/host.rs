@@ -1,0 +1,133 @@
+//! What the host reads of its guest, of its users and of its operator.
+
+use std::collections::BTreeMap;
+
+use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine};
+use shim::config::{Config, annotation, file};
+
+use crate::{Target, text, texts};
+
+pub(crate) const TARGETS: &[Target] = &[
+    Target {
+        name: "host_line",
+        run: host_line,
+        seeds: lines,
+    },
+    Target {
+        name: "dial_answer",
+        run: dial_answer,
+        seeds: answers,
+    },
+    Target {
+        name: "guest_event",
+        run: guest_event,
+        seeds: events,
+    },
+    Target {
+        name: "guest_error",
+        run: guest_error,
+        seeds: errors,
+    },
+    Target {
+        name: "shim_config_file",
+        run: config_file,
+        seeds: files,
+    },
+    Target {
+        name: "shim_annotation",
+        run: config_annotation,
+        seeds: annotations,
+    },
+];
+
+fn host_line(data: &[u8]) {
+    if let Ok(line) = HostLine::parse(data) {
+        let written = format!("{line}\n");
+        assert!(HostLine::parse(written.as_bytes()).is_ok(), "{written}");
+    }
+}
+
+fn dial_answer(data: &[u8]) {
+    if let Ok(answer) = DialAnswer::parse(data) {
+        assert!(DialAnswer::parse(format!("{answer}\n").as_bytes()).is_ok());
+    }
+}
+
+fn guest_event(data: &[u8]) {
+    if let Some(event) = text(data).and_then(|text| Event::from_line(text).ok()) {
+        assert_eq!(Event::from_line(&event.to_line()).ok(), Some(event));
+    }
+}
+
+fn guest_error(data: &[u8]) {
+    if let Some(error) = text(data).and_then(GuestError::parse) {
+        assert_eq!(GuestError::parse(&error.to_string()), Some(error));
+    }
+}
+
+fn config_file(data: &[u8]) {
+    let Ok(dir) = tempfile::tempdir() else { return };
+    let path = dir.path().join("configuration.toml");
+    if std::fs::write(&path, data).is_ok() {
+        let _ = file::load(Some(&path));
+    }
+}
+
+/// The first line is the key, the rest is its value.
+fn config_annotation(data: &[u8]) {
+    let Some((key, value)) = text(data).and_then(|text| text.split_once('\n')) else {
+        return;
+    };
+    let config = Config {
+        enable_annotations: vec![".*".to_owned()],
+        ..Config::default()
+    };
+    let _ = annotation::apply(
+        config,
+        &BTreeMap::from([(key.to_owned(), value.to_owned())]),
+    );
+}
+
+fn lines() -> Vec<Vec<u8>> {
+    texts(&[
+        "READY {\"version\":\"0.1.0\",\"kernel_ms\":900,\"agent_ms\":40}\n",
+        "FAIL {\"code\":\"init-data-mismatch\",\"phase\":\"init-data\",\"message\":\"no\"}\n",
+        "DIAL registry.example:443\n",
+        "DIAL [fd00::1]:5000\n",
+    ])
+}
+
+fn answers() -> Vec<Vec<u8>> {
+    texts(&["OK\n", "ERR host-not-allowed it is not in relay.allow\n"])
+}
+
+fn events() -> Vec<Vec<u8>> {
+    texts(&[
+        "{\"phase\":\"pull\",\"ms\":17,\"container\":\"c1\"}\n",
+        "{\"phase\":\"attest\",\"ms\":1}\n",
+    ])
+}
+
+fn errors() -> Vec<Vec<u8>> {
+    let plain = GuestError::new(ErrorCode::DigestMismatch, "pull", "layer sha256:00: not it");
+    let ticket = plain.clone().with_ticket("0123456789abcdef");
+    texts(&[&plain.to_string(), &ticket.to_string()])
+}
+
+fn files() -> Vec<Vec<u8>> {
+    texts(&[
+        "[hypervisor.qemu]\npath = \"/usr/bin/qemu-system-x86_64\"\nkernel = \"/k\"\n\
+         default_vcpus = 2\ndefault_memory = 512\nshared_fs = \"none\"\nkernel_params = \"quiet\"\n\
+         enable_annotations = [\"cc_init_data\"]\n[agent.kata]\nreconnect_timeout_ms = 1000\n\
+         [runtime]\nexperimental = [\"force_guest_pull\"]\n[cloister]\ntee = \"sample\"\n\
+         [relay]\nallow = [\"127.0.0.1:5000\"]\n",
+    ])
+}
+
+fn annotations() -> Vec<Vec<u8>> {
+    texts(&[
+        "io.katacontainers.config.hypervisor.default_vcpus\n2",
+        "io.katacontainers.config.hypervisor.kernel_params\nquiet a=b",
+        "io.katacontainers.config.runtime.disable_guest_seccomp\ntrue",
+    ])
+}
