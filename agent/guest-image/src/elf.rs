@@ -18,6 +18,7 @@ const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: where a hypervisor enters the kernel in 32-bit mode (PVH).
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+const ELF_HEADER: usize = 64;
 const PROGRAM_HEADER: u64 = 56;
 const SECTION_HEADER: u64 = 64;
 
@@ -73,12 +74,42 @@ impl<'a> Elf<'a> {
         Ok(false)
     }
 
+    /// What of a program the kernel loads, without the symbols and sections that only debuggers
+    /// read: the file up to the end of its last segment, with no section table.
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`] when a segment lies outside of the file.
+    pub fn loadable(&self) -> Result<Vec<u8>, ElfError> {
+        let (table, count) = (self.u64(0x20)?, self.u16(0x38)?);
+        let mut end = ELF_HEADER;
+        for index in 0..u64::from(count) {
+            let header = at(table, index, PROGRAM_HEADER)?;
+            self.slice(header, PROGRAM_HEADER, "headers")?;
+            end = end.max(usize::try_from(header + PROGRAM_HEADER).unwrap_or(0));
+            let (offset, size) = (self.u64(header + 8)?, self.u64(header + 32)?);
+            // The slice proves that the sum is within the file.
+            let segment = self.slice(offset, size, "segments")?;
+            end = end.max(usize::try_from(offset).unwrap_or(0) + segment.len());
+        }
+        let mut file = self.slice(0, end as u64, "segments")?.to_vec();
+        // e_shoff; and e_shnum and e_shstrndx.
+        for empty in [0x28..0x30, 0x3c..0x40] {
+            file.get_mut(empty)
+                .ok_or(ElfError::Truncated("headers"))?
+                .fill(0);
+        }
+        Ok(file)
+    }
+
     /// The bytes of the section called `name`, if there is one.
     ///
     /// # Errors
     /// [`ElfError::Truncated`] when a table lies outside of the file.
     pub fn section(&self, name: &str) -> Result<Option<&'a [u8]>, ElfError> {
         let (table, count) = (self.u64(0x28)?, self.u16(0x3c)?);
+        if count == 0 {
+            return Ok(None);
+        }
         let names = self.section_body(at(table, u64::from(self.u16(0x3e)?), SECTION_HEADER)?)?;
         for index in 0..u64::from(count) {
             let header = at(table, index, SECTION_HEADER)?;
@@ -224,17 +255,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_loaded_keeps_its_segments_and_loses_its_sections() {
+        let file = sample(18);
+        let loaded = Elf::parse(&file).unwrap().loadable().unwrap();
+        assert!(loaded.len() < file.len());
+        let elf = Elf::parse(&loaded).unwrap();
+        assert_eq!(elf.pvh_entry(), Ok(Some(0x0100_0000)));
+        assert_eq!(elf.section(".modinfo"), Ok(None));
+    }
+
+    #[test]
     fn every_truncation_and_every_flipped_byte_is_survived() {
         let file = sample(18);
         for end in 6..file.len() {
             let elf = Elf::parse(&file[..end]).unwrap();
-            let _ = (elf.pvh_entry(), elf.section(".modinfo"));
+            let _ = (elf.pvh_entry(), elf.section(".modinfo"), elf.loadable());
         }
         for place in 6..file.len() {
             let mut bent = file.clone();
             bent[place] ^= 0xff;
             let elf = Elf::parse(&bent).unwrap();
-            let _ = (elf.pvh_entry(), elf.section(".modinfo"));
+            let _ = (elf.pvh_entry(), elf.section(".modinfo"), elf.loadable());
         }
     }
 }

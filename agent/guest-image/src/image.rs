@@ -105,7 +105,13 @@ pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageE
             Digest::new(VMLINUZ, &vmlinuz),
         ],
     };
-    let initramfs = initramfs(program, modules)?;
+    // A fifth of the agent is symbols, and all that is here the guest unpacks and keeps in memory.
+    let init = Elf::parse(&program).and_then(|elf| elf.loadable());
+    let init = init.map_err(|error| ImageError::Agent {
+        path: agent.to_owned(),
+        why: error.to_string(),
+    })?;
+    let initramfs = initramfs(init, modules)?;
     manifest.outputs.push(Digest::new(INITRAMFS, &initramfs));
 
     let mut text = serde_json::to_vec_pretty(&manifest)?;

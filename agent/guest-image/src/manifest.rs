@@ -47,7 +47,7 @@ pub struct Manifest {
     pub version: u32,
     /// Where the kernel came from.
     pub kernel: Record,
-    /// The agent.
+    /// The agent as it was built; in the image it is without its symbols.
     pub agent: Digest,
     /// The modules, decompressed, by name.
     pub modules: Vec<Digest>,
