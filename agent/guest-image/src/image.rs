@@ -116,7 +116,7 @@ pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageE
 
     let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
-    fs::create_dir_all(out).map_err(|source| file(out, source))?;
+    let _turn = turn(out)?;
     let complete = out.join(manifest::FILE);
     match fs::remove_file(&complete) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -187,6 +187,15 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
     let fresh = path.with_extension("new");
     fs::write(&fresh, bytes).map_err(|source| file(&fresh, source))?;
     fs::rename(&fresh, path).map_err(|source| file(path, source))
+}
+
+/// Waits for the turn to write into a directory: two builds at once would mix their files.
+fn turn(out: &Path) -> Result<fs::File, ImageError> {
+    fs::create_dir_all(out).map_err(|source| file(out, source))?;
+    let path = out.join(".lock");
+    let lock = fs::File::create(&path).map_err(|source| file(&path, source))?;
+    lock.lock().map_err(|source| file(&path, source))?;
+    Ok(lock)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ImageError> {

@@ -91,6 +91,18 @@ fn two_builds_are_the_same_bit_for_bit() {
 }
 
 #[test]
+fn builds_into_one_directory_at_once_take_turns() {
+    let bench = Bench::new(0..MODULES.len());
+    let out = bench.path("out");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| bench.build(&out).unwrap());
+        }
+    });
+    Manifest::read(&out).unwrap().verify(&out).unwrap();
+}
+
+#[test]
 fn the_initramfs_has_the_agent_and_the_modules_in_load_order_and_nothing_else() {
     let bench = Bench::new(0..MODULES.len());
     bench.build(&bench.path("out")).unwrap();
