@@ -27,12 +27,24 @@ pub struct Pause;
 
 impl Executor for Pause {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        wait_for_signal().map_err(|error| ExecutorError::Execution(Box::new(error)))
+        // What the pod's containers see of it; a name that is not set does no harm.
+        let _ = rustix::thread::set_name(c"pause");
+        wait_for_signal().map_err(|error| ExecutorError::Execution(Box::new(error)))?;
+        end()
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         Ok(())
     }
+}
+
+/// libcontainer takes a workload that comes back for a defect.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the workload stands for a program, and programs exit"
+)]
+fn end() -> ! {
+    std::process::exit(0)
 }
 
 /// Ends at SIGTERM or SIGINT. As the first process of a PID namespace that the pod may share, it also
