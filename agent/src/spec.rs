@@ -16,6 +16,8 @@ use crate::fault::{OrFail, invalid, unimplemented};
 use crate::path::existing;
 
 const PHASE: &str = "spec";
+/// What containerd and others give to an image that names none.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// File systems that a container may mount besides bind mounts.
 const MOUNT_TYPES: [&str; 7] = [
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
@@ -208,6 +210,16 @@ fn mount_json(mount: &oci::Mount) -> Value {
     json.done()
 }
 
+/// The environment, with a `PATH` where it has none: `ctr` sends an empty one for a root file system
+/// without an image, and libcontainer looks no program up without it, not even an absolute one.
+fn with_path(env: &[String]) -> Vec<String> {
+    let mut env = env.to_vec();
+    if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+        env.push(DEFAULT_PATH.to_owned());
+    }
+    env
+}
+
 fn process_json(process: &oci::Process) -> Value {
     let mut json = Object::new();
     json.put("terminal", process.Terminal);
@@ -228,7 +240,7 @@ fn process_json(process: &oci::Process) -> Value {
         }),
     );
     json.put("args", json!(process.Args));
-    json.put("env", json!(process.Env));
+    json.put("env", json!(with_path(&process.Env)));
     json.put(
         "cwd",
         if process.Cwd.is_empty() {
@@ -460,6 +472,16 @@ mod tests {
         assert_eq!(resources.memory().unwrap().swap(), None);
         assert_eq!(resources.cpu().as_ref().unwrap().shares(), Some(256));
         assert!(resources.pids().is_none());
+    }
+
+    #[test]
+    fn a_process_without_a_path_gets_the_usual_one_and_keeps_its_own() {
+        let path_of = |env: &[&str]| {
+            let env: Vec<_> = env.iter().map(|v| (*v).to_owned()).collect();
+            with_path(&env)
+        };
+        assert_eq!(path_of(&["A=1"]), ["A=1", DEFAULT_PATH]);
+        assert_eq!(path_of(&["PATH=/x", "A=1"]), ["PATH=/x", "A=1"]);
     }
 
     #[test]

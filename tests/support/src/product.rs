@@ -11,11 +11,14 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from)
 }
 
-/// Directory of the programs: `CLOISTER_BIN_DIR`, else `target/release`.
+/// Where `make build` leaves programs: they are static, which cargo treats as another target.
+const BUILT: &str = "x86_64-unknown-linux-gnu/release";
+
+/// Directory of the programs: `CLOISTER_BIN_DIR`, else where `make build` leaves them.
 #[must_use]
 pub fn bin_dir() -> PathBuf {
     std::env::var_os("CLOISTER_BIN_DIR")
-        .map_or_else(|| target_dir().join("release"), |dir| top().join(dir))
+        .map_or_else(|| target_dir().join(BUILT), |dir| top().join(dir))
 }
 
 /// Directory of `vmlinux`, `initramfs.cpio` and `manifest.json`: `CLOISTER_GUEST_DIR`, else

@@ -56,6 +56,8 @@ impl Stage {
     /// # Errors
     /// When a part does not start.
     pub fn plain() -> Result<Self> {
+        // Found out here, and not by containerd in other words.
+        product::bin("containerd-shim-cloister-v2")?;
         let turn = VmTurn::wait()?;
         let state = State::new()?;
         state.dir("empty")?;
@@ -217,7 +219,10 @@ impl Stage {
     #[must_use]
     pub fn log_tail(&self) -> String {
         let log = self.containerd.log();
-        let lines: Vec<_> = log.lines().collect();
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| !line.contains("loading plugin"))
+            .collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 }

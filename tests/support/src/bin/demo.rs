@@ -271,7 +271,11 @@ fn print_timeline(timeline: &Timeline, run: &Finished) {
         let width = usize::try_from(ms * 40 / longest).unwrap_or(40);
         println!("     {phase:>7} {ms:>6}  {}", "█".repeat(width.max(1)));
     }
-    println!("     {:>7} {:>6}", "total", timeline.total());
+    println!(
+        "     {:>7} {:>6}  (attest runs beside pull)",
+        "total",
+        timeline.total()
+    );
     println!(
         "     ctr run, from its start to its end: {} ms\n",
         run.took.as_millis()
