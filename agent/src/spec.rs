@@ -304,8 +304,9 @@ fn namespaces(linux: &oci::Linux, place: Place<'_>) -> Result<Vec<Value>, GuestE
     Ok(namespaces)
 }
 
-/// Device rules are left out: they name the host's devices, and the guest has none that a
-/// container could reach but those that every container gets.
+/// Device rules are left out: they name the host's devices by numbers that mean others in the guest,
+/// and cgroup v2 enforces them only by a program of its own. So a container with `CAP_MKNOD` can
+/// reach the devices of its VM, which are its pod's alone.
 fn resources_json(resources: &oci::LinuxResources) -> Value {
     let mut json = Object::new();
     if let Some(memory) = resources.Memory.as_ref() {
