@@ -231,7 +231,7 @@ async fn a_denial_is_final_and_carries_its_ticket() {
     assert_eq!(denied.ticket(), Some("T-17"));
     assert_eq!(
         denied.to_string(),
-        "broker denies kbs:///default/key/1: ticket T-17"
+        "broker denies kbs:///default/key/1: its owner reads the cause with `kbs explain T-17`"
     );
     assert_eq!((script.count("attest"), script.count("resource")), (1, 1));
     // Trustee says 401 to a denial and to a missing resource.

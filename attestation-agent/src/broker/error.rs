@@ -175,7 +175,7 @@ impl BrokerError {
 /// With a ticket the cause stays at the broker; without one the broker's sentence is all there is.
 fn reason(detail: &str, ticket: &Option<String>) -> String {
     match ticket {
-        Some(ticket) => format!("ticket {ticket}"),
+        Some(ticket) => format!("its owner reads the cause with `kbs explain {ticket}`"),
         None => detail.to_owned(),
     }
 }
