@@ -89,7 +89,24 @@ impl Sink {
     }
 }
 
-/// Opens what containerd asks for.
+/// Checks what containerd asks for, before anything is done for the process.
+///
+/// # Errors
+/// Where a path is missing, or of a kind that is not supported.
+pub fn check(stdio: &Stdio) -> Result<(), GuestError> {
+    for uri in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+        let path = match place(uri)? {
+            Place::Nowhere | Place::NewFile(_) => continue,
+            Place::Existing(path) => path,
+        };
+        std::fs::metadata(path).map_err(|error| refuse(path, &error))?;
+    }
+    Ok(())
+}
+
+/// Opens what containerd asks for. The input is opened when the process starts and not before: a
+/// client sees the end of its own input only once there is a reader, and then expects to be able to
+/// tell a task of it (`CloseIO`).
 ///
 /// # Errors
 /// Where a path cannot be opened, or is of a kind that is not supported.
@@ -111,14 +128,10 @@ pub async fn open(stdio: &Stdio) -> Result<(Streams, StdinHolder), GuestError> {
 }
 
 async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
-    let path = match uri.split_once("://") {
-        _ if uri.is_empty() => return Ok(Sink::Nowhere),
-        None | Some(("fifo", _)) => uri.strip_prefix("fifo://").unwrap_or(uri),
-        Some(("file", path)) => path.split('?').next().unwrap_or(path),
-        Some((scheme, _)) => {
-            let text = format!("stdio of the kind {scheme}:// is not supported: use a FIFO or file://");
-            return Err(GuestError::new(ErrorCode::Unimplemented, "stdio", text));
-        }
+    let (path, is_new) = match place(uri)? {
+        Place::Nowhere => return Ok(Sink::Nowhere),
+        Place::Existing(path) => (path, false),
+        Place::NewFile(path) => (path, true),
     };
     let failed = |error| refuse(path, &error);
     let is_fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
@@ -127,11 +140,31 @@ async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
         let fifo = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
         return Ok(Sink::Fifo(fifo));
     }
-    if let Some(parent) = Path::new(path).parent().filter(|_| uri.starts_with("file://")) {
+    if let Some(parent) = Path::new(path).parent().filter(|_| is_new) {
         tokio::fs::create_dir_all(parent).await.map_err(failed)?;
     }
-    let file = File::options().append(true).create(uri.starts_with("file://")).open(path).await;
+    let file = File::options().append(true).create(is_new).open(path).await;
     file.map(Sink::File).map_err(failed)
+}
+
+/// Where a stream of containerd's leads.
+enum Place<'a> {
+    Nowhere,
+    Existing(&'a str),
+    NewFile(&'a str),
+}
+
+fn place(uri: &str) -> Result<Place<'_>, GuestError> {
+    match uri.split_once("://") {
+        _ if uri.is_empty() => Ok(Place::Nowhere),
+        None => Ok(Place::Existing(uri)),
+        Some(("fifo", path)) => Ok(Place::Existing(path)),
+        Some(("file", path)) => Ok(Place::NewFile(path.split('?').next().unwrap_or(path))),
+        Some((scheme, _)) => {
+            let text = format!("stdio of the kind {scheme}:// is not supported: use a FIFO or file://");
+            Err(GuestError::new(ErrorCode::Unimplemented, "stdio", text))
+        }
+    }
 }
 
 fn refuse(path: &str, error: &std::io::Error) -> GuestError {
@@ -259,7 +292,8 @@ mod tests {
     #[tokio::test]
     async fn loggers_are_refused_by_name() {
         let stdio = Stdio { stdout: "binary:///bin/logger".into(), ..Stdio::default() };
-        let error = open(&stdio).await.unwrap_err();
+        assert!(open(&stdio).await.is_err());
+        let error = check(&stdio).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unimplemented);
         assert!(error.message.contains("binary://"), "{error}");
     }

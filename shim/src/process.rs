@@ -11,7 +11,7 @@ use agent_api::{ErrorCode, GuestError};
 use tokio::sync::{Mutex, watch};
 
 use crate::guest::ProcessId;
-use crate::io::{Copies, Stdio, StdinHolder, Streams};
+use crate::io::{Stdio, StdinHolder};
 use crate::spec::oci;
 
 /// The status of a process that was killed with its VM: 128 + SIGKILL.
@@ -47,19 +47,9 @@ pub struct Process {
     /// Its description, for a further process that is not started yet.
     pub spec: Option<oci::Process>,
     phase: watch::Sender<Phase>,
-    /// What is needed to start it, or to end it well. Held only while that is done, by calls that
-    /// must not overlap for this process.
-    pub turn: Mutex<Turn>,
+    /// Held by the call that starts it or deletes it: these must not overlap for one process.
+    pub turn: Mutex<()>,
     stdin: std::sync::Mutex<StdinHolder>,
-}
-
-/// The part of a process that one call at a time works on.
-#[derive(Debug, Default)]
-pub struct Turn {
-    /// Stdio that is open and not copied yet.
-    pub streams: Option<Streams>,
-    /// The copies of a process that exists in the guest.
-    pub copies: Option<Copies>,
 }
 
 impl Process {

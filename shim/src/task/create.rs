@@ -110,7 +110,7 @@ impl Tasks {
     ) -> Result<Option<Shared>, GuestError> {
         let config = self.config(request, &container.role, &spec).await?;
         let mut prepared = prepare(config, container, request, spec)?;
-        let (streams, stdin) = io::open(&container.init.stdio).await?;
+        io::check(&container.init.stdio)?;
         if container.role.owns_vm() {
             self.boot(container, &prepared).await?;
         }
@@ -126,8 +126,6 @@ impl Tasks {
         let new = NewContainer { id: container.id.clone(), storages, spec: proto::spec(&prepared.spec) };
         guest.create_container(new, prepared.config.create_timeout).await?;
         self.timeline.note("create", began.elapsed(), Some(&container.id));
-        container.init.hold_stdin(stdin);
-        container.init.turn.lock().await.streams = Some(streams);
         Ok(shared)
     }
 

@@ -79,28 +79,24 @@ impl Tasks {
         let container = self.containers.get(&id)?;
         container.check_created("start")?;
         let process = container.process(&exec)?;
-        let mut turn = process.turn.lock().await;
+        let turn = process.turn.lock().await;
         process.check_startable()?;
         let guest = self.sandbox.guest()?;
         let began = std::time::Instant::now();
         let pid = self.pid();
+        let (streams, stdin) = io::open(&process.stdio).await?;
+        process.hold_stdin(stdin);
         if exec.is_empty() {
             guest.start_container(&id).await?;
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
         } else {
-            let (streams, stdin) = io::open(&process.stdio).await?;
             let spec = process.spec.as_ref().map(proto::process).unwrap_or_default();
             guest.exec_process(&process.id, spec).await?;
-            process.hold_stdin(stdin);
-            turn.streams = Some(streams);
         }
-        if let Some(streams) = turn.streams.take() {
-            turn.copies = Some(Copies::start(streams, &guest, &process.id));
-        }
+        let copies = Copies::start(streams, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
-        let copies = turn.copies.take();
         drop(turn);
         tokio::spawn(Self::follow(Arc::clone(&self), container, process, guest, copies));
         Ok(pid)
@@ -124,7 +120,7 @@ impl Tasks {
         container: Arc<Container>,
         process: Arc<Process>,
         guest: Guest,
-        copies: Option<Copies>,
+        copies: Copies,
     ) {
         let status = match guest.wait_process(&process.id).await {
             Ok(status) => u32::try_from(status).unwrap_or(u32::from(u8::MAX)),
@@ -133,9 +129,7 @@ impl Tasks {
                 KILLED
             }
         };
-        if let Some(copies) = copies {
-            copies.finish().await;
-        }
+        copies.finish().await;
         self.ended(&process, status);
         if process.id.exec.is_empty() && container.role.owns_vm() {
             // Nothing can be done with the VM any more; its memory is better used by others.
