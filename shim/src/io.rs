@@ -8,7 +8,6 @@
 use std::future::Future;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError, limit};
@@ -52,18 +51,11 @@ pub struct Streams {
     terminal: bool,
 }
 
-/// The shim's own writing end of a process's input: the reader sees no end before containerd asks
-/// for it, however many clients attach and detach.
-#[derive(Debug, Default)]
-pub struct StdinHolder(Mutex<Option<pipe::Sender>>);
-
-impl StdinHolder {
-    /// Lets the input end with its last writer.
-    pub fn release(&self) {
-        if let Ok(mut held) = self.0.lock() {
-            *held = None;
-        }
-    }
+/// The shim's own writing end of a process's input: the reader sees no end before this is dropped,
+/// which is when containerd asks for it, however many clients attach and detach.
+#[derive(Debug)]
+pub struct StdinHolder {
+    _writer: Option<pipe::Sender>,
 }
 
 #[derive(Debug)]
@@ -124,7 +116,7 @@ pub async fn open(stdio: &Stdio) -> Result<(Streams, StdinHolder), GuestError> {
     let stdout = open_sink(&stdio.stdout).await?;
     let stderr = if stdio.terminal { Sink::Nowhere } else { open_sink(&stdio.stderr).await? };
     let streams = Streams { stdin, stdout, stderr, terminal: stdio.terminal };
-    Ok((streams, StdinHolder(Mutex::new(holder))))
+    Ok((streams, StdinHolder { _writer: holder }))
 }
 
 async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
@@ -323,7 +315,7 @@ mod tests {
         let stdin = streams.stdin.as_mut().unwrap();
         assert_eq!(stdin.read_u8().await.unwrap(), b'x');
         assert!(tokio::time::timeout(Duration::from_millis(50), stdin.read_u8()).await.is_err());
-        holder.release();
+        drop(holder);
         assert!(stdin.read_u8().await.is_err());
     }
 

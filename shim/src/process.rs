@@ -49,7 +49,15 @@ pub struct Process {
     phase: watch::Sender<Phase>,
     /// Held by the call that starts it or deletes it: these must not overlap for one process.
     pub turn: Mutex<()>,
-    stdin: std::sync::Mutex<StdinHolder>,
+    stdin: std::sync::Mutex<Stdin>,
+}
+
+/// The writing end of a process's input. The end may be asked for before there is one: a client is
+/// quick once its FIFO has a reader.
+#[derive(Debug, Default)]
+struct Stdin {
+    holder: Option<StdinHolder>,
+    is_released: bool,
 }
 
 impl Process {
@@ -138,15 +146,16 @@ impl Process {
 
     /// Keeps the writing end of its input.
     pub fn hold_stdin(&self, holder: StdinHolder) {
-        if let Ok(mut held) = self.stdin.lock() {
-            *held = holder;
+        if let Ok(mut stdin) = self.stdin.lock() {
+            stdin.holder = Some(holder).filter(|_| !stdin.is_released);
         }
     }
 
     /// Lets its input end.
     pub fn release_stdin(&self) {
-        if let Ok(held) = self.stdin.lock() {
-            held.release();
+        if let Ok(mut stdin) = self.stdin.lock() {
+            stdin.holder = None;
+            stdin.is_released = true;
         }
     }
 
@@ -193,6 +202,19 @@ mod tests {
         assert!(!process.exited(2));
         process.started();
         assert!(matches!(process.phase(), Phase::Exited(Exit { status: 1, .. })));
+    }
+
+    #[tokio::test]
+    async fn an_input_that_was_ended_early_is_not_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("in");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let stdio = Stdio { stdin: path.display().to_string(), ..Stdio::default() };
+        let process = process("x");
+        process.release_stdin();
+        let (_streams, holder) = crate::io::open(&stdio).await.unwrap();
+        process.hold_stdin(holder);
+        assert!(process.stdin.lock().unwrap().holder.is_none());
     }
 
     #[tokio::test]
