@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::process::Process;
@@ -30,6 +32,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Ends its creation.
     pub cancel: CancellationToken,
+    /// Its creation has ended: it exists, or nothing of it is left.
+    pub settled: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -51,6 +55,7 @@ impl Container {
             role,
             init: Arc::new(init),
             cancel: CancellationToken::new(),
+            settled: CancellationToken::new(),
             state: Mutex::default(),
         }
     }
@@ -112,13 +117,19 @@ impl Container {
     pub fn add_process(&self, process: Process) -> Result<(), GuestError> {
         let mut state = lock(&self.state);
         if state.execs.contains_key(&process.id.exec) {
-            return Err(GuestError::new(ErrorCode::AlreadyExists, "exec", format!("{} exists", process.name())));
+            return Err(GuestError::new(
+                ErrorCode::AlreadyExists,
+                "exec",
+                format!("{} exists", process.name()),
+            ));
         }
         if state.execs.len() >= MAX_EXECS {
             let text = format!("container {} has {MAX_EXECS} processes already", self.id);
             return Err(GuestError::new(ErrorCode::ResourceExhausted, "exec", text));
         }
-        state.execs.insert(process.id.exec.clone(), Arc::new(process));
+        state
+            .execs
+            .insert(process.id.exec.clone(), Arc::new(process));
         Ok(())
     }
 
@@ -138,6 +149,7 @@ impl Container {
 #[derive(Debug, Default)]
 pub struct Containers {
     table: Mutex<BTreeMap<String, Arc<Container>>>,
+    count: watch::Sender<usize>,
 }
 
 impl Containers {
@@ -153,10 +165,15 @@ impl Containers {
         }
         if table.len() >= MAX_CONTAINERS {
             let text = format!("the sandbox has {MAX_CONTAINERS} containers already");
-            return Err(GuestError::new(ErrorCode::ResourceExhausted, "create", text));
+            return Err(GuestError::new(
+                ErrorCode::ResourceExhausted,
+                "create",
+                text,
+            ));
         }
         let container = Arc::new(container);
         table.insert(container.id.clone(), Arc::clone(&container));
+        self.count.send_replace(table.len());
         Ok(container)
     }
 
@@ -165,15 +182,35 @@ impl Containers {
     /// # Errors
     /// There is none.
     pub fn get(&self, id: &str) -> Result<Arc<Container>, GuestError> {
-        lock(&self.table)
-            .get(id)
-            .cloned()
-            .ok_or_else(|| GuestError::new(ErrorCode::NotFound, "task", format!("there is no container {id}")))
+        lock(&self.table).get(id).cloned().ok_or_else(|| {
+            GuestError::new(
+                ErrorCode::NotFound,
+                "task",
+                format!("there is no container {id}"),
+            )
+        })
     }
 
     /// Forgets one.
     pub fn remove(&self, id: &str) {
-        lock(&self.table).remove(id);
+        let mut table = lock(&self.table);
+        table.remove(id);
+        self.count.send_replace(table.len());
+    }
+
+    /// Waits until there has been none for so long.
+    pub async fn idle_for(&self, time: Duration) {
+        let mut count = self.count.subscribe();
+        loop {
+            // The sender is in this value, so neither wait fails.
+            let _ = count.wait_for(|count| *count == 0).await;
+            if tokio::time::timeout(time, count.wait_for(|count| *count > 0))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
     }
 
     /// Whether there is none.
@@ -201,7 +238,14 @@ mod tests {
     use crate::io::Stdio;
 
     fn process(exec: &str) -> Process {
-        Process::new(ProcessId { container: "c".into(), exec: exec.into() }, Stdio::default(), None)
+        Process::new(
+            ProcessId {
+                container: "c".into(),
+                exec: exec.into(),
+            },
+            Stdio::default(),
+            None,
+        )
     }
 
     fn container() -> Container {
@@ -212,27 +256,54 @@ mod tests {
     fn ids_are_taken_once_and_free_again() {
         let containers = Containers::default();
         containers.insert(container()).unwrap();
-        assert_eq!(containers.insert(container()).unwrap_err().code, ErrorCode::AlreadyExists);
+        assert_eq!(
+            containers.insert(container()).unwrap_err().code,
+            ErrorCode::AlreadyExists
+        );
         containers.remove("c");
         assert!(containers.is_empty());
         assert_eq!(containers.get("c").unwrap_err().code, ErrorCode::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_is_idle_only_after_a_while_without_containers() {
+        let containers = Containers::default();
+        let idle = Duration::from_millis(200);
+        let busy = async {
+            tokio::time::sleep(idle / 2).await;
+            containers.insert(container()).unwrap();
+            tokio::time::sleep(idle * 2).await;
+            containers.remove("c");
+            tokio::time::Instant::now()
+        };
+        let (_, emptied) = tokio::join!(containers.idle_for(idle), busy);
+        assert!(emptied.elapsed() >= idle);
     }
 
     #[test]
     fn processes_are_found_by_name() {
         let container = container();
         container.add_process(process("x")).unwrap();
-        assert_eq!(container.add_process(process("x")).unwrap_err().code, ErrorCode::AlreadyExists);
+        assert_eq!(
+            container.add_process(process("x")).unwrap_err().code,
+            ErrorCode::AlreadyExists
+        );
         assert_eq!(container.process("x").unwrap().id.exec, "x");
         assert_eq!(container.process("").unwrap().id.exec, "");
         container.remove_process("x");
-        assert_eq!(container.process("x").unwrap_err().code, ErrorCode::NotFound);
+        assert_eq!(
+            container.process("x").unwrap_err().code,
+            ErrorCode::NotFound
+        );
     }
 
     #[test]
     fn a_container_under_creation_says_so() {
         let container = container();
-        assert_eq!(container.check_created("kill").unwrap_err().code, ErrorCode::FailedPrecondition);
+        assert_eq!(
+            container.check_created("kill").unwrap_err().code,
+            ErrorCode::FailedPrecondition
+        );
         container.created(None);
         container.check_created("kill").unwrap();
     }

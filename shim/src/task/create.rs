@@ -30,6 +30,8 @@ use crate::state_dir::is_plain_name;
 
 /// How long the guest may take to forget a container whose creation failed.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shim without a container waits for another request.
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(3);
 /// The file in the state directory that keeps the guest's console.
 const CONSOLE_LOG: &str = "console.log";
 
@@ -70,12 +72,23 @@ impl Tasks {
         let role = group::role(&spec.annotations)
             .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
         if role.sandbox_of(&request.id) != self.sandbox_id {
-            let text = format!("container {} is not of sandbox {}", request.id, self.sandbox_id);
+            let text = format!(
+                "container {} is not of sandbox {}",
+                request.id, self.sandbox_id
+            );
             return Err(GuestError::new(ErrorCode::InvalidArgument, "create", text));
         }
-        let id = ProcessId { container: request.id.clone(), exec: String::new() };
+        let id = ProcessId {
+            container: request.id.clone(),
+            exec: String::new(),
+        };
         let init = Process::new(id, request.stdio.clone(), None);
-        let container = self.containers.insert(Container::new(&request.id, request.bundle.clone(), role, init))?;
+        let container = self.containers.insert(Container::new(
+            &request.id,
+            request.bundle.clone(),
+            role,
+            init,
+        ))?;
 
         let outcome = tokio::select! {
             biased;
@@ -88,6 +101,7 @@ impl Tasks {
         match outcome {
             Ok(shared) => {
                 container.created(shared);
+                container.settled.cancel();
                 self.tell_created(&container, &request);
                 if let Ok(guest) = self.sandbox.guest() {
                     tokio::spawn(Arc::clone(&self).guard_created(Arc::clone(&container), guest));
@@ -97,6 +111,8 @@ impl Tasks {
             Err(error) => {
                 warn!(%error, container = container.id, "create");
                 self.undo_create(&container).await;
+                container.settled.cancel();
+                tokio::spawn(self.end_unless_used());
                 Err(error)
             }
         }
@@ -123,15 +139,28 @@ impl Tasks {
             }
             Source::Host => Vec::new(),
         };
-        let new = NewContainer { id: container.id.clone(), storages, spec: proto::spec(&prepared.spec) };
-        guest.create_container(new, prepared.config.create_timeout).await?;
-        self.timeline.note("create", began.elapsed(), Some(&container.id));
+        let new = NewContainer {
+            id: container.id.clone(),
+            storages,
+            spec: proto::spec(&prepared.spec),
+        };
+        guest
+            .create_container(new, prepared.config.create_timeout)
+            .await?;
+        self.timeline
+            .note("create", began.elapsed(), Some(&container.id));
         Ok(shared)
     }
 
     /// The pod's configuration: read by its first container, and kept for the others.
-    async fn config(&self, request: &CreateRequest, role: &Role, spec: &Spec) -> Result<Config, GuestError> {
-        let invalid = |error: ConfigError| GuestError::new(ErrorCode::InvalidArgument, "config", error);
+    async fn config(
+        &self,
+        request: &CreateRequest,
+        role: &Role,
+        spec: &Spec,
+    ) -> Result<Config, GuestError> {
+        let invalid =
+            |error: ConfigError| GuestError::new(ErrorCode::InvalidArgument, "config", error);
         let load = || async {
             let named = options::config_path(request.options.as_ref())?;
             let path = config::choose(named.as_deref(), self.config_variable.as_deref());
@@ -145,7 +174,11 @@ impl Tasks {
         self.config.get_or_try_init(load).await.cloned()
     }
 
-    async fn boot(self: &Arc<Self>, container: &Container, prepared: &Prepared) -> Result<(), GuestError> {
+    async fn boot(
+        self: &Arc<Self>,
+        container: &Container,
+        prepared: &Prepared,
+    ) -> Result<(), GuestError> {
         let plan = self.plan(container, prepared)?;
         self.sandbox.boot(plan).await?;
         if let Ok(guest) = self.sandbox.guest() {
@@ -163,22 +196,31 @@ impl Tasks {
         let mut kernel_params = vm.kernel_params.clone();
         kernel_params.push(format!("cloister.tee={}", config.tee.name()));
         let mut disks = Vec::new();
-        let init_data = init_data::prepare(&spec.annotations, config.init_data.as_deref(), &self.directory)
-            .map_err(|error| GuestError::new(ErrorCode::InitDataInvalid, "init-data", error))?;
+        let init_data = init_data::prepare(
+            &spec.annotations,
+            config.init_data.as_deref(),
+            &self.directory,
+        )
+        .map_err(|error| GuestError::new(ErrorCode::InitDataInvalid, "init-data", error))?;
         if let Some(prepared) = init_data {
             disks.push(prepared.disk);
             kernel_params.push(prepared.kernel_param);
         }
         // A pod's later containers may need files of the host; one on its own is known already.
         let may_share = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
-        let needs_share =
-            container.role == Role::Sandbox || prepared.source == Source::Host || !prepared.binds.is_empty();
+        let needs_share = container.role == Role::Sandbox
+            || prepared.source == Source::Host
+            || !prepared.binds.is_empty();
         let is_shared = may_share && needs_share;
         Ok(Plan {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),
             shared: is_shared.then(|| vm.clone()),
-            storages: if is_shared { vec![rootfs::shared_storage()] } else { Vec::new() },
+            storages: if is_shared {
+                vec![rootfs::shared_storage()]
+            } else {
+                Vec::new()
+            },
             directory: self.directory.clone(),
             relay_allow: config.relay_allow.clone(),
             within: config.boot_timeout,
@@ -193,7 +235,11 @@ impl Tasks {
                 kernel_params,
                 disks,
                 console_log: Some(self.directory.path().join(CONSOLE_LOG)),
-                ..VmSpec::new(&vm_name(&self.sandbox_id), &vm.kernel, self.directory.path())
+                ..VmSpec::new(
+                    &vm_name(&self.sandbox_id),
+                    &vm.kernel,
+                    self.directory.path(),
+                )
             },
         })
     }
@@ -220,7 +266,10 @@ impl Tasks {
             if is_host {
                 shared.mount_rootfs(&mounts, &bundle, &root)?;
             }
-            let paths = binds.iter().map(|bind| shared.share(bind)).collect::<Result<_, _>>()?;
+            let paths = binds
+                .iter()
+                .map(|bind| shared.share(bind))
+                .collect::<Result<_, _>>()?;
             Ok((shared, paths))
         };
         let (shared, paths) = tokio::task::spawn_blocking(work)
@@ -253,6 +302,13 @@ impl Tasks {
         self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &event);
     }
 
+    /// Who asked for a creation that failed ends the shim; this ends it where that one is gone too,
+    /// as after a crash of containerd.
+    async fn end_unless_used(self: Arc<Self>) {
+        tokio::time::sleep(UNUSED_TIMEOUT).await;
+        self.shutdown();
+    }
+
     async fn undo_create(&self, container: &Container) {
         if container.role.owns_vm() {
             self.sandbox.stop().await;
@@ -277,21 +333,33 @@ fn prepare(
         return Err(rootfs_error(&RootfsError::NotShared));
     }
     let binds = amend(&mut spec, config.disable_guest_seccomp);
-    let destination = |bind: &HostBind| spec.mounts.get(bind.index).map(|m| m.destination.clone()).unwrap_or_default();
+    let destination = |bind: &HostBind| {
+        spec.mounts
+            .get(bind.index)
+            .map(|m| m.destination.clone())
+            .unwrap_or_default()
+    };
     rootfs::check_binds(&config, &binds, destination).map_err(|error| rootfs_error(&error))?;
     let root = spec.root.get_or_insert_default();
     let host_root = std::mem::replace(&mut root.path, rootfs::guest_path(&source, &container.id));
-    Ok(Prepared { config, spec, source, binds, host_root })
+    Ok(Prepared {
+        config,
+        spec,
+        source,
+        binds,
+        host_root,
+    })
 }
 
 fn rootfs_error(error: &RootfsError) -> GuestError {
     let code = match error {
-        RootfsError::Volume(_) | RootfsError::VolumeType(_) | RootfsError::NoImage | RootfsError::Nothing => {
-            ErrorCode::InvalidArgument
-        }
-        RootfsError::Confidential | RootfsError::ConfidentialBind { .. } | RootfsError::NotShared => {
-            ErrorCode::FailedPrecondition
-        }
+        RootfsError::Volume(_)
+        | RootfsError::VolumeType(_)
+        | RootfsError::NoImage
+        | RootfsError::Nothing => ErrorCode::InvalidArgument,
+        RootfsError::Confidential
+        | RootfsError::ConfidentialBind { .. }
+        | RootfsError::NotShared => ErrorCode::FailedPrecondition,
         RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
     };
     GuestError::new(code, "rootfs", error)

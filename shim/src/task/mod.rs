@@ -7,6 +7,7 @@ pub mod service;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
 use containerd_shim_protos::events::task as told;
@@ -52,7 +53,6 @@ impl Tasks {
         sandbox_id: &str,
         directory: StateDir,
         events: Publisher,
-        exit: CancellationToken,
         config_variable: Option<PathBuf>,
     ) -> Arc<Self> {
         let timeline = Timeline::new(sandbox_id, directory.clone());
@@ -63,7 +63,7 @@ impl Tasks {
             containers: Containers::default(),
             events,
             timeline,
-            exit,
+            exit: CancellationToken::new(),
             config: tokio::sync::OnceCell::new(),
             config_variable,
         })
@@ -91,26 +91,46 @@ impl Tasks {
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
         } else {
-            let spec = process.spec.as_ref().map(proto::process).unwrap_or_default();
+            let spec = process
+                .spec
+                .as_ref()
+                .map(proto::process)
+                .unwrap_or_default();
             guest.exec_process(&process.id, spec).await?;
         }
         let copies = Copies::start(streams, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
         drop(turn);
-        tokio::spawn(Self::follow(Arc::clone(&self), container, process, guest, copies));
+        tokio::spawn(Self::follow(
+            Arc::clone(&self),
+            container,
+            process,
+            guest,
+            copies,
+        ));
         Ok(pid)
     }
 
     fn tell_started(&self, process: &Process, pid: u32) {
         let container_id = process.id.container.clone();
         if process.id.exec.is_empty() {
-            let event = told::TaskStart { container_id, pid, ..Default::default() };
+            let event = told::TaskStart {
+                container_id,
+                pid,
+                ..Default::default()
+            };
             self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
         } else {
             let exec_id = process.id.exec.clone();
-            let event = told::TaskExecStarted { container_id, exec_id, pid, ..Default::default() };
-            self.events.publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+            let event = told::TaskExecStarted {
+                container_id,
+                exec_id,
+                pid,
+                ..Default::default()
+            };
+            self.events
+                .publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
         }
     }
 
@@ -159,7 +179,12 @@ impl Tasks {
             "" => process.id.container.clone(),
             exec => exec.to_owned(),
         };
-        debug!(container = process.id.container, exec = process.id.exec, status, "exit");
+        debug!(
+            container = process.id.container,
+            exec = process.id.exec,
+            status,
+            "exit"
+        );
         let event = told::TaskExit {
             container_id: process.id.container.clone(),
             id,
@@ -202,7 +227,13 @@ impl Tasks {
         Ok(())
     }
 
-    fn exec(&self, id: &str, exec: &str, stdio: Stdio, spec: oci::Process) -> Result<(), GuestError> {
+    fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        stdio: Stdio,
+        spec: oci::Process,
+    ) -> Result<(), GuestError> {
         if !is_plain_name(exec) {
             let text = format!("{exec:?} is not a name for a process");
             return Err(GuestError::new(ErrorCode::InvalidArgument, "exec", text));
@@ -213,14 +244,18 @@ impl Tasks {
             let text = format!("container {id} is not running");
             return Err(GuestError::new(ErrorCode::FailedPrecondition, "exec", text));
         }
-        let process = ProcessId { container: id.to_owned(), exec: exec.to_owned() };
+        let process = ProcessId {
+            container: id.to_owned(),
+            exec: exec.to_owned(),
+        };
         container.add_process(Process::new(process, stdio, Some(spec)))?;
         let event = told::TaskExecAdded {
             container_id: id.to_owned(),
             exec_id: exec.to_owned(),
             ..Default::default()
         };
-        self.events.publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+        self.events
+            .publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &event);
         Ok(())
     }
 
@@ -234,8 +269,12 @@ impl Tasks {
             return Ok((exit, pid));
         }
         if !container.is_created() {
-            // Who creates it cleans up, and answers the one who asked for it.
+            // Who creates it cleans up, and answers the one who asked for it. The answer waits for
+            // that: the shim is asked to end next, and does so only with nothing left.
             container.cancel.cancel();
+            container.settled.cancelled().await;
+        }
+        if !container.is_created() {
             let text = format!("the creation of container {id} was ended");
             return Err(GuestError::new(ErrorCode::NotFound, "delete", text));
         }
@@ -244,7 +283,8 @@ impl Tasks {
         if let Ok(guest) = self.sandbox.guest() {
             match guest.remove_container(&id).await {
                 Ok(()) => {}
-                Err(error) if error.code == ErrorCode::NotFound || self.sandbox.guest().is_err() => {}
+                Err(error)
+                    if error.code == ErrorCode::NotFound || self.sandbox.guest().is_err() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -273,18 +313,28 @@ impl Tasks {
         let container_id = id.to_owned();
         if paused {
             guest.pause_container(id).await?;
-            let event = told::TaskPaused { container_id, ..Default::default() };
+            let event = told::TaskPaused {
+                container_id,
+                ..Default::default()
+            };
             self.events.publish(topics::TASK_PAUSED_EVENT_TOPIC, &event);
         } else {
             guest.resume_container(id).await?;
-            let event = told::TaskResumed { container_id, ..Default::default() };
-            self.events.publish(topics::TASK_RESUMED_EVENT_TOPIC, &event);
+            let event = told::TaskResumed {
+                container_id,
+                ..Default::default()
+            };
+            self.events
+                .publish(topics::TASK_RESUMED_EVENT_TOPIC, &event);
         }
         container.set_paused(paused);
         Ok(())
     }
 
-    async fn stats(&self, id: &str) -> Result<containerd_shim_protos::protobuf::well_known_types::any::Any, GuestError> {
+    async fn stats(
+        &self,
+        id: &str,
+    ) -> Result<containerd_shim_protos::protobuf::well_known_types::any::Any, GuestError> {
         let container = self.containers.get(id)?;
         container.check_created("stats")?;
         let stats = self.sandbox.guest()?.stats_container(id).await?;
@@ -297,6 +347,17 @@ impl Tasks {
         if self.containers.is_empty() {
             info!(sandbox = self.sandbox_id, "shutdown");
             self.exit.cancel();
+        }
+    }
+
+    /// Waits for the end of the sandbox: asked for, or long without a container. containerd forgets
+    /// a shim whose task it was creating when it was killed itself.
+    pub async fn over(&self) {
+        tokio::select! {
+            () = self.exit.cancelled() => {}
+            () = self.containers.idle_for(IDLE_TIMEOUT) => {
+                info!(sandbox = self.sandbox_id, "nobody has a container here: the shim ends");
+            }
         }
     }
 
@@ -318,7 +379,10 @@ impl Tasks {
             match guest.oom_event().await {
                 Ok(container_id) => {
                     info!(container = container_id, "out of memory");
-                    let event = told::TaskOOM { container_id, ..Default::default() };
+                    let event = told::TaskOOM {
+                        container_id,
+                        ..Default::default()
+                    };
                     self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
                 }
                 Err(error) => return debug!(%error, "no more events of memory"),
@@ -327,10 +391,15 @@ impl Tasks {
     }
 }
 
+/// How long the shim waits for a container. containerd asks for the first within milliseconds.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// SIGKILL's number on every architecture of Linux.
 const SIGKILL: u32 = 9;
 
 /// What is told of a process that was deleted before it ran.
 fn never_ran() -> Exit {
-    Exit { status: KILLED, at: std::time::SystemTime::now() }
+    Exit {
+        status: KILLED,
+        at: std::time::SystemTime::now(),
+    }
 }

@@ -21,7 +21,9 @@ const CONFIG_BODY: u32 = 3 << 3 | 2;
 /// # Errors
 /// The options are malformed, or hold the configuration itself.
 pub(super) fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, GuestError> {
-    let Some(options) = options.filter(|options| options.type_url.ends_with(NAME)) else { return Ok(None) };
+    let Some(options) = options.filter(|options| options.type_url.ends_with(NAME)) else {
+        return Ok(None);
+    };
     let refuse = |text: String| GuestError::new(ErrorCode::InvalidArgument, "config", text);
     let malformed = |error| refuse(format!("runtime options: {error}"));
     let mut stream = CodedInputStream::from_bytes(&options.value);
@@ -30,7 +32,9 @@ pub(super) fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, Gues
         match tag {
             CONFIG_PATH => path = Some(stream.read_string().map_err(malformed)?),
             CONFIG_BODY => {
-                return Err(refuse("runtime options: config_body is not supported: use ConfigPath".to_owned()));
+                return Err(refuse(
+                    "runtime options: config_body is not supported: use ConfigPath".to_owned(),
+                ));
             }
             _ => {
                 let wire_type = containerd_shim_protos::protobuf::rt::WireType::new(tag & 7)
@@ -47,7 +51,11 @@ mod tests {
     use super::*;
 
     fn options(type_url: &str, value: &[u8]) -> Any {
-        Any { type_url: type_url.into(), value: value.into(), ..Default::default() }
+        Any {
+            type_url: type_url.into(),
+            value: value.into(),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -55,7 +63,10 @@ mod tests {
         let value = b"\x0a\x01t\x12\x05/a/b\x63";
         let read = config_path(Some(&options(NAME, value))).unwrap();
         assert_eq!(read, Some(PathBuf::from("/a/bc")));
-        assert_eq!(config_path(Some(&options("containerd.runc.v1.Options", b"\xff"))).unwrap(), None);
+        assert_eq!(
+            config_path(Some(&options("containerd.runc.v1.Options", b"\xff"))).unwrap(),
+            None
+        );
         assert_eq!(config_path(None).unwrap(), None);
         assert_eq!(config_path(Some(&options(NAME, b""))).unwrap(), None);
     }
@@ -63,6 +74,11 @@ mod tests {
     #[test]
     fn malformed_options_are_refused() {
         assert!(config_path(Some(&options(NAME, b"\x12\xff"))).is_err());
-        assert!(config_path(Some(&options(NAME, b"\x1a\x01x"))).unwrap_err().message.contains("config_body"));
+        assert!(
+            config_path(Some(&options(NAME, b"\x1a\x01x")))
+                .unwrap_err()
+                .message
+                .contains("config_body")
+        );
     }
 }

@@ -71,19 +71,37 @@ impl Task for Service {
             options: request.options.into_option(),
         };
         // Who gives up on a creation gets none: nobody would ever delete the container.
-        let abandon = Abandon { tasks: Arc::clone(&self.0), id: Some(id) };
+        let abandon = Abandon {
+            tasks: Arc::clone(&self.0),
+            id: Some(id),
+        };
         let pid = to_the_end(Arc::clone(&self.0).create(request)).await;
         abandon.disarm();
-        Ok(wire::CreateTaskResponse { pid: pid?, ..Default::default() })
+        Ok(wire::CreateTaskResponse {
+            pid: pid?,
+            ..Default::default()
+        })
     }
 
-    async fn start(&self, _: &TtrpcContext, request: wire::StartRequest) -> ttrpc::Result<wire::StartResponse> {
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        request: wire::StartRequest,
+    ) -> ttrpc::Result<wire::StartResponse> {
         let pid = to_the_end(Arc::clone(&self.0).start(request.id, request.exec_id)).await?;
-        Ok(wire::StartResponse { pid, ..Default::default() })
+        Ok(wire::StartResponse {
+            pid,
+            ..Default::default()
+        })
     }
 
-    async fn delete(&self, _: &TtrpcContext, request: wire::DeleteRequest) -> ttrpc::Result<wire::DeleteResponse> {
-        let (exit, pid) = to_the_end(Arc::clone(&self.0).delete(request.id, request.exec_id)).await?;
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: wire::DeleteRequest,
+    ) -> ttrpc::Result<wire::DeleteResponse> {
+        let (exit, pid) =
+            to_the_end(Arc::clone(&self.0).delete(request.id, request.exec_id)).await?;
         Ok(wire::DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -92,7 +110,11 @@ impl Task for Service {
         })
     }
 
-    async fn state(&self, _: &TtrpcContext, request: wire::StateRequest) -> ttrpc::Result<wire::StateResponse> {
+    async fn state(
+        &self,
+        _: &TtrpcContext,
+        request: wire::StateRequest,
+    ) -> ttrpc::Result<wire::StateResponse> {
         let container = self.0.containers.get(&request.id)?;
         let process = container.process(&request.exec_id)?;
         let mut response = wire::StateResponse {
@@ -120,10 +142,20 @@ impl Task for Service {
         Ok(response)
     }
 
-    async fn pids(&self, _: &TtrpcContext, request: wire::PidsRequest) -> ttrpc::Result<wire::PidsResponse> {
+    async fn pids(
+        &self,
+        _: &TtrpcContext,
+        request: wire::PidsRequest,
+    ) -> ttrpc::Result<wire::PidsResponse> {
         self.0.containers.get(&request.id)?;
-        let process = ProcessInfo { pid: self.0.pid(), ..Default::default() };
-        Ok(wire::PidsResponse { processes: vec![process], ..Default::default() })
+        let process = ProcessInfo {
+            pid: self.0.pid(),
+            ..Default::default()
+        };
+        Ok(wire::PidsResponse {
+            processes: vec![process],
+            ..Default::default()
+        })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: wire::PauseRequest) -> ttrpc::Result<Empty> {
@@ -136,17 +168,27 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: wire::CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        _: wire::CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
         Err(unsupported("checkpoint"))
     }
 
     async fn kill(&self, _: &TtrpcContext, request: wire::KillRequest) -> ttrpc::Result<Empty> {
         // `all` needs nothing more: a container's processes go with its first.
-        self.0.kill(&request.id, &request.exec_id, request.signal).await?;
+        self.0
+            .kill(&request.id, &request.exec_id, request.signal)
+            .await?;
         Ok(Empty::new())
     }
 
-    async fn exec(&self, _: &TtrpcContext, request: wire::ExecProcessRequest) -> ttrpc::Result<Empty> {
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ExecProcessRequest,
+    ) -> ttrpc::Result<Empty> {
         let mut spec: oci::Process = json(&request.spec, "the process")?;
         spec.terminal = request.terminal;
         spec.apparmor_profile.clear();
@@ -161,15 +203,27 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    async fn resize_pty(&self, _: &TtrpcContext, request: wire::ResizePtyRequest) -> ttrpc::Result<Empty> {
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
         let container = self.0.containers.get(&request.id)?;
         container.check_created("resize")?;
         let process = container.process(&request.exec_id)?;
-        self.0.sandbox.guest()?.resize_terminal(&process.id, request.width, request.height).await?;
+        self.0
+            .sandbox
+            .guest()?
+            .resize_terminal(&process.id, request.width, request.height)
+            .await?;
         Ok(Empty::new())
     }
 
-    async fn close_io(&self, _: &TtrpcContext, request: wire::CloseIORequest) -> ttrpc::Result<Empty> {
+    async fn close_io(
+        &self,
+        _: &TtrpcContext,
+        request: wire::CloseIORequest,
+    ) -> ttrpc::Result<Empty> {
         let container = self.0.containers.get(&request.id)?;
         if request.stdin {
             container.process(&request.exec_id)?.release_stdin();
@@ -177,16 +231,32 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, request: wire::UpdateTaskRequest) -> ttrpc::Result<Empty> {
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: wire::UpdateTaskRequest,
+    ) -> ttrpc::Result<Empty> {
         let container = self.0.containers.get(&request.id)?;
         container.check_created("update")?;
         let resources: oci::Resources = json(&request.resources, "the resources")?;
-        self.0.sandbox.guest()?.update_container(&container.id, proto::resources(&resources)).await?;
+        self.0
+            .sandbox
+            .guest()?
+            .update_container(&container.id, proto::resources(&resources))
+            .await?;
         Ok(Empty::new())
     }
 
-    async fn wait(&self, _: &TtrpcContext, request: wire::WaitRequest) -> ttrpc::Result<wire::WaitResponse> {
-        let process = self.0.containers.get(&request.id)?.process(&request.exec_id)?;
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        request: wire::WaitRequest,
+    ) -> ttrpc::Result<wire::WaitResponse> {
+        let process = self
+            .0
+            .containers
+            .get(&request.id)?
+            .process(&request.exec_id)?;
         let exit = process.wait().await;
         Ok(wire::WaitResponse {
             exit_status: exit.status,
@@ -195,12 +265,23 @@ impl Task for Service {
         })
     }
 
-    async fn stats(&self, _: &TtrpcContext, request: wire::StatsRequest) -> ttrpc::Result<wire::StatsResponse> {
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: wire::StatsRequest,
+    ) -> ttrpc::Result<wire::StatsResponse> {
         let stats = self.0.stats(&request.id).await?;
-        Ok(wire::StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+        Ok(wire::StatsResponse {
+            stats: MessageField::some(stats),
+            ..Default::default()
+        })
     }
 
-    async fn connect(&self, _: &TtrpcContext, _: wire::ConnectRequest) -> ttrpc::Result<wire::ConnectResponse> {
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        _: wire::ConnectRequest,
+    ) -> ttrpc::Result<wire::ConnectResponse> {
         Ok(wire::ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: self.0.pid(),
@@ -229,7 +310,10 @@ impl Abandon {
 
 impl Drop for Abandon {
     fn drop(&mut self) {
-        let container = self.id.take().and_then(|id| self.tasks.containers.get(&id).ok());
+        let container = self
+            .id
+            .take()
+            .and_then(|id| self.tasks.containers.get(&id).ok());
         if let Some(container) = container {
             container.cancel.cancel();
         }
@@ -237,5 +321,10 @@ impl Drop for Abandon {
 }
 
 fn unsupported(what: &str) -> ttrpc::Error {
-    GuestError::new(ErrorCode::Unimplemented, "task", format!("{what} is not supported")).into()
+    GuestError::new(
+        ErrorCode::Unimplemented,
+        "task",
+        format!("{what} is not supported"),
+    )
+    .into()
 }

@@ -33,7 +33,14 @@ fn what_must_not_run_is_refused_with_its_own_code() {
         .unwrap();
     let init_data = stage.init_data();
 
-    // Nothing is released before the owner stores a key, and then only under a policy.
+    // Nothing is released before the owner stores a key, and then only under a policy. A guest that
+    // the policy refuses does not even learn whether there is one.
+    refuse(&stage, "no-policy", &image, &init_data, "broker-denied");
+    stage
+        .broker()
+        .unwrap()
+        .release_only_to(&init_data.digest())
+        .unwrap();
     let line = refuse(&stage, "no-key", &image, &init_data, "resource-not-found");
     assert!(line.contains(KEY_ID), "which key? {line}");
     stage.broker().unwrap().put(KEY_ID, &key).unwrap();

@@ -22,7 +22,7 @@ use crate::timeline::Timeline;
 pub const START: Duration = Duration::from_secs(120);
 const CLI: Duration = Duration::from_secs(60);
 /// What a deletion may take after `ctr` has ended.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(10);
 /// Where the broker keeps the image's key.
 pub const KEY_ID: &str = "default/image-key/demo";
 
@@ -165,7 +165,8 @@ impl Stage {
     }
 
     /// Runs a pod that must fail: the error that `ctr` prints has `code`, it comes within `limit`,
-    /// and nothing of the pod stays on the host. Answers the error's line.
+    /// and nothing of the pod stays on the host. Answers the error, with the last lines of the console
+    /// where it has them.
     ///
     /// # Errors
     /// When one of that does not hold; the text says which.
@@ -175,16 +176,12 @@ impl Stage {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let run = self.containerd.ctr_within(limit, &words)?;
         ensure!(run.code != 0, "the pod was not refused: {}", run.report());
-        let line = run
-            .stderr
-            .lines()
-            .find(|line| line.contains(&format!("[{code}]")));
-        let line = line
+        let error = error_of(&run.stderr, code)
             .with_context(|| format!("no [{code}] in: {}\n{}", run.report(), self.log_tail()))?
             .to_owned();
         self.containerd.remove(pod.id);
         self.settled(&before)?;
-        Ok(line)
+        Ok(error)
     }
 
     /// Waits until the host is as `before`: a deletion may end a moment after `ctr`.
@@ -225,4 +222,13 @@ impl Stage {
             .collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+/// The error that `ctr` printed, from its first word to the code that ends it.
+fn error_of<'a>(stderr: &'a str, code: &str) -> Option<&'a str> {
+    let code = format!("[{code}]");
+    let end = stderr.find(&code)? + code.len();
+    let start = stderr[..end].rfind("ctr: ")?;
+    let rest = stderr[end..].lines().next().unwrap_or_default();
+    Some(&stderr[start..end + rest.len()])
 }
