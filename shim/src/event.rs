@@ -42,7 +42,9 @@ pub struct Publisher {
 
 impl std::fmt::Debug for Publisher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Publisher").field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Publisher")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
     }
 }
 
@@ -52,7 +54,10 @@ impl Publisher {
     pub fn new(address: Option<String>, namespace: &str) -> Self {
         let (queue, items) = mpsc::channel(MAX_QUEUED);
         tokio::spawn(forward_all(address, items));
-        Self { namespace: namespace.to_owned(), queue }
+        Self {
+            namespace: namespace.to_owned(),
+            queue,
+        }
     }
 
     /// Queues one event.
@@ -86,7 +91,11 @@ impl Publisher {
 pub fn any(message: &dyn MessageDyn) -> containerd_shim_protos::protobuf::Result<Any> {
     let mut value = Vec::new();
     message.write_to_vec_dyn(&mut value)?;
-    Ok(Any { type_url: message.descriptor_dyn().full_name().to_owned(), value, ..Default::default() })
+    Ok(Any {
+        type_url: message.descriptor_dyn().full_name().to_owned(),
+        value,
+        ..Default::default()
+    })
 }
 
 async fn forward_all(address: Option<String>, mut items: mpsc::Receiver<Item>) {
@@ -104,13 +113,21 @@ async fn forward_all(address: Option<String>, mut items: mpsc::Receiver<Item>) {
 
 async fn forward(address: &str, client: &mut Option<EventsClient>, event: Envelope) {
     let topic = event.topic.clone();
-    let request = ForwardRequest { envelope: MessageField::some(event), ..Default::default() };
+    let request = ForwardRequest {
+        envelope: MessageField::some(event),
+        ..Default::default()
+    };
     for attempt in 0..TRIES {
         if client.is_none() {
             *client = connect(address).await;
         }
         if let Some(connected) = client.as_ref() {
-            match timeout(FORWARD_TIMEOUT, connected.forward(Context::default(), &request)).await {
+            match timeout(
+                FORWARD_TIMEOUT,
+                connected.forward(Context::default(), &request),
+            )
+            .await
+            {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => debug!(%error, topic, "event was not taken"),
                 Err(_) => debug!(topic, "event was not taken in time"),
@@ -119,11 +136,19 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, event: Envelo
         }
         sleep(RETRY_DELAY * 2_u32.pow(attempt.min(3))).await;
     }
-    warn!(topic, size = request.compute_size(), "containerd did not take an event");
+    warn!(
+        topic,
+        size = request.compute_size(),
+        "containerd did not take an event"
+    );
 }
 
 async fn connect(address: &str) -> Option<EventsClient> {
-    let address = if address.contains("://") { address.to_owned() } else { format!("unix://{address}") };
+    let address = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("unix://{address}")
+    };
     match Client::connect(&address).await {
         Ok(client) => Some(EventsClient::new(client)),
         Err(error) => {

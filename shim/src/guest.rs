@@ -60,7 +60,9 @@ pub struct Guest {
 
 impl std::fmt::Debug for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guest").field("gone", &*self.gone.borrow()).finish_non_exhaustive()
+        f.debug_struct("Guest")
+            .field("gone", &*self.gone.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,14 +70,22 @@ impl Guest {
     /// A client over a connection to the agent's port. `gone` gets the cause when the guest ends.
     #[must_use]
     pub fn new(client: ttrpc::r#async::Client, gone: watch::Receiver<Option<GuestError>>) -> Self {
-        Self { client: AgentServiceClient::new(client), gone }
+        Self {
+            client: AgentServiceClient::new(client),
+            gone,
+        }
     }
 
     /// Opens the pod in the guest.
     ///
     /// # Errors
     /// What the agent answers, or why it is gone. This holds for every method.
-    pub async fn create_sandbox(&self, id: &str, hostname: &str, storages: Vec<Storage>) -> Result<(), GuestError> {
+    pub async fn create_sandbox(
+        &self,
+        id: &str,
+        hostname: &str,
+        storages: Vec<Storage>,
+    ) -> Result<(), GuestError> {
         let request = api::CreateSandboxRequest {
             sandbox_id: id.to_owned(),
             hostname: hostname.to_owned(),
@@ -100,7 +110,11 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn create_container(&self, new: NewContainer, within: Duration) -> Result<(), GuestError> {
+    pub async fn create_container(
+        &self,
+        new: NewContainer,
+        within: Duration,
+    ) -> Result<(), GuestError> {
         let request = api::CreateContainerRequest {
             container_id: new.id,
             storages: new.storages,
@@ -116,7 +130,10 @@ impl Guest {
     /// # Errors
     /// As [`Self::create_sandbox`].
     pub async fn start_container(&self, id: &str) -> Result<(), GuestError> {
-        let request = api::StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let request = api::StartContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
         let call = self.client.start_container(Context::default(), &request);
         self.call("start", REQUEST_TIMEOUT, call).await.map(drop)
     }
@@ -126,7 +143,10 @@ impl Guest {
     /// # Errors
     /// As [`Self::create_sandbox`].
     pub async fn remove_container(&self, id: &str) -> Result<(), GuestError> {
-        let request = api::RemoveContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let request = api::RemoveContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
         let call = self.client.remove_container(Context::default(), &request);
         self.call("delete", REQUEST_TIMEOUT, call).await.map(drop)
     }
@@ -135,7 +155,11 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn exec_process(&self, id: &ProcessId, process: oci::Process) -> Result<(), GuestError> {
+    pub async fn exec_process(
+        &self,
+        id: &ProcessId,
+        process: oci::Process,
+    ) -> Result<(), GuestError> {
         let request = api::ExecProcessRequest {
             container_id: id.container.clone(),
             exec_id: id.exec.clone(),
@@ -172,7 +196,9 @@ impl Guest {
             ..Default::default()
         };
         let call = self.client.wait_process(Context::default(), &request);
-        self.unlimited("wait", call).await.map(|response| response.status)
+        self.unlimited("wait", call)
+            .await
+            .map(|response| response.status)
     }
 
     /// Waits for output, without limit. `None` is the end of it; no bytes are output that the
@@ -180,7 +206,11 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn read_output(&self, id: &ProcessId, output: Output) -> Result<Option<Vec<u8>>, GuestError> {
+    pub async fn read_output(
+        &self,
+        id: &ProcessId,
+        output: Output,
+    ) -> Result<Option<Vec<u8>>, GuestError> {
         let request = api::ReadStreamRequest {
             container_id: id.container.clone(),
             exec_id: id.exec.clone(),
@@ -189,8 +219,14 @@ impl Guest {
         };
         let context = Context::default();
         let answer = match output {
-            Output::Stdout => self.unlimited("stdout", self.client.read_stdout(context, &request)).await,
-            Output::Stderr => self.unlimited("stderr", self.client.read_stderr(context, &request)).await,
+            Output::Stdout => {
+                self.unlimited("stdout", self.client.read_stdout(context, &request))
+                    .await
+            }
+            Output::Stderr => {
+                self.unlimited("stderr", self.client.read_stderr(context, &request))
+                    .await
+            }
         };
         match answer {
             Ok(response) => Ok(Some(response.data)),
@@ -213,7 +249,9 @@ impl Guest {
         };
         let call = self.client.write_stdin(Context::default(), &request);
         let response = self.unlimited("stdin", call).await?;
-        Ok(usize::try_from(response.len).unwrap_or(usize::MAX).min(data.len()))
+        Ok(usize::try_from(response.len)
+            .unwrap_or(usize::MAX)
+            .min(data.len()))
     }
 
     /// Ends a process's standard input.
@@ -234,7 +272,12 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn resize_terminal(&self, id: &ProcessId, columns: u32, rows: u32) -> Result<(), GuestError> {
+    pub async fn resize_terminal(
+        &self,
+        id: &ProcessId,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), GuestError> {
         let request = api::TtyWinResizeRequest {
             container_id: id.container.clone(),
             exec_id: id.exec.clone(),
@@ -250,7 +293,11 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn update_container(&self, id: &str, resources: oci::LinuxResources) -> Result<(), GuestError> {
+    pub async fn update_container(
+        &self,
+        id: &str,
+        resources: oci::LinuxResources,
+    ) -> Result<(), GuestError> {
         let request = api::UpdateContainerRequest {
             container_id: id.to_owned(),
             resources: MessageField::some(resources),
@@ -265,7 +312,10 @@ impl Guest {
     /// # Errors
     /// As [`Self::create_sandbox`].
     pub async fn pause_container(&self, id: &str) -> Result<(), GuestError> {
-        let request = api::PauseContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let request = api::PauseContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
         let call = self.client.pause_container(Context::default(), &request);
         self.call("pause", REQUEST_TIMEOUT, call).await.map(drop)
     }
@@ -275,7 +325,10 @@ impl Guest {
     /// # Errors
     /// As [`Self::create_sandbox`].
     pub async fn resume_container(&self, id: &str) -> Result<(), GuestError> {
-        let request = api::ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let request = api::ResumeContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
         let call = self.client.resume_container(Context::default(), &request);
         self.call("resume", REQUEST_TIMEOUT, call).await.map(drop)
     }
@@ -284,8 +337,14 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn stats_container(&self, id: &str) -> Result<api::StatsContainerResponse, GuestError> {
-        let request = api::StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };
+    pub async fn stats_container(
+        &self,
+        id: &str,
+    ) -> Result<api::StatsContainerResponse, GuestError> {
+        let request = api::StatsContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
         let call = self.client.stats_container(Context::default(), &request);
         self.call("stats", REQUEST_TIMEOUT, call).await
     }
@@ -297,7 +356,9 @@ impl Guest {
     pub async fn oom_event(&self) -> Result<String, GuestError> {
         let request = api::GetOOMEventRequest::new();
         let call = self.client.get_oom_event(Context::default(), &request);
-        self.unlimited("oom", call).await.map(|event| event.container_id)
+        self.unlimited("oom", call)
+            .await
+            .map(|event| event.container_id)
     }
 
     /// Waits for the end of the guest, and returns its cause.
@@ -358,6 +419,10 @@ async fn cause(mut gone: watch::Receiver<Option<GuestError>>) -> GuestError {
     match gone.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(cause)) => cause.clone(),
         // The driver went without a word: the shim is ending.
-        Ok(None) | Err(_) => GuestError::new(ErrorCode::AgentUnreachable, "sandbox", "the sandbox is gone"),
+        Ok(None) | Err(_) => GuestError::new(
+            ErrorCode::AgentUnreachable,
+            "sandbox",
+            "the sandbox is gone",
+        ),
     }
 }

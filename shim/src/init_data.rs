@@ -76,16 +76,32 @@ pub fn prepare(
     };
     let image = disk::encode(&data).map_err(PrepareError::Disk)?;
     directory.write(FILE, &image).map_err(PrepareError::Write)?;
-    let disk =
-        Disk { path: directory.path().join(FILE), format: hypervisor::spec::DiskFormat::Raw, serial: SERIAL.to_owned() };
-    Ok(Some(Prepared { disk, kernel_param: format!("cloister.init_data={}", data.digest()) }))
+    let disk = Disk {
+        path: directory.path().join(FILE),
+        format: hypervisor::spec::DiskFormat::Raw,
+        serial: SERIAL.to_owned(),
+    };
+    Ok(Some(Prepared {
+        disk,
+        kernel_param: format!("cloister.init_data={}", data.digest()),
+    }))
 }
 
 fn read(path: &Path) -> Result<InitData, PrepareError> {
-    let unreadable = |source| PrepareError::Read { path: path.to_owned(), source };
+    let unreadable = |source| PrepareError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut text = Vec::new();
-    File::open(path).map_err(unreadable)?.take(MAX_TEXT).read_to_end(&mut text).map_err(unreadable)?;
-    InitData::parse(&text).map_err(|source| PrepareError::File { path: path.to_owned(), source })
+    File::open(path)
+        .map_err(unreadable)?
+        .take(MAX_TEXT)
+        .read_to_end(&mut text)
+        .map_err(unreadable)?;
+    InitData::parse(&text).map_err(|source| PrepareError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -100,8 +116,16 @@ mod tests {
         let directory = StateDir::at(root.path());
         let file = root.path().join("init.toml");
         std::fs::write(&file, TEXT).unwrap();
-        let prepared = prepare(&BTreeMap::new(), Some(&file), &directory).unwrap().unwrap();
-        assert!(prepared.kernel_param.starts_with("cloister.init_data=sha256:"), "{}", prepared.kernel_param);
+        let prepared = prepare(&BTreeMap::new(), Some(&file), &directory)
+            .unwrap()
+            .unwrap();
+        assert!(
+            prepared
+                .kernel_param
+                .starts_with("cloister.init_data=sha256:"),
+            "{}",
+            prepared.kernel_param
+        );
         let read = disk::decode(File::open(&prepared.disk.path).unwrap()).unwrap();
         assert_eq!(read.text(), TEXT);
     }

@@ -107,15 +107,29 @@ pub async fn open(stdio: &Stdio) -> Result<(Streams, StdinHolder), GuestError> {
         "" => (None, None),
         path => {
             let failed = |error| refuse(path, &error);
-            let reader = pipe::OpenOptions::new().open_receiver(path).map_err(failed)?;
+            let reader = pipe::OpenOptions::new()
+                .open_receiver(path)
+                .map_err(failed)?;
             // Opening for both never waits and never fails for want of a reader.
-            let holder = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
+            let holder = pipe::OpenOptions::new()
+                .read_write(true)
+                .open_sender(path)
+                .map_err(failed)?;
             (Some(reader), Some(holder))
         }
     };
     let stdout = open_sink(&stdio.stdout).await?;
-    let stderr = if stdio.terminal { Sink::Nowhere } else { open_sink(&stdio.stderr).await? };
-    let streams = Streams { stdin, stdout, stderr, terminal: stdio.terminal };
+    let stderr = if stdio.terminal {
+        Sink::Nowhere
+    } else {
+        open_sink(&stdio.stderr).await?
+    };
+    let streams = Streams {
+        stdin,
+        stdout,
+        stderr,
+        terminal: stdio.terminal,
+    };
     Ok((streams, StdinHolder { _writer: holder }))
 }
 
@@ -129,7 +143,10 @@ async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
     let is_fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     if is_fifo {
         // Open for both, so that a reader that goes away and comes back loses nothing.
-        let fifo = pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(failed)?;
+        let fifo = pipe::OpenOptions::new()
+            .read_write(true)
+            .open_sender(path)
+            .map_err(failed)?;
         return Ok(Sink::Fifo(fifo));
     }
     if let Some(parent) = Path::new(path).parent().filter(|_| is_new) {
@@ -153,7 +170,8 @@ fn place(uri: &str) -> Result<Place<'_>, GuestError> {
         Some(("fifo", path)) => Ok(Place::Existing(path)),
         Some(("file", path)) => Ok(Place::NewFile(path.split('?').next().unwrap_or(path))),
         Some((scheme, _)) => {
-            let text = format!("stdio of the kind {scheme}:// is not supported: use a FIFO or file://");
+            let text =
+                format!("stdio of the kind {scheme}:// is not supported: use a FIFO or file://");
             Err(GuestError::new(ErrorCode::Unimplemented, "stdio", text))
         }
     }
@@ -182,7 +200,13 @@ impl Copies {
         let exited = watch::Sender::new(false);
         let mut outputs = JoinSet::new();
         let mut copy = |output, sink| {
-            outputs.spawn(copy_output(guest.clone(), id.clone(), output, sink, exited.subscribe()));
+            outputs.spawn(copy_output(
+                guest.clone(),
+                id.clone(),
+                output,
+                sink,
+                exited.subscribe(),
+            ));
         };
         copy(Output::Stdout, streams.stdout);
         if !streams.terminal {
@@ -199,7 +223,11 @@ impl Copies {
                 input.spawn(end_input(guest.clone(), id.clone()));
             }
         }
-        Self { outputs, _input: input, exited }
+        Self {
+            outputs,
+            _input: input,
+            exited,
+        }
     }
 
     /// Waits, after the process has ended, until all its output is written.
@@ -209,14 +237,29 @@ impl Copies {
     }
 }
 
-async fn copy_output(guest: Guest, id: ProcessId, output: Output, mut sink: Sink, exited: watch::Receiver<bool>) {
+async fn copy_output(
+    guest: Guest,
+    id: ProcessId,
+    output: Output,
+    mut sink: Sink,
+    exited: watch::Receiver<bool>,
+) {
     loop {
         let read = guest.read_output(&id, output);
         let data = match unless_overdue(read, &exited, IDLE_AFTER_EXIT).await {
             Some(Ok(Some(data))) => data,
             Some(Ok(None)) => return,
-            Some(Err(error)) => return debug!(%error, ?output, container = id.container, exec = id.exec, "output ended"),
-            None => return debug!(?output, container = id.container, exec = id.exec, "output is held open"),
+            Some(Err(error)) => {
+                return debug!(%error, ?output, container = id.container, exec = id.exec, "output ended");
+            }
+            None => {
+                return debug!(
+                    ?output,
+                    container = id.container,
+                    exec = id.exec,
+                    "output is held open"
+                );
+            }
         };
         if data.is_empty() {
             sleep(HIDDEN_INTERVAL).await;
@@ -225,8 +268,12 @@ async fn copy_output(guest: Guest, id: ProcessId, output: Output, mut sink: Sink
         while !rest.is_empty() {
             match unless_overdue(sink.write(rest), &exited, STALLED_AFTER_EXIT).await {
                 Some(Ok(count)) => rest = rest.get(count..).unwrap_or_default(),
-                Some(Err(error)) => return debug!(%error, ?output, container = id.container, "write of output"),
-                None => return debug!(?output, container = id.container, "nobody reads the output"),
+                Some(Err(error)) => {
+                    return debug!(%error, ?output, container = id.container, "write of output");
+                }
+                None => {
+                    return debug!(?output, container = id.container, "nobody reads the output");
+                }
             }
         }
     }
@@ -283,7 +330,10 @@ mod tests {
 
     #[tokio::test]
     async fn loggers_are_refused_by_name() {
-        let stdio = Stdio { stdout: "binary:///bin/logger".into(), ..Stdio::default() };
+        let stdio = Stdio {
+            stdout: "binary:///bin/logger".into(),
+            ..Stdio::default()
+        };
         assert!(open(&stdio).await.is_err());
         let error = check(&stdio).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unimplemented);
@@ -295,10 +345,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let stdio = Stdio { stdout: path.display().to_string(), ..Stdio::default() };
+        let stdio = Stdio {
+            stdout: path.display().to_string(),
+            ..Stdio::default()
+        };
         let (streams, _) = open(&stdio).await.unwrap();
         assert!(matches!(streams.stdout, Sink::Fifo(_)));
-        let stdio = Stdio { stdout: "/nonexistent/x".into(), ..Stdio::default() };
+        let stdio = Stdio {
+            stdout: "/nonexistent/x".into(),
+            ..Stdio::default()
+        };
         assert_eq!(open(&stdio).await.unwrap_err().code, ErrorCode::NotFound);
     }
 
@@ -307,14 +363,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("in");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let stdio = Stdio { stdin: path.display().to_string(), ..Stdio::default() };
+        let stdio = Stdio {
+            stdin: path.display().to_string(),
+            ..Stdio::default()
+        };
         let (mut streams, holder) = open(&stdio).await.unwrap();
         let mut writer = pipe::OpenOptions::new().open_sender(&path).unwrap();
         writer.write_all(b"x").await.unwrap();
         drop(writer);
         let stdin = streams.stdin.as_mut().unwrap();
         assert_eq!(stdin.read_u8().await.unwrap(), b'x');
-        assert!(tokio::time::timeout(Duration::from_millis(50), stdin.read_u8()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), stdin.read_u8())
+                .await
+                .is_err()
+        );
         drop(holder);
         assert!(stdin.read_u8().await.is_err());
     }
@@ -324,8 +387,16 @@ mod tests {
         let exited = watch::Sender::new(false);
         let receiver = exited.subscribe();
         let slow = || async { sleep(Duration::from_millis(60)).await };
-        assert!(unless_overdue(slow(), &receiver, Duration::ZERO).await.is_some());
+        assert!(
+            unless_overdue(slow(), &receiver, Duration::ZERO)
+                .await
+                .is_some()
+        );
         exited.send_replace(true);
-        assert!(unless_overdue(slow(), &receiver, Duration::ZERO).await.is_none());
+        assert!(
+            unless_overdue(slow(), &receiver, Duration::ZERO)
+                .await
+                .is_none()
+        );
     }
 }

@@ -25,7 +25,9 @@ pub const LEVEL_VARIABLE: &str = "CLOISTER_LOG";
 /// Sends the process's `tracing` events to the FIFO of a bundle. Where it cannot be opened, there
 /// is no log: the shim has no terminal.
 pub fn start(bundle: &Path, debug: bool) {
-    let named = std::env::var(LEVEL_VARIABLE).ok().and_then(|name| name.parse().ok());
+    let named = std::env::var(LEVEL_VARIABLE)
+        .ok()
+        .and_then(|name| name.parse().ok());
     let level = named.unwrap_or(if debug { Level::DEBUG } else { Level::INFO });
     let fifo = OpenOptions::new()
         .write(true)
@@ -33,8 +35,13 @@ pub fn start(bundle: &Path, debug: bool) {
         .open(bundle.join("log"));
     let Ok(file) = fifo else { return };
     // An error means that a test has set another.
-    let _ = tracing::subscriber::set_global_default(FifoLog { level, file: Mutex::new(file) });
-    std::panic::set_hook(Box::new(|panic| tracing::error!("the shim panicked: {panic}")));
+    let _ = tracing::subscriber::set_global_default(FifoLog {
+        level,
+        file: Mutex::new(file),
+    });
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("the shim panicked: {panic}")
+    }));
 }
 
 struct FifoLog {
@@ -45,8 +52,14 @@ struct FifoLog {
 impl Subscriber for FifoLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Others' crates say what they do at every request.
-        let ours = metadata.target().starts_with("shim") || metadata.target().starts_with("hypervisor");
-        *metadata.level() <= if ours { self.level } else { Level::WARN.min(self.level) }
+        let ours =
+            metadata.target().starts_with("shim") || metadata.target().starts_with("hypervisor");
+        *metadata.level()
+            <= if ours {
+                self.level
+            } else {
+                Level::WARN.min(self.level)
+            }
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -81,7 +94,12 @@ impl Visit for Fields {
         if field.name() == "message" {
             let _ = write!(self.message, "{value:?}");
         } else {
-            let _ = write!(self.others, " {}={}", field.name(), quote(&format!("{value:?}")));
+            let _ = write!(
+                self.others,
+                " {}={}",
+                field.name(),
+                quote(&format!("{value:?}"))
+            );
         }
     }
 
@@ -100,8 +118,14 @@ fn line(level: &Level, record: impl FnOnce(&mut Fields)) -> String {
         Level::DEBUG => "debug",
         Level::TRACE => "trace",
     };
-    let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-    let mut line = format!("time=\"{time}\" level={level} msg={}{}", quote(&fields.message), fields.others);
+    let time = OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .unwrap_or_default();
+    let mut line = format!(
+        "time=\"{time}\" level={level} msg={}{}",
+        quote(&fields.message),
+        fields.others
+    );
     line.truncate(line.floor_char_boundary(MAX_LINE - 1));
     line.push('\n');
     line
@@ -120,10 +144,15 @@ mod tests {
     fn a_value_cannot_forge_a_line() {
         let line = line(&Level::INFO, |fields| {
             fields.message.push_str("a\ntime=\"x\" level=fatal");
-            fields.others.push_str(&format!(" k={}", quote(&"é\"\n".repeat(4000))));
+            fields
+                .others
+                .push_str(&format!(" k={}", quote(&"é\"\n".repeat(4000))));
         });
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.ends_with('\n') && line.len() <= MAX_LINE);
-        assert!(line.contains(r#" level=info msg="a\ntime=\"x\" level=fatal""#), "{line}");
+        assert!(
+            line.contains(r#" level=info msg="a\ntime=\"x\" level=fatal""#),
+            "{line}"
+        );
     }
 }

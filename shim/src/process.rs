@@ -11,7 +11,7 @@ use agent_api::{ErrorCode, GuestError};
 use tokio::sync::{Mutex, watch};
 
 use crate::guest::ProcessId;
-use crate::io::{Stdio, StdinHolder};
+use crate::io::{StdinHolder, Stdio};
 use crate::spec::oci;
 
 /// The status of a process that was killed with its VM: 128 + SIGKILL.
@@ -120,7 +120,10 @@ impl Process {
         self.phase.send_if_modified(|phase| {
             let is_new = !matches!(phase, Phase::Exited(_));
             if is_new {
-                *phase = Phase::Exited(Exit { status, at: SystemTime::now() });
+                *phase = Phase::Exited(Exit {
+                    status,
+                    at: SystemTime::now(),
+                });
             }
             is_new
         })
@@ -136,11 +139,16 @@ impl Process {
     /// Waits for its end.
     pub async fn wait(&self) -> Exit {
         let mut phase = self.phase.subscribe();
-        let exited = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))).await;
+        let exited = phase
+            .wait_for(|phase| matches!(phase, Phase::Exited(_)))
+            .await;
         match exited.as_deref() {
             Ok(Phase::Exited(exit)) => *exit,
             // This process holds the sender, so there always is one.
-            _ => Exit { status: KILLED, at: SystemTime::now() },
+            _ => Exit {
+                status: KILLED,
+                at: SystemTime::now(),
+            },
         }
     }
 
@@ -169,7 +177,11 @@ impl Process {
     }
 
     fn refuse(&self, phase: &'static str, state: &str) -> GuestError {
-        GuestError::new(ErrorCode::FailedPrecondition, phase, format!("{} {state}", self.name()))
+        GuestError::new(
+            ErrorCode::FailedPrecondition,
+            phase,
+            format!("{} {state}", self.name()),
+        )
     }
 }
 
@@ -178,7 +190,10 @@ mod tests {
     use super::*;
 
     fn process(exec: &str) -> Process {
-        let id = ProcessId { container: "c".into(), exec: exec.into() };
+        let id = ProcessId {
+            container: "c".into(),
+            exec: exec.into(),
+        };
         Process::new(id, Stdio::default(), None)
     }
 
@@ -188,8 +203,14 @@ mod tests {
         process.check_startable().unwrap();
         assert_eq!(process.check_deletable().unwrap(), None);
         process.started();
-        assert_eq!(process.check_startable().unwrap_err().code, ErrorCode::FailedPrecondition);
-        assert_eq!(process.check_deletable().unwrap_err().code, ErrorCode::FailedPrecondition);
+        assert_eq!(
+            process.check_startable().unwrap_err().code,
+            ErrorCode::FailedPrecondition
+        );
+        assert_eq!(
+            process.check_deletable().unwrap_err().code,
+            ErrorCode::FailedPrecondition
+        );
         assert!(process.exited(3));
         assert_eq!(process.check_deletable().unwrap().unwrap().status, 3);
         assert!(process.check_startable().is_err());
@@ -201,7 +222,10 @@ mod tests {
         assert!(process.exited(1));
         assert!(!process.exited(2));
         process.started();
-        assert!(matches!(process.phase(), Phase::Exited(Exit { status: 1, .. })));
+        assert!(matches!(
+            process.phase(),
+            Phase::Exited(Exit { status: 1, .. })
+        ));
     }
 
     #[tokio::test]
@@ -209,7 +233,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("in");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let stdio = Stdio { stdin: path.display().to_string(), ..Stdio::default() };
+        let stdio = Stdio {
+            stdin: path.display().to_string(),
+            ..Stdio::default()
+        };
         let process = process("x");
         process.release_stdin();
         let (_streams, holder) = crate::io::open(&stdio).await.unwrap();

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine, Ready, Target, limit};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes,
+};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -50,7 +52,11 @@ impl HostPort {
     /// A service that dials only what `allow` holds and sends what it learns to `notices`.
     #[must_use]
     pub fn new(allow: &[Target], notices: mpsc::Sender<Notice>) -> Self {
-        Self { allow: allow.into(), slots: Arc::new(Semaphore::new(MAX_RELAYS)), notices }
+        Self {
+            allow: allow.into(),
+            slots: Arc::new(Semaphore::new(MAX_RELAYS)),
+            notices,
+        }
     }
 
     /// Serves one connection until it ends. What goes wrong ends that connection only.
@@ -74,7 +80,10 @@ impl HostPort {
     async fn follow<S: AsyncRead + Unpin>(&self, mut stream: S, ready: Ready) {
         self.tell(Notice::Ready(ready)).await;
         while let Ok(line) = read_line(&mut stream).await {
-            match std::str::from_utf8(&line).ok().and_then(|line| Event::from_line(line).ok()) {
+            match std::str::from_utf8(&line)
+                .ok()
+                .and_then(|line| Event::from_line(line).ok())
+            {
                 Some(event) => self.tell(Notice::Event(event)).await,
                 None => warn!("the agent sent an unknown event"),
             }
@@ -99,12 +108,17 @@ impl HostPort {
                 DialAnswer::Err(*code, cause.clone())
             }
         };
-        if stream.write_all(format!("{answer}\n").as_bytes()).await.is_err() {
+        if stream
+            .write_all(format!("{answer}\n").as_bytes())
+            .await
+            .is_err()
+        {
             return;
         }
         match connected {
             Ok((mut peer, _slot)) => {
-                let carried = copy_bidirectional_with_sizes(&mut stream, &mut peer, BUFFER, BUFFER).await;
+                let carried =
+                    copy_bidirectional_with_sizes(&mut stream, &mut peer, BUFFER, BUFFER).await;
                 debug!(%target, ?carried, "relay ended");
             }
             Err(_) => {
@@ -122,16 +136,26 @@ impl HostPort {
             return Err((ErrorCode::HostNotAllowed, cause));
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
-            (ErrorCode::ResourceExhausted, format!("{MAX_RELAYS} connections are relayed already"))
+            (
+                ErrorCode::ResourceExhausted,
+                format!("{MAX_RELAYS} connections are relayed already"),
+            )
         })?;
-        let dialled = timeout(CONNECT_TIMEOUT, TcpStream::connect((target.host(), target.port()))).await;
+        let dialled = timeout(
+            CONNECT_TIMEOUT,
+            TcpStream::connect((target.host(), target.port())),
+        )
+        .await;
         match dialled {
             Ok(Ok(peer)) => {
                 // Small requests of a handshake must not wait for more.
                 let _ = peer.set_nodelay(true);
                 Ok((peer, slot))
             }
-            Ok(Err(error)) => Err((ErrorCode::RegistryUnreachable, format!("connect to {target}: {error}"))),
+            Ok(Err(error)) => Err((
+                ErrorCode::RegistryUnreachable,
+                format!("connect to {target}: {error}"),
+            )),
             Err(_) => {
                 let cause = format!("{target} did not answer in {} s", CONNECT_TIMEOUT.as_secs());
                 Err((ErrorCode::DeadlineExceeded, cause))
@@ -150,7 +174,10 @@ async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Vec<u8>> 
             return Ok(line);
         }
         if line.len() >= limit::MAX_HOST_LINE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "line is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "line is too long",
+            ));
         }
     }
 }
@@ -182,7 +209,8 @@ mod tests {
             stream.write_all(b"world").await.unwrap();
             word
         });
-        let (answer, mut guest) = answer_to(&format!("DIAL {target}\n"), std::slice::from_ref(&target)).await;
+        let (answer, mut guest) =
+            answer_to(&format!("DIAL {target}\n"), std::slice::from_ref(&target)).await;
         assert_eq!(answer, "OK\n");
         guest.write_all(b"hello").await.unwrap();
         let mut word = [0; 5];
@@ -212,7 +240,11 @@ mod tests {
         let (notices, mut told) = mpsc::channel(8);
         let (mut guest, host) = duplex(4096);
         tokio::spawn(HostPort::new(&[], notices).serve(host));
-        let ready = Ready { version: "1".into(), kernel_ms: 2, agent_ms: 3 };
+        let ready = Ready {
+            version: "1".into(),
+            kernel_ms: 2,
+            agent_ms: 3,
+        };
         let line = format!("{}\n", HostLine::Ready(ready.clone()));
         guest.write_all(line.as_bytes()).await.unwrap();
         assert_eq!(told.recv().await, Some(Notice::Ready(ready)));

@@ -54,7 +54,9 @@ pub enum RootfsError {
     #[error("volume type {0:?} is not supported: use {GUEST_PULL}")]
     VolumeType(String),
     /// Nothing names the image.
-    #[error("no image to pull: neither the volume nor the annotation io.kubernetes.cri.image-name names one")]
+    #[error(
+        "no image to pull: neither the volume nor the annotation io.kubernetes.cri.image-name names one"
+    )]
     NoImage,
     /// A confidential guest cannot take the host's files.
     #[error(
@@ -63,7 +65,9 @@ pub enum RootfsError {
     )]
     Confidential,
     /// A confidential guest cannot take the host's files.
-    #[error("mount of {source_path} at {destination}: files of the host cannot go into a confidential guest: remove it")]
+    #[error(
+        "mount of {source_path} at {destination}: files of the host cannot go into a confidential guest: remove it"
+    )]
     ConfidentialBind {
         /// The path on the host.
         source_path: String,
@@ -71,7 +75,9 @@ pub enum RootfsError {
         destination: String,
     },
     /// The guest shares nothing.
-    #[error("the host's files are needed and shared_fs is \"none\": set it to \"virtio-fs\" in [hypervisor.qemu]")]
+    #[error(
+        "the host's files are needed and shared_fs is \"none\": set it to \"virtio-fs\" in [hypervisor.qemu]"
+    )]
     NotShared,
     /// There is no root file system at all.
     #[error("the task has neither mounts nor a root.path")]
@@ -106,7 +112,10 @@ pub fn choose(
     annotations: &BTreeMap<String, String>,
     mounts: &[Mount],
 ) -> Result<Source, RootfsError> {
-    let volume = mounts.iter().flat_map(|mount| &mount.options).find_map(|option| option.strip_prefix(VOLUME_OPTION));
+    let volume = mounts
+        .iter()
+        .flat_map(|mount| &mount.options)
+        .find_map(|option| option.strip_prefix(VOLUME_OPTION));
     let volume = volume.map(Volume::parse).transpose()?;
     if volume.is_none() && !config.force_guest_pull {
         return match config.tee.is_confidential() {
@@ -119,10 +128,16 @@ pub fn choose(
         Role::Sandbox => PAUSE.to_owned(),
         Role::Single | Role::Member { .. } => {
             let named = Some(volume.source.as_str()).filter(|source| !source.is_empty());
-            named.or_else(|| group::image(annotations)).ok_or(RootfsError::NoImage)?.to_owned()
+            named
+                .or_else(|| group::image(annotations))
+                .ok_or(RootfsError::NoImage)?
+                .to_owned()
         }
     };
-    Ok(Source::GuestPull { image, metadata: volume.image_pull.unwrap_or_default().metadata })
+    Ok(Source::GuestPull {
+        image,
+        metadata: volume.image_pull.unwrap_or_default().metadata,
+    })
 }
 
 /// Where the guest has a container's root file system.
@@ -136,7 +151,11 @@ pub fn guest_path(source: &Source, container: &str) -> String {
 
 /// The agent's work order for an image that it pulls.
 #[must_use]
-pub fn guest_pull_storage(image: &str, metadata: &BTreeMap<String, String>, container: &str) -> Storage {
+pub fn guest_pull_storage(
+    image: &str,
+    metadata: &BTreeMap<String, String>,
+    container: &str,
+) -> Storage {
     let volume = serde_json::json!({ "metadata": metadata });
     Storage {
         driver: GUEST_PULL.to_owned(),
@@ -164,13 +183,19 @@ pub fn shared_storage() -> Storage {
 ///
 /// # Errors
 /// [`RootfsError`] names the first mount, or the setting.
-pub fn check_binds(config: &Config, binds: &[HostBind], destination: impl Fn(&HostBind) -> String) -> Result<(), RootfsError> {
+pub fn check_binds(
+    config: &Config,
+    binds: &[HostBind],
+    destination: impl Fn(&HostBind) -> String,
+) -> Result<(), RootfsError> {
     match binds.first() {
         Some(bind) if config.tee.is_confidential() => Err(RootfsError::ConfidentialBind {
             source_path: bind.source.clone(),
             destination: destination(bind),
         }),
-        Some(_) if config.vm.shared_fs == crate::config::SharedFs::None => Err(RootfsError::NotShared),
+        Some(_) if config.vm.shared_fs == crate::config::SharedFs::None => {
+            Err(RootfsError::NotShared)
+        }
         _ => Ok(()),
     }
 }
@@ -190,14 +215,22 @@ impl Shared {
     pub fn new(directory: &StateDir, container: &str) -> Result<Self, RootfsError> {
         let directory = directory.shared().join(container);
         make_directory(&directory)?;
-        Ok(Self { directory, mounted: Vec::new() })
+        Ok(Self {
+            directory,
+            mounted: Vec::new(),
+        })
     }
 
     /// Mounts the root file system: containerd's mounts, or else the bundle's directory.
     ///
     /// # Errors
     /// [`RootfsError::Mount`] names the mount.
-    pub fn mount_rootfs(&mut self, mounts: &[Mount], bundle: &Path, root: &str) -> Result<(), RootfsError> {
+    pub fn mount_rootfs(
+        &mut self,
+        mounts: &[Mount],
+        bundle: &Path,
+        root: &str,
+    ) -> Result<(), RootfsError> {
         let target = self.directory.join("rootfs");
         make_directory(&target)?;
         if mounts.is_empty() {
@@ -232,17 +265,28 @@ impl Shared {
     pub fn share(&mut self, bind: &HostBind) -> Result<String, RootfsError> {
         let source = Path::new(&bind.source);
         let is_directory = std::fs::metadata(source)
-            .map_err(|source| RootfsError::Make { path: PathBuf::from(&bind.source), source })?
+            .map_err(|source| RootfsError::Make {
+                path: PathBuf::from(&bind.source),
+                source,
+            })?
             .is_dir();
         let name = format!("mount-{}", bind.index);
         let target = self.directory.join(&name);
         if is_directory {
             make_directory(&target)?;
         } else {
-            std::fs::File::create(&target).map_err(|source| RootfsError::Make { path: target.clone(), source })?;
+            std::fs::File::create(&target).map_err(|source| RootfsError::Make {
+                path: target.clone(),
+                source,
+            })?;
         }
         self.bind(source, target)?;
-        let container = self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let container = self
+            .directory
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         Ok(format!("{GUEST_SHARED}/{container}/{name}"))
     }
 
@@ -289,7 +333,10 @@ pub fn own_mount_namespace() -> std::io::Result<()> {
 }
 
 fn make_directory(path: &Path) -> Result<(), RootfsError> {
-    std::fs::create_dir_all(path).map_err(|source| RootfsError::Make { path: path.to_owned(), source })
+    std::fs::create_dir_all(path).map_err(|source| RootfsError::Make {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Removes a directory whose entries are empty files and empty directories.
@@ -325,11 +372,15 @@ struct ImagePull {
 impl Volume {
     fn parse(text: &str) -> Result<Self, RootfsError> {
         if text.len() > MAX_VOLUME {
-            return Err(RootfsError::Volume(format!("has more than {MAX_VOLUME} bytes")));
+            return Err(RootfsError::Volume(format!(
+                "has more than {MAX_VOLUME} bytes"
+            )));
         }
-        let json = STANDARD.decode(text).map_err(|error| RootfsError::Volume(format!("not base64: {error}")))?;
-        let volume: Self =
-            serde_json::from_slice(&json).map_err(|error| RootfsError::Volume(format!("not a volume: {error}")))?;
+        let json = STANDARD
+            .decode(text)
+            .map_err(|error| RootfsError::Volume(format!("not base64: {error}")))?;
+        let volume: Self = serde_json::from_slice(&json)
+            .map_err(|error| RootfsError::Volume(format!("not a volume: {error}")))?;
         match volume.volume_type.as_str() {
             GUEST_PULL => Ok(volume),
             other => Err(RootfsError::VolumeType(other.chars().take(64).collect())),
@@ -344,7 +395,11 @@ mod tests {
 
     fn volume(json: &str) -> Vec<Mount> {
         let option = format!("{VOLUME_OPTION}{}", STANDARD.encode(json));
-        vec![Mount { type_: "fuse.nydus-overlayfs".into(), options: vec![option], ..Default::default() }]
+        vec![Mount {
+            type_: "fuse.nydus-overlayfs".into(),
+            options: vec![option],
+            ..Default::default()
+        }]
     }
 
     fn none() -> BTreeMap<String, String> {
@@ -354,29 +409,51 @@ mod tests {
     #[test]
     fn a_plain_guest_takes_the_hosts_files_and_a_confidential_one_does_not() {
         let config = Config::default();
-        assert_eq!(choose(&config, &Role::Single, &none(), &[]).unwrap(), Source::Host);
-        let config = Config { tee: Tee::Sample, ..config };
-        assert!(matches!(choose(&config, &Role::Single, &none(), &[]), Err(RootfsError::Confidential)));
+        assert_eq!(
+            choose(&config, &Role::Single, &none(), &[]).unwrap(),
+            Source::Host
+        );
+        let config = Config {
+            tee: Tee::Sample,
+            ..config
+        };
+        assert!(matches!(
+            choose(&config, &Role::Single, &none(), &[]),
+            Err(RootfsError::Confidential)
+        ));
     }
 
     #[test]
     fn a_volume_names_the_image_or_the_annotation_does() {
         let config = Config::default();
-        let mounts = volume(r#"{"volume_type":"image_guest_pull","source":"r/a:1","image_pull":{"metadata":{"k":"v"}}}"#);
-        let Source::GuestPull { image, metadata } = choose(&config, &Role::Single, &none(), &mounts).unwrap() else {
+        let mounts = volume(
+            r#"{"volume_type":"image_guest_pull","source":"r/a:1","image_pull":{"metadata":{"k":"v"}}}"#,
+        );
+        let Source::GuestPull { image, metadata } =
+            choose(&config, &Role::Single, &none(), &mounts).unwrap()
+        else {
             panic!()
         };
         assert_eq!((image.as_str(), metadata["k"].as_str()), ("r/a:1", "v"));
         let mounts = volume(r#"{"volume_type":"image_guest_pull"}"#);
-        let named = BTreeMap::from([("io.kubernetes.cri.image-name".to_owned(), "r/b:2".to_owned())]);
+        let named = BTreeMap::from([(
+            "io.kubernetes.cri.image-name".to_owned(),
+            "r/b:2".to_owned(),
+        )]);
         let source = choose(&config, &Role::Single, &named, &mounts).unwrap();
         assert!(matches!(source, Source::GuestPull { image, .. } if image == "r/b:2"));
-        assert!(matches!(choose(&config, &Role::Single, &none(), &mounts), Err(RootfsError::NoImage)));
+        assert!(matches!(
+            choose(&config, &Role::Single, &none(), &mounts),
+            Err(RootfsError::NoImage)
+        ));
     }
 
     #[test]
     fn a_sandbox_needs_no_image() {
-        let config = Config { force_guest_pull: true, ..Config::default() };
+        let config = Config {
+            force_guest_pull: true,
+            ..Config::default()
+        };
         let source = choose(&config, &Role::Sandbox, &none(), &[]).unwrap();
         assert!(matches!(source, Source::GuestPull { image, .. } if image == PAUSE));
     }
@@ -384,7 +461,10 @@ mod tests {
     #[test]
     fn other_volumes_are_refused_by_name() {
         let config = Config::default();
-        for (json, named) in [(r#"{"volume_type":"direct_block"}"#, "direct_block"), ("nonsense", "not a volume")] {
+        for (json, named) in [
+            (r#"{"volume_type":"direct_block"}"#, "direct_block"),
+            ("nonsense", "not a volume"),
+        ] {
             let error = choose(&config, &Role::Single, &none(), &volume(json)).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");
         }
@@ -392,8 +472,14 @@ mod tests {
 
     #[test]
     fn host_binds_are_refused_in_a_confidential_guest() {
-        let config = Config { tee: Tee::Sample, ..Config::default() };
-        let binds = [HostBind { index: 0, source: "/h".into() }];
+        let config = Config {
+            tee: Tee::Sample,
+            ..Config::default()
+        };
+        let binds = [HostBind {
+            index: 0,
+            source: "/h".into(),
+        }];
         let error = check_binds(&config, &binds, |_| "/etc/hosts".into()).unwrap_err();
         assert!(error.to_string().contains("/etc/hosts"), "{error}");
         check_binds(&Config::default(), &binds, |_| String::new()).unwrap();

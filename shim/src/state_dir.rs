@@ -52,7 +52,9 @@ impl Process {
     /// Kills it, if it still is the same process. The descriptor is opened before the start time
     /// is compared, so that no other process can be hit.
     pub fn kill(self) {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return };
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return;
+        };
         if let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty())
             && self.is_alive()
         {
@@ -72,14 +74,16 @@ impl StateDir {
     /// # Errors
     /// `InvalidInput` where one of them is not a plain name.
     pub fn of(namespace: &str, sandbox: &str) -> io::Result<Self> {
-        let root = std::env::var_os(ROOT_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from);
+        let root = std::env::var_os(ROOT_VARIABLE)
+            .map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from);
         Self::under(&root, namespace, sandbox)
     }
 
     fn under(root: &Path, namespace: &str, sandbox: &str) -> io::Result<Self> {
         for name in [namespace, sandbox] {
             if !is_plain_name(name) {
-                let text = format!("{name:?} is not a name: use A-Z a-z 0-9 . _ -, at most 128 of them");
+                let text =
+                    format!("{name:?} is not a name: use A-Z a-z 0-9 . _ -, at most 128 of them");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
         }
@@ -108,7 +112,10 @@ impl StateDir {
     /// # Errors
     /// As `mkdir` fails.
     pub fn create(&self) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)
     }
 
     /// Notes a process that belongs to the sandbox.
@@ -116,7 +123,9 @@ impl StateDir {
     /// # Errors
     /// As the write fails.
     pub fn record(&self, role: &str, pid: u32) -> io::Result<()> {
-        let Some(process) = Process::of(pid) else { return Ok(()) };
+        let Some(process) = Process::of(pid) else {
+            return Ok(());
+        };
         let text = serde_json::to_string(&process)?;
         write_whole(&self.0.join(format!("{role}.pid")), text.as_bytes())
     }
@@ -140,7 +149,9 @@ impl StateDir {
     /// not: a shim that is killed between a fork and its note leaves one that is in no pid file.
     #[must_use]
     pub fn owned_processes(&self) -> Vec<Process> {
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
         entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter(|pid| *pid != std::process::id() && self.owns(*pid))
@@ -152,9 +163,17 @@ impl StateDir {
         if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.0) {
             return true;
         }
-        let expected = [OWNER_VARIABLE.as_bytes(), b"=", self.0.as_os_str().as_encoded_bytes()].concat();
-        fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == expected))
+        let expected = [
+            OWNER_VARIABLE.as_bytes(),
+            b"=",
+            self.0.as_os_str().as_encoded_bytes(),
+        ]
+        .concat();
+        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+            environ
+                .split(|byte| *byte == 0)
+                .any(|entry| entry == expected)
+        })
     }
 
     /// Removes the directory with all that is in it, and the namespace's if it is the last. Mounts
@@ -182,7 +201,9 @@ pub fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= agent_api::limit::MAX_ID
         && !name.bytes().all(|byte| byte == b'.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 /// Detaches every mount at or below `directory`, innermost first.
@@ -206,12 +227,21 @@ fn detach_mounts_under(directory: &Path) -> io::Result<()> {
 
 /// Undoes the octal escapes of proc(5) for blanks and backslashes.
 fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+    field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     io::Write::write_all(&mut file, bytes)?;
     fs::rename(&new, path)
 }
@@ -227,7 +257,10 @@ mod tests {
         }
         assert!(is_plain_name("k8s.io"));
         assert!(StateDir::under(Path::new("/r"), "ns", "..").is_err());
-        assert_eq!(StateDir::under(Path::new("/r"), "ns", "a").unwrap().path(), Path::new("/r/ns/a"));
+        assert_eq!(
+            StateDir::under(Path::new("/r"), "ns", "a").unwrap().path(),
+            Path::new("/r/ns/a")
+        );
     }
 
     #[test]
@@ -235,7 +268,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::under(root.path(), "ns", "pod").unwrap();
         dir.create().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("60").current_dir(dir.path()).spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .current_dir(dir.path())
+            .spawn()
+            .unwrap();
         dir.record("vmm", child.id()).unwrap();
         let process = dir.recorded("vmm").unwrap();
         assert!(process.is_alive());
@@ -247,8 +284,14 @@ mod tests {
 
     #[test]
     fn another_process_of_the_same_number_is_not_killed() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let other = Process { start_time: 1, ..Process::of(child.id()).unwrap() };
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let other = Process {
+            start_time: 1,
+            ..Process::of(child.id()).unwrap()
+        };
         other.kill();
         assert!(child.try_wait().unwrap().is_none());
         child.kill().unwrap();

@@ -29,7 +29,7 @@ impl CgroupMode {
     #[must_use]
     pub fn of_host() -> Self {
         match rustix::fs::statfs(CGROUPS) {
-            Ok(stat) if i64::from(stat.f_type) == CGROUP2_MAGIC => Self::V2,
+            Ok(stat) if stat.f_type == CGROUP2_MAGIC => Self::V2,
             _ => Self::V1,
         }
     }
@@ -98,7 +98,13 @@ fn cpu_v1(cpu: &api::CpuStats) -> v1::CPUStat {
 
 fn memory_v1(memory: &api::MemoryStats) -> v1::MemoryStat {
     // The guest has cgroup v2 names; v1 readers look for these.
-    let stat = |names: &[&str]| names.iter().find_map(|name| memory.stats.get(*name)).copied().unwrap_or_default();
+    let stat = |names: &[&str]| {
+        names
+            .iter()
+            .find_map(|name| memory.stats.get(*name))
+            .copied()
+            .unwrap_or_default()
+    };
     let entry = |data: &api::MemoryData| {
         MessageField::some(v1::MemoryEntry {
             limit: data.limit,
@@ -108,7 +114,10 @@ fn memory_v1(memory: &api::MemoryStats) -> v1::MemoryStat {
             ..Default::default()
         })
     };
-    let (rss, mapped) = (stat(&["rss", "anon"]), stat(&["mapped_file", "file_mapped"]));
+    let (rss, mapped) = (
+        stat(&["rss", "anon"]),
+        stat(&["mapped_file", "file_mapped"]),
+    );
     let (inactive, active) = (stat(&["inactive_file"]), stat(&["active_file"]));
     v1::MemoryStat {
         cache: memory.cache,
@@ -172,7 +181,10 @@ fn metrics_v2(stats: &StatsContainerResponse) -> v2::Metrics {
             ..Default::default()
         }),
         memory: MessageField::some(memory_v2(&cgroup.memory_stats)),
-        io: MessageField::some(v2::IOStat { usage: io_v2(&cgroup.blkio_stats), ..Default::default() }),
+        io: MessageField::some(v2::IOStat {
+            usage: io_v2(&cgroup.blkio_stats),
+            ..Default::default()
+        }),
         network: stats
             .network_stats
             .iter()
@@ -226,13 +238,23 @@ fn memory_v2(memory: &api::MemoryStats) -> v2::MemoryStat {
 /// Bytes and operations of each device, which the guest sends as separate entries.
 fn io_v2(blkio: &api::BlkioStats) -> Vec<v2::IOEntry> {
     let mut devices = std::collections::BTreeMap::<(u64, u64), v2::IOEntry>::new();
-    let all = blkio.io_service_bytes_recursive.iter().map(|entry| (entry, true));
-    for (entry, is_bytes) in all.chain(blkio.io_serviced_recursive.iter().map(|entry| (entry, false))) {
-        let device = devices.entry((entry.major, entry.minor)).or_insert_with(|| v2::IOEntry {
-            major: entry.major,
-            minor: entry.minor,
-            ..Default::default()
-        });
+    let all = blkio
+        .io_service_bytes_recursive
+        .iter()
+        .map(|entry| (entry, true));
+    for (entry, is_bytes) in all.chain(
+        blkio
+            .io_serviced_recursive
+            .iter()
+            .map(|entry| (entry, false)),
+    ) {
+        let device = devices
+            .entry((entry.major, entry.minor))
+            .or_insert_with(|| v2::IOEntry {
+                major: entry.major,
+                minor: entry.minor,
+                ..Default::default()
+            });
         match (entry.op.to_ascii_lowercase().as_str(), is_bytes) {
             ("read", true) => device.rbytes = entry.value,
             ("write", true) => device.wbytes = entry.value,
@@ -252,11 +274,34 @@ mod tests {
     fn stats() -> StatsContainerResponse {
         let mut stats = StatsContainerResponse::new();
         let cgroup = stats.cgroup_stats.mut_or_insert_default();
-        cgroup.cpu_stats.mut_or_insert_default().cpu_usage.mut_or_insert_default().total_usage = 5_000_000;
-        cgroup.memory_stats.mut_or_insert_default().usage.mut_or_insert_default().usage = 77;
-        cgroup.memory_stats.mut_or_insert_default().stats.insert("anon".into(), 9);
-        let read = api::BlkioStatsEntry { major: 8, op: "Read".into(), value: 3, ..Default::default() };
-        cgroup.blkio_stats.mut_or_insert_default().io_service_bytes_recursive.push(read);
+        cgroup
+            .cpu_stats
+            .mut_or_insert_default()
+            .cpu_usage
+            .mut_or_insert_default()
+            .total_usage = 5_000_000;
+        cgroup
+            .memory_stats
+            .mut_or_insert_default()
+            .usage
+            .mut_or_insert_default()
+            .usage = 77;
+        cgroup
+            .memory_stats
+            .mut_or_insert_default()
+            .stats
+            .insert("anon".into(), 9);
+        let read = api::BlkioStatsEntry {
+            major: 8,
+            op: "Read".into(),
+            value: 3,
+            ..Default::default()
+        };
+        cgroup
+            .blkio_stats
+            .mut_or_insert_default()
+            .io_service_bytes_recursive
+            .push(read);
         stats
     }
 

@@ -11,7 +11,9 @@ use crate::state_dir::StateDir;
 /// The file in the state directory.
 const FILE: &str = "timeline.json";
 /// The phases of a pod's start, in order.
-const ORDER: [&str; 7] = ["vmm", "kernel", "agent", "attest", "pull", "create", "start"];
+const ORDER: [&str; 7] = [
+    "vmm", "kernel", "agent", "attest", "pull", "create", "start",
+];
 /// More entries than any pod has: the guest chooses how many events it sends.
 const MAX_ENTRIES: usize = 512;
 
@@ -38,13 +40,21 @@ impl Timeline {
     /// An empty timeline.
     #[must_use]
     pub fn new(sandbox: &str, directory: StateDir) -> Self {
-        Self { sandbox: sandbox.to_owned(), directory, entries: watch::Sender::new(Vec::new()) }
+        Self {
+            sandbox: sandbox.to_owned(),
+            directory,
+            entries: watch::Sender::new(Vec::new()),
+        }
     }
 
     /// Notes a phase.
     pub fn note(&self, phase: &'static str, took: Duration, container: Option<&str>) {
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let entry = Entry { phase, ms, container: container.map(str::to_owned) };
+        let entry = Entry {
+            phase,
+            ms,
+            container: container.map(str::to_owned),
+        };
         self.entries.send_modify(|entries| {
             if entries.len() < MAX_ENTRIES {
                 entries.push(entry);
@@ -67,7 +77,11 @@ impl Timeline {
             agent_api::Phase::Pull => "pull",
             agent_api::Phase::Create | agent_api::Phase::Start => return,
         };
-        self.note(phase, Duration::from_millis(event.ms), event.container.as_deref());
+        self.note(
+            phase,
+            Duration::from_millis(event.ms),
+            event.container.as_deref(),
+        );
     }
 
     /// The line for one container: the pod's phases and its own, in milliseconds.
@@ -76,8 +90,12 @@ impl Timeline {
         let entries = self.entries.borrow();
         let mut line = format!("phases sandbox={} container={container}", self.sandbox);
         for phase in ORDER {
-            let of_this = |entry: &&Entry| entry.container.as_deref().is_none_or(|id| id == container);
-            let entry = entries.iter().filter(|entry| entry.phase == phase).find(of_this);
+            let of_this =
+                |entry: &&Entry| entry.container.as_deref().is_none_or(|id| id == container);
+            let entry = entries
+                .iter()
+                .filter(|entry| entry.phase == phase)
+                .find(of_this);
             if let Some(entry) = entry {
                 line.push_str(&format!(" {phase}={}", alone(entry, &entries)));
             }
@@ -92,8 +110,14 @@ impl Timeline {
             phases: Vec<Entry>,
         }
         let entries = self.entries.borrow();
-        let phases = entries.iter().map(|entry| Entry { ms: alone(entry, &entries), ..entry.clone() });
-        let file = File { sandbox: &self.sandbox, phases: phases.collect() };
+        let phases = entries.iter().map(|entry| Entry {
+            ms: alone(entry, &entries),
+            ..entry.clone()
+        });
+        let file = File {
+            sandbox: &self.sandbox,
+            phases: phases.collect(),
+        };
         // A measurement that cannot be written down is no reason to fail a pod.
         if let Ok(text) = serde_json::to_vec_pretty(&file) {
             let _ = self.directory.write(FILE, &text);
@@ -124,6 +148,9 @@ mod tests {
         timeline.note("create", Duration::from_millis(6), Some("b"));
         timeline.note("vmm", Duration::from_millis(7), None);
         timeline.note("pull", Duration::from_millis(4), Some("b"));
-        assert_eq!(timeline.line("b"), "phases sandbox=pod container=b vmm=7 pull=4 create=2");
+        assert_eq!(
+            timeline.line("b"),
+            "phases sandbox=pod container=b vmm=7 pull=4 create=2"
+        );
     }
 }

@@ -19,8 +19,12 @@ use crate::state_dir::{OWNER_VARIABLE, StateDir};
 /// The tag by which the guest mounts the directory; Kata's name.
 pub const TAG: &str = "kataShared";
 /// Where distributions put the daemon.
-const PLACES: &[&str] =
-    &["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd", "/usr/bin/virtiofsd"];
+const PLACES: &[&str] = &[
+    "/usr/libexec/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",
+    "/usr/libexec/qemu/virtiofsd",
+    "/usr/bin/virtiofsd",
+];
 /// How long it may take to listen. It takes some 10 ms.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look for its socket.
@@ -70,7 +74,11 @@ impl Virtiofsd {
     pub async fn start(vm: &Vm, directory: &StateDir) -> Result<Self, StartError> {
         let program = match &vm.virtio_fs_daemon {
             Some(path) => path.clone(),
-            None => PLACES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or(StartError::Missing)?,
+            None => PLACES
+                .iter()
+                .map(PathBuf::from)
+                .find(|path| path.exists())
+                .ok_or(StartError::Missing)?,
         };
         let socket = directory.path().join("virtiofs.sock");
         // Its parent directory is the sandbox's own; a left-over socket would be taken for a live one.
@@ -86,13 +94,18 @@ impl Virtiofsd {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|source| StartError::Spawn { program: program.clone(), source })?;
+            .map_err(|source| StartError::Spawn {
+                program: program.clone(),
+                source,
+            })?;
         let mut daemon = Self { child, socket };
         if let Some(pid) = daemon.child.id() {
             // The owner variable finds it too, should this fail.
             let _ = directory.record("virtiofsd", pid);
         }
-        tokio::time::timeout(LISTEN_TIMEOUT, daemon.listening()).await.map_err(|_| StartError::Silent)??;
+        tokio::time::timeout(LISTEN_TIMEOUT, daemon.listening())
+            .await
+            .map_err(|_| StartError::Silent)??;
         daemon.drain_stderr();
         Ok(daemon)
     }
@@ -101,6 +114,12 @@ impl Virtiofsd {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Waits for its end. Can be dropped and called again.
+    pub async fn ended(&mut self) {
+        // An error means that it cannot be waited for, and so is gone.
+        let _ = self.child.wait().await;
     }
 
     /// Kills it and waits for its end.
@@ -116,7 +135,9 @@ impl Virtiofsd {
                 if let Some(pipe) = self.child.stderr.take() {
                     let _ = pipe.take(MAX_STDERR).read_to_end(&mut stderr).await;
                 }
-                return Err(StartError::Ended { stderr: String::from_utf8_lossy(&stderr).trim().to_owned() });
+                return Err(StartError::Ended {
+                    stderr: String::from_utf8_lossy(&stderr).trim().to_owned(),
+                });
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -125,7 +146,9 @@ impl Virtiofsd {
 
     /// Its messages go to the debug log; a full pipe would stop it.
     fn drain_stderr(&mut self) {
-        let Some(mut pipe) = self.child.stderr.take() else { return };
+        let Some(mut pipe) = self.child.stderr.take() else {
+            return;
+        };
         tokio::spawn(async move {
             let mut buffer = [0; 1024];
             while let Ok(count @ 1..) = pipe.read(&mut buffer).await {

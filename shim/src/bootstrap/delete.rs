@@ -24,14 +24,19 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// was killed.
 pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
     // A bundle that is half gone still names a container, which then is its own sandbox's.
-    let role = match bundle(flags).ok().and_then(|bundle| spec::read(&bundle).ok()) {
+    let role = match bundle(flags)
+        .ok()
+        .and_then(|bundle| spec::read(&bundle).ok())
+    {
         Some(spec) => group::role(&spec.annotations).unwrap_or(Role::Single),
         None => Role::Single,
     };
     let sandbox = role.sandbox_of(&flags.id);
     let directory =
         StateDir::of(&flags.namespace, sandbox).map_err(step("name the state directory"))?;
-    let serves = directory.recorded("shim").is_some_and(|shim| shim.is_alive());
+    let serves = directory
+        .recorded("shim")
+        .is_some_and(|shim| shim.is_alive());
     // A container of a pod whose server lives is that server's to clean up.
     if role.owns_vm() || !serves {
         clean(&directory);
@@ -42,7 +47,9 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
             }
             _ => {}
         }
-        directory.remove().map_err(step("remove the state directory"))?;
+        directory
+            .remove()
+            .map_err(step("remove the state directory"))?;
     }
     let response = DeleteResponse {
         exit_status: KILLED,
@@ -50,14 +57,19 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
         ..Default::default()
     };
     let bytes = response.write_to_bytes().unwrap_or_default();
-    std::io::stdout().write_all(&bytes).map_err(step("write the answer"))
+    std::io::stdout()
+        .write_all(&bytes)
+        .map_err(step("write the answer"))
 }
 
 /// Kills every process that belongs to a sandbox, the server first, so that it starts no other.
 pub(super) fn clean(directory: &StateDir) {
     let own = std::process::id();
     for role in ["shim", "vmm", "virtiofsd"] {
-        if let Some(process) = directory.recorded(role).filter(|process| process.pid != own) {
+        if let Some(process) = directory
+            .recorded(role)
+            .filter(|process| process.pid != own)
+        {
             process.kill();
         }
     }

@@ -107,7 +107,10 @@ fn info() -> Result<(), BootstrapError> {
 fn check(flags: &Flags) -> Result<(), BootstrapError> {
     for (flag, value) in [("id", &flags.id), ("namespace", &flags.namespace)] {
         if !crate::state_dir::is_plain_name(value) {
-            return Err(BootstrapError::Flag { flag, cause: format!("{value:?} is not a name") });
+            return Err(BootstrapError::Flag {
+                flag,
+                cause: format!("{value:?} is not a name"),
+            });
         }
     }
     Ok(())
@@ -136,13 +139,18 @@ mod tests {
     #[test]
     fn the_socket_is_where_containerds_shims_have_it() {
         let path = socket_path("/run/containerd/containerd.sock", "default", "123");
-        let expected = "/run/containerd/s/0ddfbd72d02b3551e75f3a0ed90b9965b533401be618f43a568bc522764e0ad0";
+        let expected =
+            "/run/containerd/s/0ddfbd72d02b3551e75f3a0ed90b9965b533401be618f43a568bc522764e0ad0";
         assert_eq!(path, PathBuf::from(expected));
     }
 
     #[test]
     fn odd_names_are_refused() {
-        let flags = |id: &str| Flags { id: id.into(), namespace: "ns".into(), ..Flags::default() };
+        let flags = |id: &str| Flags {
+            id: id.into(),
+            namespace: "ns".into(),
+            ..Flags::default()
+        };
         assert!(check(&flags("a")).is_ok());
         assert!(check(&flags("../a")).is_err());
         assert!(check(&Flags::default()).is_err());

@@ -11,7 +11,6 @@ use containerd_shim_protos::shim_async::{Task, create_task};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
@@ -49,15 +48,23 @@ pub(super) fn serve(flags: &Flags) -> Result<(), BootstrapError> {
 
 fn prepare(flags: &Flags) -> Result<(tokio::runtime::Runtime, StateDir), BootstrapError> {
     if flags.socket.is_empty() {
-        return Err(BootstrapError::Flag { flag: "socket", cause: "is missing".to_owned() });
+        return Err(BootstrapError::Flag {
+            flag: "socket",
+            cause: "is missing".to_owned(),
+        });
     }
     log::start(&bundle(flags)?, flags.debug);
     rootfs::own_mount_namespace().map_err(step("make a mount namespace"))?;
-    let directory = StateDir::of(&flags.namespace, &flags.id).map_err(step("name the state directory"))?;
+    let directory =
+        StateDir::of(&flags.namespace, &flags.id).map_err(step("name the state directory"))?;
     // A server that died and was not deleted may have left things under this name.
     super::delete::clean(&directory);
-    directory.create().map_err(step("make the state directory"))?;
-    directory.record("shim", std::process::id()).map_err(step("record the shim's pid"))?;
+    directory
+        .create()
+        .map_err(step("make the state directory"))?;
+    directory
+        .record("shim", std::process::id())
+        .map_err(step("record the shim's pid"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(MAX_BLOCKING)
@@ -77,11 +84,12 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
             return Err(error);
         }
     };
-    let exit = CancellationToken::new();
-    let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
+    let address = std::env::var("TTRPC_ADDRESS")
+        .ok()
+        .filter(|address| !address.is_empty());
     let events = Publisher::new(address, &flags.namespace);
     let variable = std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from);
-    let tasks = Tasks::new(&flags.id, directory, events, exit.clone(), variable);
+    let tasks = Tasks::new(&flags.id, directory, events, variable);
 
     let service: Arc<dyn Task + Send + Sync> = Arc::new(Service(Arc::clone(&tasks)));
     let mut server = Server::new()
@@ -93,10 +101,14 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
         .await
         .map_err(|error| BootstrapError::Server(error.to_string()))?;
     say_listening()?;
-    info!(sandbox = flags.id, version = env!("CARGO_PKG_VERSION"), "the shim serves");
+    info!(
+        sandbox = flags.id,
+        version = env!("CARGO_PKG_VERSION"),
+        "the shim serves"
+    );
     tokio::spawn(outlive_signals());
 
-    exit.cancelled().await;
+    tasks.over().await;
     tasks.close().await;
     // The answer to the request that ended us is on its way.
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, server.shutdown()).await;
@@ -106,15 +118,31 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
     Ok(())
 }
 
-fn under_v2(service: Arc<dyn Task + Send + Sync>) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
+fn under_v2(
+    service: Arc<dyn Task + Send + Sync>,
+) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
     let named = create_task(service).into_iter();
-    named.map(|(name, service)| (if name == TASK_V3 { TASK_V2.to_owned() } else { name }, service)).collect()
+    named
+        .map(|(name, service)| {
+            (
+                if name == TASK_V3 {
+                    TASK_V2.to_owned()
+                } else {
+                    name
+                },
+                service,
+            )
+        })
+        .collect()
 }
 
 /// Binds the socket; whoever had it before is dead, or `start` would have found it.
 fn listen(socket: &Path) -> Result<UnixListener, BootstrapError> {
     if let Some(parent) = socket.parent() {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(parent);
         made.map_err(step("make the directory of the socket"))?;
     }
     if socket.exists() {
@@ -129,16 +157,24 @@ fn listen(socket: &Path) -> Result<UnixListener, BootstrapError> {
 /// Tells `start`, and lets go of the pipe by which it waits.
 fn say_listening() -> Result<(), BootstrapError> {
     let mut stdout = std::io::stdout();
-    stdout.write_all(LISTENING.as_bytes()).and_then(|()| stdout.flush()).map_err(step("tell that it listens"))?;
-    let null = std::fs::File::options().write(true).open("/dev/null").map_err(step("open /dev/null"))?;
+    stdout
+        .write_all(LISTENING.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(step("tell that it listens"))?;
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .map_err(step("open /dev/null"))?;
     rustix::stdio::dup2_stdout(&null).map_err(|error| step("let go of the output")(error.into()))
 }
 
 /// A pod ends when containerd asks for it: the signals of a service's stop or a terminal are not
 /// that.
 async fn outlive_signals() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return warn!("signals cannot be caught");
     };
     loop {

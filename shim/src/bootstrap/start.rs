@@ -12,8 +12,8 @@ use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 
 use super::{BootstrapError, bundle, socket_path, step};
-use crate::spec::group::{self, Role};
 use crate::spec;
+use crate::spec::group::{self, Role};
 
 /// What containerd pipes to a shim is at most this large.
 const MAX_INPUT: u64 = 10 * 1024 * 1024;
@@ -31,7 +31,9 @@ pub(super) fn start(flags: &Flags) -> Result<(), BootstrapError> {
     let bundle = bundle(flags)?;
     let params = bootstrap_params(flags)?;
     let containerd = match &params {
-        Some(params) if !params.containerd_grpc_address.is_empty() => &params.containerd_grpc_address,
+        Some(params) if !params.containerd_grpc_address.is_empty() => {
+            &params.containerd_grpc_address
+        }
         _ => &flags.address,
     };
     let spec = spec::read(&bundle).map_err(BootstrapError::Spec)?;
@@ -43,18 +45,26 @@ pub(super) fn start(flags: &Flags) -> Result<(), BootstrapError> {
     let pid = match (&role, answers) {
         (Role::Member { .. }, true) => None,
         (Role::Member { .. }, false) => {
-            return Err(BootstrapError::NoSandbox { sandbox: sandbox.to_owned(), address });
+            return Err(BootstrapError::NoSandbox {
+                sandbox: sandbox.to_owned(),
+                address,
+            });
         }
-        (Role::Single | Role::Sandbox, true) => return Err(BootstrapError::Running(sandbox.to_owned())),
+        (Role::Single | Role::Sandbox, true) => {
+            return Err(BootstrapError::Running(sandbox.to_owned()));
+        }
         (Role::Single | Role::Sandbox, false) => {
-            let events = params.as_ref().map(|params| params.containerd_ttrpc_address.as_str());
+            let events = params
+                .as_ref()
+                .map(|params| params.containerd_ttrpc_address.as_str());
             Some(spawn_server(flags, &bundle, &socket, events)?)
         }
     };
     // containerd finds the server again by this file after a restart.
     std::fs::write(bundle.join("address"), &address).map_err(step("write the address"))?;
     if let Some(pid) = pid {
-        std::fs::write(bundle.join("shim.pid"), pid.to_string()).map_err(step("write the pid file"))?;
+        std::fs::write(bundle.join("shim.pid"), pid.to_string())
+            .map_err(step("write the pid file"))?;
     }
     let reply = match params {
         None => address.into_bytes(),
@@ -68,7 +78,9 @@ pub(super) fn start(flags: &Flags) -> Result<(), BootstrapError> {
             result.write_to_bytes().unwrap_or_default()
         }
     };
-    std::io::stdout().write_all(&reply).map_err(step("write the answer"))
+    std::io::stdout()
+        .write_all(&reply)
+        .map_err(step("write the answer"))
 }
 
 /// What containerd 2.3 and later pipe in. Earlier ones pipe in the runtime's options, or nothing.
@@ -78,10 +90,15 @@ fn bootstrap_params(flags: &Flags) -> Result<Option<BootstrapParams>, BootstrapE
         return Ok(None);
     }
     let mut input = Vec::new();
-    stdin.lock().take(MAX_INPUT).read_to_end(&mut input).map_err(step("read the input"))?;
+    stdin
+        .lock()
+        .take(MAX_INPUT)
+        .read_to_end(&mut input)
+        .map_err(step("read the input"))?;
     let params = BootstrapParams::parse_from_bytes(&input).ok();
     // Options decode as this message too, with odd values.
-    Ok(params.filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace))
+    Ok(params
+        .filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace))
 }
 
 /// Starts the server and waits until it listens or says why it does not.
@@ -94,7 +111,14 @@ fn spawn_server(
     let program = std::env::current_exe().map_err(step("find the shim's own program"))?;
     let mut command = Command::new(program);
     command
-        .args(["-namespace", &flags.namespace, "-id", &flags.id, "-address", &flags.address])
+        .args([
+            "-namespace",
+            &flags.namespace,
+            "-id",
+            &flags.id,
+            "-address",
+            &flags.address,
+        ])
         .arg("-bundle")
         .arg(bundle)
         .arg("-socket")
@@ -117,13 +141,20 @@ fn spawn_server(
     let _ = containerd_shim::cgroup::adjust_oom_score(pid);
     let mut said = String::new();
     if let Some(stdout) = server.stdout.take() {
-        stdout.take(MAX_COMPLAINT).read_to_string(&mut said).map_err(step("listen to the server"))?;
+        stdout
+            .take(MAX_COMPLAINT)
+            .read_to_string(&mut said)
+            .map_err(step("listen to the server"))?;
     }
     if said == LISTENING {
         return Ok(pid);
     }
     let _ = server.kill();
     let _ = server.wait();
-    let text = if said.is_empty() { "it ended without a word".to_owned() } else { said.trim().to_owned() };
+    let text = if said.is_empty() {
+        "it ended without a word".to_owned()
+    } else {
+        said.trim().to_owned()
+    };
     Err(BootstrapError::Server(text))
 }

@@ -49,14 +49,22 @@ const TABLE: &[(&str, Apply)] = &[
 ///
 /// # Errors
 /// [`ConfigError`] names the first annotation that is not allowed, unknown or malformed.
-pub fn apply(mut config: Config, annotations: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+pub fn apply(
+    mut config: Config,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Config, ConfigError> {
     for (key, value) in annotations {
-        let Some(name) = key.strip_prefix(PREFIX) else { continue };
+        let Some(name) = key.strip_prefix(PREFIX) else {
+            continue;
+        };
         let Some((_, apply)) = TABLE.iter().find(|(known, _)| *known == name) else {
             return Err(unknown(key, name));
         };
         check_allowed(&config.enable_annotations, key, name)?;
-        let malformed = |cause| ConfigError::AnnotationValue { key: key.clone(), cause };
+        let malformed = |cause| ConfigError::AnnotationValue {
+            key: key.clone(),
+            cause,
+        };
         if value.len() > MAX_VALUE {
             return Err(malformed(format!("has more than {MAX_VALUE} bytes")));
         }
@@ -70,13 +78,19 @@ fn check_allowed(allowed: &[String], key: &str, name: &str) -> Result<(), Config
     if allowed.iter().any(|entry| entry == ".*" || entry == listed) {
         return Ok(());
     }
-    Err(ConfigError::AnnotationDenied { key: key.to_owned(), name: listed.to_owned() })
+    Err(ConfigError::AnnotationDenied {
+        key: key.to_owned(),
+        name: listed.to_owned(),
+    })
 }
 
 fn unknown(key: &str, name: &str) -> ConfigError {
     let names: Vec<&str> = TABLE.iter().map(|(name, _)| *name).collect();
     let suggestion = nearest(name, &names).map(|near| format!("{PREFIX}{near}"));
-    ConfigError::AnnotationUnknown { key: key.to_owned(), suggestion }
+    ConfigError::AnnotationUnknown {
+        key: key.to_owned(),
+        suggestion,
+    }
 }
 
 fn number(text: &str) -> Result<u32, String> {
@@ -88,7 +102,8 @@ fn number(text: &str) -> Result<u32, String> {
 }
 
 fn switch(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("{:?} is neither true nor false", shorten(text)))
+    text.parse()
+        .map_err(|_| format!("{:?} is neither true nor false", shorten(text)))
 }
 
 fn shorten(text: &str) -> String {
@@ -112,7 +127,10 @@ mod tests {
 
     #[test]
     fn an_allowed_annotation_takes_effect() {
-        assert_eq!(apply_one(&["default_vcpus"], VCPUS, "3").unwrap().vm.vcpus, 3);
+        assert_eq!(
+            apply_one(&["default_vcpus"], VCPUS, "3").unwrap().vm.vcpus,
+            3
+        );
         assert_eq!(apply_one(&[".*"], VCPUS, "3").unwrap().vm.vcpus, 3);
         assert_eq!(apply_one(&[], "unrelated", "3").unwrap(), Config::default());
     }
@@ -120,7 +138,10 @@ mod tests {
     #[test]
     fn one_that_is_not_allowed_is_refused_with_the_fix() {
         let error = apply_one(&["default_memory"], VCPUS, "3").unwrap_err();
-        assert!(error.contains("default_vcpus") && error.contains("enable_annotations"), "{error}");
+        assert!(
+            error.contains("default_vcpus") && error.contains("enable_annotations"),
+            "{error}"
+        );
         let key = "io.katacontainers.config.runtime.disable_guest_seccomp";
         assert!(apply_one(&["disable_guest_seccomp"], key, "true").is_err());
         assert!(apply_one(&["runtime.disable_guest_seccomp"], key, "true").is_ok());
@@ -129,7 +150,11 @@ mod tests {
     #[test]
     fn malformed_values_are_refused() {
         for value in ["", "0", "-1", "1.5", "many"] {
-            assert!(apply_one(&[".*"], VCPUS, value).unwrap_err().contains(VCPUS));
+            assert!(
+                apply_one(&[".*"], VCPUS, value)
+                    .unwrap_err()
+                    .contains(VCPUS)
+            );
         }
         let params = "io.katacontainers.config.hypervisor.kernel_params";
         assert!(apply_one(&[".*"], params, "cloister.tee=none").is_err());
@@ -137,7 +162,15 @@ mod tests {
 
     #[test]
     fn unknown_ones_are_refused_with_a_suggestion() {
-        let error = apply_one(&[".*"], "io.katacontainers.config.hypervisor.default_vcpu", "1").unwrap_err();
-        assert!(error.contains("did you mean io.katacontainers.config.hypervisor.default_vcpus?"), "{error}");
+        let error = apply_one(
+            &[".*"],
+            "io.katacontainers.config.hypervisor.default_vcpu",
+            "1",
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("did you mean io.katacontainers.config.hypervisor.default_vcpus?"),
+            "{error}"
+        );
     }
 }

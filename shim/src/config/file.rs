@@ -28,15 +28,19 @@ const FORCE_GUEST_PULL: &str = "force_guest_pull";
 /// # Errors
 /// [`ConfigError`] names the file, the key and what is wrong with it.
 pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-    let Some(path) = path else { return Ok(Config::default()) };
+    let Some(path) = path else {
+        return Ok(Config::default());
+    };
     let mut table = read_table(path)?;
     for drop_in in drop_ins(path)? {
         merge(&mut table, read_table(&drop_in)?);
     }
     key::strip_unsupported(&mut table);
     let text = table.to_string();
-    let file: FileRoot = toml::from_str(&text)
-        .map_err(|cause| ConfigError::Syntax { path: path.to_owned(), cause: cause.to_string() })?;
+    let file: FileRoot = toml::from_str(&text).map_err(|cause| ConfigError::Syntax {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    })?;
     file.check(path)
 }
 
@@ -118,30 +122,60 @@ impl FileRoot {
             key: key.to_owned(),
             cause,
         };
-        self.runtime.check_names().map_err(|(key, cause)| refuse(key, cause))?;
+        self.runtime
+            .check_names()
+            .map_err(|(key, cause)| refuse(key, cause))?;
         let mut config = Config::default();
-        self.hypervisor.qemu.apply(&mut config).map_err(|(key, cause)| refuse(key, cause))?;
-        let millis = self.agent.kata.reconnect_timeout_ms.map(Duration::from_millis);
+        self.hypervisor
+            .qemu
+            .apply(&mut config)
+            .map_err(|(key, cause)| refuse(key, cause))?;
+        let millis = self
+            .agent
+            .kata
+            .reconnect_timeout_ms
+            .map(Duration::from_millis);
         config.boot_timeout = millis.unwrap_or(config.boot_timeout);
-        let seconds = self.agent.kata.create_container_timeout.map(Duration::from_secs);
+        let seconds = self
+            .agent
+            .kata
+            .create_container_timeout
+            .map(Duration::from_secs);
         config.create_timeout = seconds.unwrap_or(config.create_timeout);
         for (key, zero) in [
-            ("agent.kata.reconnect_timeout_ms", config.boot_timeout.is_zero()),
-            ("agent.kata.create_container_timeout", config.create_timeout.is_zero()),
+            (
+                "agent.kata.reconnect_timeout_ms",
+                config.boot_timeout.is_zero(),
+            ),
+            (
+                "agent.kata.create_container_timeout",
+                config.create_timeout.is_zero(),
+            ),
         ] {
             if zero {
-                return Err(refuse(key, "a timeout of zero lets nothing succeed".to_owned()));
+                return Err(refuse(
+                    key,
+                    "a timeout of zero lets nothing succeed".to_owned(),
+                ));
             }
         }
-        config.force_guest_pull = self.runtime.experimental.iter().any(|word| word == FORCE_GUEST_PULL);
+        config.force_guest_pull = self
+            .runtime
+            .experimental
+            .iter()
+            .any(|word| word == FORCE_GUEST_PULL);
         let seccomp = self.runtime.disable_guest_seccomp;
         config.disable_guest_seccomp = seccomp.unwrap_or(config.disable_guest_seccomp);
         config.vm.accel = self.cloister.accel.unwrap_or_default();
         config.tee = self.cloister.tee.unwrap_or_default();
-        config.init_data = self.cloister.init_data.filter(|path| !path.as_os_str().is_empty());
+        config.init_data = self
+            .cloister
+            .init_data
+            .filter(|path| !path.as_os_str().is_empty());
         for entry in &self.relay.allow {
-            let target: Target =
-                entry.parse().map_err(|cause: agent_api::LineError| refuse("relay.allow", cause.to_string()))?;
+            let target: Target = entry
+                .parse()
+                .map_err(|cause: agent_api::LineError| refuse("relay.allow", cause.to_string()))?;
             config.relay_allow.push(target);
         }
         Ok(config)
@@ -157,11 +191,20 @@ impl Runtime {
         };
         only("runtime.name", &self.name, &["virt_container", "cloister"])?;
         only("runtime.hypervisor_name", &self.hypervisor_name, &["qemu"])?;
-        only("runtime.agent_name", &self.agent_name, &["kata", "cloister"])?;
-        match self.experimental.iter().find(|word| *word != FORCE_GUEST_PULL) {
-            Some(word) => {
-                Err(("runtime.experimental", format!("{word:?} is not one of [{FORCE_GUEST_PULL:?}]")))
-            }
+        only(
+            "runtime.agent_name",
+            &self.agent_name,
+            &["kata", "cloister"],
+        )?;
+        match self
+            .experimental
+            .iter()
+            .find(|word| *word != FORCE_GUEST_PULL)
+        {
+            Some(word) => Err((
+                "runtime.experimental",
+                format!("{word:?} is not one of [{FORCE_GUEST_PULL:?}]"),
+            )),
             None => Ok(()),
         }
     }
@@ -195,7 +238,10 @@ impl Qemu {
         vm.virtio_fs_daemon = given(self.virtio_fs_daemon);
         vm.virtio_fs_extra_args = self.virtio_fs_extra_args;
         for name in &self.enable_annotations {
-            let plain = name == ".*" || name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
+            let plain = name == ".*"
+                || name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
             if !plain || name.is_empty() {
                 let cause = format!("{name:?} is neither the name of an annotation nor \".*\"");
                 return Err(("hypervisor.qemu.enable_annotations", cause));
@@ -207,33 +253,56 @@ impl Qemu {
 }
 
 fn read_table(path: &Path) -> Result<Table, ConfigError> {
-    let read = |source| ConfigError::Read { path: path.to_owned(), source };
+    let read = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut text = String::new();
     let file = File::open(path).map_err(read)?;
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(read)?;
+    file.take(MAX_FILE + 1)
+        .read_to_string(&mut text)
+        .map_err(read)?;
     if u64::try_from(text.len()).is_ok_and(|len| len > MAX_FILE) {
-        return Err(ConfigError::TooLarge { path: path.to_owned(), cap: MAX_FILE });
+        return Err(ConfigError::TooLarge {
+            path: path.to_owned(),
+            cap: MAX_FILE,
+        });
     }
     let table: Table = text
         .parse()
-        .map_err(|cause: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), cause: cause.to_string() })?;
+        .map_err(|cause: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            cause: cause.to_string(),
+        })?;
     match key::check(&table) {
         None => Ok(table),
-        Some(Problem::Unsupported(key)) => Err(ConfigError::UnsupportedKey { path: path.to_owned(), key }),
-        Some(Problem::Unknown(key, suggestion)) => {
-            Err(ConfigError::UnknownKey { path: path.to_owned(), key, suggestion })
-        }
+        Some(Problem::Unsupported(key)) => Err(ConfigError::UnsupportedKey {
+            path: path.to_owned(),
+            key,
+        }),
+        Some(Problem::Unknown(key, suggestion)) => Err(ConfigError::UnknownKey {
+            path: path.to_owned(),
+            key,
+            suggestion,
+        }),
     }
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     // A link leads to the real file, whose directory the drop-ins are in.
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let Some(directory) = real.parent().map(|parent| parent.join("config.d")) else { return Ok(Vec::new()) };
+    let Some(directory) = real.parent().map(|parent| parent.join("config.d")) else {
+        return Ok(Vec::new());
+    };
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(ConfigError::Read { path: directory, source }),
+        Err(source) => {
+            return Err(ConfigError::Read {
+                path: directory,
+                source,
+            });
+        }
     };
     let mut paths: Vec<PathBuf> = entries
         .take(MAX_DROP_INS)
@@ -315,10 +384,19 @@ mod tests {
         for (text, named) in [
             ("[relay]\nallow = [\"no-port\"]", "relay.allow"),
             ("[runtime]\nexperimental = [\"x\"]", "runtime.experimental"),
-            ("[runtime]\nhypervisor_name = \"clh\"", "runtime.hypervisor_name"),
+            (
+                "[runtime]\nhypervisor_name = \"clh\"",
+                "runtime.hypervisor_name",
+            ),
             ("[hypervisor.qemu]\nshared_fs = \"9p\"", "shared_fs"),
-            ("[hypervisor.qemu]\nenable_annotations = [\"a|b\"]", "enable_annotations"),
-            ("[agent.kata]\nreconnect_timeout_ms = 0", "reconnect_timeout_ms"),
+            (
+                "[hypervisor.qemu]\nenable_annotations = [\"a|b\"]",
+                "enable_annotations",
+            ),
+            (
+                "[agent.kata]\nreconnect_timeout_ms = 0",
+                "reconnect_timeout_ms",
+            ),
             ("[cloister]\ntee = \"snp\"", "tee"),
             ("[cloister]\naccell = \"kvm\"", "cloister.accel?"),
         ] {
@@ -331,14 +409,35 @@ mod tests {
     fn drop_ins_are_merged_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("configuration.toml");
-        std::fs::write(&path, "[hypervisor.qemu]\ndefault_vcpus = 1\ndefault_memory = 100").unwrap();
+        std::fs::write(
+            &path,
+            "[hypervisor.qemu]\ndefault_vcpus = 1\ndefault_memory = 100",
+        )
+        .unwrap();
         let drop_ins = dir.path().join("config.d");
         std::fs::create_dir(&drop_ins).unwrap();
-        std::fs::write(drop_ins.join("20-b.toml"), "[hypervisor.qemu]\ndefault_vcpus = 3").unwrap();
-        std::fs::write(drop_ins.join("10-a.toml"), "[hypervisor.qemu]\ndefault_vcpus = 2").unwrap();
+        std::fs::write(
+            drop_ins.join("20-b.toml"),
+            "[hypervisor.qemu]\ndefault_vcpus = 3",
+        )
+        .unwrap();
+        std::fs::write(
+            drop_ins.join("10-a.toml"),
+            "[hypervisor.qemu]\ndefault_vcpus = 2",
+        )
+        .unwrap();
         let config = load(Some(&path)).unwrap();
         assert_eq!((config.vm.vcpus, config.vm.memory_mib), (3, 100));
-        std::fs::write(drop_ins.join("30-c.toml"), "[hypervisor.qemu]\nbogus_key = 3").unwrap();
-        assert!(load(Some(&path)).unwrap_err().to_string().contains("30-c.toml"));
+        std::fs::write(
+            drop_ins.join("30-c.toml"),
+            "[hypervisor.qemu]\nbogus_key = 3",
+        )
+        .unwrap();
+        assert!(
+            load(Some(&path))
+                .unwrap_err()
+                .to_string()
+                .contains("30-c.toml")
+        );
     }
 }

@@ -25,8 +25,20 @@ const SUPPORTED: &[(&str, &[&str])] = &[
             "virtio_fs_extra_args",
         ],
     ),
-    ("agent.kata", &["reconnect_timeout_ms", "create_container_timeout"]),
-    ("runtime", &["name", "hypervisor_name", "agent_name", "experimental", "disable_guest_seccomp"]),
+    (
+        "agent.kata",
+        &["reconnect_timeout_ms", "create_container_timeout"],
+    ),
+    (
+        "runtime",
+        &[
+            "name",
+            "hypervisor_name",
+            "agent_name",
+            "experimental",
+            "disable_guest_seccomp",
+        ],
+    ),
     ("cloister", &["accel", "tee", "init_data"]),
     ("relay", &["allow"]),
 ];
@@ -163,8 +175,27 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
             "image_client",
         ],
     ),
-    ("factory", &["enable_template", "template_path", "vm_cache_number", "vm_cache_endpoint"]),
-    ("hypervisor", &["clh", "cloud-hypervisor", "firecracker", "dragonball", "remote", "stratovirt", "openvmm"]),
+    (
+        "factory",
+        &[
+            "enable_template",
+            "template_path",
+            "vm_cache_number",
+            "vm_cache_endpoint",
+        ],
+    ),
+    (
+        "hypervisor",
+        &[
+            "clh",
+            "cloud-hypervisor",
+            "firecracker",
+            "dragonball",
+            "remote",
+            "stratovirt",
+            "openvmm",
+        ],
+    ),
 ];
 
 /// What is wrong with a key.
@@ -277,7 +308,9 @@ fn is_table(name: &str) -> bool {
 }
 
 fn lists(lists: &[(&str, &[&str])], table: &str, key: &str) -> bool {
-    lists.iter().any(|(name, keys)| *name == table && keys.contains(&key))
+    lists
+        .iter()
+        .any(|(name, keys)| *name == table && keys.contains(&key))
 }
 
 fn tables() -> Vec<&'static str> {
@@ -286,7 +319,10 @@ fn tables() -> Vec<&'static str> {
 
 fn all_keys(table: &str) -> Vec<&'static str> {
     let of_table = |lists: &'static [(&str, &[&'static str])]| {
-        lists.iter().filter(move |(name, _)| *name == table).flat_map(|(_, keys)| keys.iter().copied())
+        lists
+            .iter()
+            .filter(move |(name, _)| *name == table)
+            .flat_map(|(_, keys)| keys.iter().copied())
     };
     of_table(SUPPORTED).chain(of_table(UNSUPPORTED)).collect()
 }
@@ -303,13 +339,22 @@ mod tests {
     fn a_misspelt_key_gets_a_suggestion() {
         let problem = problem("[hypervisor.qemu]\ndefault_vcpu = 1").unwrap();
         let near = Some("hypervisor.qemu.default_vcpus".to_owned());
-        assert_eq!(problem, Problem::Unknown("hypervisor.qemu.default_vcpu".into(), near));
+        assert_eq!(
+            problem,
+            Problem::Unknown("hypervisor.qemu.default_vcpu".into(), near)
+        );
     }
 
     #[test]
     fn a_misspelt_table_gets_a_suggestion() {
-        assert_eq!(problem("[relays]"), Some(Problem::Unknown("relays".into(), Some("relay".into()))));
-        assert_eq!(problem("zzzzzzzz = 1"), Some(Problem::Unknown("zzzzzzzz".into(), None)));
+        assert_eq!(
+            problem("[relays]"),
+            Some(Problem::Unknown("relays".into(), Some("relay".into())))
+        );
+        assert_eq!(
+            problem("zzzzzzzz = 1"),
+            Some(Problem::Unknown("zzzzzzzz".into(), None))
+        );
     }
 
     #[test]

@@ -193,7 +193,9 @@ pub enum ConfigError {
         suggestion: Option<String>,
     },
     /// A key of Kata's that asks for something this runtime does not do.
-    #[error("{path:?}: {key} is a key of Kata Containers that Cloister does not support: remove it")]
+    #[error(
+        "{path:?}: {key} is a key of Kata Containers that Cloister does not support: remove it"
+    )]
     UnsupportedKey {
         /// The file.
         path: PathBuf,
@@ -211,7 +213,9 @@ pub enum ConfigError {
         cause: String,
     },
     /// A pod uses an annotation that is not allowed.
-    #[error("annotation {key} is not allowed: add {name:?} to enable_annotations in [hypervisor.qemu]")]
+    #[error(
+        "annotation {key} is not allowed: add {name:?} to enable_annotations in [hypervisor.qemu]"
+    )]
     AnnotationDenied {
         /// The annotation.
         key: String,
@@ -248,7 +252,11 @@ pub fn choose(named: Option<&Path>, variable: Option<&Path>) -> Option<PathBuf> 
 fn kernel_words(text: &str) -> Result<Vec<String>, String> {
     let words: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
     for word in &words {
-        for reserved in ["cloister.tee=", "cloister.init_data=", "cloister.host_port="] {
+        for reserved in [
+            "cloister.tee=",
+            "cloister.init_data=",
+            "cloister.host_port=",
+        ] {
             if word.starts_with(reserved) {
                 return Err(format!("{reserved} is set by the runtime alone"));
             }

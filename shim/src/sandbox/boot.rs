@@ -88,11 +88,13 @@ pub(super) async fn boot(
         let daemon = Virtiofsd::start(shared, &plan.directory)
             .await
             .map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
-        spec.shared_fs =
-            Some(SharedFs { socket: daemon.socket().to_owned(), tag: virtiofs::TAG.to_owned() });
+        spec.shared_fs = Some(SharedFs {
+            socket: daemon.socket().to_owned(),
+            tag: virtiofs::TAG.to_owned(),
+        });
         virtiofsd = Some(daemon);
     }
-    let mut vm = Vm::boot(spec).await.map_err(boot_error)?;
+    let mut vm = Vm::boot(spec).await.map_err(|error| boot_error(&error))?;
     timeline.note("vmm", started.elapsed(), None);
     if let Err(error) = plan.directory.record("vmm", vm.pid()) {
         warn!(%error, "record of the VMM's pid");
@@ -102,8 +104,14 @@ pub(super) async fn boot(
     let ready = match timeout(plan.within, ready(&vm, &mut notices)).await {
         Ok(ready) => ready?,
         Err(_) => {
-            let text = format!("the agent did not say READY in {:.1} s", plan.within.as_secs_f32());
-            return Err(with_console(GuestError::new(ErrorCode::DeadlineExceeded, "agent", text), &vm));
+            let text = format!(
+                "the agent did not say READY in {:.1} s",
+                plan.within.as_secs_f32()
+            );
+            return Err(with_console(
+                GuestError::new(ErrorCode::DeadlineExceeded, "agent", text),
+                &vm,
+            ));
         }
     };
     timeline.note_ready(&ready);
@@ -113,8 +121,19 @@ pub(super) async fn boot(
         answer = opened => answer?,
         exit = vm.wait() => return Err(exit_error(&exit, &vm)),
     }
-    debug!(milliseconds = started.elapsed().as_millis(), "the agent answers");
-    Ok(Live { guest, vm, virtiofsd, notices, timeline, agent_ended: None, _host_port: host_port })
+    debug!(
+        milliseconds = started.elapsed().as_millis(),
+        "the agent answers"
+    );
+    Ok(Live {
+        guest,
+        vm,
+        virtiofsd,
+        notices,
+        timeline,
+        agent_ended: None,
+        _host_port: host_port,
+    })
 }
 
 /// Serves the host port for as long as the VM runs.
@@ -136,7 +155,10 @@ fn accept_all(incoming: Option<Incoming>, service: HostPort) -> AbortOnDrop {
     }))
 }
 
-async fn ready(vm: &Vm, notices: &mut mpsc::Receiver<Notice>) -> Result<agent_api::Ready, GuestError> {
+async fn ready(
+    vm: &Vm,
+    notices: &mut mpsc::Receiver<Notice>,
+) -> Result<agent_api::Ready, GuestError> {
     loop {
         tokio::select! {
             biased;
@@ -158,9 +180,15 @@ async fn connect(vm: &Vm, gone: watch::Receiver<Option<GuestError>>) -> Result<G
     };
     let stream = stream.map_err(|error| {
         let text = format!("connect to the agent's port {}: {error}", ports::AGENT);
-        with_console(GuestError::new(ErrorCode::AgentUnreachable, "agent", text), vm)
+        with_console(
+            GuestError::new(ErrorCode::AgentUnreachable, "agent", text),
+            vm,
+        )
     })?;
-    Ok(Guest::new(ttrpc::r#async::Client::new(Socket::new(stream)), gone))
+    Ok(Guest::new(
+        ttrpc::r#async::Client::new(Socket::new(stream)),
+        gone,
+    ))
 }
 
 impl Live {
@@ -178,8 +206,15 @@ impl Live {
                     None => std::future::pending().await,
                 }
             };
+            let unshared = async {
+                match &mut self.virtiofsd {
+                    Some(daemon) => daemon.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 exit = self.vm.wait() => return exit_error(&exit, &self.vm),
+                () = unshared => return self.share_lost().await,
                 () = overdue => {
                     let error = GuestError::new(ErrorCode::AgentUnreachable, "agent", "the agent ended");
                     return with_console(error, &self.vm);
@@ -193,6 +228,14 @@ impl Live {
                     }
                 },
             }
+        }
+    }
+
+    /// The daemon ends with the VM; where it ends alone, the guest has lost its files.
+    async fn share_lost(&self) -> GuestError {
+        match timeout(VM_END_TIMEOUT, self.vm.wait()).await {
+            Ok(exit) => exit_error(&exit, &self.vm),
+            Err(_) => GuestError::new(ErrorCode::Internal, "vmm", "virtiofsd ended by itself"),
         }
     }
 
@@ -216,18 +259,22 @@ impl Live {
     }
 }
 
-fn boot_error(error: BootError) -> GuestError {
-    let code = match &error {
+fn boot_error(error: &BootError) -> GuestError {
+    let code = match error {
         BootError::Spec(_) => ErrorCode::InvalidArgument,
         BootError::Kvm(_) => ErrorCode::FailedPrecondition,
         BootError::Exited(_) => ErrorCode::VmmExited,
         _ => ErrorCode::Internal,
     };
-    let stderr = match &error {
+    let stderr = match error {
         BootError::Exited(exit) => tail(&exit.stderr_tail),
         _ => String::new(),
     };
-    GuestError::new(code, "vmm", with_tail(error.to_string(), "QEMU's last words", &stderr))
+    GuestError::new(
+        code,
+        "vmm",
+        with_tail(error.to_string(), "QEMU's last words", &stderr),
+    )
 }
 
 fn exit_error(exit: &Exit, vm: &Vm) -> GuestError {
@@ -237,14 +284,22 @@ fn exit_error(exit: &Exit, vm: &Vm) -> GuestError {
         Cause::PoweredOff | Cause::Reset | Cause::Stopped => (ErrorCode::VmmExited, "guest"),
     };
     let text = match &exit.cause {
-        Cause::Vmm => with_tail(exit.to_string(), "QEMU's last words", &tail(&exit.stderr_tail)),
+        Cause::Vmm => with_tail(
+            exit.to_string(),
+            "QEMU's last words",
+            &tail(&exit.stderr_tail),
+        ),
         _ => exit.to_string(),
     };
     with_console(GuestError::new(code, phase, text), vm)
 }
 
 fn with_console(error: GuestError, vm: &Vm) -> GuestError {
-    let text = with_tail(error.message, "the console's last lines", &tail(&vm.console_tail()));
+    let text = with_tail(
+        error.message,
+        "the console's last lines",
+        &tail(&vm.console_tail()),
+    );
     GuestError::new(error.code, &error.phase, text)
 }
 
@@ -257,8 +312,14 @@ fn with_tail(text: String, title: &str, tail: &str) -> String {
 
 /// The last lines, as plain text: the guest chooses what is in them.
 fn tail(text: &str) -> String {
-    let printable: String = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
-    let lines: Vec<&str> = printable.lines().filter(|line| !line.trim().is_empty()).collect();
+    let printable: String = text
+        .chars()
+        .filter(|c| *c == '\n' || !c.is_control())
+        .collect();
+    let lines: Vec<&str> = printable
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     let start = last.ceil_char_boundary(last.len().saturating_sub(TAIL_BYTES));
     last[start..].to_owned()
@@ -270,7 +331,9 @@ mod tests {
 
     #[test]
     fn a_tail_is_short_and_plain() {
-        let text = (0..100).map(|n| format!("line {n}\r\n\x1b[0m")).collect::<String>();
+        let text = (0..100)
+            .map(|n| format!("line {n}\r\n\x1b[0m"))
+            .collect::<String>();
         let tail = tail(&text);
         assert_eq!(tail.lines().count(), TAIL_LINES);
         assert!(tail.contains("line 99") && !tail.contains('\x1b'));

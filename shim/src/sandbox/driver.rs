@@ -8,10 +8,10 @@ use agent_api::GuestError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
+use super::View;
 use super::boot::{self, Live, Plan};
 use super::queue::{Goal, Queue};
 use super::state::{Effect, Input, State};
-use super::View;
 use crate::guest::Guest;
 use crate::timeline::Timeline;
 
@@ -128,7 +128,8 @@ impl Driver {
 
     fn publish(&mut self) {
         if let State::Stopped(cause) = &self.state {
-            self.gone.send_if_modified(|gone| gone.is_none() && gone.replace(cause.clone()).is_none());
+            self.gone
+                .send_if_modified(|gone| gone.is_none() && gone.replace(cause.clone()).is_none());
         }
         let live = self.live.as_ref().filter(|_| self.state == State::Running);
         let guest: Option<Guest> = live.map(|live| live.guest.clone());
@@ -139,7 +140,11 @@ impl Driver {
             if is_new {
                 info!(?state, "sandbox");
             }
-            *view = View { state, pid: pid.or(view.pid), guest };
+            *view = View {
+                state,
+                pid: pid.or(view.pid),
+                guest,
+            };
             is_new
         });
         for (answer, result) in self.queue.settle(&self.state) {

@@ -45,7 +45,11 @@ impl Sandbox {
     #[must_use]
     pub fn new(timeline: Timeline) -> Self {
         let (requests, receiver) = mpsc::channel(MAX_REQUESTS);
-        let (publisher, view) = watch::channel(View { state: State::New, pid: None, guest: None });
+        let (publisher, view) = watch::channel(View {
+            state: State::New,
+            pid: None,
+            guest: None,
+        });
         tokio::spawn(driver::Driver::new(timeline, publisher).run(receiver));
         Self { requests, view }
     }
@@ -55,7 +59,8 @@ impl Sandbox {
     /// # Errors
     /// Why the VM does not run.
     pub async fn boot(&self, plan: Plan) -> Result<(), GuestError> {
-        self.ask(|answer| driver::Request::Boot(Box::new(plan), answer)).await
+        self.ask(|answer| driver::Request::Boot(Box::new(plan), answer))
+            .await
     }
 
     /// Ends the VM, and returns when nothing is left of it. Can be asked for any number of times.
@@ -75,7 +80,11 @@ impl Sandbox {
             (State::Stopped(cause), _) => Err(cause.clone()),
             _ => {
                 let text = "the sandbox's VM is not running";
-                Err(GuestError::new(ErrorCode::FailedPrecondition, "sandbox", text))
+                Err(GuestError::new(
+                    ErrorCode::FailedPrecondition,
+                    "sandbox",
+                    text,
+                ))
             }
         }
     }
@@ -90,9 +99,18 @@ impl Sandbox {
         &self,
         request: impl FnOnce(oneshot::Sender<Result<(), GuestError>>) -> driver::Request,
     ) -> Result<(), GuestError> {
-        let gone = || GuestError::new(ErrorCode::FailedPrecondition, "sandbox", "the sandbox is gone");
+        let gone = || {
+            GuestError::new(
+                ErrorCode::FailedPrecondition,
+                "sandbox",
+                "the sandbox is gone",
+            )
+        };
         let (answer, answered) = oneshot::channel();
-        self.requests.send(request(answer)).await.map_err(|_| gone())?;
+        self.requests
+            .send(request(answer))
+            .await
+            .map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 }

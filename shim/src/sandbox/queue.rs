@@ -22,7 +22,9 @@ pub struct Queue<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { waiting: Vec::new() }
+        Self {
+            waiting: Vec::new(),
+        }
     }
 }
 
@@ -52,7 +54,9 @@ fn answer(goal: Goal, state: &State) -> Option<Result<(), GuestError>> {
         (Goal::Running, State::Running) | (Goal::Stopped, State::Stopped(_)) => Some(Ok(())),
         (Goal::Running, State::Stopped(cause)) => Some(Err(cause.clone())),
         (Goal::Running, State::Stopping) => Some(Err(super::state::stopped_on_request())),
-        (_, State::New | State::Booting) | (Goal::Stopped, State::Running | State::Stopping) => None,
+        (_, State::New | State::Booting) | (Goal::Stopped, State::Running | State::Stopping) => {
+            None
+        }
     }
 }
 
@@ -68,7 +72,11 @@ mod tests {
         queue.push(Goal::Stopped, 2);
         queue.push(Goal::Running, 3);
         assert!(queue.settle(&State::Booting).is_empty());
-        let answered: Vec<_> = queue.settle(&State::Running).into_iter().map(|(w, _)| w).collect();
+        let answered: Vec<_> = queue
+            .settle(&State::Running)
+            .into_iter()
+            .map(|(w, _)| w)
+            .collect();
         assert_eq!(answered, [1, 3]);
         let cause = GuestError::new(ErrorCode::VmmExited, "vmm", "gone");
         assert_eq!(queue.settle(&State::Stopped(cause)), [(2, Ok(()))]);
@@ -79,7 +87,10 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(Goal::Running, ());
         let cause = GuestError::new(ErrorCode::GuestPanicked, "kernel", "panic");
-        assert_eq!(queue.settle(&State::Stopped(cause.clone())), [((), Err(cause))]);
+        assert_eq!(
+            queue.settle(&State::Stopped(cause.clone())),
+            [((), Err(cause))]
+        );
     }
 
     #[test]

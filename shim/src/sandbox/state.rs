@@ -91,7 +91,11 @@ impl State {
 /// What a request is told that comes after the end.
 #[must_use]
 pub fn stopped_on_request() -> GuestError {
-    GuestError::new(ErrorCode::FailedPrecondition, "sandbox", "the sandbox was stopped")
+    GuestError::new(
+        ErrorCode::FailedPrecondition,
+        "sandbox",
+        "the sandbox was stopped",
+    )
 }
 
 #[cfg(test)]
@@ -115,7 +119,9 @@ mod tests {
 
     /// A small generator, so that a failure is the same on every machine.
     fn random(seed: &mut u64) -> usize {
-        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(*seed >> 33).unwrap()
     }
 

@@ -39,12 +39,17 @@ pub fn amend(spec: &mut Spec, disable_seccomp: bool) -> Vec<HostBind> {
         .iter()
         .enumerate()
         .filter(|(_, mount)| is_host_bind(mount))
-        .map(|(index, mount)| HostBind { index, source: mount.source.clone() })
+        .map(|(index, mount)| HostBind {
+            index,
+            source: mount.source.clone(),
+        })
         .collect()
 }
 
 fn amend_linux(linux: &mut Linux, disable_seccomp: bool) {
-    linux.namespaces.retain(|namespace| KEPT_NAMESPACES.contains(&namespace.kind.as_str()));
+    linux
+        .namespaces
+        .retain(|namespace| KEPT_NAMESPACES.contains(&namespace.kind.as_str()));
     for namespace in &mut linux.namespaces {
         namespace.path.clear();
     }
@@ -69,13 +74,19 @@ fn amend_mount(mount: &mut Mount) {
             destination: "/dev/shm".to_owned(),
             source: "shm".to_owned(),
             kind: "tmpfs".to_owned(),
-            options: ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec(),
+            options: ["nosuid", "noexec", "nodev", "mode=1777"]
+                .map(str::to_owned)
+                .to_vec(),
         };
     }
 }
 
 fn is_host_bind(mount: &Mount) -> bool {
-    mount.kind == "bind" || mount.options.iter().any(|option| BIND_OPTIONS.contains(&option.as_str()))
+    mount.kind == "bind"
+        || mount
+            .options
+            .iter()
+            .any(|option| BIND_OPTIONS.contains(&option.as_str()))
 }
 
 #[cfg(test)]
@@ -103,7 +114,11 @@ mod tests {
         amend(&mut spec, true);
         assert!(spec.hooks.is_none());
         let linux = spec.linux.unwrap();
-        let kinds: Vec<_> = linux.namespaces.iter().map(|n| (n.kind.as_str(), n.path.as_str())).collect();
+        let kinds: Vec<_> = linux
+            .namespaces
+            .iter()
+            .map(|n| (n.kind.as_str(), n.path.as_str()))
+            .collect();
         assert_eq!(kinds, [("pid", ""), ("ipc", "")]);
         assert!(linux.seccomp.is_none());
         let resources = linux.resources.unwrap();
@@ -117,7 +132,13 @@ mod tests {
     fn only_host_binds_are_returned_and_shm_becomes_a_tmpfs() {
         let mut spec = spec();
         let binds = amend(&mut spec, true);
-        assert_eq!(binds, [HostBind { index: 2, source: "/h/hosts".into() }]);
+        assert_eq!(
+            binds,
+            [HostBind {
+                index: 2,
+                source: "/h/hosts".into()
+            }]
+        );
         assert_eq!(spec.mounts[1].kind, "tmpfs");
     }
 

@@ -6,13 +6,22 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// The annotations for the kind of a container, in the order in which they count.
-const KIND: &[&str] =
-    &["io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri.container-type", "io.kubernetes.docker.type"];
+const KIND: &[&str] = &[
+    "io.kubernetes.cri-o.ContainerType",
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.docker.type",
+];
 /// The annotations for the id of a container's pod, in the same order.
-const SANDBOX_ID: &[&str] =
-    &["io.kubernetes.cri-o.SandboxID", "io.kubernetes.cri.sandbox-id", "io.kubernetes.sandbox.id"];
+const SANDBOX_ID: &[&str] = &[
+    "io.kubernetes.cri-o.SandboxID",
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.sandbox.id",
+];
 /// The annotations for the image of a container.
-const IMAGE: &[&str] = &["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"];
+const IMAGE: &[&str] = &[
+    "io.kubernetes.cri.image-name",
+    "io.kubernetes.cri-o.ImageName",
+];
 
 /// What a container is in its pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,17 +83,27 @@ pub enum GroupError {
 /// # Errors
 /// [`GroupError`] names the annotation.
 pub fn role(annotations: &BTreeMap<String, String>) -> Result<Role, GroupError> {
-    let Some((key, kind)) = first(annotations, KIND) else { return Ok(Role::Single) };
+    let Some((key, kind)) = first(annotations, KIND) else {
+        return Ok(Role::Single);
+    };
     match kind {
         "sandbox" | "podsandbox" | "pod_sandbox" => Ok(Role::Sandbox),
         "container" | "pod_container" => {
             let (key, id) = first(annotations, SANDBOX_ID).ok_or(GroupError::NoSandbox)?;
             if !crate::state_dir::is_plain_name(id) {
-                return Err(GroupError::SandboxId { key: key.to_owned(), value: id.to_owned() });
+                return Err(GroupError::SandboxId {
+                    key: key.to_owned(),
+                    value: id.to_owned(),
+                });
             }
-            Ok(Role::Member { sandbox: id.to_owned() })
+            Ok(Role::Member {
+                sandbox: id.to_owned(),
+            })
         }
-        _ => Err(GroupError::Kind { key: key.to_owned(), value: kind.to_owned() }),
+        _ => Err(GroupError::Kind {
+            key: key.to_owned(),
+            value: kind.to_owned(),
+        }),
     }
 }
 
@@ -94,7 +113,10 @@ pub fn image(annotations: &BTreeMap<String, String>) -> Option<&str> {
     first(annotations, IMAGE).map(|(_, image)| image)
 }
 
-fn first<'a>(annotations: &'a BTreeMap<String, String>, keys: &[&'static str]) -> Option<(&'static str, &'a str)> {
+fn first<'a>(
+    annotations: &'a BTreeMap<String, String>,
+    keys: &[&'static str],
+) -> Option<(&'static str, &'a str)> {
     keys.iter().find_map(|key| {
         let value = annotations.get(*key).filter(|value| !value.is_empty())?;
         Some((*key, value.as_str()))
@@ -106,7 +128,12 @@ mod tests {
     use super::*;
 
     fn role_of(pairs: &[(&str, &str)]) -> Result<Role, GroupError> {
-        role(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        role(
+            &pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        )
     }
 
     #[test]
@@ -117,19 +144,39 @@ mod tests {
 
     #[test]
     fn containerd_and_crio_are_both_read() {
-        let member = Ok(Role::Member { sandbox: "pod".into() });
-        let cri = [("io.kubernetes.cri.container-type", "container"), ("io.kubernetes.cri.sandbox-id", "pod")];
-        let crio = [("io.kubernetes.cri-o.ContainerType", "container"), ("io.kubernetes.cri-o.SandboxID", "pod")];
+        let member = Ok(Role::Member {
+            sandbox: "pod".into(),
+        });
+        let cri = [
+            ("io.kubernetes.cri.container-type", "container"),
+            ("io.kubernetes.cri.sandbox-id", "pod"),
+        ];
+        let crio = [
+            ("io.kubernetes.cri-o.ContainerType", "container"),
+            ("io.kubernetes.cri-o.SandboxID", "pod"),
+        ];
         assert_eq!(role_of(&cri), member);
         assert_eq!(role_of(&crio), member);
-        assert_eq!(role_of(&[("io.kubernetes.cri.container-type", "sandbox")]), Ok(Role::Sandbox));
+        assert_eq!(
+            role_of(&[("io.kubernetes.cri.container-type", "sandbox")]),
+            Ok(Role::Sandbox)
+        );
     }
 
     #[test]
     fn nonsense_is_refused() {
-        assert!(matches!(role_of(&[("io.kubernetes.cri.container-type", "x")]), Err(GroupError::Kind { .. })));
-        assert_eq!(role_of(&[("io.kubernetes.cri.container-type", "container")]), Err(GroupError::NoSandbox));
-        let evil = [("io.kubernetes.cri.container-type", "container"), ("io.kubernetes.cri.sandbox-id", "../x")];
+        assert!(matches!(
+            role_of(&[("io.kubernetes.cri.container-type", "x")]),
+            Err(GroupError::Kind { .. })
+        ));
+        assert_eq!(
+            role_of(&[("io.kubernetes.cri.container-type", "container")]),
+            Err(GroupError::NoSandbox)
+        );
+        let evil = [
+            ("io.kubernetes.cri.container-type", "container"),
+            ("io.kubernetes.cri.sandbox-id", "../x"),
+        ];
         assert!(matches!(role_of(&evil), Err(GroupError::SandboxId { .. })));
     }
 }

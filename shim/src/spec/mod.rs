@@ -22,12 +22,17 @@ const MAX_SPEC: u64 = 16 * 1024 * 1024;
 /// As the file cannot be read, is too large, or is not the JSON of a specification.
 pub fn read(bundle: &Path) -> io::Result<Spec> {
     let path = bundle.join("config.json");
-    let explain = |cause: &dyn std::fmt::Display, kind| io::Error::new(kind, format!("{}: {cause}", path.display()));
+    let explain = |cause: &dyn std::fmt::Display, kind| {
+        io::Error::new(kind, format!("{}: {cause}", path.display()))
+    };
     let mut text = Vec::new();
     let file = File::open(&path).map_err(|error| explain(&error, error.kind()))?;
     file.take(MAX_SPEC + 1).read_to_end(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|len| len > MAX_SPEC) {
-        return Err(explain(&format!("has more than {MAX_SPEC} bytes"), io::ErrorKind::InvalidData));
+        return Err(explain(
+            &format!("has more than {MAX_SPEC} bytes"),
+            io::ErrorKind::InvalidData,
+        ));
     }
     serde_json::from_slice(&text).map_err(|error| explain(&error, io::ErrorKind::InvalidData))
 }

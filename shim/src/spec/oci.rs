@@ -3,7 +3,10 @@
 //! Names of capabilities, actions and so on stay text: the guest's runtime is the one who knows
 //! them. Absent lists are empty, as the specification lets both mean the same.
 //! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>
-#![allow(missing_docs, reason = "the fields are the specification's, under its names")]
+#![allow(
+    missing_docs,
+    reason = "the fields are the specification's, under its names"
+)]
 
 use std::collections::BTreeMap;
 
@@ -171,9 +174,10 @@ mod tests {
 
     #[test]
     fn go_writes_null_for_what_is_empty() {
-        let spec: Spec =
-            serde_json::from_str(r#"{"ociVersion":"1.0.2","mounts":null,"process":{"user":{"uid":5},"args":null}}"#)
-                .unwrap();
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","mounts":null,"process":{"user":{"uid":5},"args":null}}"#,
+        )
+        .unwrap();
         assert_eq!(spec.process.unwrap().user.uid, 5);
         assert!(spec.mounts.is_empty());
     }

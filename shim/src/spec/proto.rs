@@ -44,14 +44,19 @@ pub fn process(process: &oci::Process) -> proto::Process {
         Args: process.args.clone(),
         Env: process.env.clone(),
         Cwd: process.cwd.clone(),
-        Capabilities: message(process.capabilities.as_ref().map(|set| proto::LinuxCapabilities {
-            Bounding: set.bounding.clone(),
-            Effective: set.effective.clone(),
-            Inheritable: set.inheritable.clone(),
-            Permitted: set.permitted.clone(),
-            Ambient: set.ambient.clone(),
-            ..Default::default()
-        })),
+        Capabilities: message(
+            process
+                .capabilities
+                .as_ref()
+                .map(|set| proto::LinuxCapabilities {
+                    Bounding: set.bounding.clone(),
+                    Effective: set.effective.clone(),
+                    Inheritable: set.inheritable.clone(),
+                    Permitted: set.permitted.clone(),
+                    Ambient: set.ambient.clone(),
+                    ..Default::default()
+                }),
+        ),
         Rlimits: process.rlimits.iter().map(rlimit).collect(),
         NoNewPrivileges: process.no_new_privileges,
         ApparmorProfile: process.apparmor_profile.clone(),
@@ -84,9 +89,10 @@ pub fn resources(from: &oci::Resources) -> proto::LinuxResources {
             Mems: cpu.mems.clone(),
             ..Default::default()
         })),
-        Pids: message(
-            from.pids.as_ref().map(|pids| proto::LinuxPids { Limit: pids.limit, ..Default::default() }),
-        ),
+        Pids: message(from.pids.as_ref().map(|pids| proto::LinuxPids {
+            Limit: pids.limit,
+            ..Default::default()
+        })),
         HugepageLimits: from.hugepage_limits.iter().map(hugepage_limit).collect(),
         ..Default::default()
     }
@@ -103,7 +109,12 @@ fn mount(mount: &oci::Mount) -> proto::Mount {
 }
 
 fn rlimit(limit: &oci::Rlimit) -> proto::POSIXRlimit {
-    proto::POSIXRlimit { Type: limit.kind.clone(), Hard: limit.hard, Soft: limit.soft, ..Default::default() }
+    proto::POSIXRlimit {
+        Type: limit.kind.clone(),
+        Hard: limit.hard,
+        Soft: limit.soft,
+        ..Default::default()
+    }
 }
 
 fn linux(linux: &oci::Linux) -> proto::Linux {
@@ -134,7 +145,11 @@ fn id_mapping(from: &oci::IdMapping) -> proto::LinuxIDMapping {
 }
 
 fn namespace(from: &oci::Namespace) -> proto::LinuxNamespace {
-    proto::LinuxNamespace { Type: from.kind.clone(), Path: from.path.clone(), ..Default::default() }
+    proto::LinuxNamespace {
+        Type: from.kind.clone(),
+        Path: from.path.clone(),
+        ..Default::default()
+    }
 }
 
 fn device(from: &oci::Device) -> proto::LinuxDevice {
@@ -163,7 +178,11 @@ fn device_rule(from: &oci::DeviceRule) -> proto::LinuxDeviceCgroup {
 }
 
 fn hugepage_limit(from: &oci::HugepageLimit) -> proto::LinuxHugepageLimit {
-    proto::LinuxHugepageLimit { Pagesize: from.page_size.clone(), Limit: from.limit, ..Default::default() }
+    proto::LinuxHugepageLimit {
+        Pagesize: from.page_size.clone(),
+        Limit: from.limit,
+        ..Default::default()
+    }
 }
 
 fn seccomp(from: &oci::Seccomp) -> proto::LinuxSeccomp {
@@ -221,8 +240,14 @@ mod tests {
         assert_eq!(to.Process.Capabilities.Bounding, ["CAP_KILL"]);
         assert_eq!(to.Mounts[0].type_, "proc");
         let linux = &to.Linux;
-        assert_eq!((linux.Resources.Devices[0].Major, linux.Resources.Pids.Limit), (-1, 9));
-        assert_eq!(linux.Seccomp.Syscalls[0].ErrnoRet, Some(proto::linux_syscall::ErrnoRet::Errnoret(1)));
+        assert_eq!(
+            (linux.Resources.Devices[0].Major, linux.Resources.Pids.Limit),
+            (-1, 9)
+        );
+        assert_eq!(
+            linux.Seccomp.Syscalls[0].ErrnoRet,
+            Some(proto::linux_syscall::ErrnoRet::Errnoret(1))
+        );
         assert!(to.Hooks.is_none());
     }
 }

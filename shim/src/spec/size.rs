@@ -20,14 +20,18 @@ pub fn fit(vm: &mut Vm, spec: &Spec) {
     }
     if let Some(bytes) = memory_limit(spec) {
         let mib = u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX);
-        vm.memory_mib = vm.memory_mib.saturating_add(mib).min(hypervisor::spec::MAX_MEMORY_MIB);
+        vm.memory_mib = vm
+            .memory_mib
+            .saturating_add(mib)
+            .min(hypervisor::spec::MAX_MEMORY_MIB);
     }
 }
 
 /// Whole processors that the limits ask for.
 fn cpu_limit(spec: &Spec) -> Option<u32> {
     let cpu = resources(spec).and_then(|resources| resources.cpu.as_ref());
-    let quota = number(&spec.annotations, CPU_QUOTA).or_else(|| cpu?.quota.and_then(|q| u64::try_from(q).ok()));
+    let quota = number(&spec.annotations, CPU_QUOTA)
+        .or_else(|| cpu?.quota.and_then(|q| u64::try_from(q).ok()));
     let period = number(&spec.annotations, CPU_PERIOD).or_else(|| cpu?.period);
     let (quota, period) = (quota.filter(|q| *q > 0)?, period.filter(|p| *p > 0)?);
     u32::try_from(quota.div_ceil(period)).ok()
@@ -37,7 +41,9 @@ fn cpu_limit(spec: &Spec) -> Option<u32> {
 fn memory_limit(spec: &Spec) -> Option<u64> {
     let memory = resources(spec).and_then(|resources| resources.memory.as_ref());
     let own = || memory?.limit.and_then(|limit| u64::try_from(limit).ok());
-    number(&spec.annotations, MEMORY).or_else(own).filter(|bytes| *bytes > 0)
+    number(&spec.annotations, MEMORY)
+        .or_else(own)
+        .filter(|bytes| *bytes > 0)
 }
 
 fn resources(spec: &Spec) -> Option<&super::oci::Resources> {
@@ -46,7 +52,11 @@ fn resources(spec: &Spec) -> Option<&super::oci::Resources> {
 
 /// A number that is above zero; containerd writes -1 and 0 for "no limit".
 fn number(annotations: &BTreeMap<String, String>, key: &str) -> Option<u64> {
-    annotations.get(key)?.parse().ok().filter(|number| *number > 0)
+    annotations
+        .get(key)?
+        .parse()
+        .ok()
+        .filter(|number| *number > 0)
 }
 
 #[cfg(test)]
@@ -54,26 +64,53 @@ mod tests {
     use super::*;
 
     fn fitted(annotations: &[(&str, &str)]) -> (u32, u32) {
-        let mut vm = Vm { vcpus: 1, memory_mib: 256, ..Vm::default() };
-        let annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        fit(&mut vm, &Spec { annotations, ..Spec::default() });
+        let mut vm = Vm {
+            vcpus: 1,
+            memory_mib: 256,
+            ..Vm::default()
+        };
+        let annotations = annotations
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        fit(
+            &mut vm,
+            &Spec {
+                annotations,
+                ..Spec::default()
+            },
+        );
         (vm.vcpus, vm.memory_mib)
     }
 
     #[test]
     fn without_limits_the_configuration_counts() {
         assert_eq!(fitted(&[]), (1, 256));
-        assert_eq!(fitted(&[(CPU_QUOTA, "-1"), (CPU_PERIOD, "0"), (MEMORY, "0")]), (1, 256));
+        assert_eq!(
+            fitted(&[(CPU_QUOTA, "-1"), (CPU_PERIOD, "0"), (MEMORY, "0")]),
+            (1, 256)
+        );
     }
 
     #[test]
     fn limits_are_added_and_rounded_up() {
-        assert_eq!(fitted(&[(CPU_QUOTA, "150000"), (CPU_PERIOD, "100000"), (MEMORY, "1048577")]), (2, 258));
+        assert_eq!(
+            fitted(&[
+                (CPU_QUOTA, "150000"),
+                (CPU_PERIOD, "100000"),
+                (MEMORY, "1048577")
+            ]),
+            (2, 258)
+        );
     }
 
     #[test]
     fn absurd_limits_are_capped() {
-        let (vcpus, memory) = fitted(&[(CPU_QUOTA, "99999999"), (CPU_PERIOD, "1"), (MEMORY, "18446744073709551615")]);
+        let (vcpus, memory) = fitted(&[
+            (CPU_QUOTA, "99999999"),
+            (CPU_PERIOD, "1"),
+            (MEMORY, "18446744073709551615"),
+        ]);
         assert_eq!(memory, hypervisor::spec::MAX_MEMORY_MIB);
         assert_eq!(vcpus, hypervisor::spec::MAX_VCPUS);
     }
