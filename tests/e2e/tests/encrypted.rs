@@ -1,13 +1,14 @@
 //! The main job: an encrypted image runs attested in a VM, and only there.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use support::image::{BUSYBOX, Recipe};
+use support::need;
 use support::pod::Pod;
 use support::stage::{KEY_ID, Stage};
 use support::timeline::PHASES;
-use support::{host, need};
 
 const MARKER: &str = "only-the-guest-may-read-this";
 const REFUSAL: Duration = Duration::from_secs(60);
@@ -65,13 +66,35 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
         run.took
     );
 
-    // The host has neither plaintext nor key, and nothing of the pod is left.
-    let mut places = stage.containerd.directories();
-    places.push(stage.registry.storage().to_owned());
-    places
-        .extend(["containerd.log", "registry.log", "kbs.log"].map(|f| stage.state.path().join(f)));
-    let hits = host::files_with(&places, &[MARKER.as_bytes(), &key_bytes]).unwrap();
-    assert!(hits.is_empty(), "{hits:?}");
+    // The host has neither plaintext nor key: not afterwards, and not while the container runs.
+    stage.settled(&before).unwrap();
+    let needles = [MARKER.as_bytes(), &key_bytes];
+    assert_eq!(stage.search_host(&needles).unwrap(), Vec::<PathBuf>::new());
+    let held = Pod::new("held", &config, &empty, &["/bin/sleep", "600"])
+        .from_image(&image)
+        .with_init_data(&init_data)
+        .flag(&["--detach", "--null-io"]);
+    let started = stage.run(&held).unwrap();
+    assert_eq!(
+        started.code,
+        0,
+        "{}\n{}",
+        started.report(),
+        stage.log_tail()
+    );
+    let exec = [
+        "task",
+        "exec",
+        "--exec-id",
+        "e",
+        "held",
+        "/bin/cat",
+        "/marker",
+    ];
+    let read = stage.containerd.ctr(&exec).unwrap();
+    assert_eq!(read.stdout, format!("{MARKER}\n"), "{}", read.report());
+    assert_eq!(stage.search_host(&needles).unwrap(), Vec::<PathBuf>::new());
+    stage.containerd.remove("held");
     stage.settled(&before).unwrap();
 
     // One byte of init-data changed: the host learns a code and a ticket, the owner the cause.

@@ -1,11 +1,14 @@
 //! A real containerd with root, state and socket of its own, and `ctr` to drive it.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 
 use crate::host::{self, Leftovers};
 use crate::run::{Finished, Running, Service, within};
@@ -17,6 +20,10 @@ const SHORT: Duration = Duration::from_secs(20);
 /// The namespace of all test containers.
 pub const NAMESPACE: &str = "cloister-test";
 
+/// Where shims listen, of all containerds of a host: the shim protocol's library fixes it.
+const SHIM_SOCKETS: &str = "/run/containerd/s";
+/// No container's name is longer.
+const MAX_ID: usize = 77;
 /// Below the state directory: what shims keep of their pods. Short, for the sockets in it.
 const SHIM_STATE: &str = "s";
 
@@ -27,6 +34,8 @@ pub struct Containerd {
     config: PathBuf,
     socket: PathBuf,
     base: PathBuf,
+    /// Words of every `run`, among which is the container's name.
+    ran: Mutex<BTreeSet<String>>,
 }
 
 impl Containerd {
@@ -56,6 +65,7 @@ impl Containerd {
             config,
             socket,
             base: state.path().to_owned(),
+            ran: Mutex::default(),
         };
         containerd.revive()?;
         Ok(containerd)
@@ -119,7 +129,32 @@ impl Containerd {
             .base
             .join("run/io.containerd.runtime.v2.task")
             .join(NAMESPACE);
-        host::leftovers(&self.base, &[self.shim_state().join(NAMESPACE), bundles])
+        let ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
+        let sockets: Vec<_> = ran.iter().map(|id| self.shim_socket(id)).collect();
+        host::leftovers(
+            &self.base,
+            &[self.shim_state().join(NAMESPACE), bundles],
+            &sockets,
+        )
+    }
+
+    /// Where the shim of a pod listens for us. Others' shims on this host are none of our business.
+    fn shim_socket(&self, id: &str) -> PathBuf {
+        let name = format!("{}/{NAMESPACE}/{id}", self.socket.display());
+        Path::new(SHIM_SOCKETS).join(hex::encode(Sha256::digest(name)))
+    }
+
+    fn note(&self, args: &[&str]) {
+        if args.first() == Some(&"run") {
+            let words = args
+                .iter()
+                .filter(|word| word.len() < MAX_ID)
+                .map(|word| (*word).to_owned());
+            self.ran
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(words);
+        }
     }
 
     /// A `ctr` command on this containerd, to be given its arguments.
@@ -145,6 +180,7 @@ impl Containerd {
     /// # Errors
     /// As [`Self::ctr`].
     pub fn ctr_within(&self, limit: Duration, args: &[&str]) -> Result<Finished> {
+        self.note(args);
         within(limit, self.command().args(args))
     }
 
@@ -153,6 +189,7 @@ impl Containerd {
     /// # Errors
     /// When it cannot be started.
     pub fn ctr_running(&self, args: &[&str]) -> Result<Running> {
+        self.note(args);
         Running::start(self.command().args(args))
     }
 

@@ -132,10 +132,6 @@ pub fn unmount_below(base: &Path) {
     }
 }
 
-/// Where shims keep the sockets on which containerd finds them (fixed by the shim protocol's
-/// library, and shared by all of a host).
-const SHIM_SOCKETS: &str = "/run/containerd/s";
-
 /// What a pod can leave behind, for comparing before and after.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
@@ -143,21 +139,25 @@ pub struct Leftovers {
     pub processes: BTreeSet<Process>,
     /// Mounts below it.
     pub mounts: BTreeSet<PathBuf>,
-    /// Entries of the directories in which shims keep sockets and state.
+    /// Entries of the directories in which shims keep their state, and the shims' sockets.
     pub files: BTreeSet<PathBuf>,
 }
 
-/// Takes stock: processes and mounts of `base`, entries of `dirs` and of the shims' socket directory.
+/// Takes stock: processes and mounts of `base`, entries of `dirs`, and those of `sockets` that exist.
 #[must_use]
-pub fn leftovers(base: &Path, dirs: &[PathBuf]) -> Leftovers {
+pub fn leftovers(base: &Path, dirs: &[PathBuf], sockets: &[PathBuf]) -> Leftovers {
     let daemons = ["containerd --config", "docker-registry serve", "/kbs "];
     let processes = processes_of(base)
         .into_iter()
         .filter(|p| !daemons.iter().any(|name| p.command.contains(name)))
         .collect();
-    let mut files = BTreeSet::new();
-    for dir in dirs.iter().cloned().chain([PathBuf::from(SHIM_SOCKETS)]) {
-        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+    let mut files: BTreeSet<_> = sockets
+        .iter()
+        .filter(|path| path.exists())
+        .cloned()
+        .collect();
+    for dir in dirs {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         files.extend(entries.map(|entry| entry.path()));
     }
     Leftovers {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::broker::Broker;
 use crate::containerd::Containerd;
-use crate::host::Leftovers;
+use crate::host::{self, Leftovers};
 use crate::image::Recipe;
 use crate::init_data::{ALLOW_ALL, InitData};
 use crate::pod::{Pod, Settings};
@@ -202,6 +202,23 @@ impl Stage {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Files of the host that contain one of `needles`: containerd's stores, what shims keep of their
+    /// pods, the registry's blobs, every log. The broker's own directory is the owner's, not the host's.
+    ///
+    /// # Errors
+    /// When a directory cannot be read, or the search does not even find what must be there: the
+    /// shim's own words in the log.
+    pub fn search_host(&self, needles: &[&[u8]]) -> Result<Vec<PathBuf>> {
+        let mut places = self.containerd.directories();
+        places.extend([self.registry.storage().to_owned(), self.empty()]);
+        for log in ["containerd.log", "registry.log", "kbs.log"] {
+            places.push(self.state.path().join(log));
+        }
+        let control = host::files_with(&places, &[b"the shim serves".as_slice()])?;
+        ensure!(!control.is_empty(), "the search finds nothing at all");
+        host::files_with(&places, needles)
     }
 
     /// The phases of a container's last start.

@@ -22,7 +22,7 @@ fn containerd_runs_a_container_and_leaves_nothing() {
         .unpack(&root)
         .unwrap();
     let containerd = Containerd::start(&state).unwrap();
-    let before = host::leftovers(state.path(), &[]);
+    let before = containerd.leftovers();
     let root = root.to_string_lossy();
     let run = containerd
         .ctr_within(
@@ -33,7 +33,7 @@ fn containerd_runs_a_container_and_leaves_nothing() {
         )
         .unwrap();
     assert_eq!(run.stdout, "of the host\n", "{}", run.report());
-    let after = host::leftovers(state.path(), &[]);
+    let after = containerd.leftovers();
     assert_eq!(after.since(&before), Vec::<String>::new());
     drop(containerd);
     assert!(host::processes_of(state.path()).is_empty());

@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use support::host;
 use support::image::Recipe;
 use support::init_data::InitData;
 use support::pod::Pod;
@@ -118,7 +117,7 @@ fn run_and_search(
         &[&words],
     );
 
-    let hits = host::files_with(&host_side(stage), &[MARKER.as_bytes(), &key_bytes])?;
+    let hits = stage.search_host(&[MARKER.as_bytes(), &key_bytes])?;
     ensure!(hits.is_empty(), "plaintext or key on the host: {hits:?}");
     stage.settled(&before)?;
     steps.done(
@@ -212,17 +211,6 @@ fn check_encrypted(stage: &Stage, image: &str) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Every place where the host could have kept something of the image.
-fn host_side(stage: &Stage) -> Vec<PathBuf> {
-    let mut places = stage.containerd.directories();
-    places.push(stage.registry.storage().to_owned());
-    places.push(stage.empty());
-    places.push(stage.state.path().join("containerd.log"));
-    places.push(stage.state.path().join("registry.log"));
-    places.push(stage.state.path().join("kbs.log"));
-    places
 }
 
 /// The refusal at `ctr`: an error with a stable code and a ticket, and no cause. Answers what the

@@ -1,0 +1,98 @@
+//! Encrypted images and skopeo: what it copies still opens, what it encrypts for a key that nobody
+//! gave to the broker is refused by name.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use support::image::{BUSYBOX, Recipe};
+use support::need;
+use support::pod::Pod;
+use support::run::within;
+use support::stage::{KEY_ID, Stage};
+
+const SHORT: Duration = Duration::from_secs(30);
+const MARKER: &str = "copied by skopeo";
+
+#[test]
+fn an_encrypted_image_survives_skopeo_and_one_without_a_key_is_refused() {
+    if !need(&[
+        "containerd",
+        "ctr",
+        "docker-registry",
+        "skopeo",
+        "openssl",
+        "qemu-system-x86_64",
+        BUSYBOX,
+    ]) {
+        return;
+    }
+    let stage = Stage::confidential().unwrap();
+    let key = stage.key("image.key").unwrap();
+    let recipe = Recipe::busybox(MARKER).unwrap();
+    let first = stage
+        .push_encrypted(&recipe, "first", &key, KEY_ID)
+        .unwrap();
+    let init_data = stage.init_data();
+    let broker = stage.broker().unwrap();
+    broker.put(KEY_ID, &key).unwrap();
+    broker.release_only_to(&init_data.digest()).unwrap();
+    let config = stage.settings().write(&stage.state, "c.toml").unwrap();
+    let empty = stage.empty();
+    let pod = |id, image| {
+        Pod::new(id, &config, &empty, &["/bin/cat", "/marker"])
+            .from_image(image)
+            .with_init_data(&init_data)
+            .flag(&["--rm"])
+    };
+
+    // A copy keeps the layers as they are, key packets included.
+    let source = format!("docker://{first}");
+    let copy = stage
+        .registry
+        .push(&source, "copy:latest", &["--src-tls-verify=false"])
+        .unwrap();
+    let run = stage.run(&pod("copy", &copy)).unwrap();
+    assert_eq!(
+        run.stdout,
+        format!("{MARKER}\n"),
+        "{}\n{}",
+        run.report(),
+        stage.log_tail()
+    );
+
+    // skopeo's own encryption is for whoever has the private key, which no broker was given.
+    let private = stage.state.path().join("owner.pem");
+    let public = stage.state.path().join("owner.pub");
+    openssl(&["genrsa", "-out", &private.to_string_lossy(), "2048"]);
+    openssl(&[
+        "rsa",
+        "-in",
+        &private.to_string_lossy(),
+        "-pubout",
+        "-out",
+        &public.to_string_lossy(),
+    ]);
+    let plain = recipe
+        .write(&stage.state.path().join("layout-plain"))
+        .unwrap();
+    let recipient = format!("--encryption-key=jwe:{}", public.display());
+    let sealed = stage
+        .registry
+        .push(&plain, "sealed:latest", &[&recipient])
+        .unwrap();
+    let error = stage
+        .refuse(&pod("sealed", &sealed), "key-unwrap-failed", SHORT)
+        .unwrap();
+    assert!(
+        error.contains("RSA-OAEP"),
+        "whose key does it want? {error}"
+    );
+}
+
+fn openssl(words: &[&str]) {
+    within(SHORT, Command::new("openssl").args(words))
+        .unwrap()
+        .ok()
+        .unwrap();
+}
