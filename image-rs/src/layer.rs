@@ -124,7 +124,7 @@ pub(crate) fn decode(
     let blob = content.decoder.into_inner();
     match journal {
         Ok(journal) => {
-            blob.accept(plan, &diff_id)?;
+            blob.accept(&diff_id)?;
             if diff_id != plan.diff_id {
                 return Err(LayerError::DiffId {
                     expected: plan.diff_id.clone(),
@@ -142,7 +142,7 @@ pub(crate) fn decode(
             }
             .into())
         }
-        Err(error) => Err(blob.explain(plan, error)),
+        Err(error) => Err(blob.explain(error)),
     }
 }
 
@@ -153,7 +153,9 @@ struct Blob {
     position: usize,
     received: u64,
     size: u64,
-    digest: Hasher,
+    expected: Digest,
+    /// Until the end, where it is compared.
+    digest: Option<Hasher>,
     decrypt: Option<Decrypt>,
     failure: Option<LayerError>,
 }
@@ -179,7 +181,8 @@ impl Blob {
             position: 0,
             received: 0,
             size: plan.size,
-            digest: plan.digest.hasher(),
+            expected: plan.digest.clone(),
+            digest: Some(plan.digest.hasher()),
             decrypt,
             failure: None,
         })
@@ -191,13 +194,24 @@ impl Blob {
             if self.received != self.size {
                 return Err(LayerError::GivenUp);
             }
+            // The digest first: where both fail, the blob was altered on its way, whatever the key.
+            if let Some(found) = self.digest.take().map(Hasher::finish)
+                && found != self.expected
+            {
+                return Err(LayerError::Digest {
+                    expected: self.expected.clone(),
+                    found,
+                });
+            }
             if let Some(decrypt) = &mut self.decrypt {
                 decrypt.finish()?;
             }
             return Ok(false);
         };
         self.received += piece.len() as u64;
-        self.digest.update(&piece);
+        if let Some(digest) = &mut self.digest {
+            digest.update(&piece);
+        }
         self.piece = piece.into();
         self.position = 0;
         if let Some(decrypt) = &mut self.decrypt {
@@ -207,14 +221,9 @@ impl Blob {
     }
 
     /// After the last byte: the blob's digest, and the digest that was wrapped with the key.
-    fn accept(mut self, plan: &Plan, diff_id: &Digest) -> Result<(), LayerError> {
-        io::copy(&mut self, &mut io::sink()).map_err(LayerError::Decompress)?;
-        let found = self.digest.finish();
-        if found != plan.digest {
-            return Err(LayerError::Digest {
-                expected: plan.digest.clone(),
-                found,
-            });
+    fn accept(mut self, diff_id: &Digest) -> Result<(), LayerError> {
+        if let Err(error) = io::copy(&mut self, &mut io::sink()) {
+            return Err(self.failure.unwrap_or(LayerError::Decompress(error)));
         }
         match self.decrypt.and_then(|decrypt| decrypt.wrapped) {
             Some(wrapped) => wrapped.check(diff_id),
@@ -223,19 +232,14 @@ impl Blob {
     }
 
     /// A blob that was altered mostly shows as a broken archive first; the cause is told, not the consequence.
-    fn explain(mut self, plan: &Plan, error: UnpackError) -> LayerError {
+    fn explain(mut self, error: UnpackError) -> LayerError {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
         let readable = matches!(error, UnpackError::Read(_) | UnpackError::Archive(_));
-        if readable && io::copy(&mut self, &mut io::sink()).is_ok() {
-            let found = self.digest.finish();
-            if found != plan.digest {
-                return LayerError::Digest {
-                    expected: plan.digest.clone(),
-                    found,
-                };
-            }
+        if readable {
+            // Read to its end, which is where it is checked; the failure stays with the blob.
+            let _ = io::copy(&mut self, &mut io::sink());
         }
         match (self.failure, error) {
             (Some(failure), _) => failure,

@@ -109,7 +109,7 @@ pub(super) async fn boot(
                 plan.within.as_secs_f32()
             );
             return Err(with_console(
-                GuestError::new(ErrorCode::DeadlineExceeded, "agent", text),
+                GuestError::new(ErrorCode::AgentUnreachable, "agent", text),
                 &vm,
             ));
         }
