@@ -31,7 +31,9 @@ pub enum KvmUnusable {
         reason: String,
     },
     /// The processor has no virtualization extension.
-    #[error("/dev/kvm opens, but /proc/cpuinfo has neither vmx nor svm: nested virtualization is off")]
+    #[error(
+        "/dev/kvm opens, but /proc/cpuinfo has neither vmx nor svm: nested virtualization is off"
+    )]
     Processor,
 }
 
@@ -54,7 +56,10 @@ fn decide(
         Accel::Tcg => Ok((Resolved::Tcg, "asked for by name".to_owned())),
         Accel::Kvm => probe().map(|()| (Resolved::Kvm, "asked for by name".to_owned())),
         Accel::Auto => Ok(match probe() {
-            Ok(()) => (Resolved::Kvm, "/dev/kvm opens and the processor has the extension".to_owned()),
+            Ok(()) => (
+                Resolved::Kvm,
+                "/dev/kvm opens and the processor has the extension".to_owned(),
+            ),
             Err(unusable) => (Resolved::Tcg, unusable.to_string()),
         }),
     }
@@ -65,9 +70,15 @@ fn probe_kvm(device: &Path, cpuinfo: &Path) -> Result<(), KvmUnusable> {
         .read(true)
         .write(true)
         .open(device)
-        .map_err(|error| KvmUnusable::Device { reason: error.to_string() })?;
+        .map_err(|error| KvmUnusable::Device {
+            reason: error.to_string(),
+        })?;
     let flags = fs::read_to_string(cpuinfo).unwrap_or_default();
-    if has_extension(&flags) { Ok(()) } else { Err(KvmUnusable::Processor) }
+    if has_extension(&flags) {
+        Ok(())
+    } else {
+        Err(KvmUnusable::Processor)
+    }
 }
 
 fn has_extension(cpuinfo: &str) -> bool {
@@ -91,7 +102,10 @@ mod tests {
 
     #[test]
     fn kvm_by_name_never_falls_back() {
-        assert_eq!(decide(Accel::Kvm, || Err(KvmUnusable::Processor)), Err(KvmUnusable::Processor));
+        assert_eq!(
+            decide(Accel::Kvm, || Err(KvmUnusable::Processor)),
+            Err(KvmUnusable::Processor)
+        );
     }
 
     #[test]
@@ -105,7 +119,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (device, cpuinfo) = (dir.path().join("kvm"), dir.path().join("cpuinfo"));
         std::fs::write(&cpuinfo, "flags\t\t: fpu svmx tsc\n").unwrap();
-        assert!(matches!(probe_kvm(&device, &cpuinfo), Err(KvmUnusable::Device { .. })));
+        assert!(matches!(
+            probe_kvm(&device, &cpuinfo),
+            Err(KvmUnusable::Device { .. })
+        ));
         std::fs::write(&device, "").unwrap();
         assert_eq!(probe_kvm(&device, &cpuinfo), Err(KvmUnusable::Processor));
         std::fs::write(&cpuinfo, "flags\t\t: fpu svm tsc\n").unwrap();

@@ -96,13 +96,28 @@ fn make_vsock(spec: &VmSpec, incoming: mpsc::Sender<OwnedFd>) -> io::Result<Made
     };
     if kernel {
         let (device, descriptor) = KernelDevice::open(spec.host_port, incoming)?;
-        let argument = VsockDevice::Kernel { fd: descriptor.as_raw_fd(), cid: device.cid() };
+        let argument = VsockDevice::Kernel {
+            fd: descriptor.as_raw_fd(),
+            cid: device.cid(),
+        };
         let host_port = device.host_port();
-        return Ok(MadeVsock { device: Device::Kernel(device), argument, descriptor, host_port });
+        return Ok(MadeVsock {
+            device: Device::Kernel(device),
+            argument,
+            descriptor,
+            host_port,
+        });
     }
     let (device, descriptor) = UserDevice::start(&spec.state_dir, spec.host_port, incoming)?;
-    let argument = VsockDevice::User { fd: descriptor.as_raw_fd() };
-    Ok(MadeVsock { device: Device::User(device), argument, descriptor, host_port: spec.host_port })
+    let argument = VsockDevice::User {
+        fd: descriptor.as_raw_fd(),
+    };
+    Ok(MadeVsock {
+        device: Device::User(device),
+        argument,
+        descriptor,
+        host_port: spec.host_port,
+    })
 }
 
 /// Our end, registered with the runtime, and QEMU's.
@@ -123,8 +138,15 @@ impl Prepared {
             descriptors: self.descriptors,
         };
         let program = launch.program.display().to_string();
-        let spawn_failed = |source| BootError::Spawn { program: program.clone(), source };
-        let Started { process, stderr, ended } = supervise::spawn(launch).await.map_err(spawn_failed)?;
+        let spawn_failed = |source| BootError::Spawn {
+            program: program.clone(),
+            source,
+        };
+        let Started {
+            process,
+            stderr,
+            ended,
+        } = supervise::spawn(launch).await.map_err(spawn_failed)?;
         let stderr = pipe::Receiver::from_owned_fd(stderr.into()).map_err(BootError::Socket)?;
         let stderr = console::read(stderr, STDERR_TAIL, None);
         let log = spec.spec().console_log.as_deref();
@@ -134,7 +156,13 @@ impl Prepared {
         let (publisher, exited) = watch::channel(None);
         let (stopping, stopped) = watch::channel(false);
         let (reason, reasons) = watch::channel(None);
-        tokio::spawn(publish_exit(ended, console, stderr, Clues { stopped, reasons }, publisher));
+        tokio::spawn(publish_exit(
+            ended,
+            console,
+            stderr,
+            Clues { stopped, reasons },
+            publisher,
+        ));
 
         let (qmp, version, events) = greet(self.qmp, exited.clone()).await?;
         let at = Instant::now();
@@ -165,7 +193,9 @@ async fn greet(
         Err(_) => Err(BootError::Silent),
         // QEMU closes the socket when it ends: the reason follows within milliseconds.
         Ok(Err(error)) => match timeout(QUIT_TIMEOUT, exited.wait_for(Option::is_some)).await {
-            Ok(Ok(exit)) => Err(exit.clone().map_or(BootError::Qmp(error), BootError::Exited)),
+            Ok(Ok(exit)) => Err(exit
+                .clone()
+                .map_or(BootError::Qmp(error), BootError::Exited)),
             _ => Err(BootError::Qmp(error)),
         },
     }
@@ -216,14 +246,21 @@ async fn publish_exit(
     publisher: watch::Sender<Option<Exit>>,
 ) {
     let status = ended.await.unwrap_or(Status::Unknown);
-    let _ = timeout(DRAIN_TIMEOUT, async { (console.task.await, stderr.task.await) }).await;
+    let _ = timeout(DRAIN_TIMEOUT, async {
+        (console.task.await, stderr.task.await)
+    })
+    .await;
     // The reason is on the control socket, which was closed before the process ended.
     let mut reasons = clues.reasons.clone();
     let _ = timeout(DRAIN_TIMEOUT, async {
         while reasons.borrow().is_none() && reasons.changed().await.is_ok() {}
     })
     .await;
-    let exit = Exit { status, cause: clues.cause(&console.panic), stderr_tail: stderr.tail.text() };
+    let exit = Exit {
+        status,
+        cause: clues.cause(&console.panic),
+        stderr_tail: stderr.tail.text(),
+    };
     info!(%exit, "VM ended");
     publisher.send_replace(Some(exit));
 }

@@ -83,7 +83,10 @@ struct Log {
 
 impl Log {
     fn none() -> Self {
-        Self { file: None, left: 0 }
+        Self {
+            file: None,
+            left: 0,
+        }
     }
 
     async fn create(path: &Path) -> Self {
@@ -91,7 +94,10 @@ impl Log {
         if let Err(error) = &file {
             warn!(path = %path.display(), %error, "console log cannot be created");
         }
-        Self { file: file.ok(), left: MAX_CONSOLE_LOG }
+        Self {
+            file: file.ok(),
+            left: MAX_CONSOLE_LOG,
+        }
     }
 
     async fn write(&mut self, bytes: &[u8]) {
@@ -145,7 +151,10 @@ mod tests {
         let mut search = PanicSearch::default();
         assert_eq!(search.feed(b"[    1.2] Kernel panic - not "), None);
         let line = search.feed(b"syncing: No init found.\r\n[ 1.3] CPU: 0\n");
-        assert_eq!(line.as_deref(), Some("Kernel panic - not syncing: No init found."));
+        assert_eq!(
+            line.as_deref(),
+            Some("Kernel panic - not syncing: No init found.")
+        );
     }
 
     #[test]
@@ -161,7 +170,11 @@ mod tests {
     async fn the_log_gets_what_the_tail_gets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
-        let reading = read(&b"hello\nKernel panic - not syncing: x\n"[..], 8, Some(&path));
+        let reading = read(
+            &b"hello\nKernel panic - not syncing: x\n"[..],
+            8,
+            Some(&path),
+        );
         reading.task.await.unwrap();
         assert_eq!(reading.tail.text(), "cing: x\n");
         assert_eq!(std::fs::read(&path).unwrap().len(), 36);

@@ -93,10 +93,24 @@ struct Command {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
-    Greeting { #[serde(rename = "QMP")] qmp: Greeting },
-    Return { #[serde(rename = "return")] value: Value, id: Option<u64> },
-    Error { error: Refusal, id: Option<u64> },
-    Event { event: String, #[serde(default)] data: Value },
+    Greeting {
+        #[serde(rename = "QMP")]
+        qmp: Greeting,
+    },
+    Return {
+        #[serde(rename = "return")]
+        value: Value,
+        id: Option<u64>,
+    },
+    Error {
+        error: Refusal,
+        id: Option<u64>,
+    },
+    Event {
+        event: String,
+        #[serde(default)]
+        data: Value,
+    },
 }
 
 #[derive(Deserialize)]
@@ -125,10 +139,19 @@ impl Qmp {
     ) -> Result<(Self, Version, mpsc::Receiver<Event>), QmpError> {
         let (events, event_receiver) = mpsc::channel(MAX_EVENTS);
         let (reader, writer) = stream.into_split();
-        let mut wire = Wire { reader: BufReader::new(reader), writer, events, next_id: 0 };
+        let mut wire = Wire {
+            reader: BufReader::new(reader),
+            writer,
+            events,
+            next_id: 0,
+        };
         let version = match wire.receive().await? {
             Message::Greeting { qmp } => qmp.version.qemu,
-            _ => return Err(QmpError::Unknown("something before the greeting".to_owned())),
+            _ => {
+                return Err(QmpError::Unknown(
+                    "something before the greeting".to_owned(),
+                ));
+            }
         };
         wire.execute("qmp_capabilities").await?;
         let (commands, command_receiver) = mpsc::channel(MAX_COMMANDS);
@@ -167,7 +190,10 @@ impl Qmp {
     async fn execute(&self, name: &'static str) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
         let command = Command { name, reply };
-        self.commands.send(command).await.map_err(|_| QmpError::Closed)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| QmpError::Closed)?;
         answer.await.map_err(|_| QmpError::Closed)?
     }
 }
@@ -216,7 +242,10 @@ impl Wire {
         self.next_id += 1;
         let mut line = json!({ "execute": name, "id": wanted }).to_string();
         line.push('\n');
-        self.writer.write_all(line.as_bytes()).await.map_err(QmpError::Socket)?;
+        self.writer
+            .write_all(line.as_bytes())
+            .await
+            .map_err(QmpError::Socket)?;
         loop {
             match self.receive().await? {
                 Message::Event { event, data } => self.publish(&event, &data),
@@ -229,7 +258,9 @@ impl Wire {
                     });
                 }
                 Message::Greeting { .. } | Message::Return { .. } | Message::Error { .. } => {
-                    return Err(QmpError::Unknown(format!("no answer to {name} number {wanted}")));
+                    return Err(QmpError::Unknown(format!(
+                        "no answer to {name} number {wanted}"
+                    )));
                 }
             }
         }
@@ -255,7 +286,11 @@ impl Wire {
     fn publish(&self, name: &str, data: &Value) {
         let event = match name {
             "SHUTDOWN" => Event::Shutdown {
-                reason: shorten(data.get("reason").and_then(Value::as_str).unwrap_or("unknown")),
+                reason: shorten(
+                    data.get("reason")
+                        .and_then(Value::as_str)
+                        .unwrap_or("unknown"),
+                ),
             },
             "GUEST_PANICKED" => Event::GuestPanicked,
             _ => Event::Other(shorten(name)),
@@ -267,7 +302,11 @@ impl Wire {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().take(200).collect::<String>().trim_end().to_owned()
+    text.chars()
+        .take(200)
+        .collect::<String>()
+        .trim_end()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -297,10 +336,20 @@ mod tests {
         ])
         .await
         .unwrap();
-        assert_eq!(version, Version { major: 7, minor: 2, micro: 22 });
+        assert_eq!(
+            version,
+            Version {
+                major: 7,
+                minor: 2,
+                micro: 22
+            }
+        );
         let reason = "guest-reset".to_owned();
         assert_eq!(events.recv().await.unwrap(), Event::Shutdown { reason });
-        assert_eq!(events.recv().await.unwrap(), Event::Other("RTC_CHANGE".to_owned()));
+        assert_eq!(
+            events.recv().await.unwrap(),
+            Event::Other("RTC_CHANGE".to_owned())
+        );
         drop(qmp);
     }
 
@@ -312,21 +361,29 @@ mod tests {
         ])
         .await
         .unwrap_err();
-        assert_eq!(error.to_string(), "QEMU refused qmp_capabilities: no such (CommandNotFound)");
+        assert_eq!(
+            error.to_string(),
+            "QEMU refused qmp_capabilities: no such (CommandNotFound)"
+        );
     }
 
     #[tokio::test]
     async fn an_unknown_reply_is_an_error() {
         let error = connect(&[r#"{"hello":1}"#]).await.unwrap_err();
         assert!(matches!(error, QmpError::Unknown(_)), "{error}");
-        let error = connect(&[GREETING, r#"{"return":{},"id":7}"#]).await.unwrap_err();
+        let error = connect(&[GREETING, r#"{"return":{},"id":7}"#])
+            .await
+            .unwrap_err();
         assert!(matches!(error, QmpError::Unknown(_)), "{error}");
     }
 
     #[tokio::test]
     async fn a_line_beyond_the_cap_is_an_error() {
         let long = format!("{{\"QMP\":\"{}\"}}", "x".repeat(MAX_MESSAGE));
-        assert!(matches!(connect(&[&long]).await.unwrap_err(), QmpError::TooLong));
+        assert!(matches!(
+            connect(&[&long]).await.unwrap_err(),
+            QmpError::TooLong
+        ));
     }
 
     #[tokio::test]

@@ -206,7 +206,9 @@ pub enum SpecError {
         count: usize,
     },
     /// A disk's serial is empty, too long, has an odd character or is not unique.
-    #[error("disk serial {serial:?}: use 1 to {MAX_SERIAL} of the characters A-Z a-z 0-9 . _ -, each serial once")]
+    #[error(
+        "disk serial {serial:?}: use 1 to {MAX_SERIAL} of the characters A-Z a-z 0-9 . _ -, each serial once"
+    )]
     Serial {
         /// The serial.
         serial: String,
@@ -224,7 +226,9 @@ pub enum SpecError {
         param: String,
     },
     /// The kernel command line would be cut short by the kernel.
-    #[error("the kernel parameters have {len} bytes, of which the kernel keeps {MAX_KERNEL_CMDLINE}: remove some")]
+    #[error(
+        "the kernel parameters have {len} bytes, of which the kernel keeps {MAX_KERNEL_CMDLINE}: remove some"
+    )]
     KernelCmdline {
         /// Bytes of all parameters.
         len: usize,
@@ -269,19 +273,27 @@ impl TryFrom<VmSpec> for CheckedSpec {
 
 fn check_shape(spec: &VmSpec) -> Result<(), SpecError> {
     if !is_plain_word(&spec.name, MAX_NAME) {
-        return Err(SpecError::Name { name: spec.name.clone() });
+        return Err(SpecError::Name {
+            name: spec.name.clone(),
+        });
     }
     if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
         return Err(SpecError::Vcpus { vcpus: spec.vcpus });
     }
     if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&spec.memory_mib) {
-        return Err(SpecError::Memory { memory_mib: spec.memory_mib });
+        return Err(SpecError::Memory {
+            memory_mib: spec.memory_mib,
+        });
     }
     if spec.host_port == 0 || spec.host_port == u32::MAX {
-        return Err(SpecError::HostPort { port: spec.host_port });
+        return Err(SpecError::HostPort {
+            port: spec.host_port,
+        });
     }
     match &spec.shared_fs {
-        Some(fs) if !is_plain_word(&fs.tag, MAX_TAG) => Err(SpecError::Tag { tag: fs.tag.clone() }),
+        Some(fs) if !is_plain_word(&fs.tag, MAX_TAG) => Err(SpecError::Tag {
+            tag: fs.tag.clone(),
+        }),
         _ => Ok(()),
     }
 }
@@ -289,11 +301,18 @@ fn check_shape(spec: &VmSpec) -> Result<(), SpecError> {
 fn check_kernel_params(spec: &VmSpec) -> Result<(), SpecError> {
     for param in &spec.kernel_params {
         if param.is_empty() || !param.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(SpecError::KernelParam { param: param.clone() });
+            return Err(SpecError::KernelParam {
+                param: param.clone(),
+            });
         }
     }
     let own = crate::qemu::kernel::LONGEST_OWN_PARAMS;
-    let len = own + spec.kernel_params.iter().map(|param| param.len() + 1).sum::<usize>();
+    let len = own
+        + spec
+            .kernel_params
+            .iter()
+            .map(|param| param.len() + 1)
+            .sum::<usize>();
     if len > MAX_KERNEL_CMDLINE {
         return Err(SpecError::KernelCmdline { len });
     }
@@ -305,9 +324,13 @@ fn check_disks(disks: &[Disk]) -> Result<(), SpecError> {
         return Err(SpecError::Disks { count: disks.len() });
     }
     for (index, disk) in disks.iter().enumerate() {
-        let repeated = disks[..index].iter().any(|other| other.serial == disk.serial);
+        let repeated = disks[..index]
+            .iter()
+            .any(|other| other.serial == disk.serial);
         if repeated || !is_plain_word(&disk.serial, MAX_SERIAL) {
-            return Err(SpecError::Serial { serial: disk.serial.clone() });
+            return Err(SpecError::Serial {
+                serial: disk.serial.clone(),
+            });
         }
     }
     Ok(())
@@ -328,9 +351,19 @@ fn check_paths(spec: &VmSpec) -> Result<(), SpecError> {
         })?;
     }
     if let Some(fs) = &spec.shared_fs {
-        check_path("virtio-fs socket", &fs.socket, "a socket that exists", Path::exists)?;
+        check_path(
+            "virtio-fs socket",
+            &fs.socket,
+            "a socket that exists",
+            Path::exists,
+        )?;
     }
-    check_path("state directory", &spec.state_dir, "a directory that exists", Path::is_dir)?;
+    check_path(
+        "state directory",
+        &spec.state_dir,
+        "a directory that exists",
+        Path::is_dir,
+    )?;
     if spec.qemu.components().count() > 1 {
         file("QEMU program", &spec.qemu)?;
     }
@@ -343,12 +376,21 @@ fn check_path(
     expected: &'static str,
     holds: impl Fn(&Path) -> bool,
 ) -> Result<(), SpecError> {
-    let printable = path.to_str().is_some_and(|text| !text.chars().any(char::is_control));
+    let printable = path
+        .to_str()
+        .is_some_and(|text| !text.chars().any(char::is_control));
     if !printable {
-        return Err(SpecError::Path { what, path: path.to_owned() });
+        return Err(SpecError::Path {
+            what,
+            path: path.to_owned(),
+        });
     }
     if !holds(path) {
-        return Err(SpecError::Missing { what, path: path.to_owned(), expected });
+        return Err(SpecError::Missing {
+            what,
+            path: path.to_owned(),
+            expected,
+        });
     }
     Ok(())
 }
@@ -356,7 +398,9 @@ fn check_path(
 fn is_plain_word(text: &str, longest: usize) -> bool {
     !text.is_empty()
         && text.len() <= longest
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 #[cfg(test)]
@@ -385,12 +429,24 @@ mod tests {
 
     #[test]
     fn every_bound_is_a_named_error() {
-        assert!(matches!(refusal(|s| s.name = "a b".into()), SpecError::Name { .. }));
+        assert!(matches!(
+            refusal(|s| s.name = "a b".into()),
+            SpecError::Name { .. }
+        ));
         assert!(matches!(refusal(|s| s.vcpus = 0), SpecError::Vcpus { .. }));
         assert!(matches!(refusal(|s| s.vcpus = 65), SpecError::Vcpus { .. }));
-        assert!(matches!(refusal(|s| s.memory_mib = 63), SpecError::Memory { .. }));
-        assert!(matches!(refusal(|s| s.memory_mib = (1 << 20) + 1), SpecError::Memory { .. }));
-        assert!(matches!(refusal(|s| s.host_port = u32::MAX), SpecError::HostPort { .. }));
+        assert!(matches!(
+            refusal(|s| s.memory_mib = 63),
+            SpecError::Memory { .. }
+        ));
+        assert!(matches!(
+            refusal(|s| s.memory_mib = (1 << 20) + 1),
+            SpecError::Memory { .. }
+        ));
+        assert!(matches!(
+            refusal(|s| s.host_port = u32::MAX),
+            SpecError::HostPort { .. }
+        ));
         assert!(matches!(
             refusal(|s| s.kernel_params = vec!["a b".into()]),
             SpecError::KernelParam { .. }
@@ -409,13 +465,23 @@ mod tests {
             "the initrd \"/nonexistent/initrd\" is not a file that exists"
         );
         let error = refusal(|s| s.qemu = "/nonexistent/qemu".into());
-        assert!(matches!(error, SpecError::Missing { what: "QEMU program", .. }));
+        assert!(matches!(
+            error,
+            SpecError::Missing {
+                what: "QEMU program",
+                ..
+            }
+        ));
     }
 
     #[test]
     fn two_disks_cannot_share_a_serial() {
         let error = refusal(|s| {
-            let disk = Disk { path: s.kernel.clone(), format: DiskFormat::Raw, serial: "d".into() };
+            let disk = Disk {
+                path: s.kernel.clone(),
+                format: DiskFormat::Raw,
+                serial: "d".into(),
+            };
             s.disks = vec![disk.clone(), disk];
         });
         assert_eq!(error, SpecError::Serial { serial: "d".into() });

@@ -9,7 +9,10 @@
 //!   caller ── spawn() ──► thread: fork, PDEATHSIG, exec ──► waitid ──► Status
 //!      └─ Process: pid, pidfd (kill is sent through it, so never to a recycled pid)
 //! ```
-#![expect(unsafe_code, reason = "what runs between fork and exec has no safe interface")]
+#![expect(
+    unsafe_code,
+    reason = "what runs between fork and exec has no safe interface"
+)]
 
 use std::ffi::OsString;
 use std::io;
@@ -132,7 +135,9 @@ pub(crate) async fn spawn(launch: Launch) -> io::Result<Started> {
     thread::Builder::new()
         .name("vmm".to_owned())
         .spawn(move || run(launch, started))?;
-    result.await.map_err(|_| io::Error::other("the thread that starts QEMU ended early"))?
+    result
+        .await
+        .map_err(|_| io::Error::other("the thread that starts QEMU ended early"))?
 }
 
 fn run(launch: Launch, started: oneshot::Sender<io::Result<Started>>) {
@@ -146,16 +151,22 @@ fn run(launch: Launch, started: oneshot::Sender<io::Result<Started>>) {
     };
     match adopt(&mut child) {
         // When the caller is gone, what was sent is dropped, which kills the process.
-        Ok((process, stderr)) => drop(started.send(Ok(Started { process, stderr, ended: receiver }))),
+        Ok((process, stderr)) => drop(started.send(Ok(Started {
+            process,
+            stderr,
+            ended: receiver,
+        }))),
         Err(error) => {
             let _ = child.kill();
             drop(started.send(Err(error)));
         }
     }
-    let status = child.wait().map_or(Status::Unknown, |status| match (status.code(), status.signal()) {
-        (Some(code), _) => Status::Code(code),
-        (None, Some(signal)) => Status::Signal(signal),
-        (None, None) => Status::Unknown,
+    let status = child.wait().map_or(Status::Unknown, |status| {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Status::Code(code),
+            (None, Some(signal)) => Status::Signal(signal),
+            (None, None) => Status::Unknown,
+        }
     });
     let _ = ended.send(status);
 }
@@ -164,15 +175,26 @@ fn adopt(child: &mut Child) -> io::Result<(Process, ChildStderr)> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("the process has no pid"))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let stderr = child.stderr.take().ok_or_else(|| io::Error::other("no error output"))?;
-    Ok((Process { pidfd, pid: child.id() }, stderr))
+    let stderr = child
+        .stderr
+        .take()
+        .ok_or_else(|| io::Error::other("no error output"))?;
+    Ok((
+        Process {
+            pidfd,
+            pid: child.id(),
+        },
+        stderr,
+    ))
 }
 
 fn fork_exec(launch: Launch) -> io::Result<Child> {
     let parent = getpid();
     let inherited: Vec<RawFd> = launch.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     if inherited.iter().any(|&fd| fd <= 2) {
-        return Err(io::Error::other("a descriptor for QEMU has the number of a standard stream"));
+        return Err(io::Error::other(
+            "a descriptor for QEMU has the number of a standard stream",
+        ));
     }
     let mut command = Command::new(&launch.program);
     command
@@ -233,7 +255,10 @@ mod tests {
     async fn a_program_that_is_absent_is_an_error_at_once() {
         let mut launch = shell("");
         launch.program = "/nonexistent/qemu".into();
-        assert_eq!(spawn(launch).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            spawn(launch).await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 
     #[tokio::test]
@@ -247,7 +272,10 @@ mod tests {
         );
         let mut launch = shell(&script);
         launch.descriptors.push(kept.into());
-        assert_eq!(spawn(launch).await.unwrap().ended.await.unwrap(), Status::Code(0));
+        assert_eq!(
+            spawn(launch).await.unwrap().ended.await.unwrap(),
+            Status::Code(0)
+        );
     }
 
     /// This test starts itself: as the child it is the shim that gets killed.
@@ -256,25 +284,45 @@ mod tests {
         const ROLE: &str = "CLOISTER_TEST_KILLED_SHIM";
         if std::env::var_os(ROLE).is_some() {
             let started = spawn(shell("exec sleep 300")).await.unwrap();
-            std::io::Write::write_all(&mut io::stderr(), format!("pid={}\n", started.process.pid()).as_bytes()).unwrap();
+            std::io::Write::write_all(
+                &mut io::stderr(),
+                format!("pid={}\n", started.process.pid()).as_bytes(),
+            )
+            .unwrap();
             let _ = started.ended.await;
             return;
         }
         let mut shim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "supervise::tests::a_killed_shim_takes_its_process_down", "--nocapture"])
+            .args([
+                "--exact",
+                "supervise::tests::a_killed_shim_takes_its_process_down",
+                "--nocapture",
+            ])
             .env(ROLE, "1")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = io::BufRead::lines(io::BufReader::new(shim.stderr.take().unwrap()));
-        let pid = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("pid=")?.parse().ok());
+        let pid = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("pid=")?.parse().ok());
         let pid = Pid::from_raw(pid.unwrap()).unwrap();
         let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         shim.kill().unwrap();
         shim.wait().unwrap();
-        let mut ended = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
-        let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-        assert_eq!(rustix::event::poll(&mut ended, Some(&second)).unwrap(), 1, "it outlived the shim");
+        let mut ended = [rustix::event::PollFd::new(
+            &process,
+            rustix::event::PollFlags::IN,
+        )];
+        let second = rustix::event::Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        assert_eq!(
+            rustix::event::poll(&mut ended, Some(&second)).unwrap(),
+            1,
+            "it outlived the shim"
+        );
     }
 }

@@ -12,7 +12,10 @@ pub(crate) struct Tail {
 
 impl Tail {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { ring: Arc::new(Mutex::new(VecDeque::new())), capacity }
+        Self {
+            ring: Arc::new(Mutex::new(VecDeque::new())),
+            capacity,
+        }
     }
 
     pub(crate) fn push(&self, bytes: &[u8]) {

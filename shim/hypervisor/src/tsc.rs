@@ -21,7 +21,11 @@ pub(crate) fn measure_khz() -> Option<u32> {
     let nanoseconds = u64::try_from(end.duration_since(start).as_nanos()).ok()?;
     let ticks = ticks_after.checked_sub(ticks_before)?;
     let khz = ticks.checked_mul(1_000_000)?.checked_div(nanoseconds)?;
-    if PLAUSIBLE_KHZ.contains(&khz) { u32::try_from(khz).ok() } else { None }
+    if PLAUSIBLE_KHZ.contains(&khz) {
+        u32::try_from(khz).ok()
+    } else {
+        None
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -44,6 +48,9 @@ mod tests {
     #[test]
     fn two_measurements_agree_within_a_percent() {
         let (first, second) = (measure_khz().unwrap(), measure_khz().unwrap());
-        assert!(first.abs_diff(second) < first / 100, "{first} and {second} kHz");
+        assert!(
+            first.abs_diff(second) < first / 100,
+            "{first} and {second} kHz"
+        );
     }
 }

@@ -23,7 +23,11 @@ use crate::supervise::{Cause, Exit, Status};
 use crate::vsock::{Incoming, VsockStream};
 
 /// The oldest QEMU whose command line was tried.
-const OLDEST_QEMU: Version = Version { major: 7, minor: 2, micro: 0 };
+const OLDEST_QEMU: Version = Version {
+    major: 7,
+    minor: 2,
+    micro: 0,
+};
 /// How long QEMU may take to greet. It takes 50 ms; a host that swaps takes longer. The end of
 /// QEMU is noticed at once and never waited for.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,7 +41,9 @@ pub enum BootError {
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// KVM was asked for by name and cannot be used.
-    #[error("KVM was asked for and cannot be used: {0}; set the accelerator to \"auto\" or \"tcg\"")]
+    #[error(
+        "KVM was asked for and cannot be used: {0}; set the accelerator to \"auto\" or \"tcg\""
+    )]
     Kvm(#[from] KvmUnusable),
     /// The vsock device cannot be made.
     #[error("vsock device: {0}")]
@@ -108,7 +114,11 @@ impl Vm {
         let mut vm = Self {
             qemu,
             incoming: Some(incoming),
-            timings: Timings { resolve: forked - called, qmp_ready: greeted - forked, running: Duration::ZERO },
+            timings: Timings {
+                resolve: forked - called,
+                qmp_ready: greeted - forked,
+                running: Duration::ZERO,
+            },
         };
         vm.check_running().await?;
         vm.timings.running = greeted.elapsed();

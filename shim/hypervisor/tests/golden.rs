@@ -13,9 +13,21 @@ use hypervisor::{CheckedSpec, Disk, Machine, SharedFs, VmSpec};
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
 
-fn lines(machine: Machine, accel: Resolved, vsock: VsockDevice, change: impl FnOnce(&mut VmSpec)) -> String {
+fn lines(
+    machine: Machine,
+    accel: Resolved,
+    vsock: VsockDevice,
+    change: impl FnOnce(&mut VmSpec),
+) -> String {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["vmlinux", "initrd", "one.img", "two,2.img", "fs.sock", "OVMF.fd"] {
+    for name in [
+        "vmlinux",
+        "initrd",
+        "one.img",
+        "two,2.img",
+        "fs.sock",
+        "OVMF.fd",
+    ] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
     let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
@@ -25,23 +37,38 @@ fn lines(machine: Machine, accel: Resolved, vsock: VsockDevice, change: impl FnO
     change(&mut spec);
     let spec = CheckedSpec::try_from(spec).unwrap();
     let tsc_khz = (accel == Resolved::Tcg).then_some(2_445_379);
-    let facts = Facts { accel, tsc_khz, vsock, host_port: 1030, qmp_fd: 10, console_fd: 11 };
+    let facts = Facts {
+        accel,
+        tsc_khz,
+        vsock,
+        host_port: 1030,
+        qmp_fd: 10,
+        console_fd: 11,
+    };
     let mut text = String::new();
     for word in arguments(&spec, &facts) {
         text.push_str(if word.starts_with('-') { "\n" } else { " " });
         text.push_str(&word);
     }
-    text.trim_start().replace(dir.path().to_str().unwrap(), "$DIR") + "\n"
+    text.trim_start()
+        .replace(dir.path().to_str().unwrap(), "$DIR")
+        + "\n"
 }
 
 #[track_caller]
 fn holds(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).with_extension("txt");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+        .with_extension("txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, text).unwrap();
     }
     let golden = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, golden, "{name} changed: if that is meant, run with UPDATE_GOLDEN=1");
+    assert_eq!(
+        text, golden,
+        "{name} changed: if that is meant, run with UPDATE_GOLDEN=1"
+    );
 }
 
 fn disks(spec: &mut VmSpec) {
@@ -50,14 +77,14 @@ fn disks(spec: &mut VmSpec) {
         format: DiskFormat::Raw,
         serial: serial.to_owned(),
     };
-    spec.disks = vec![
-        disk("one.img", "initdata"),
-        disk("two,2.img", "layers"),
-    ];
+    spec.disks = vec![disk("one.img", "initdata"), disk("two,2.img", "layers")];
 }
 
 fn shared_fs(spec: &mut VmSpec) {
-    spec.shared_fs = Some(SharedFs { socket: spec.state_dir.join("fs.sock"), tag: "kataShared".to_owned() });
+    spec.shared_fs = Some(SharedFs {
+        socket: spec.state_dir.join("fs.sock"),
+        tag: "kataShared".to_owned(),
+    });
 }
 
 #[test]
@@ -83,14 +110,22 @@ fn every_shape_has_its_golden_line() {
             spec.memory_mib = 2048;
             spec.firmware = Some(spec.state_dir.join("OVMF.fd"));
         };
-        holds(&format!("{machine_name}-all"), &lines(machine, Resolved::Kvm, KERNEL, all));
+        holds(
+            &format!("{machine_name}-all"),
+            &lines(machine, Resolved::Kvm, KERNEL, all),
+        );
     }
 }
 
 #[test]
 fn only_emulation_gets_the_words_for_emulation() {
     let kvm = lines(Machine::Q35, Resolved::Kvm, USER, |_| {});
-    for word in ["mitigations=off", "cryptomgr.notests", "tsc_early_khz", "no_timer_check"] {
+    for word in [
+        "mitigations=off",
+        "cryptomgr.notests",
+        "tsc_early_khz",
+        "no_timer_check",
+    ] {
         assert!(!kvm.contains(word), "{word}");
     }
 }
@@ -106,7 +141,8 @@ fn memory_is_shared_only_where_another_process_reads_it() {
 fn a_port_other_than_the_wanted_one_is_told_to_the_guest() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("vmlinux"), b"x").unwrap();
-    let spec = CheckedSpec::try_from(VmSpec::new("a", &dir.path().join("vmlinux"), dir.path())).unwrap();
+    let spec =
+        CheckedSpec::try_from(VmSpec::new("a", &dir.path().join("vmlinux"), dir.path())).unwrap();
     let mut facts = Facts {
         accel: Resolved::Kvm,
         tsc_khz: None,
@@ -117,5 +153,9 @@ fn a_port_other_than_the_wanted_one_is_told_to_the_guest() {
     };
     assert!(!arguments(&spec, &facts).join(" ").contains("host_port"));
     facts.host_port = 40_000;
-    assert!(arguments(&spec, &facts).join(" ").contains("cloister.host_port=40000"));
+    assert!(
+        arguments(&spec, &facts)
+            .join(" ")
+            .contains("cloister.host_port=40000")
+    );
 }

@@ -24,7 +24,10 @@ struct Rig {
 
 fn rig() -> Rig {
     let (sender, incoming) = mpsc::channel(4);
-    Rig { muxer: Muxer::new(GUEST, PORT, sender).unwrap(), incoming }
+    Rig {
+        muxer: Muxer::new(GUEST, PORT, sender).unwrap(),
+        incoming,
+    }
 }
 
 fn packet(op: Op, guest_port: u32, host_port: u32) -> Header {
@@ -49,7 +52,13 @@ impl Rig {
 
     fn data(&mut self, guest_port: u32, host_port: u32, payload: &[u8]) {
         let len = u32::try_from(payload.len()).unwrap();
-        self.feed(&Header { len, ..packet(Op::Data, guest_port, host_port) }, payload);
+        self.feed(
+            &Header {
+                len,
+                ..packet(Op::Data, guest_port, host_port)
+            },
+            payload,
+        );
     }
 
     /// All packets for the guest, each with its payload.
@@ -58,14 +67,19 @@ impl Rig {
         loop {
             self.muxer.take_events();
             let mut buffer = vec![0; 4096];
-            let Some(header) = self.muxer.output(&mut &mut buffer[..]) else { return packets };
+            let Some(header) = self.muxer.output(&mut &mut buffer[..]) else {
+                return packets;
+            };
             buffer.truncate(header.len as usize);
             packets.push((header, buffer));
         }
     }
 
     fn ops(&mut self) -> Vec<Op> {
-        self.drain().into_iter().map(|(header, _)| header.op).collect()
+        self.drain()
+            .into_iter()
+            .map(|(header, _)| header.op)
+            .collect()
     }
 
     /// A connection opened by the guest.
@@ -87,7 +101,10 @@ fn the_guest_reaches_the_listening_port() {
     stream.write_all(b"world").unwrap();
     let packets = rig.drain();
     assert_eq!(packets.len(), 1);
-    assert_eq!((packets[0].0.op, &packets[0].1[..]), (Op::Data, &b"world"[..]));
+    assert_eq!(
+        (packets[0].0.op, &packets[0].1[..]),
+        (Op::Data, &b"world"[..])
+    );
     assert_eq!(packets[0].0.fwd_cnt, 5);
 }
 
@@ -168,7 +185,9 @@ fn queued_bytes_arrive_in_order_when_the_caller_reads_again() {
     let mut rig = rig();
     let mut stream = rig.accepted(7);
     stream.set_nonblocking(true).unwrap();
-    let bytes: Vec<u8> = (0..600_000).map(|index| u8::try_from(index % 251).unwrap()).collect();
+    let bytes: Vec<u8> = (0..600_000)
+        .map(|index| u8::try_from(index % 251).unwrap())
+        .collect();
     let (mut sent, mut forwarded, mut got) = (0, 0u32, Vec::new());
     while got.len() < bytes.len() {
         let credit = BUF_ALLOC as usize - (sent - forwarded as usize);
@@ -214,9 +233,15 @@ fn a_half_closed_caller_still_receives() {
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let packets = rig.drain();
     assert_eq!(packets[0].1, b"last");
-    assert_eq!((packets[1].0.op, packets[1].0.flags), (Op::Shutdown, SHUTDOWN_SEND));
+    assert_eq!(
+        (packets[1].0.op, packets[1].0.flags),
+        (Op::Shutdown, SHUTDOWN_SEND)
+    );
     rig.data(7, PORT, b"answer");
-    let shutdown = Header { flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND, ..packet(Op::Shutdown, 7, PORT) };
+    let shutdown = Header {
+        flags: SHUTDOWN_RECEIVE | SHUTDOWN_SEND,
+        ..packet(Op::Shutdown, 7, PORT)
+    };
     rig.feed(&shutdown, b"");
     assert_eq!(rig.ops(), [Op::Reset]);
     let mut text = String::new();
@@ -229,7 +254,13 @@ fn a_guest_that_ends_its_direction_can_still_be_sent_to() {
     let mut rig = rig();
     let mut stream = rig.accepted(7);
     rig.data(7, PORT, b"all");
-    rig.feed(&Header { flags: SHUTDOWN_SEND, ..packet(Op::Shutdown, 7, PORT) }, b"");
+    rig.feed(
+        &Header {
+            flags: SHUTDOWN_SEND,
+            ..packet(Op::Shutdown, 7, PORT)
+        },
+        b"",
+    );
     assert!(rig.ops().is_empty());
     let mut text = String::new();
     // The socket does not block: its end must be there already.
@@ -270,7 +301,13 @@ fn packets_for_someone_else_are_not_answered() {
 fn a_packet_shorter_than_it_says_is_reset() {
     let mut rig = rig();
     let _stream = rig.accepted(7);
-    rig.feed(&Header { len: 10, ..packet(Op::Data, 7, PORT) }, b"short");
+    rig.feed(
+        &Header {
+            len: 10,
+            ..packet(Op::Data, 7, PORT)
+        },
+        b"short",
+    );
     assert_eq!(rig.ops(), [Op::Reset]);
 }
 
@@ -321,7 +358,11 @@ fn arbitrary_packets_stay_within_the_bounds() {
             bytes[at] = random().to_le_bytes()[0];
         }
         if let Ok(header) = Header::parse(&bytes) {
-            let len = if random() % 16 == 0 { 3 } else { header.len as usize };
+            let len = if random() % 16 == 0 {
+                3
+            } else {
+                header.len as usize
+            };
             rig.feed(&header, &payload[..len]);
         }
         while let Ok(socket) = rig.incoming.try_recv() {

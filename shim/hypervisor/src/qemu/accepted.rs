@@ -26,9 +26,15 @@ async fn qemu_takes_the_generated_microvm() {
 }
 
 async fn is_taken(machine: Machine) {
-    let found = std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
+    let found = std::process::Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .is_ok();
     if !found {
-        assert!(std::env::var_os("CLOISTER_NO_SKIP").is_none(), "no qemu-system-x86_64 in PATH");
+        assert!(
+            std::env::var_os("CLOISTER_NO_SKIP").is_none(),
+            "no qemu-system-x86_64 in PATH"
+        );
         eprintln!("skipped: no qemu-system-x86_64 in PATH");
         return;
     }
@@ -42,12 +48,17 @@ async fn is_taken(machine: Machine) {
     let facts = Facts {
         accel: Resolved::Tcg,
         tsc_khz: Some(2_000_000),
-        vsock: VsockDevice::User { fd: vsock.as_raw_fd() },
+        vsock: VsockDevice::User {
+            fd: vsock.as_raw_fd(),
+        },
         host_port: 1030,
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
     };
-    let mut words: Vec<OsString> = arguments(&spec, &facts).into_iter().map(Into::into).collect();
+    let mut words: Vec<OsString> = arguments(&spec, &facts)
+        .into_iter()
+        .map(Into::into)
+        .collect();
     words.push("-S".into());
     let launch = Launch {
         program: spec.spec().qemu.clone(),
@@ -68,7 +79,11 @@ async fn is_taken(machine: Machine) {
     qmp.quit().await.unwrap();
     assert_eq!(started.ended.await.unwrap(), Status::Code(0));
     stderr.task.await.unwrap();
-    assert_eq!(stderr.tail.text(), "", "QEMU had something to complain about");
+    assert_eq!(
+        stderr.tail.text(),
+        "",
+        "QEMU had something to complain about"
+    );
 }
 
 fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
@@ -80,20 +95,42 @@ fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
     let mut spec = VmSpec::new("accepted", &kernel, dir);
     spec.machine = machine;
     spec.vcpus = 2;
-    spec.disks = vec![Disk { path: disk, format: DiskFormat::Raw, serial: "d0".to_owned() }];
+    spec.disks = vec![Disk {
+        path: disk,
+        format: DiskFormat::Raw,
+        serial: "d0".to_owned(),
+    }];
     CheckedSpec::try_from(spec).unwrap()
 }
 
 /// The least that QEMU loads: an ELF of one segment, with the note that names its PVH entry.
 fn pvh_kernel() -> Vec<u8> {
     let mut elf = Vec::new();
-    let word = |elf: &mut Vec<u8>, value: u64, size: usize| elf.extend(&value.to_le_bytes()[..size]);
+    let word =
+        |elf: &mut Vec<u8>, value: u64, size: usize| elf.extend(&value.to_le_bytes()[..size]);
     elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    for (value, size) in [(2, 2), (62, 2), (1, 4), (0x10_0000, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (2, 2), (0, 2), (0, 2), (0, 2)] {
+    for (value, size) in [
+        (2, 2),
+        (62, 2),
+        (1, 4),
+        (0x10_0000, 8),
+        (64, 8),
+        (0, 8),
+        (0, 4),
+        (64, 2),
+        (56, 2),
+        (2, 2),
+        (0, 2),
+        (0, 2),
+        (0, 2),
+    ] {
         word(&mut elf, value, size);
     }
     // Type, flags, offset, virtual and physical address, sizes in file and memory, alignment.
-    for segment in [[1, 5, 0, 0x10_0000, 0x10_0000, 0x1000, 0x1000, 0x1000], [4, 4, 0xb0, 0, 0, 20, 20, 4]] {
+    for segment in [
+        [1, 5, 0, 0x10_0000, 0x10_0000, 0x1000, 0x1000, 0x1000],
+        [4, 4, 0xb0, 0, 0, 20, 20, 4],
+    ] {
         let [kind, flags, rest @ ..] = segment;
         word(&mut elf, kind, 4);
         word(&mut elf, flags, 4);

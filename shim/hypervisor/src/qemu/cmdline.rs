@@ -48,7 +48,10 @@ pub enum VsockDevice {
 /// All arguments after the program's name.
 #[must_use]
 pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
-    let mut line = Line { machine: spec.spec().machine, words: Vec::new() };
+    let mut line = Line {
+        machine: spec.spec().machine,
+        words: Vec::new(),
+    };
     line.machine(spec, facts);
     line.boot(spec, facts);
     line.control(facts);
@@ -84,7 +87,13 @@ impl Line {
     }
 
     fn machine(&mut self, spec: &CheckedSpec, facts: &Facts) {
-        let VmSpec { name, machine, vcpus, memory_mib, .. } = spec.spec();
+        let VmSpec {
+            name,
+            machine,
+            vcpus,
+            memory_mib,
+            ..
+        } = spec.spec();
         let shared = spec.has_vhost_user_fs() || matches!(facts.vsock, VsockDevice::User { .. });
         self.option("-name", format!("{name},debug-threads=on"));
         let mut kind = match machine {
@@ -96,7 +105,10 @@ impl Line {
         if shared {
             // A vhost-user device reads and writes guest memory from its own process.
             kind.push_str(",memory-backend=ram");
-            self.option("-object", format!("memory-backend-memfd,id=ram,size={memory_mib}M,share=on"));
+            self.option(
+                "-object",
+                format!("memory-backend-memfd,id=ram,size={memory_mib}M,share=on"),
+            );
         }
         self.option("-machine", kind);
         let (accel, cpu) = match facts.accel {
@@ -107,9 +119,13 @@ impl Line {
         self.option("-cpu", cpu);
         self.option("-smp", vcpus.to_string());
         self.option("-m", format!("{memory_mib}M"));
-        self.words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+        self.words
+            .extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
         self.option("-display", "none");
-        self.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        self.option(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        );
         if *machine == Machine::Microvm {
             // The vhost-user devices exist in their modern form only.
             self.option("-global", "virtio-mmio.force-legacy=false");
@@ -117,7 +133,13 @@ impl Line {
     }
 
     fn boot(&mut self, spec: &CheckedSpec, facts: &Facts) {
-        let VmSpec { machine, kernel, initrd, firmware, .. } = spec.spec();
+        let VmSpec {
+            machine,
+            kernel,
+            initrd,
+            firmware,
+            ..
+        } = spec.spec();
         match (firmware, machine) {
             (Some(path), _) => self.option("-bios", plain(path)),
             // SeaBIOS' microvm build puts the initrd over the ACPI tables from QEMU 10 on.
@@ -134,14 +156,20 @@ impl Line {
     fn control(&mut self, facts: &Facts) {
         self.option("-chardev", format!("socket,id=qmp,fd={}", facts.qmp_fd));
         self.option("-mon", "chardev=qmp,mode=control");
-        self.option("-chardev", format!("socket,id=console,fd={}", facts.console_fd));
+        self.option(
+            "-chardev",
+            format!("socket,id=console,fd={}", facts.console_fd),
+        );
         self.option("-serial", "chardev:console");
     }
 
     fn vsock(&mut self, vsock: &VsockDevice) {
         match vsock {
             VsockDevice::Kernel { fd, cid } => {
-                self.device("vhost-vsock", &format!("id=vsock,guest-cid={cid},vhostfd={fd}"));
+                self.device(
+                    "vhost-vsock",
+                    &format!("id=vsock,guest-cid={cid},vhostfd={fd}"),
+                );
             }
             VsockDevice::User { fd } => {
                 self.option("-chardev", format!("socket,id=vsock-backend,fd={fd}"));
@@ -157,19 +185,30 @@ impl Line {
         let path = escaped(&disk.path);
         self.option(
             "-blockdev",
-            format!("driver=file,node-name=file{index},filename={path},read-only=on,auto-read-only=off"),
+            format!(
+                "driver=file,node-name=file{index},filename={path},read-only=on,auto-read-only=off"
+            ),
         );
         self.option(
             "-blockdev",
             format!("driver={driver},node-name=disk{index},file=file{index},read-only=on"),
         );
-        self.device("virtio-blk", &format!("drive=disk{index},serial={}", disk.serial));
+        self.device(
+            "virtio-blk",
+            &format!("drive=disk{index},serial={}", disk.serial),
+        );
     }
 
     fn shared_fs(&mut self, fs: &SharedFs) {
-        self.option("-chardev", format!("socket,id=fs-backend,path={}", escaped(&fs.socket)));
+        self.option(
+            "-chardev",
+            format!("socket,id=fs-backend,path={}", escaped(&fs.socket)),
+        );
         let SharedFs { tag, .. } = fs;
-        self.device("vhost-user-fs", &format!("chardev=fs-backend,tag={tag},queue-size=1024"));
+        self.device(
+            "vhost-user-fs",
+            &format!("chardev=fs-backend,tag={tag},queue-size=1024"),
+        );
     }
 }
 

@@ -27,7 +27,10 @@ pub(crate) type ConnectReply = oneshot::Sender<io::Result<OwnedFd>>;
 #[derive(Debug)]
 pub(crate) enum State {
     /// The guest was asked; both ends of the socket wait here.
-    Requested { reply: ConnectReply, caller_end: OwnedFd },
+    Requested {
+        reply: ConnectReply,
+        caller_end: OwnedFd,
+    },
     Established,
     /// The caller is gone, and the guest knows.
     Closing,
@@ -123,7 +126,13 @@ impl Connection {
 
     /// Whether the guest has to be given a packet.
     pub(crate) fn has_output(&self) -> bool {
-        let Owed { request, response, credit_update, credit_request, shutdown } = self.owed;
+        let Owed {
+            request,
+            response,
+            credit_update,
+            credit_request,
+            shutdown,
+        } = self.owed;
         request || response || credit_update || credit_request || shutdown != 0 || self.may_read()
     }
 
@@ -146,7 +155,11 @@ impl Connection {
                 self.owe_shutdown(SHUTDOWN_RECEIVE | SHUTDOWN_SEND);
             }
         }
-        if writable || hung_up { self.flush() } else { Next::Keep }
+        if writable || hung_up {
+            self.flush()
+        } else {
+            Next::Keep
+        }
     }
 
     /// The guest said where its counters are.
@@ -181,7 +194,9 @@ impl Connection {
                 let _ = reply.send(Err(io::ErrorKind::ConnectionRefused.into()));
                 Next::Forget
             }
-            State::Established if (self.shut_by_guest & SHUTDOWN_SEND) != 0 && !self.queue.is_empty() => {
+            State::Established
+                if (self.shut_by_guest & SHUTDOWN_SEND) != 0 && !self.queue.is_empty() =>
+            {
                 self.owed = Owed::default();
                 Next::Keep
             }
@@ -203,8 +218,11 @@ impl Connection {
 
     /// Payload of the guest.
     pub(crate) fn guest_data(&mut self, payload: &mut dyn Payload) -> Next {
-        let Ok(len) = u32::try_from(payload.len()) else { return Next::Reset };
-        let open = matches!(self.state, State::Established) && (self.shut_by_guest & SHUTDOWN_SEND) == 0;
+        let Ok(len) = u32::try_from(payload.len()) else {
+            return Next::Reset;
+        };
+        let open =
+            matches!(self.state, State::Established) && (self.shut_by_guest & SHUTDOWN_SEND) == 0;
         if matches!(self.state, State::Closing) {
             // It crossed our SHUTDOWN. The caller is gone; the guest's answer will follow.
             return Next::Keep;
@@ -279,7 +297,11 @@ impl Connection {
 
     /// The next packet for the guest, its payload put into `buffer`.
     pub(crate) fn output(&mut self, buffer: &mut dyn Buffer) -> Output {
-        let packet = |op| Output::Packet { op, flags: 0, len: 0 };
+        let packet = |op| Output::Packet {
+            op,
+            flags: 0,
+            len: 0,
+        };
         if std::mem::take(&mut self.owed.request) {
             return packet(Op::Request);
         }
@@ -302,7 +324,11 @@ impl Connection {
             if self.shut_by_us == SHUTDOWN_RECEIVE | SHUTDOWN_SEND {
                 self.state = State::Closing;
             }
-            return Output::Packet { op: Op::Shutdown, flags: self.shut_by_us, len: 0 };
+            return Output::Packet {
+                op: Op::Shutdown,
+                flags: self.shut_by_us,
+                len: 0,
+            };
         }
         if std::mem::take(&mut self.owed.credit_update) {
             return packet(Op::CreditUpdate);
@@ -316,16 +342,26 @@ impl Connection {
         loop {
             match buffer.read_from(self.socket.as_fd(), most) {
                 Ok(0) => {
-                    let flags = if self.hung_up { SHUTDOWN_RECEIVE | SHUTDOWN_SEND } else { SHUTDOWN_SEND };
+                    let flags = if self.hung_up {
+                        SHUTDOWN_RECEIVE | SHUTDOWN_SEND
+                    } else {
+                        SHUTDOWN_SEND
+                    };
                     self.owe_shutdown(flags);
                     return Output::Nothing;
                 }
                 Ok(count) => {
-                    let Ok(len) = u32::try_from(count) else { return Output::Reset };
+                    let Ok(len) = u32::try_from(count) else {
+                        return Output::Reset;
+                    };
                     self.credit.sent(len);
                     // Every packet carries the counters.
                     self.owed.credit_update = false;
-                    return Output::Packet { op: Op::Data, flags: 0, len };
+                    return Output::Packet {
+                        op: Op::Data,
+                        flags: 0,
+                        len,
+                    };
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -87,14 +87,23 @@ mod tests {
 
     #[test]
     fn counters_wrap() {
-        let mut credit = Credit { sent: u32::MAX - 9, peer_fwd_cnt: u32::MAX - 9, ..Credit::default() };
+        let mut credit = Credit {
+            sent: u32::MAX - 9,
+            peer_fwd_cnt: u32::MAX - 9,
+            ..Credit::default()
+        };
         credit.update(100, u32::MAX - 9);
         credit.sent(60);
         assert_eq!(credit.free(), 40);
         credit.update(100, 50);
         assert_eq!(credit.free(), 100);
 
-        let mut credit = Credit { received: u32::MAX, forwarded: u32::MAX, told: u32::MAX, ..Credit::default() };
+        let mut credit = Credit {
+            received: u32::MAX,
+            forwarded: u32::MAX,
+            told: u32::MAX,
+            ..Credit::default()
+        };
         assert!(credit.receive(BUF_ALLOC));
         assert!(!credit.receive(1));
         assert!(credit.forward(BUF_ALLOC));

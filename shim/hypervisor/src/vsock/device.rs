@@ -32,7 +32,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, Permissions};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 use super::connection::ConnectReply;
 use super::guest_memory::Pieces;
@@ -107,20 +109,32 @@ impl UserDevice {
         drop(backend);
         let for_qemu = connect_daemon(&mut daemon, directory)?;
         let handle = daemon.shutdown_handle();
-        let handle = handle.ok_or_else(|| io::Error::other("the vhost-user connection ended early"))?;
+        let handle =
+            handle.ok_or_else(|| io::Error::other("the vhost-user connection ended early"))?;
         // Whoever waits for QEMU's end also drops the connections: their callers see it at once.
-        thread::Builder::new().name("vsock-end".to_owned()).spawn(move || {
-            if let Err(error) = daemon.wait() {
-                debug!(%error, "vhost-user connection ended");
-            }
-        })?;
-        Ok((Self { commands: sender, wake, shutdown: Shutdown(handle) }, for_qemu))
+        thread::Builder::new()
+            .name("vsock-end".to_owned())
+            .spawn(move || {
+                if let Err(error) = daemon.wait() {
+                    debug!(%error, "vhost-user connection ended");
+                }
+            })?;
+        Ok((
+            Self {
+                commands: sender,
+                wake,
+                shutdown: Shutdown(handle),
+            },
+            for_qemu,
+        ))
     }
 
     pub(crate) async fn connect(&self, port: u32) -> io::Result<VsockStream> {
         let (reply, answer) = oneshot::channel();
         let gone = |_| io::Error::new(io::ErrorKind::NotConnected, "the VM is gone");
-        self.commands.send(Connect { port, reply }).map_err(|_| gone(()))?;
+        self.commands
+            .send(Connect { port, reply })
+            .map_err(|_| gone(()))?;
         rustix::io::write(&self.wake, &1u64.to_ne_bytes())?;
         match timeout(CONNECT_TIMEOUT, answer).await {
             Ok(Ok(socket)) => VsockStream::new(socket?),
@@ -139,14 +153,21 @@ impl Drop for UserDevice {
 /// Makes the connection that QEMU will inherit an end of. The daemon accepts connections only, so
 /// there is a listening socket for a moment; the directory is named through its descriptor because
 /// its path may be longer than the address of a socket.
-fn connect_daemon(daemon: &mut VhostUserDaemon<Arc<Backend>>, directory: &Path) -> io::Result<OwnedFd> {
-    let place = tempfile::Builder::new().prefix("vsock-").tempdir_in(directory)?;
+fn connect_daemon(
+    daemon: &mut VhostUserDaemon<Arc<Backend>>,
+    directory: &Path,
+) -> io::Result<OwnedFd> {
+    let place = tempfile::Builder::new()
+        .prefix("vsock-")
+        .tempdir_in(directory)?;
     let opened = File::open(place.path())?;
     let address = format!("/proc/self/fd/{}/device", opened.as_raw_fd());
     let listener = UnixListener::bind(&address)?;
     let for_qemu = UnixStream::connect(&address)?;
     let mut listener = vhost::vhost_user::Listener::from(listener);
-    daemon.start(&mut listener).map_err(|error| io::Error::other(error.to_string()))?;
+    daemon
+        .start(&mut listener)
+        .map_err(|error| io::Error::other(error.to_string()))?;
     Ok(for_qemu.into())
 }
 
@@ -221,7 +242,9 @@ impl VhostUserBackend for Backend {
         if u64::from(event) == COMMAND_EVENT {
             let _ = rustix::io::read(self.wake.as_fd(), &mut [0; 8]);
         }
-        let [to_guest, from_guest, ..] = queues else { return Ok(()) };
+        let [to_guest, from_guest, ..] = queues else {
+            return Ok(());
+        };
         let memory = self.memory.memory();
         self.lock().run(&memory, to_guest, from_guest);
         Ok(())
@@ -234,7 +257,9 @@ impl State {
         loop {
             let mut moved = self.take_commands(to_guest);
             moved |= self.muxer.take_events();
-            moved |= with_queue(FROM_GUEST, memory, from_guest, |queue| self.receive(memory, queue));
+            moved |= with_queue(FROM_GUEST, memory, from_guest, |queue| {
+                self.receive(memory, queue)
+            });
             moved |= with_queue(TO_GUEST, memory, to_guest, |queue| self.send(memory, queue));
             if !moved {
                 return;
@@ -249,7 +274,10 @@ impl State {
             if is_running(&to_guest.get_ref()) {
                 self.muxer.connect(port, reply);
             } else {
-                let down = io::Error::new(io::ErrorKind::NotConnected, "the guest's vsock driver is not up");
+                let down = io::Error::new(
+                    io::ErrorKind::NotConnected,
+                    "the guest's vsock driver is not up",
+                );
                 let _ = reply.send(Err(down));
             }
         }
@@ -260,7 +288,9 @@ impl State {
     fn receive(&mut self, memory: &GuestMemoryMmap, queue: &mut VringState) -> bool {
         let mut any = false;
         while self.muxer.accepts_packets() {
-            let Some(chain) = queue.get_queue_mut().pop_descriptor_chain(memory) else { break };
+            let Some(chain) = queue.get_queue_mut().pop_descriptor_chain(memory) else {
+                break;
+            };
             any = true;
             let head = chain.head_index();
             match Pieces::collect(memory, chain.readable(), Permissions::Read) {
@@ -278,7 +308,9 @@ impl State {
     /// The header may be spread over pieces, and the payload over any number that follow.
     fn take_packet(&mut self, mut pieces: Pieces<'_>) {
         let mut bytes = [0; HEADER_LEN];
-        let Some(front) = pieces.split_to(HEADER_LEN) else { return };
+        let Some(front) = pieces.split_to(HEADER_LEN) else {
+            return;
+        };
         front.copy_to(&mut bytes);
         let header = match Header::parse(&bytes) {
             Ok(header) => header,
@@ -295,7 +327,9 @@ impl State {
     fn send(&mut self, memory: &GuestMemoryMmap, queue: &mut VringState) -> bool {
         let mut any = false;
         while self.muxer.has_output() {
-            let Some(chain) = queue.get_queue_mut().pop_descriptor_chain(memory) else { break };
+            let Some(chain) = queue.get_queue_mut().pop_descriptor_chain(memory) else {
+                break;
+            };
             let head = chain.head_index();
             let used = match Pieces::collect(memory, chain.writable(), Permissions::Write) {
                 Some(pieces) => match self.fill(pieces) {
@@ -317,12 +351,16 @@ impl State {
     }
 
     fn fill(&mut self, mut pieces: Pieces<'_>) -> Fill {
-        let Some(front) = pieces.split_to(HEADER_LEN) else { return Fill::Used(0) };
+        let Some(front) = pieces.split_to(HEADER_LEN) else {
+            return Fill::Used(0);
+        };
         if pieces.size() == 0 {
             // A buffer without room for payload would look like the end of a socket.
             return Fill::Used(0);
         }
-        let Some(header) = self.muxer.output(&mut pieces) else { return Fill::Nothing };
+        let Some(header) = self.muxer.output(&mut pieces) else {
+            return Fill::Nothing;
+        };
         front.copy_from(&header.to_bytes());
         let header_len = u32::try_from(HEADER_LEN).unwrap_or(u32::MAX);
         Fill::Used(header_len.saturating_add(header.len))
@@ -360,7 +398,8 @@ fn with_queue(
     };
     step(queue.disable_notification().map(|()| false));
     let moved = work(&mut queue);
-    if moved && step(queue.needs_notification())
+    if moved
+        && step(queue.needs_notification())
         && let Err(error) = queue.signal_used_queue()
     {
         debug!(%error, "the guest cannot be notified");

@@ -1,6 +1,9 @@
 //! The parts of guest memory that one descriptor chain names, moved to and from sockets without a
 //! copy in between.
-#![expect(unsafe_code, reason = "guest memory is handed to readv and sendmsg, which no safe wrapper takes")]
+#![expect(
+    unsafe_code,
+    reason = "guest memory is handed to readv and sendmsg, which no safe wrapper takes"
+)]
 
 use std::collections::VecDeque;
 use std::io;
@@ -50,7 +53,10 @@ impl<'a> Pieces<'a> {
         if size > self.len {
             return None;
         }
-        let mut front = Self { pieces: VecDeque::new(), len: size };
+        let mut front = Self {
+            pieces: VecDeque::new(),
+            len: size,
+        };
         let mut missing = size;
         while missing > 0 {
             let piece = self.pieces.pop_front()?;
@@ -103,7 +109,10 @@ impl<'a> Pieces<'a> {
                 break;
             }
             let guard = piece.ptr_guard_mut();
-            vectors.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: count });
+            vectors.push(libc::iovec {
+                iov_base: guard.as_ptr().cast(),
+                iov_len: count,
+            });
             guards.push(guard);
             left -= count;
         }

@@ -4,7 +4,10 @@
 //! CIDs and ports are one space for the whole host, unlike with the device in this process. So a
 //! CID is drawn until one is free, another port is taken where the wanted one is in use, and a
 //! connection counts only if it comes from our guest's CID.
-#![expect(unsafe_code, reason = "the CID is set by an ioctl that has no safe interface")]
+#![expect(
+    unsafe_code,
+    reason = "the CID is set by an ioctl that has no safe interface"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -67,7 +70,14 @@ impl KernelDevice {
         let (listener, host_port) = listen_on(wanted_port)?;
         let listener = watch(listener)?;
         let accepting = tokio::spawn(accept_from(cid, listener, incoming));
-        Ok((Self { cid, host_port, accepting }, device.into()))
+        Ok((
+            Self {
+                cid,
+                host_port,
+                accepting,
+            },
+            device.into(),
+        ))
     }
 
     pub(crate) fn cid(&self) -> u64 {
@@ -155,7 +165,9 @@ fn listen_on(wanted: u32) -> io::Result<(OwnedFd, u32)> {
 
 async fn accept_from(cid: u32, listener: AsyncFd<OwnedFd>, incoming: mpsc::Sender<OwnedFd>) {
     loop {
-        let Ok(mut ready) = listener.readable().await else { return };
+        let Ok(mut ready) = listener.readable().await else {
+            return;
+        };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let accepted = match accept4(listener.as_raw_fd(), flags) {
             // SAFETY: accept4 has just made this descriptor, and no one else has it.

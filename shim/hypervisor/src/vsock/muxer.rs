@@ -17,11 +17,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use super::HOST_CID;
 use super::connection::{ConnectReply, Connection, Next, Output};
 use super::credit::BUF_ALLOC;
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::transfer::{Buffer, Payload};
-use super::HOST_CID;
 
 /// The most connections of one VM. Each has a socket pair and up to [`BUF_ALLOC`] bytes queued.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -49,9 +49,15 @@ impl Key {
         u64::from(self.guest_port) << 32 | u64::from(self.host_port)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the halves of what `token` joined")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the halves of what `token` joined"
+    )]
     fn from_token(token: u64) -> Self {
-        Self { guest_port: (token >> 32) as u32, host_port: token as u32 }
+        Self {
+            guest_port: (token >> 32) as u32,
+            host_port: token as u32,
+        }
     }
 }
 
@@ -74,7 +80,11 @@ impl Muxer {
     ///
     /// # Errors
     /// When there is no descriptor left for epoll.
-    pub fn new(guest_cid: u64, listening: u32, incoming: mpsc::Sender<OwnedFd>) -> io::Result<Self> {
+    pub fn new(
+        guest_cid: u64,
+        listening: u32,
+        incoming: mpsc::Sender<OwnedFd>,
+    ) -> io::Result<Self> {
         Ok(Self {
             guest_cid,
             listening,
@@ -136,7 +146,10 @@ impl Muxer {
 
     /// Takes a packet of the guest. `payload` has what followed the header, as far as it came.
     pub fn guest_packet(&mut self, header: &Header, payload: &mut dyn Payload) {
-        let key = Key { guest_port: header.src_port, host_port: header.dst_port };
+        let key = Key {
+            guest_port: header.src_port,
+            host_port: header.dst_port,
+        };
         let addressed = header.src_cid == self.guest_cid && header.dst_cid == HOST_CID;
         let named = key.guest_port != PORT_ANY && key.host_port != PORT_ANY;
         if !addressed || !named {
@@ -174,7 +187,9 @@ impl Muxer {
             return Some(reset);
         }
         while let Some(key) = self.ready.pop_front() {
-            let Some(connection) = self.connections.get_mut(&key) else { continue };
+            let Some(connection) = self.connections.get_mut(&key) else {
+                continue;
+            };
             connection.queued = false;
             match connection.output(buffer) {
                 Output::Packet { op, flags, len } => {
@@ -203,7 +218,10 @@ impl Muxer {
         let mut any = false;
         loop {
             let mut events = Vec::with_capacity(EVENTS);
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let now = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Ok(0) | Err(_) => return any,
@@ -218,7 +236,9 @@ impl Muxer {
 
     fn socket_event(&mut self, key: Key, flags: epoll::EventFlags) {
         use epoll::EventFlags as Flags;
-        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(connection) = self.connections.get_mut(&key) else {
+            return;
+        };
         let readable = flags.intersects(Flags::IN | Flags::RDHUP);
         let hung_up = flags.intersects(Flags::HUP | Flags::ERR);
         let next = connection.socket_event(readable, flags.contains(Flags::OUT), hung_up);
@@ -284,7 +304,9 @@ impl Muxer {
     /// Forgets a connection, its place in the list included: a guest that uses the same ports over
     /// and over would make the list grow. True when there was one.
     fn remove(&mut self, key: Key) -> bool {
-        let Some(connection) = self.connections.remove(&key) else { return false };
+        let Some(connection) = self.connections.remove(&key) else {
+            return false;
+        };
         if connection.queued {
             self.ready.retain(|other| *other != key);
         }
@@ -304,13 +326,18 @@ impl Muxer {
         if self.connections.len() < MAX_CONNECTIONS {
             return Ok(());
         }
-        let abandoned = self.connections.iter().find(|(_, connection)| connection.is_abandoned());
+        let abandoned = self
+            .connections
+            .iter()
+            .find(|(_, connection)| connection.is_abandoned());
         match abandoned.map(|(key, _)| *key) {
             Some(key) => {
                 self.settle(key, Next::Reset);
                 Ok(())
             }
-            None => Err(io::Error::other("the VM has as many vsock connections as it may")),
+            None => Err(io::Error::other(
+                "the VM has as many vsock connections as it may",
+            )),
         }
     }
 
@@ -321,7 +348,10 @@ impl Muxer {
                 PORT_ANY => FIRST_EPHEMERAL_PORT,
                 port => port + 1,
             };
-            let key = Key { guest_port, host_port };
+            let key = Key {
+                guest_port,
+                host_port,
+            };
             if host_port != PORT_ANY && !self.connections.contains_key(&key) {
                 return key;
             }

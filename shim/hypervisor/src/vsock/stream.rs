@@ -1,5 +1,8 @@
 //! One connection, whichever device carries it: a stream socket driven by the runtime.
-#![expect(unsafe_code, reason = "registering a descriptor with the runtime is unsafe by its contract")]
+#![expect(
+    unsafe_code,
+    reason = "registering a descriptor with the runtime is unsafe by its contract"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +22,9 @@ pub struct VsockStream {
 impl VsockStream {
     /// Takes a non-blocking stream socket.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: watch(socket)? })
+        Ok(Self {
+            socket: watch(socket)?,
+        })
     }
 }
 
@@ -52,7 +57,11 @@ impl AsyncRead for VsockStream {
             let mut guard = ready!(self.socket.poll_read_ready(context))?;
             let unfilled = buffer.initialize_unfilled();
             let result = guard.try_io(|socket| {
-                Ok(rustix::net::recv(socket.get_ref(), &mut *unfilled, RecvFlags::empty())?)
+                Ok(rustix::net::recv(
+                    socket.get_ref(),
+                    &mut *unfilled,
+                    RecvFlags::empty(),
+                )?)
             });
             match result {
                 Ok(Ok((count, _))) => {
@@ -76,7 +85,11 @@ impl AsyncWrite for VsockStream {
         loop {
             let mut guard = ready!(self.socket.poll_write_ready(context))?;
             let result = guard.try_io(|socket| {
-                Ok(rustix::net::send(socket.get_ref(), bytes, SendFlags::NOSIGNAL)?)
+                Ok(rustix::net::send(
+                    socket.get_ref(),
+                    bytes,
+                    SendFlags::NOSIGNAL,
+                )?)
             });
             match result {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -31,8 +31,14 @@ pub(crate) struct Spec {
 
 /// The spec of the test guest, or `None` with a message where a part is absent.
 pub(crate) fn spec(machine: Machine) -> Option<Spec> {
-    let Some(image) = image() else { return skip("no guest image: build target/guest, or set CLOISTER_GUEST_DIR") };
-    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+    let Some(image) = image() else {
+        return skip("no guest image: build target/guest, or set CLOISTER_GUEST_DIR");
+    };
+    if Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         return skip("no qemu-system-x86_64 in PATH");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -63,15 +69,29 @@ pub(crate) async fn boot(machine: Machine, change: impl FnOnce(&mut VmSpec)) -> 
     let mut control = BufReader::new(control);
     let mut ready = String::new();
     control.read_line(&mut ready).await.unwrap();
-    eprintln!("{machine:?} guest ready after {:?} ({:?})\n  {ready}", start.elapsed(), vm.timings());
-    Some(Guest { vm, incoming, ready, _control: control, _dir: dir })
+    eprintln!(
+        "{machine:?} guest ready after {:?} ({:?})\n  {ready}",
+        start.elapsed(),
+        vm.timings()
+    );
+    Some(Guest {
+        vm,
+        incoming,
+        ready,
+        _control: control,
+        _dir: dir,
+    })
 }
 
 /// Boots a guest, lets it end in one way, and returns how it ended.
 pub(crate) async fn boot_ended(machine: Machine, way: &str) -> Option<Exit> {
     let guest = boot(machine, |_| {}).await?;
     guest.tell_end(way).await;
-    Some(timeout(Duration::from_secs(30), guest.vm.wait()).await.unwrap())
+    Some(
+        timeout(Duration::from_secs(30), guest.vm.wait())
+            .await
+            .unwrap(),
+    )
 }
 
 impl Guest {
@@ -80,7 +100,10 @@ impl Guest {
         let mut stream = self.vm.connect(port).await.unwrap();
         stream.write_all(line.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(Duration::from_secs(30), stream.read_to_string(&mut answer)).await.expect("stalled").unwrap();
+        timeout(Duration::from_secs(30), stream.read_to_string(&mut answer))
+            .await
+            .expect("stalled")
+            .unwrap();
         answer.trim().to_owned()
     }
 
@@ -93,7 +116,9 @@ impl Guest {
             stream.shutdown().await.unwrap();
             stream.read_to_string(&mut answer).await.unwrap();
         };
-        timeout(Duration::from_secs(60), exchange).await.expect("stalled");
+        timeout(Duration::from_secs(60), exchange)
+            .await
+            .expect("stalled");
         answer.trim().to_owned()
     }
 
@@ -103,7 +128,10 @@ impl Guest {
 
     async fn tell_end(&self, way: &str) {
         let mut stream = self.vm.connect(23).await.unwrap();
-        stream.write_all(format!("{way}\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("{way}\n").as_bytes())
+            .await
+            .unwrap();
         // The guest's answer is its end.
         let _ = stream.read_u8().await;
     }
@@ -111,7 +139,9 @@ impl Guest {
 
 /// What the guest's services send.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|index| u8::try_from(index % 251).unwrap()).collect()
+    (0..len)
+        .map(|index| u8::try_from(index % 251).unwrap())
+        .collect()
 }
 
 fn image() -> Option<PathBuf> {
@@ -119,11 +149,17 @@ fn image() -> Option<PathBuf> {
         Some(dir) => PathBuf::from(dir),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
     };
-    ["vmlinux", "initramfs.cpio"].iter().all(|name| dir.join(name).is_file()).then_some(dir)
+    ["vmlinux", "initramfs.cpio"]
+        .iter()
+        .all(|name| dir.join(name).is_file())
+        .then_some(dir)
 }
 
 fn skip<T>(reason: &str) -> Option<T> {
-    assert!(std::env::var_os("CLOISTER_NO_SKIP").is_none(), "skipping is not allowed: {reason}");
+    assert!(
+        std::env::var_os("CLOISTER_NO_SKIP").is_none(),
+        "skipping is not allowed: {reason}"
+    );
     eprintln!("skipped: {reason}");
     None
 }
@@ -133,7 +169,16 @@ fn build_init(dir: &Path) -> PathBuf {
     let program = dir.join("init");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let built = Command::new(rustc)
-        .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"])
+        .args([
+            "--edition",
+            "2024",
+            "-O",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "strip=symbols",
+            "-o",
+        ])
         .arg(&program)
         .arg(source)
         .status();
@@ -145,9 +190,27 @@ fn build_init(dir: &Path) -> PathBuf {
 fn archive(init: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, mode, content) in [("init", 0o100_755, init), ("TRAILER!!!", 0, &[][..])] {
-        let fields = [1, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+        let fields = [
+            1,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            content.len(),
+            0,
+            0,
+            0,
+            0,
+            name.len() + 1,
+            0,
+        ];
         bytes.extend(b"070701");
-        bytes.extend(fields.iter().flat_map(|field| format!("{field:08X}").into_bytes()));
+        bytes.extend(
+            fields
+                .iter()
+                .flat_map(|field| format!("{field:08X}").into_bytes()),
+        );
         bytes.extend(name.as_bytes());
         bytes.push(0);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
