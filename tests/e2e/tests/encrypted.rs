@@ -68,33 +68,13 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
 
     // The host has neither plaintext nor key: not afterwards, and not while the container runs.
     stage.settled(&before).unwrap();
-    let needles = [MARKER.as_bytes(), &key_bytes];
+    let needles = [MARKER.as_bytes(), key_bytes.as_slice()];
     assert_eq!(stage.search_host(&needles).unwrap(), Vec::<PathBuf>::new());
     let held = Pod::new("held", &config, &empty, &["/bin/sleep", "600"])
         .from_image(&image)
         .with_init_data(&init_data)
         .flag(&["--detach", "--null-io"]);
-    let started = stage.run(&held).unwrap();
-    assert_eq!(
-        started.code,
-        0,
-        "{}\n{}",
-        started.report(),
-        stage.log_tail()
-    );
-    let exec = [
-        "task",
-        "exec",
-        "--exec-id",
-        "e",
-        "held",
-        "/bin/cat",
-        "/marker",
-    ];
-    let read = stage.containerd.ctr(&exec).unwrap();
-    assert_eq!(read.stdout, format!("{MARKER}\n"), "{}", read.report());
-    assert_eq!(stage.search_host(&needles).unwrap(), Vec::<PathBuf>::new());
-    stage.containerd.remove("held");
+    nothing_leaks_while_it_runs(&stage, &held, &needles);
     stage.settled(&before).unwrap();
 
     // One byte of init-data changed: the host learns a code and a ticket, the owner the cause.
@@ -124,4 +104,17 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
     // And the first pod still runs: a refusal spoils nothing.
     let again = stage.run(&pod.with_init_data(&init_data)).unwrap();
     assert_eq!(again.stdout, format!("{MARKER}\n"), "{}", again.report());
+}
+
+/// The container can read what it came with, and the host cannot, while it runs.
+fn nothing_leaks_while_it_runs(stage: &Stage, held: &Pod<'_>, needles: &[&[u8]]) {
+    let started = stage.run(held).unwrap();
+    let report = started.report();
+    assert_eq!(started.code, 0, "{report}\n{}", stage.log_tail());
+    let words = ["/bin/cat", "/marker"];
+    let exec = ["task", "exec", "--exec-id", "e", held.id];
+    let read = stage.containerd.ctr(&[&exec[..], &words].concat()).unwrap();
+    assert_eq!(read.stdout, format!("{MARKER}\n"), "{}", read.report());
+    assert_eq!(stage.search_host(needles).unwrap(), Vec::<PathBuf>::new());
+    stage.containerd.remove(held.id);
 }

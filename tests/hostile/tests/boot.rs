@@ -34,14 +34,14 @@ fn a_vm_that_does_not_come_up_is_an_error_with_a_cause() {
         ..settings.clone()
     };
     let line = refuse(&stage, "bad-kernel", &bad_kernel, "vmm-exited");
-    assert!(line.contains("vmm"), "the phase is missing: {line}");
+    assert!(line.contains(": vmm: "), "the phase is missing: {line}");
 
     let no_init = Settings {
         initrd: file("none.cpio", &cpio::archive(&[])),
         ..settings.clone()
     };
     let line = refuse(&stage, "panic", &no_init, "guest-panicked");
-    assert!(line.contains("kernel"), "the phase is missing: {line}");
+    assert!(line.contains(": kernel: "), "the phase is missing: {line}");
 
     let busybox = std::fs::read(BUSYBOX).unwrap();
     let mute = cpio::archive(&[
@@ -59,7 +59,7 @@ fn a_vm_that_does_not_come_up_is_an_error_with_a_cause() {
         ..settings.clone()
     };
     let line = refuse(&stage, "mute", &mute, "agent-unreachable");
-    assert!(line.contains("agent"), "the phase is missing: {line}");
+    assert!(line.contains(": agent: "), "the phase is missing: {line}");
 
     let absent = Settings {
         kernel: Some(PathBuf::from("/nonexistent/vmlinux")),

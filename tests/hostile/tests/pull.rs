@@ -110,15 +110,36 @@ fn an_image_larger_than_the_guest_is_refused() {
     // Zeros compress to nothing: the registry is not what this fills.
     recipe
         .layers
-        .push(vec![Entry::File("big".into(), 0o644, vec![0; 600 << 20])]);
+        .push(vec![Entry::File("big".into(), 0o644, vec![0; 256 << 20])]);
     let image = stage.push(&recipe, "big").unwrap();
     let init_data = stage.init_data();
-    let line = refuse(&stage, "full", &image, &init_data, "guest-disk-full");
+    let small = Settings {
+        memory: 256,
+        ..stage.settings()
+    };
+    let line = refuse_with(
+        &stage,
+        &small,
+        "full",
+        &image,
+        &init_data,
+        "guest-disk-full",
+    );
     assert!(line.contains("pull"), "{line}");
 }
 
 fn refuse(stage: &Stage, id: &str, image: &str, init_data: &InitData, code: &str) -> String {
-    let settings: Settings = stage.settings();
+    refuse_with(stage, &stage.settings(), id, image, init_data, code)
+}
+
+fn refuse_with(
+    stage: &Stage,
+    settings: &Settings,
+    id: &str,
+    image: &str,
+    init_data: &InitData,
+    code: &str,
+) -> String {
     let config = settings.write(&stage.state, "c.toml").unwrap();
     let empty = stage.empty();
     let pod = Pod::new(id, &config, &empty, &["/bin/cat", "/marker"])
