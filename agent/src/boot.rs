@@ -61,8 +61,13 @@ struct FileSystem {
 const NO_DEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NO_EXEC: MountFlags = NO_DEV.union(MountFlags::NOEXEC);
 
-/// In order: a later one may lie in an earlier one. Images are unpacked below `/run`, so it may
-/// take most of the memory.
+/// Of `/run`; its size is set by [`limit_run`].
+const RUN_OPTIONS: &str = "mode=0755";
+/// Bytes of free memory that `/run` must leave to the agent, its decoders and the kernel. Images are
+/// unpacked there: a file system that takes the last page ends the guest, a full one is an error.
+const MEMORY_KEPT: u64 = 64 << 20;
+
+/// In order: a later one may lie in an earlier one.
 const FILE_SYSTEMS: &[FileSystem] = &[
     FileSystem {
         kind: "proc",
@@ -98,7 +103,7 @@ const FILE_SYSTEMS: &[FileSystem] = &[
         kind: "tmpfs",
         target: "/run",
         flags: NO_DEV,
-        options: "mode=0755,size=85%",
+        options: RUN_OPTIONS,
     },
     FileSystem {
         kind: "tmpfs",
@@ -123,6 +128,7 @@ pub fn bring_up() -> Result<(), Error> {
     load_modules(Path::new(MODULE_LIST))?;
     mount_new_root()?;
     switch_root()?;
+    limit_run()?;
     mount_configfs()?;
     enable_controllers()?;
     crate::network::bring_up_loopback().map_err(step("loopback"))
@@ -190,6 +196,21 @@ fn switch_root() -> Result<(), Error> {
     std::env::set_current_dir("/").map_err(step("/"))
 }
 
+/// Lets `/run` take what is free once the initramfs is gone, without what is kept back; in a guest so
+/// small that this would leave little, half of it.
+fn limit_run() -> Result<(), Error> {
+    let info = rustix::system::sysinfo();
+    let free = info.freeram.saturating_mul(u64::from(info.mem_unit));
+    let options = format!("{RUN_OPTIONS},size={}", run_size(free));
+    let options = std::ffi::CString::new(options).map_err(|e| step("options of /run")(e.into()))?;
+    rustix::mount::mount_remount("/run", NO_DEV, options.as_c_str())
+        .map_err(|e| step("limit /run")(e.into()))
+}
+
+fn run_size(free: u64) -> u64 {
+    free.saturating_sub(MEMORY_KEPT).max(free / 2)
+}
+
 /// The initramfs stays in memory for ever; what is not needed any more is taken off it. Nothing
 /// depends on it, so that an error is not one.
 fn empty_initramfs() {
@@ -248,4 +269,16 @@ fn mount_one(
 fn step(step: &str) -> impl FnOnce(io::Error) -> Error {
     let step = step.to_owned();
     move |cause| Error::Step { step, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_leaves_memory_to_the_agent_however_small_the_guest() {
+        assert_eq!(run_size(400 << 20), 336 << 20);
+        assert_eq!(run_size(100 << 20), 50 << 20);
+        assert_eq!(run_size(0), 0);
+    }
 }
