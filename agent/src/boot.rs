@@ -105,6 +105,13 @@ const FILE_SYSTEMS: &[FileSystem] = &[
         flags: NO_DEV,
         options: RUN_OPTIONS,
     },
+    // The agent's own state: a workload that fills its root must not keep the agent from working.
+    FileSystem {
+        kind: "tmpfs",
+        target: crate::path::STATE,
+        flags: NO_EXEC,
+        options: "mode=0700,size=16m",
+    },
     FileSystem {
         kind: "tmpfs",
         target: "/tmp",

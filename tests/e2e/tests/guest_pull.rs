@@ -52,6 +52,7 @@ fn a_guest_pulled_container_can_be_used_like_any_other() {
     a_terminal_is_a_terminal(&stage);
     what_runs_can_be_listed_and_measured(&stage);
     large_output_is_whole(&stage);
+    a_full_disk_is_an_error_and_the_guest_lives(&stage);
     signals_arrive(&stage);
 
     stage.containerd.remove(ID);
@@ -156,6 +157,25 @@ fn large_output_is_whole(stage: &Stage) {
     );
     let whole = exec(stage, "big", &["/bin/sh", "-c", &script]);
     assert_eq!((whole.stdout.len(), whole.code), (bytes, 0));
+}
+
+fn a_full_disk_is_an_error_and_the_guest_lives(stage: &Stage) {
+    let fill = exec(
+        stage,
+        "fill",
+        &["/bin/dd", "if=/dev/zero", "of=/fill", "bs=1048576"],
+    );
+    assert!(
+        fill.code != 0 && fill.stderr.contains("No space left on device"),
+        "{}",
+        fill.report()
+    );
+    let freed = exec(
+        stage,
+        "free",
+        &["/bin/sh", "-c", ": > /fill && cat /marker"],
+    );
+    assert_eq!(freed.stdout, "in the clear\n", "{}", freed.report());
 }
 
 fn signals_arrive(stage: &Stage) {
