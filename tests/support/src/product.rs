@@ -5,10 +5,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
-/// Cargo's target directory of this workspace.
+/// Cargo's target directory: the one that this very program was built into, which a clone elsewhere
+/// with the same sources must not be mistaken for.
 #[must_use]
 pub fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), PathBuf::from)
+    if let Some(dir) = std::env::var_os("CARGO_TARGET_DIR") {
+        return PathBuf::from(dir);
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    // Cargo marks it, and its directory for each target below it.
+    let marked = program
+        .ancestors()
+        .filter(|dir| dir.join("CACHEDIR.TAG").is_file());
+    marked
+        .last()
+        .map_or_else(|| top().join("target"), Path::to_owned)
 }
 
 /// Where `make build` leaves programs: they are static, which cargo treats as another target.
