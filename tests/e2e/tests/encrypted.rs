@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use support::image::{BUSYBOX, Recipe};
+use support::image::Recipe;
 use support::need;
 use support::pod::Pod;
-use support::stage::{KEY_ID, Stage};
+use support::stage::{KEY_ID, Stage, TOOLS};
 use support::timeline::PHASES;
 
 const MARKER: &str = "only-the-guest-may-read-this";
@@ -15,14 +15,7 @@ const REFUSAL: Duration = Duration::from_secs(60);
 
 #[test]
 fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused() {
-    if !need(&[
-        "containerd",
-        "ctr",
-        "docker-registry",
-        "skopeo",
-        "qemu-system-x86_64",
-        BUSYBOX,
-    ]) {
+    if !need(&TOOLS) {
         return;
     }
     let stage = Stage::confidential().unwrap();

@@ -5,25 +5,18 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::image::{BUSYBOX, Recipe};
+use support::image::Recipe;
 use support::need;
 use support::pod::Pod;
 use support::run::{Finished, with_input, within};
-use support::stage::{START, Stage};
+use support::stage::{START, Stage, TOOLS};
 
 const SHORT: Duration = Duration::from_secs(30);
 const ID: &str = "pulled";
 
 #[test]
 fn a_guest_pulled_container_can_be_used_like_any_other() {
-    if !need(&[
-        "containerd",
-        "ctr",
-        "docker-registry",
-        "skopeo",
-        "qemu-system-x86_64",
-        BUSYBOX,
-    ]) {
+    if !need(&TOOLS) {
         return;
     }
     let stage = Stage::plain().unwrap();

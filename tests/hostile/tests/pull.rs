@@ -4,25 +4,17 @@
 
 use std::time::Duration;
 
-use support::image::{BUSYBOX, Entry, Recipe};
+use support::image::{Entry, Recipe};
 use support::init_data::InitData;
 use support::need;
 use support::pod::{Pod, Settings};
-use support::stage::{KEY_ID, Stage};
+use support::stage::{KEY_ID, Stage, TOOLS};
 
 const SOON: Duration = Duration::from_secs(60);
-const TOOLS: &[&str] = &[
-    "containerd",
-    "ctr",
-    "docker-registry",
-    "skopeo",
-    "qemu-system-x86_64",
-    BUSYBOX,
-];
 
 #[test]
 fn what_must_not_run_is_refused_with_its_own_code() {
-    if !need(TOOLS) {
+    if !need(&TOOLS) {
         return;
     }
     let mut stage = Stage::confidential().unwrap();
@@ -102,7 +94,7 @@ fn what_must_not_run_is_refused_with_its_own_code() {
 
 #[test]
 fn an_image_larger_than_the_guest_is_refused() {
-    if !need(TOOLS) {
+    if !need(&TOOLS) {
         return;
     }
     let stage = Stage::plain().unwrap();

@@ -17,6 +17,7 @@ pub mod pod;
 pub mod product;
 pub mod registry;
 pub mod run;
+pub mod skopeo;
 pub mod stage;
 mod state;
 pub mod timeline;

@@ -78,7 +78,8 @@ pub fn path_variable() -> OsString {
     std::env::join_paths(all).unwrap_or(callers)
 }
 
-fn top() -> PathBuf {
+/// The workspace.
+pub(crate) fn top() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }

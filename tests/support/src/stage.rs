@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::broker::Broker;
 use crate::containerd::Containerd;
 use crate::host::{self, Leftovers};
-use crate::image::Recipe;
+use crate::image::{BUSYBOX, Recipe};
 use crate::init_data::{ALLOW_ALL, InitData};
 use crate::pod::{Pod, Settings};
 use crate::product;
@@ -25,6 +25,16 @@ const CLI: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(10);
 /// Where the broker keeps the image's key.
 pub const KEY_ID: &str = "default/image-key/demo";
+
+/// What a stage and an image on it need of the machine, for [`crate::need`].
+pub const TOOLS: [&str; 6] = [
+    "containerd",
+    "ctr",
+    "docker-registry",
+    "skopeo",
+    "qemu-system-x86_64",
+    BUSYBOX,
+];
 
 /// The set-up. Fields are in the order in which they must end: containers before what they talk to.
 #[derive(Debug)]
