@@ -102,6 +102,23 @@ async fn encrypt(room: &Room, name: &str, recipients: &Recipients) -> Digest {
         .unwrap()
 }
 
+/// A room with an image `sealed:1`, encrypted for a broker's key of sevens, and its digest.
+async fn sealed() -> Option<(Room, Digest)> {
+    let room = Room::open().await?;
+    let digest = encrypt(&room, "sealed:1", &for_broker([7; 32])).await;
+    Some((room, digest))
+}
+
+/// `skopeo copy` between images of the room's registry.
+fn skopeo(room: &Room, options: &[&str], [from, to]: [&str; 2]) {
+    let (from, to) = (room.docker(from), room.docker(to));
+    let tls = ["--src-tls-verify=false", "--dest-tls-verify=false"];
+    run(
+        "skopeo",
+        &[&["copy", "-q"], &tls[..], options, &[&from, &to]].concat(),
+    );
+}
+
 fn for_broker(key: [u8; 32]) -> Recipients {
     Recipients {
         broker: vec![(KID.to_owned(), Key::new(key.to_vec()))],
@@ -120,25 +137,9 @@ async fn what_skopeo_encrypts_is_pulled() {
     push_image(&room.image("plain:1"), &layers(), None).await;
     for key in ["rsa", "p256", "p384", "p521"] {
         let public = format!("jwe:{}", vector(&format!("{key}.pub.pem")));
-        let (from, to) = (
-            room.docker("plain:1"),
-            room.docker(&format!("skopeo:{key}")),
-        );
-        let tls = ["--src-tls-verify=false", "--dest-tls-verify=false"];
-        run(
-            "skopeo",
-            &[
-                "copy",
-                "-q",
-                tls[0],
-                tls[1],
-                "--encryption-key",
-                &public,
-                &from,
-                &to,
-            ],
-        );
-        let image = room.image(&format!("skopeo:{key}"));
+        let sealed = format!("skopeo:{key}");
+        skopeo(&room, &["--encryption-key", &public], ["plain:1", &sealed]);
+        let image = room.image(&sealed);
         let target = room.path(&format!("root-{key}"));
         let puller = room.puller(Arc::new(private(&format!("{key}.pem"))));
         let pulled = puller
@@ -172,22 +173,11 @@ async fn skopeo_may_compress_while_it_encrypts() {
     )
     .await;
     let public = format!("jwe:{}", vector("rsa.pub.pem"));
-    let (from, to) = (room.docker("tar:1"), room.docker("tar:2"));
-    let tls = ["--src-tls-verify=false", "--dest-tls-verify=false"];
-    run(
-        "skopeo",
-        &[
-            "copy",
-            "-q",
-            tls[0],
-            tls[1],
-            "--dest-compress-format",
-            "gzip",
-            "--encryption-key",
-            &public,
-            &from,
-            &to,
-        ],
+    let gzip = ["--dest-compress-format", "gzip"];
+    skopeo(
+        &room,
+        &[&gzip[..], &["--encryption-key", &public]].concat(),
+        ["tar:1", "tar:2"],
     );
     let pulled = room
         .puller(Arc::new(private("rsa.pem")))
@@ -219,22 +209,8 @@ async fn what_we_encrypt_skopeo_decrypts() {
         )
         .await;
         let plain = format!("theirs:{key}");
-        let tls = ["--src-tls-verify=false", "--dest-tls-verify=false"];
         let private = vector(&format!("{key}.pem"));
-        let (from, to) = (room.docker(&sealed), room.docker(&plain));
-        run(
-            "skopeo",
-            &[
-                "copy",
-                "-q",
-                tls[0],
-                tls[1],
-                "--decryption-key",
-                &private,
-                &from,
-                &to,
-            ],
-        );
+        skopeo(&room, &["--decryption-key", &private], [&sealed, &plain]);
         let pulled = room.pull(&plain).await.unwrap();
         assert_eq!(pulled.encrypted_layers, 0);
         assert_whole(&pulled.rootfs);
@@ -243,10 +219,9 @@ async fn what_we_encrypt_skopeo_decrypts() {
 
 #[tokio::test]
 async fn a_brokers_key_opens_what_was_encrypted_for_it() {
-    let Some(room) = Room::open().await else {
+    let Some((room, digest)) = sealed().await else {
         return;
     };
-    let digest = encrypt(&room, "sealed:1", &for_broker([7; 32])).await;
     let image = room.image("sealed:1");
     let pulled = room
         .puller(Arc::new(broker([7; 32])))
@@ -288,10 +263,9 @@ async fn a_brokers_key_opens_what_was_encrypted_for_it() {
 
 #[tokio::test]
 async fn an_image_goes_through_a_layout_and_back() {
-    let Some(room) = Room::open().await else {
+    let Some((room, _)) = sealed().await else {
         return;
     };
-    encrypt(&room, "sealed:1", &for_broker([7; 32])).await;
     let layout = Place::parse(
         &format!("oci:{}:v1", room.path("layout").display()),
         &room.registry(),
@@ -330,10 +304,9 @@ async fn an_image_goes_through_a_layout_and_back() {
 /// The registry's owner alters a layer and the manifest with it: only the HMAC is left to tell.
 #[tokio::test]
 async fn an_altered_layer_with_an_altered_manifest_fails_by_its_hmac() {
-    let Some(room) = Room::open().await else {
+    let Some((room, _)) = sealed().await else {
         return;
     };
-    encrypt(&room, "sealed:1", &for_broker([7; 32])).await;
     let (registry, image) = (room.registry(), room.image("sealed:1"));
     let raw = registry.manifest(&image).await.unwrap();
     let mut document: serde_json::Value = serde_json::from_slice(&raw.bytes).unwrap();
