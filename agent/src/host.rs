@@ -97,14 +97,8 @@ impl Dial for HostPort {
         match DialAnswer::parse(&line).map_err(io::Error::other)? {
             DialAnswer::Ok => Ok(Box::new(stream)),
             DialAnswer::Err(code, text) => {
-                let kind = match code {
-                    ErrorCode::HostNotAllowed => io::ErrorKind::PermissionDenied,
-                    _ => io::ErrorKind::ConnectionRefused,
-                };
-                Err(io::Error::new(
-                    kind,
-                    format!("{target}: the host's relay: {text}"),
-                ))
+                let text = format!("{target}: the host's relay: {text}");
+                Err(io::Error::new(kind_of(code), text))
             }
         }
     }
@@ -132,6 +126,16 @@ impl Events {
     }
 }
 
+/// How far another attempt can help (see [`Dial::dial`]): never, soon or not at all, or later.
+fn kind_of(code: ErrorCode) -> io::ErrorKind {
+    match code {
+        ErrorCode::HostNotAllowed => io::ErrorKind::PermissionDenied,
+        ErrorCode::DeadlineExceeded => io::ErrorKind::TimedOut,
+        ErrorCode::ResourceExhausted => io::ErrorKind::ResourceBusy,
+        _ => io::ErrorKind::ConnectionRefused,
+    }
+}
+
 /// Reads to the line feed and no further: the next byte belongs to the relayed connection.
 async fn read_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
@@ -147,6 +151,21 @@ async fn read_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_a_time_out_and_a_busy_relay_are_told_apart() {
+        for (code, kind) in [
+            (ErrorCode::HostNotAllowed, io::ErrorKind::PermissionDenied),
+            (
+                ErrorCode::RegistryUnreachable,
+                io::ErrorKind::ConnectionRefused,
+            ),
+            (ErrorCode::DeadlineExceeded, io::ErrorKind::TimedOut),
+            (ErrorCode::ResourceExhausted, io::ErrorKind::ResourceBusy),
+        ] {
+            assert_eq!(kind_of(code), kind);
+        }
+    }
 
     #[tokio::test]
     async fn a_line_is_read_without_what_follows() {

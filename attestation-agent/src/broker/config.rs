@@ -23,7 +23,7 @@ pub struct BrokerConfig {
 
 impl BrokerConfig {
     /// How long one resource may take, unless said otherwise. Several fit in the two minutes that a
-    /// kubelet gives to a request.
+    /// kubelet gives to a request. Connections that are refused end the attempts within three seconds.
     pub const DEADLINE: Duration = Duration::from_secs(30);
 
     /// A broker behind TLS.

@@ -9,7 +9,10 @@ use kbs_protocol::{ErrorInformation, ErrorKind, PREFIX, limit::ERROR_BODY_BYTES}
 use serde::de::DeserializeOwned;
 use transport::{Client, bytes_capped};
 
-use super::{BrokerError, Step, retry::Transient};
+use super::{
+    BrokerError, Step,
+    retry::{Patience, Transient},
+};
 
 /// Characters of a foreign text that go into an error.
 const SHOWN_CHARS: usize = 256;
@@ -194,10 +197,11 @@ impl From<BrokerError> for Failure {
 }
 
 impl Transient for Failure {
-    fn is_transient(&self) -> bool {
+    fn patience(&self) -> Patience {
         match self {
-            Self::Refusal(refusal) => is_busy(refusal.status),
-            Self::Error(error) => error.is_transient(),
+            Self::Refusal(refusal) if is_busy(refusal.status) => Patience::Whole,
+            Self::Refusal(_) => Patience::Final,
+            Self::Error(error) => error.patience(),
         }
     }
 }

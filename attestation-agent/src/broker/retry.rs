@@ -1,6 +1,8 @@
-//! Attempts with growing pauses, until one deadline over all of them.
+//! Attempts with growing pauses, until one deadline over all of them. A broker that nobody can
+//! connect to has less time: a listener that is restarted is back at once, and a wrong name or port
+//! stays wrong, while the pod's user waits for the error.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -13,15 +15,40 @@ const FIRST: Duration = Duration::from_millis(200);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// A failure that tells whether another attempt may help.
+/// How long attempts go on that are answered by refused connections alone.
+const REFUSED: Duration = Duration::from_millis(2500);
+
+/// How much another attempt may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Not at all.
+    Final,
+    /// Within [`REFUSED`], or not at all.
+    Short,
+    /// Until the deadline.
+    Whole,
+}
+
+/// A failure that tells how much another attempt may help.
 pub(super) trait Transient: From<BrokerError> {
-    fn is_transient(&self) -> bool;
+    fn patience(&self) -> Patience;
 }
 
 impl Transient for BrokerError {
-    fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Unavailable { .. })
+    fn patience(&self) -> Patience {
+        match self {
+            Self::Unreachable { cause, .. } if is_refusal(cause) => Patience::Short,
+            Self::Unreachable { .. } | Self::Unavailable { .. } => Patience::Whole,
+            _ => Patience::Final,
+        }
     }
+}
+
+/// Whether the way to the broker ended with a clear no: the connection was refused, the name is not
+/// known. A time-out has had its own time, and who is busy may not be soon.
+fn is_refusal(cause: &transport::Error) -> bool {
+    use io::ErrorKind::{ResourceBusy, TimedOut};
+    matches!(cause, transport::Error::Dial { kind, .. } if !matches!(kind, TimedOut | ResourceBusy))
 }
 
 /// The end of all attempts.
@@ -55,14 +82,26 @@ impl Deadline {
     ) -> Result<T, E> {
         let mut pause = FIRST;
         let mut last = None;
+        let mut refused_since = None;
         loop {
             let error = match timeout_at(self.at, attempt()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
                 Err(_) => return Err(last.unwrap_or_else(|| self.error(step).into())),
             };
+            let end = match error.patience() {
+                Patience::Final => return Err(error),
+                Patience::Short => {
+                    let since = *refused_since.get_or_insert_with(Instant::now);
+                    self.at.min(since + REFUSED)
+                }
+                Patience::Whole => {
+                    refused_since = None;
+                    self.at
+                }
+            };
             let jittered = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
-            if !error.is_transient() || Instant::now() + jittered >= self.at {
+            if Instant::now() + jittered >= end {
                 return Err(error);
             }
             tracing::debug!(%step, pause_ms = jittered.as_millis(), "another attempt");
