@@ -23,7 +23,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::process::umask;
 
-use crate::fault::chain;
+use crate::causes::chain;
 use crate::pause::Pause;
 use crate::runtime::CONTAINERS;
 

@@ -19,6 +19,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod boot;
+pub mod causes;
 pub mod cgroup;
 pub mod cmdline;
 pub mod container;

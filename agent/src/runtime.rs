@@ -11,6 +11,7 @@ use std::time::Duration;
 use agent_api::{ErrorCode, GuestError};
 use rustix::process::{Pid, Signal};
 
+use crate::causes::of_report;
 use crate::fault::OrFail;
 use crate::path::STATE;
 use crate::process::Process;
@@ -249,29 +250,9 @@ impl Scratch {
         let mut text = Vec::new();
         let read = File::open(self.path("report"))
             .and_then(|file| file.take(MAX_REPORT).read_to_end(&mut text));
-        read.map(|_| condense(&String::from_utf8_lossy(&text)))
+        read.map(|_| of_report(&String::from_utf8_lossy(&text)))
             .unwrap_or_default()
     }
-}
-
-/// The outermost error stands last in a report and comes first here; a line before it follows where
-/// it tells a cause that is not told yet.
-fn condense(report: &str) -> String {
-    let mut told = String::new();
-    for line in report
-        .lines()
-        .rev()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
-        let cause = line.rsplit(": ").next().unwrap_or(line);
-        if told.is_empty() {
-            told = line.to_owned();
-        } else if !told.contains(cause) {
-            told = format!("{told}; {line}");
-        }
-    }
-    told
 }
 
 impl Drop for Scratch {
@@ -283,17 +264,6 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_report_tells_each_cause_once_and_the_outermost_error_first() {
-        let report =
-            "no such device /dev/x\nfailed to wait: cannot mount\nfailed to run: cannot mount\n\n";
-        assert_eq!(
-            condense(report),
-            "failed to run: cannot mount; no such device /dev/x"
-        );
-        assert_eq!(condense(""), "");
-    }
 
     #[test]
     fn the_code_tells_the_requests_fault_from_ours() {

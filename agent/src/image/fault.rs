@@ -11,7 +11,8 @@ use image_rs::registry::RegistryError;
 use image_rs::unpack::UnpackError;
 
 use super::PHASE;
-use crate::fault::chain;
+use crate::causes::chain;
+use crate::fault::is_disk_full;
 
 /// A failure at the broker. Its text has no secret in it; a refusal's cause stays behind its ticket.
 pub(super) fn of_broker(error: &BrokerError) -> GuestError {
@@ -39,7 +40,12 @@ pub(super) fn of_broker(error: &BrokerError) -> GuestError {
 
 /// A failure of a pull.
 pub(super) fn of_pull(error: &PullError) -> GuestError {
-    GuestError::new(pull_code(error), PHASE, chain(error))
+    let code = match pull_code(error) {
+        // The store writes too.
+        ErrorCode::Internal if is_disk_full(error) => ErrorCode::GuestDiskFull,
+        code => code,
+    };
+    GuestError::new(code, PHASE, chain(error))
 }
 
 fn pull_code(error: &PullError) -> ErrorCode {
