@@ -1,6 +1,5 @@
 //! What a request may read or set of the guest itself.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -83,37 +82,6 @@ pub fn details(request: &Allowed<agent::GuestDetailsRequest>) -> agent::GuestDet
         response.support_mem_hotplug_probe = memory.join("probe").exists();
     }
     response
-}
-
-/// Counters of the guest in Prometheus' text format.
-#[must_use]
-pub fn metrics() -> String {
-    let mut text = String::new();
-    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    for name in ["MemTotal", "MemAvailable"] {
-        let kib = memory.lines().find_map(|line| {
-            let value = line.strip_prefix(name)?.strip_prefix(':')?;
-            value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-        });
-        if let Some(kib) = kib {
-            let metric = if name == "MemTotal" {
-                "total"
-            } else {
-                "available"
-            };
-            let bytes = kib.saturating_mul(1024);
-            let _ = writeln!(text, "# TYPE cloister_guest_memory_{metric}_bytes gauge");
-            let _ = writeln!(text, "cloister_guest_memory_{metric}_bytes {bytes}");
-        }
-    }
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    if let Some(load) = load.split_ascii_whitespace().next() {
-        let _ = writeln!(
-            text,
-            "# TYPE cloister_guest_load1 gauge\ncloister_guest_load1 {load}"
-        );
-    }
-    text
 }
 
 /// Counters of every network device but loopback.

@@ -31,6 +31,7 @@ pub mod host;
 pub mod image;
 pub mod init;
 pub mod jail;
+pub mod metrics;
 pub mod network;
 pub mod oom;
 pub mod path;

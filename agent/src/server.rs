@@ -15,6 +15,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::fault::{OrFail, unimplemented};
 use crate::gate::{Gate, Gated};
+use crate::metrics::Scrapes;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
 use crate::{copy_file, guest};
@@ -39,7 +40,11 @@ impl std::fmt::Debug for Serving {
 ///
 /// There is no vsock in this guest.
 pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestError> {
-    let agent = create_agent_service(Arc::new(Agent { gate, sandbox }));
+    let agent = create_agent_service(Arc::new(Agent {
+        gate,
+        sandbox,
+        scrapes: Scrapes::default(),
+    }));
     let health = create_health(Arc::new(Liveness));
     let address = format!("vsock://{ANY_CID}:{}", ports::AGENT);
     let server = ttrpc::r#async::Server::new()
@@ -98,6 +103,7 @@ impl Health for Liveness {
 struct Agent {
     gate: Gate,
     sandbox: Arc<Sandbox>,
+    scrapes: Scrapes,
 }
 
 impl Agent {
@@ -317,7 +323,7 @@ impl AgentService for Agent {
     ) -> ttrpc::Result<agent::Metrics> {
         self.gate.admit(request)?;
         Ok(agent::Metrics {
-            metrics: guest::metrics(),
+            metrics: self.scrapes.scrape(),
             ..Default::default()
         })
     }

@@ -1,0 +1,257 @@
+//! What `GetMetrics` answers: the agent and the guest, in Prometheus' text format 0.0.4.
+//!
+//! Where Kata's agent has a metric, it has the same name, labels and unit here
+//! (`src/agent/src/metrics.rs` of Kata Containers), so that its dashboards work. What the kernel does
+//! not tell is absent: a zero would be a measurement.
+
+use std::fmt::{Display, Write as _};
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Kernel's name in `/proc/meminfo`, and Kata's item. In bytes.
+const MEMORY: &[(&str, &str)] = &[
+    ("MemTotal", "mem_total"),
+    ("MemFree", "mem_free"),
+    ("MemAvailable", "mem_available"),
+    ("Buffers", "buffers"),
+    ("Cached", "cached"),
+    ("Active", "active"),
+    ("Inactive", "inactive"),
+    ("Dirty", "dirty"),
+    ("AnonPages", "anon_pages"),
+    ("Mapped", "mapped"),
+    ("Shmem", "shmem"),
+    ("Slab", "slab"),
+    ("SReclaimable", "s_reclaimable"),
+    ("SUnreclaim", "s_unreclaim"),
+    ("KernelStack", "kernel_stack"),
+    ("PageTables", "page_tables"),
+    ("Committed_AS", "committed_as"),
+];
+/// Names in `/proc/self/status`; Kata's items are the same in lower case. Those of memory are in KiB.
+const STATUS: &[&str] = &[
+    "VmPeak",
+    "VmSize",
+    "VmLck",
+    "VmPin",
+    "VmHWM",
+    "VmRSS",
+    "RssAnon",
+    "RssFile",
+    "RssShmem",
+    "VmData",
+    "VmStk",
+    "VmExe",
+    "VmLib",
+    "VmPTE",
+    "VmSwap",
+    "voluntary_ctxt_switches",
+    "nonvoluntary_ctxt_switches",
+];
+const KIB: u64 = 1024;
+
+/// Counts the questions.
+#[derive(Debug, Default)]
+pub struct Scrapes(AtomicU64);
+
+/// The kernel's texts from which the metrics are made (proc(5)); empty where there is none.
+#[derive(Debug, Default)]
+struct Texts {
+    stat: String,
+    status: String,
+    smaps_rollup: String,
+    io: String,
+    loadavg: String,
+    meminfo: String,
+}
+
+impl Scrapes {
+    /// The metrics as of now.
+    pub fn scrape(&self) -> String {
+        let number = self.0.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let texts = Texts {
+            stat: read("/proc/self/stat"),
+            status: read("/proc/self/status"),
+            smaps_rollup: read("/proc/self/smaps_rollup"),
+            io: read("/proc/self/io"),
+            loadavg: read("/proc/loadavg"),
+            meminfo: read("/proc/meminfo"),
+        };
+        render(number, &texts, rustix::param::clock_ticks_per_second())
+    }
+}
+
+fn render(scrapes: u64, texts: &Texts, ticks_per_second: u64) -> String {
+    let mut page = Page::default();
+    page.family("kata_agent_scrape_count", "counter", "Metrics scrape count")
+        .sample("", Some(scrapes));
+    agent(&mut page, texts, ticks_per_second);
+    guest(&mut page, texts);
+    page.text
+}
+
+/// The agent as a process.
+fn agent(page: &mut Page, texts: &Texts, ticks_per_second: u64) {
+    // The name before the fields may have blanks; a parenthesis ends it.
+    let fields: Vec<&str> = texts
+        .stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_ascii_whitespace().collect())
+        .unwrap_or_default();
+    // Field 3 of the page is the first here.
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let (user, system) = (field(14), field(15));
+    page.family("kata_agent_threads", "gauge", "Agent process threads")
+        .sample("", field(20));
+    let seconds = user.zip(system).map(|(user, system)| {
+        let ticks = u32::try_from(user.saturating_add(system)).unwrap_or(u32::MAX);
+        f64::from(ticks) / f64::from(u32::try_from(ticks_per_second).unwrap_or(u32::MAX).max(1))
+    });
+    page.family("kata_agent_total_time", "gauge", "CPU time in seconds")
+        .sample("", seconds);
+    page.family("kata_agent_total_vm", "gauge", "Address space in bytes")
+        .sample("", field(23));
+    let rss = value(&texts.status, "VmRSS").map(bytes);
+    page.family("kata_agent_total_rss", "gauge", "Resident set in bytes")
+        .sample("", rss);
+    let pss = value(&texts.smaps_rollup, "Pss").map(bytes);
+    page.family(
+        "cloister_agent_pss_bytes",
+        "gauge",
+        "Proportional set: the resident set, with each shared page divided by those who share it",
+    )
+    .sample("", pss);
+    page.family("kata_agent_proc_stat", "gauge", "CPU time in clock ticks")
+        .sample("utime", user)
+        .sample("stime", system)
+        .sample("cutime", field(16))
+        .sample("cstime", field(17));
+    page.family("kata_agent_proc_status", "gauge", "Agent process status");
+    for name in STATUS {
+        page.sample(&name.to_ascii_lowercase(), value(&texts.status, name));
+    }
+    page.family("kata_agent_io_stat", "gauge", "Agent process I/O");
+    for item in [
+        "rchar",
+        "wchar",
+        "syscr",
+        "syscw",
+        "read_bytes",
+        "write_bytes",
+        "cancelled_write_bytes",
+    ] {
+        page.sample(item, value(&texts.io, item));
+    }
+}
+
+/// The guest as a machine.
+fn guest(page: &mut Page, texts: &Texts) {
+    let words: Vec<&str> = texts.loadavg.split_ascii_whitespace().collect();
+    let load = |index: usize| words.get(index)?.parse::<f64>().ok();
+    page.family("kata_guest_load", "gauge", "Guest system load")
+        .sample("load1", load(0))
+        .sample("load5", load(1))
+        .sample("load15", load(2));
+    let tasks = words.get(3).and_then(|word| word.split_once('/'));
+    let count = |text: &str| text.parse::<u64>().ok();
+    page.family("kata_guest_tasks", "gauge", "Tasks that run, and all")
+        .sample("cur", tasks.and_then(|(running, _)| count(running)))
+        .sample("max", tasks.and_then(|(_, all)| count(all)));
+    page.family("kata_guest_meminfo", "gauge", "Memory in bytes");
+    for (name, item) in MEMORY {
+        page.sample(item, value(&texts.meminfo, name).map(bytes));
+    }
+}
+
+/// The number of a line `<name>: <number>[ kB]`.
+fn value(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let rest = line.strip_prefix(name)?.strip_prefix(':')?.trim();
+        rest.strip_suffix("kB").unwrap_or(rest).trim().parse().ok()
+    })
+}
+
+fn bytes(kib: u64) -> u64 {
+    kib.saturating_mul(KIB)
+}
+
+/// A page of metrics in the making. A family without a sample leaves no trace.
+#[derive(Default)]
+struct Page {
+    text: String,
+    name: &'static str,
+    head: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) -> &mut Self {
+        self.name = name;
+        self.head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        self
+    }
+
+    /// A sample of the family, under an item where it has several.
+    fn sample(&mut self, item: &str, value: Option<impl Display>) -> &mut Self {
+        let Some(value) = value else { return self };
+        self.text.push_str(&std::mem::take(&mut self.head));
+        // A `String` takes everything.
+        let _ = match item {
+            "" => writeln!(self.text, "{} {value}", self.name),
+            item => writeln!(self.text, "{}{{item=\"{item}\"}} {value}", self.name),
+        };
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_texts_become_katas_metrics() {
+        let fields = "S 0 1 1 0 -1 4194560 9 8 7 6 150 50 3 4 20 0 11 0 5 123456 99";
+        let texts = Texts {
+            stat: format!("1 (a) b) {fields}"),
+            status: "VmPeak:\t  10 kB\nVmRSS:\t   2 kB\nvoluntary_ctxt_switches:\t7\n".into(),
+            smaps_rollup: "0-1 ---p 0 00:00 0 [rollup]\nRss: 9 kB\nPss:   3 kB\nPss_Anon: 1 kB\n"
+                .into(),
+            io: String::new(),
+            loadavg: "0.50 0.25 0.10 2/57 99\n".into(),
+            meminfo: "MemTotal: 4 kB\nActive(anon): 9 kB\nActive: 5 kB\n".into(),
+        };
+        let text = render(3, &texts, 100);
+        for line in [
+            "kata_agent_scrape_count 3",
+            "kata_agent_threads 11",
+            "kata_agent_total_time 2",
+            "kata_agent_total_vm 123456",
+            "kata_agent_total_rss 2048",
+            "cloister_agent_pss_bytes 3072",
+            "kata_agent_proc_stat{item=\"cstime\"} 4",
+            "kata_agent_proc_status{item=\"vmpeak\"} 10",
+            "kata_agent_proc_status{item=\"voluntary_ctxt_switches\"} 7",
+            "kata_guest_load{item=\"load5\"} 0.25",
+            "kata_guest_tasks{item=\"max\"} 57",
+            "kata_guest_meminfo{item=\"mem_total\"} 4096",
+            "kata_guest_meminfo{item=\"active\"} 5120",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
+        }
+        // What the kernel does not tell is not there, with its head.
+        assert!(!text.contains("kata_agent_io_stat") && !text.contains("vmswap"));
+        assert_eq!(text.matches("# TYPE kata_guest_meminfo gauge").count(), 1);
+    }
+
+    #[test]
+    fn this_process_has_a_proportional_set() {
+        let scrapes = Scrapes::default();
+        scrapes.scrape();
+        let text = scrapes.scrape();
+        assert!(text.contains("kata_agent_scrape_count 2\n"));
+        let pss = text
+            .lines()
+            .find_map(|line| line.strip_prefix("cloister_agent_pss_bytes "));
+        assert!(pss.unwrap().parse::<u64>().unwrap() > 100 * KIB);
+    }
+}
