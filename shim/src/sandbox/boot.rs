@@ -14,6 +14,7 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{debug, warn};
 use ttrpc::r#async::transport::Socket;
 
+use super::tail::{plain, tail, with_tail};
 use crate::config;
 use crate::guest::Guest;
 use crate::relay::{HostPort, Notice};
@@ -27,9 +28,6 @@ const MAX_NOTICES: usize = 64;
 const VM_END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a guest may take to power off after it was asked.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(2);
-/// Lines and bytes of the console that an error shows.
-const TAIL_LINES: usize = 15;
-const TAIL_BYTES: usize = 2000;
 
 /// All that a boot needs.
 #[derive(Debug)]
@@ -273,7 +271,7 @@ fn boot_error(error: &BootError) -> GuestError {
     GuestError::new(
         code,
         "vmm",
-        with_tail(error.to_string(), "QEMU's last words", &stderr),
+        with_tail(plain(&error.to_string()), "QEMU's last words", &stderr),
     )
 }
 
@@ -283,13 +281,11 @@ fn exit_error(exit: &Exit, vm: &Vm) -> GuestError {
         Cause::Vmm => (ErrorCode::VmmExited, "vmm"),
         Cause::PoweredOff | Cause::Reset | Cause::Stopped => (ErrorCode::VmmExited, "guest"),
     };
+    // It has the line of a panic, which is the guest's.
+    let text = plain(&exit.to_string());
     let text = match &exit.cause {
-        Cause::Vmm => with_tail(
-            exit.to_string(),
-            "QEMU's last words",
-            &tail(&exit.stderr_tail),
-        ),
-        _ => exit.to_string(),
+        Cause::Vmm => with_tail(text, "QEMU's last words", &tail(&exit.stderr_tail)),
+        _ => text,
     };
     with_console(GuestError::new(code, phase, text), vm)
 }
@@ -301,49 +297,4 @@ fn with_console(error: GuestError, vm: &Vm) -> GuestError {
         &tail(&vm.console_tail()),
     );
     GuestError::new(error.code, &error.phase, text)
-}
-
-fn with_tail(text: String, title: &str, tail: &str) -> String {
-    if tail.is_empty() || text.contains(tail) {
-        return text;
-    }
-    format!("{text}; {title}:\n{tail}\n")
-}
-
-/// The last lines, as plain text: the guest chooses what is in them.
-fn tail(text: &str) -> String {
-    let printable: String = text
-        .chars()
-        .filter(|c| *c == '\n' || !c.is_control())
-        .collect();
-    let lines: Vec<&str> = printable
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
-    let start = last.ceil_char_boundary(last.len().saturating_sub(TAIL_BYTES));
-    last[start..].to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tail_is_short_and_plain() {
-        let text = (0..100)
-            .map(|n| format!("line {n}\r\n\x1b[0m"))
-            .collect::<String>();
-        let tail = tail(&text);
-        assert_eq!(tail.lines().count(), TAIL_LINES);
-        assert!(tail.contains("line 99") && !tail.contains('\x1b'));
-        assert!(super::tail(&"ä".repeat(5000)).len() <= TAIL_BYTES);
-    }
-
-    #[test]
-    fn a_tail_is_added_once() {
-        assert_eq!(with_tail("a".into(), "t", ""), "a");
-        assert_eq!(with_tail("a: b".into(), "t", "b"), "a: b");
-        assert_eq!(with_tail("a".into(), "t", "b"), "a; t:\nb\n");
-    }
 }

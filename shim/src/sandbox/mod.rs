@@ -8,6 +8,7 @@ mod boot;
 mod driver;
 pub mod queue;
 pub mod state;
+mod tail;
 
 use agent_api::{ErrorCode, GuestError};
 use tokio::sync::{mpsc, oneshot, watch};
