@@ -149,7 +149,30 @@ impl Container {
 #[derive(Debug, Default)]
 pub struct Containers {
     table: Mutex<BTreeMap<String, Arc<Container>>>,
-    count: watch::Sender<usize>,
+    usage: watch::Sender<Usage>,
+}
+
+/// Whether somebody uses the sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Usage {
+    /// Nobody has had a container in it.
+    #[default]
+    New,
+    /// There are containers.
+    Used,
+    /// There were.
+    Empty,
+    /// There were none when it was closed, and there will be none.
+    Closed,
+}
+
+/// How long a sandbox without containers waits for one.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For the first.
+    pub first: Duration,
+    /// For the next, when the last is gone.
+    pub next: Duration,
 }
 
 impl Containers {
@@ -159,6 +182,14 @@ impl Containers {
     /// The id is taken, or there are too many.
     pub fn insert(&self, container: Container) -> Result<Arc<Container>, GuestError> {
         let mut table = lock(&self.table);
+        if *self.usage.borrow() == Usage::Closed {
+            let text = "the sandbox is ending: ask for a new one";
+            return Err(GuestError::new(
+                ErrorCode::FailedPrecondition,
+                "create",
+                text,
+            ));
+        }
         if table.contains_key(&container.id) {
             let text = format!("container {} exists", container.id);
             return Err(GuestError::new(ErrorCode::AlreadyExists, "create", text));
@@ -173,7 +204,7 @@ impl Containers {
         }
         let container = Arc::new(container);
         table.insert(container.id.clone(), Arc::clone(&container));
-        self.count.send_replace(table.len());
+        self.usage.send_replace(Usage::Used);
         Ok(container)
     }
 
@@ -194,29 +225,45 @@ impl Containers {
     /// Forgets one.
     pub fn remove(&self, id: &str) {
         let mut table = lock(&self.table);
-        table.remove(id);
-        self.count.send_replace(table.len());
-    }
-
-    /// Waits until there has been none for so long.
-    pub async fn idle_for(&self, time: Duration) {
-        let mut count = self.count.subscribe();
-        loop {
-            // The sender is in this value, so neither wait fails.
-            let _ = count.wait_for(|count| *count == 0).await;
-            if tokio::time::timeout(time, count.wait_for(|count| *count > 0))
-                .await
-                .is_err()
-            {
-                return;
-            }
+        if table.remove(id).is_some() && table.is_empty() {
+            self.usage.send_replace(Usage::Empty);
         }
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        lock(&self.table).is_empty()
+    /// Takes no more, if there is none: returns whether that is so.
+    pub fn close_if_empty(&self) -> bool {
+        let table = lock(&self.table);
+        if table.is_empty() {
+            self.usage.send_replace(Usage::Closed);
+        }
+        table.is_empty()
+    }
+
+    /// Waits until it is closed, and closes it when it has been without containers for too long.
+    pub async fn closed(&self, patience: Patience) {
+        let mut usage = self.usage.subscribe();
+        loop {
+            let seen = *usage.borrow_and_update();
+            let wait = match seen {
+                Usage::Closed => return,
+                Usage::Used => None,
+                Usage::New => Some(patience.first),
+                Usage::Empty => Some(patience.next),
+            };
+            let overdue = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // The sender is in this value, so there always is one.
+                _ = usage.changed() => {}
+                () = overdue => {
+                    self.close_if_empty();
+                }
+            }
+        }
     }
 
     /// All of them.
@@ -261,23 +308,56 @@ mod tests {
             ErrorCode::AlreadyExists
         );
         containers.remove("c");
-        assert!(containers.is_empty());
+        assert!(containers.all().is_empty());
         assert_eq!(containers.get("c").unwrap_err().code, ErrorCode::NotFound);
     }
 
-    #[tokio::test]
-    async fn a_sandbox_is_idle_only_after_a_while_without_containers() {
+    const PATIENCE: Patience = Patience {
+        first: Duration::from_secs(8),
+        next: Duration::from_secs(3),
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_closes_after_a_while_without_containers_and_never_with_one() {
         let containers = Containers::default();
-        let idle = Duration::from_millis(200);
+        let began = tokio::time::Instant::now();
         let busy = async {
-            tokio::time::sleep(idle / 2).await;
+            tokio::time::sleep(PATIENCE.first / 2).await;
             containers.insert(container()).unwrap();
-            tokio::time::sleep(idle * 2).await;
+            tokio::time::sleep(PATIENCE.first * 9).await;
             containers.remove("c");
-            tokio::time::Instant::now()
+            // A container that comes in time, such as the next try of a pod.
+            tokio::time::sleep(PATIENCE.next / 2).await;
+            containers.insert(container()).unwrap();
+            tokio::time::sleep(PATIENCE.next * 9).await;
+            containers.remove("c");
+            began.elapsed()
         };
-        let (_, emptied) = tokio::join!(containers.idle_for(idle), busy);
-        assert!(emptied.elapsed() >= idle);
+        let ((), emptied) = tokio::join!(containers.closed(PATIENCE), busy);
+        assert_eq!(began.elapsed(), emptied + PATIENCE.next);
+        assert_eq!(
+            containers.insert(container()).unwrap_err().code,
+            ErrorCode::FailedPrecondition
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_that_nobody_used_closes_too() {
+        let began = tokio::time::Instant::now();
+        Containers::default().closed(PATIENCE).await;
+        assert_eq!(began.elapsed(), PATIENCE.first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_is_closed_at_once_only_when_it_is_empty() {
+        let containers = Containers::default();
+        containers.insert(container()).unwrap();
+        assert!(!containers.close_if_empty());
+        containers.remove("c");
+        assert!(containers.close_if_empty());
+        let began = tokio::time::Instant::now();
+        containers.closed(PATIENCE).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[test]

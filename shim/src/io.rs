@@ -325,8 +325,15 @@ async fn end_input(guest: Guest, id: ProcessId) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A FIFO that nobody has opened, as the path for a [`Stdio`].
+    pub(crate) fn fifo(directory: &Path) -> String {
+        let path = directory.join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path.display().to_string()
+    }
 
     #[tokio::test]
     async fn loggers_are_refused_by_name() {
@@ -343,10 +350,8 @@ mod tests {
     #[tokio::test]
     async fn a_fifo_needs_no_reader_and_a_missing_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let stdio = Stdio {
-            stdout: path.display().to_string(),
+            stdout: fifo(dir.path()),
             ..Stdio::default()
         };
         let (streams, _) = open(&stdio).await.unwrap();
@@ -361,14 +366,12 @@ mod tests {
     #[tokio::test]
     async fn input_ends_only_after_the_holder_lets_go() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("in");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let stdio = Stdio {
-            stdin: path.display().to_string(),
+            stdin: fifo(dir.path()),
             ..Stdio::default()
         };
         let (mut streams, holder) = open(&stdio).await.unwrap();
-        let mut writer = pipe::OpenOptions::new().open_sender(&path).unwrap();
+        let mut writer = pipe::OpenOptions::new().open_sender(&stdio.stdin).unwrap();
         writer.write_all(b"x").await.unwrap();
         drop(writer);
         let stdin = streams.stdin.as_mut().unwrap();

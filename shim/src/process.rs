@@ -231,10 +231,8 @@ mod tests {
     #[tokio::test]
     async fn an_input_that_was_ended_early_is_not_held() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("in");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let stdio = Stdio {
-            stdin: path.display().to_string(),
+            stdin: crate::io::tests::fifo(dir.path()),
             ..Stdio::default()
         };
         let process = process("x");

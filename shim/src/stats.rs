@@ -46,21 +46,13 @@ pub fn pack(mode: CgroupMode, stats: &StatsContainerResponse) -> protobuf::Resul
     }
 }
 
-fn metrics_v1(stats: &StatsContainerResponse) -> v1::Metrics {
-    let cgroup = &stats.cgroup_stats;
-    v1::Metrics {
-        cpu: MessageField::some(cpu_v1(&cgroup.cpu_stats)),
-        memory: MessageField::some(memory_v1(&cgroup.memory_stats)),
-        pids: MessageField::some(v1::PidsStat {
-            current: cgroup.pids_stats.current,
-            limit: cgroup.pids_stats.limit,
-            ..Default::default()
-        }),
-        blkio: MessageField::some(blkio_v1(&cgroup.blkio_stats)),
-        network: stats
+/// The counters of the network devices: the versions have a message each, with the same fields.
+macro_rules! network {
+    ($version:ident, $stats:expr) => {
+        $stats
             .network_stats
             .iter()
-            .map(|net| v1::NetworkStat {
+            .map(|net| $version::NetworkStat {
                 name: net.name.clone(),
                 rx_bytes: net.rx_bytes,
                 rx_packets: net.rx_packets,
@@ -72,7 +64,22 @@ fn metrics_v1(stats: &StatsContainerResponse) -> v1::Metrics {
                 tx_dropped: net.tx_dropped,
                 ..Default::default()
             })
-            .collect(),
+            .collect()
+    };
+}
+
+fn metrics_v1(stats: &StatsContainerResponse) -> v1::Metrics {
+    let cgroup = &stats.cgroup_stats;
+    v1::Metrics {
+        cpu: MessageField::some(cpu_v1(&cgroup.cpu_stats)),
+        memory: MessageField::some(memory_v1(&cgroup.memory_stats)),
+        pids: MessageField::some(v1::PidsStat {
+            current: cgroup.pids_stats.current,
+            limit: cgroup.pids_stats.limit,
+            ..Default::default()
+        }),
+        blkio: MessageField::some(blkio_v1(&cgroup.blkio_stats)),
+        network: network!(v1, stats),
         ..Default::default()
     }
 }
@@ -185,22 +192,7 @@ fn metrics_v2(stats: &StatsContainerResponse) -> v2::Metrics {
             usage: io_v2(&cgroup.blkio_stats),
             ..Default::default()
         }),
-        network: stats
-            .network_stats
-            .iter()
-            .map(|net| v2::NetworkStat {
-                name: net.name.clone(),
-                rx_bytes: net.rx_bytes,
-                rx_packets: net.rx_packets,
-                rx_errors: net.rx_errors,
-                rx_dropped: net.rx_dropped,
-                tx_bytes: net.tx_bytes,
-                tx_packets: net.tx_packets,
-                tx_errors: net.tx_errors,
-                tx_dropped: net.tx_dropped,
-                ..Default::default()
-            })
-            .collect(),
+        network: network!(v2, stats),
         ..Default::default()
     }
 }
@@ -302,6 +294,12 @@ mod tests {
             .mut_or_insert_default()
             .io_service_bytes_recursive
             .push(read);
+        stats.network_stats.push(api::NetworkStats {
+            name: "eth0".into(),
+            rx_bytes: 4,
+            tx_dropped: 5,
+            ..Default::default()
+        });
         stats
     }
 
@@ -312,6 +310,11 @@ mod tests {
         let metrics = v1::Metrics::parse_from_bytes(&any.value).unwrap();
         assert_eq!(metrics.cpu.usage.total, 5_000_000);
         assert_eq!((metrics.memory.usage.usage, metrics.memory.rss), (77, 9));
+        let net = &metrics.network[0];
+        assert_eq!(
+            (net.name.as_str(), net.rx_bytes, net.tx_dropped),
+            ("eth0", 4, 5)
+        );
     }
 
     #[test]
@@ -322,5 +325,10 @@ mod tests {
         assert_eq!(metrics.cpu.usage_usec, 5000);
         assert_eq!((metrics.memory.usage, metrics.memory.anon), (77, 9));
         assert_eq!(metrics.io.usage[0].rbytes, 3);
+        let net = &metrics.network[0];
+        assert_eq!(
+            (net.name.as_str(), net.rx_bytes, net.tx_dropped),
+            ("eth0", 4, 5)
+        );
     }
 }

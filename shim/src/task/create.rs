@@ -30,8 +30,6 @@ use crate::state_dir::is_plain_name;
 
 /// How long the guest may take to forget a container whose creation failed.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a shim without a container waits for another request.
-const UNUSED_TIMEOUT: Duration = Duration::from_secs(3);
 /// The file in the state directory that keeps the guest's console.
 const CONSOLE_LOG: &str = "console.log";
 
@@ -112,7 +110,6 @@ impl Tasks {
                 warn!(%error, container = container.id, "create");
                 self.undo_create(&container).await;
                 container.settled.cancel();
-                tokio::spawn(self.end_unless_used());
                 Err(error)
             }
         }
@@ -300,13 +297,6 @@ impl Tasks {
             ..Default::default()
         };
         self.events.publish(topics::TASK_CREATE_EVENT_TOPIC, &event);
-    }
-
-    /// Who asked for a creation that failed ends the shim; this ends it where that one is gone too,
-    /// as after a crash of containerd.
-    async fn end_unless_used(self: Arc<Self>) {
-        tokio::time::sleep(UNUSED_TIMEOUT).await;
-        self.shutdown();
     }
 
     async fn undo_create(&self, container: &Container) {

@@ -13,11 +13,10 @@ use agent_api::{ErrorCode, GuestError};
 use containerd_shim_protos::events::task as told;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock;
-use crate::container::{Container, Containers};
+use crate::container::{Container, Containers, Patience};
 use crate::event::Publisher;
 use crate::guest::{Guest, ProcessId};
 use crate::io::{self, Copies, Stdio};
@@ -39,8 +38,6 @@ pub struct Tasks {
     containers: Containers,
     events: Publisher,
     timeline: Timeline,
-    /// Set when the shim is to end.
-    exit: CancellationToken,
     config: tokio::sync::OnceCell<crate::config::Config>,
     config_variable: Option<PathBuf>,
 }
@@ -63,7 +60,6 @@ impl Tasks {
             containers: Containers::default(),
             events,
             timeline,
-            exit: CancellationToken::new(),
             config: tokio::sync::OnceCell::new(),
             config_variable,
         })
@@ -344,21 +340,17 @@ impl Tasks {
 
     /// Ends the shim, unless containers are left: each of a pod's containers asks for it.
     fn shutdown(&self) {
-        if self.containers.is_empty() {
+        if self.containers.close_if_empty() {
             info!(sandbox = self.sandbox_id, "shutdown");
-            self.exit.cancel();
         }
     }
 
-    /// Waits for the end of the sandbox: asked for, or long without a container. containerd forgets
-    /// a shim whose task it was creating when it was killed itself.
+    /// Waits for the end of the sandbox: asked for, or long without a container. Who asked for a
+    /// container that failed ends the shim; where that one is gone too, as after a crash of
+    /// containerd, nobody else does.
     pub async fn over(&self) {
-        tokio::select! {
-            () = self.exit.cancelled() => {}
-            () = self.containers.idle_for(IDLE_TIMEOUT) => {
-                info!(sandbox = self.sandbox_id, "nobody has a container here: the shim ends");
-            }
-        }
+        self.containers.closed(PATIENCE).await;
+        info!(sandbox = self.sandbox_id, "no containers: the shim ends");
     }
 
     /// Ends the VM and removes what the sandbox has on the host.
@@ -391,8 +383,12 @@ impl Tasks {
     }
 }
 
-/// How long the shim waits for a container. containerd asks for the first within milliseconds.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the shim waits for a container. containerd asks for the first within milliseconds of the
+/// start, on a host that has them to spare; after the last it asks for the end.
+const PATIENCE: Patience = Patience {
+    first: Duration::from_secs(8),
+    next: Duration::from_secs(3),
+};
 /// SIGKILL's number on every architecture of Linux.
 const SIGKILL: u32 = 9;
 

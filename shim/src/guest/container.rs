@@ -1,0 +1,129 @@
+//! What is asked of the guest about a whole container.
+
+use std::time::Duration;
+
+use agent_api::GuestError;
+use agent_api::agent::{self as api, Storage};
+use agent_api::oci;
+use protobuf::MessageField;
+use ttrpc::context::Context;
+
+use super::{Guest, REQUEST_TIMEOUT};
+
+/// What a container is created from.
+#[derive(Debug, Clone)]
+pub struct NewContainer {
+    /// Its id.
+    pub id: String,
+    /// What the agent prepares first, such as the image.
+    pub storages: Vec<Storage>,
+    /// Its specification.
+    pub spec: oci::Spec,
+}
+
+impl Guest {
+    /// Creates a container, with the pull of its image.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn create_container(
+        &self,
+        new: NewContainer,
+        within: Duration,
+    ) -> Result<(), GuestError> {
+        let request = api::CreateContainerRequest {
+            container_id: new.id,
+            storages: new.storages,
+            OCI: MessageField::some(new.spec),
+            ..Default::default()
+        };
+        let call = self.client.create_container(Context::default(), &request);
+        self.call("create", within, call).await.map(drop)
+    }
+
+    /// Lets a container's first process run.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn start_container(&self, id: &str) -> Result<(), GuestError> {
+        let request = api::StartContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.start_container(Context::default(), &request);
+        self.call("start", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Kills what is left of a container and forgets it.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn remove_container(&self, id: &str) -> Result<(), GuestError> {
+        let request = api::RemoveContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.remove_container(Context::default(), &request);
+        self.call("delete", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn update_container(
+        &self,
+        id: &str,
+        resources: oci::LinuxResources,
+    ) -> Result<(), GuestError> {
+        let request = api::UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources: MessageField::some(resources),
+            ..Default::default()
+        };
+        let call = self.client.update_container(Context::default(), &request);
+        self.call("update", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Freezes a container's processes.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn pause_container(&self, id: &str) -> Result<(), GuestError> {
+        let request = api::PauseContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.pause_container(Context::default(), &request);
+        self.call("pause", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn resume_container(&self, id: &str) -> Result<(), GuestError> {
+        let request = api::ResumeContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.resume_container(Context::default(), &request);
+        self.call("resume", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn stats_container(
+        &self,
+        id: &str,
+    ) -> Result<api::StatsContainerResponse, GuestError> {
+        let request = api::StatsContainerRequest {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.stats_container(Context::default(), &request);
+        self.call("stats", REQUEST_TIMEOUT, call).await
+    }
+}

@@ -1,0 +1,176 @@
+//! The typed client of the agent: every call of the shim into the guest goes through here. The pod's
+//! own calls are in this file, those for a container and a process in the files below.
+//!
+//! A call ends as soon as the guest is known to be gone, with that cause, however long it would
+//! have waited otherwise. Calls share one connection and do not wait for each other.
+
+mod container;
+mod process;
+
+use std::future::Future;
+use std::time::Duration;
+
+use agent_api::agent::{self as api, Storage};
+use agent_api::agent_ttrpc::AgentServiceClient;
+use agent_api::{ErrorCode, GuestError};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use ttrpc::context::Context;
+
+pub use container::NewContainer;
+pub use process::{Output, ProcessId};
+
+/// How long a request may take that only changes something inside the guest.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the guest may take to count itself: Prometheus gives up after ten seconds.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long to wait for the cause after the connection broke: the VMM's end is noticed in
+/// milliseconds, its last console lines a little later.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a guest may take to end all its containers before it is ended from outside.
+const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A connection to the agent of one guest.
+#[derive(Clone)]
+pub struct Guest {
+    client: AgentServiceClient,
+    gone: watch::Receiver<Option<GuestError>>,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest")
+            .field("gone", &*self.gone.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    /// A client over a connection to the agent's port. `gone` gets the cause when the guest ends.
+    #[must_use]
+    pub fn new(client: ttrpc::r#async::Client, gone: watch::Receiver<Option<GuestError>>) -> Self {
+        Self {
+            client: AgentServiceClient::new(client),
+            gone,
+        }
+    }
+
+    /// Opens the pod in the guest.
+    ///
+    /// # Errors
+    /// What the agent answers, or why it is gone. This holds for every method.
+    pub async fn create_sandbox(
+        &self,
+        id: &str,
+        hostname: &str,
+        storages: Vec<Storage>,
+    ) -> Result<(), GuestError> {
+        let request = api::CreateSandboxRequest {
+            sandbox_id: id.to_owned(),
+            hostname: hostname.to_owned(),
+            storages,
+            ..Default::default()
+        };
+        let call = self.client.create_sandbox(Context::default(), &request);
+        self.call("agent", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Asks the guest to end its containers and power off.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn destroy_sandbox(&self) -> Result<(), GuestError> {
+        let request = api::DestroySandboxRequest::new();
+        let call = self.client.destroy_sandbox(Context::default(), &request);
+        self.call("stop", DESTROY_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Waits for a container to run out of memory, without limit; returns its id.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn oom_event(&self) -> Result<String, GuestError> {
+        let request = api::GetOOMEventRequest::new();
+        let call = self.client.get_oom_event(Context::default(), &request);
+        self.unlimited("oom", call)
+            .await
+            .map(|event| event.container_id)
+    }
+
+    /// The metrics of the agent and the guest, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn metrics(&self) -> Result<String, GuestError> {
+        let request = api::GetMetricsRequest::new();
+        let call = self.client.get_metrics(Context::default(), &request);
+        self.call("metrics", METRICS_TIMEOUT, call)
+            .await
+            .map(|answer| answer.metrics)
+    }
+
+    /// Waits for the end of the guest, and returns its cause.
+    pub async fn gone(&self) -> GuestError {
+        cause(self.gone.clone()).await
+    }
+
+    async fn call<T>(
+        &self,
+        phase: &'static str,
+        within: Duration,
+        request: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, GuestError> {
+        match timeout(within, self.unlimited(phase, request)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let text = format!("the agent did not answer in {} s", within.as_secs());
+                Err(GuestError::new(ErrorCode::DeadlineExceeded, phase, text))
+            }
+        }
+    }
+
+    async fn unlimited<T>(
+        &self,
+        phase: &'static str,
+        request: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, GuestError> {
+        tokio::select! {
+            biased;
+            answer = request => match answer {
+                Ok(answer) => Ok(answer),
+                Err(error) => Err(self.explain(phase, &error).await),
+            },
+            cause = cause(self.gone.clone()) => Err(during(phase, cause)),
+        }
+    }
+
+    /// The agent's error, or the cause of a broken connection where it becomes known.
+    async fn explain(&self, phase: &'static str, error: &ttrpc::Error) -> GuestError {
+        let mut error = GuestError::from(error);
+        if error.code == ErrorCode::AgentUnreachable {
+            if let Ok(cause) = timeout(CAUSE_TIMEOUT, cause(self.gone.clone())).await {
+                return during(phase, cause);
+            }
+            phase.clone_into(&mut error.phase);
+        }
+        error
+    }
+}
+
+/// The cause of the guest's end, with the phase that it cut short.
+fn during(phase: &'static str, mut cause: GuestError) -> GuestError {
+    phase.clone_into(&mut cause.phase);
+    cause
+}
+
+async fn cause(mut gone: watch::Receiver<Option<GuestError>>) -> GuestError {
+    match gone.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(cause)) => cause.clone(),
+        // The driver went without a word: the shim is ending.
+        Ok(None) | Err(_) => GuestError::new(
+            ErrorCode::AgentUnreachable,
+            "sandbox",
+            "the sandbox is gone",
+        ),
+    }
+}
