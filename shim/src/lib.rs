@@ -23,6 +23,7 @@ pub mod guest;
 pub mod init_data;
 pub mod io;
 pub mod log;
+pub mod monitor;
 pub mod process;
 pub mod relay;
 pub mod rootfs;

@@ -1,4 +1,5 @@
-//! `cloister`: the owner's command line. It runs where the owner trusts the machine, never in a guest.
+//! `cloister`: the command line of owners, who run it where they trust the machine, and of a host's
+//! operators. It never runs in a guest.
 
 use std::process::ExitCode;
 

@@ -21,7 +21,7 @@ use crate::event::Publisher;
 use crate::state_dir::StateDir;
 use crate::task::Tasks;
 use crate::task::service::Service;
-use crate::{config, log, rootfs};
+use crate::{config, log, monitor, rootfs};
 
 /// The shim moves bytes and waits; it never computes. Two threads, so that one that mounts or
 /// resolves a name does not hold up the other.
@@ -89,7 +89,13 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
         .filter(|address| !address.is_empty());
     let events = Publisher::new(address, &flags.namespace);
     let variable = std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from);
+    let monitor = monitor::listen(&directory);
     let tasks = Tasks::new(&flags.id, directory, events, variable);
+    match monitor {
+        Ok(listener) => drop(tokio::spawn(monitor::serve(listener, tasks.clone()))),
+        // A pod runs without its metrics.
+        Err(error) => warn!(%error, "the monitor's socket"),
+    }
 
     let service: Arc<dyn Task + Send + Sync> = Arc::new(Service(Arc::clone(&tasks)));
     let mut server = Server::new()

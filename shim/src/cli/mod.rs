@@ -1,17 +1,19 @@
-//! The `cloister` command line: what an owner does before a pod starts. Encrypts images and registers their keys,
-//! writes init-data and tells its digest, and serves skopeo as a key provider.
+//! The `cloister` command line. For an owner, before a pod starts: encrypts images and registers their
+//! keys, writes init-data and tells its digest, and serves skopeo as a key provider. For an operator,
+//! on the pod's host: tells what a sandbox counts of itself.
 
 mod broker;
 mod image;
 mod init_data;
 mod key;
 mod keyprovider;
+mod metrics;
 mod progress;
 mod registry;
 
 use clap::{Parser, Subcommand};
 
-/// Prepare images and init-data for confidential pods.
+/// Prepare images and init-data for confidential pods, and look at those that run.
 #[derive(Debug, Parser)]
 #[command(name = "cloister", version)]
 pub struct Cli {
@@ -34,6 +36,11 @@ enum Command {
     /// and --encryption-key provider:attestation-agent:keyid=kbs:///r/t/tag::keypath=/absolute/key
     #[command(verbatim_doc_comment)]
     Keyprovider(keyprovider::Serve),
+    /// Print the metrics of a running sandbox's guest, in Prometheus' text format.
+    ///
+    /// The same as `curl --unix-socket <state directory>/shim-monitor.sock http://shim/metrics`. A policy
+    /// of the guest's owner may refuse GetMetricsRequest.
+    Metrics(metrics::Metrics),
 }
 
 impl Cli {
@@ -46,6 +53,7 @@ impl Cli {
             Command::Image(command) => command.run().await,
             Command::InitData(command) => command.run(),
             Command::Keyprovider(serve) => serve.run(),
+            Command::Metrics(metrics) => metrics.run().await,
         }
     }
 }

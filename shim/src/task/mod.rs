@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
+use async_trait::async_trait;
 use containerd_shim_protos::events::task as told;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
@@ -20,6 +21,7 @@ use crate::container::{Container, Containers, Patience};
 use crate::event::Publisher;
 use crate::guest::{Guest, ProcessId};
 use crate::io::{self, Copies, Stdio};
+use crate::monitor;
 use crate::process::{Exit, KILLED, Phase, Process};
 use crate::sandbox::Sandbox;
 use crate::spec::{oci, proto};
@@ -380,6 +382,13 @@ impl Tasks {
                 Err(error) => return debug!(%error, "no more events of memory"),
             }
         }
+    }
+}
+
+#[async_trait]
+impl monitor::Source for Tasks {
+    async fn metrics(&self) -> Result<String, GuestError> {
+        self.sandbox.guest()?.metrics().await
     }
 }
 

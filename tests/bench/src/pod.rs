@@ -1,5 +1,5 @@
 //! A whole start through containerd: an encrypted image in an attested guest, by phases, and what
-//! the pod's own process on the host weighs.
+//! the pod's own process on the host and the agent in the guest weigh.
 
 use std::path::Path;
 
@@ -29,7 +29,7 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
     let config = stage.settings().write(&stage.state, "bench.toml")?;
     let root = stage.empty();
 
-    let (mut starts, mut weights) = (Vec::new(), Vec::new());
+    let (mut starts, mut shims, mut agents) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
         let id = format!("bench{round}");
         let pod = Pod::new(&id, &config, &root, &["/bin/sleep", "3600"])
@@ -38,7 +38,8 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
             .flag(&["--detach", "--null-io"]);
         let run = stage.run(&pod)?;
         ensure!(run.code == 0, "{}\n{}", run.report(), stage.log_tail());
-        weights.push(shim_rss_mib(stage.state.path(), &id)?);
+        shims.push(shim_rss_mib(stage.state.path(), &id)?);
+        agents.push(agent_pss_mib(&stage, &id)?);
         starts.push(stage.timeline(&id)?);
         stage.containerd.remove(&id);
         eprintln!(
@@ -65,7 +66,8 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
     if let Some(total) = of(&|start| Some(start.total())) {
         figures.push(Figure::new("start.total", total, "ms"));
     }
-    figures.push(Figure::new("shim.rss_mib", median(&weights), "MiB"));
+    figures.push(Figure::new("shim.rss_mib", median(&shims), "MiB"));
+    figures.push(Figure::new("agent.pss_mib", median(&agents), "MiB"));
     Ok(figures)
 }
 
@@ -81,4 +83,15 @@ fn shim_rss_mib(base: &Path, id: &str) -> Result<f64> {
         .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"))
         .context("the kernel does not say how much memory it has")?;
     Ok(kib.trim().parse::<f64>()? / 1024.0)
+}
+
+/// The agent's proportional set size while the container runs, as the guest's kernel counts it: the
+/// agent's pages, and its share of those that others map too.
+fn agent_pss_mib(stage: &Stage, id: &str) -> Result<f64> {
+    let metrics = stage.metrics(id)?;
+    let bytes = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("cloister_agent_pss_bytes "))
+        .with_context(|| format!("the guest of {id} does not say how much memory its agent has"))?;
+    Ok(bytes.parse::<f64>()? / 1024.0 / 1024.0)
 }

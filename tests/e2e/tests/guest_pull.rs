@@ -129,6 +129,10 @@ fn what_runs_can_be_listed_and_measured(stage: &Stage) {
         "{}",
         metrics.report()
     );
+    let guest = stage.metrics(ID).unwrap();
+    for name in ["kata_agent_total_rss ", "cloister_agent_pss_bytes "] {
+        assert!(guest.contains(&format!("\n{name}")), "no {name}in {guest}");
+    }
 }
 
 fn large_output_is_whole(stage: &Stage) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::broker::Broker;
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, NAMESPACE};
 use crate::host::{self, Leftovers};
 use crate::image::{BUSYBOX, Recipe};
 use crate::init_data::{ALLOW_ALL, InitData};
@@ -229,6 +229,18 @@ impl Stage {
         let control = host::files_with(&places, &[b"the shim serves".as_slice()])?;
         ensure!(!control.is_empty(), "the search finds nothing at all");
         host::files_with(&places, needles)
+    }
+
+    /// What the guest of a running pod counts, as the product's own command prints it.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn metrics(&self, sandbox: &str) -> Result<String> {
+        let mut command = Command::new(product::bin("cloister")?);
+        command
+            .args(["metrics", "--namespace", NAMESPACE, sandbox])
+            .env("CLOISTER_STATE_ROOT", self.containerd.shim_state());
+        Ok(within(CLI, &mut command)?.ok()?.stdout)
     }
 
     /// The phases of a container's last start.

@@ -1,0 +1,223 @@
+//! The sandbox's metrics for the host: HTTP on a Unix socket in the state directory, as Kata's shim
+//! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl.
+//!
+//! Only root reaches the socket: the directory is its own. What the guest tells is the guest's
+//! business: its owner's policy may refuse `GetMetricsRequest`, and that is the answer then.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::{ErrorCode, GuestError};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+use transport::{BoxedStream, Dial};
+
+use crate::state_dir::StateDir;
+
+/// The socket in the state directory; Kata's name.
+const SOCKET: &str = "shim-monitor.sock";
+/// The only path; Kata's.
+pub const METRICS: &str = "/metrics";
+/// Prometheus' text format.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Collectors at a time; more wait.
+const MAX_CONNECTIONS: usize = 8;
+/// How long a collector may take to ask.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a collector may stay: longer than the guest takes, and not for ever.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Who knows the metrics.
+#[async_trait]
+pub trait Source: Send + Sync + 'static {
+    /// The metrics as of now, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Why there are none.
+    async fn metrics(&self) -> Result<String, GuestError>;
+}
+
+/// Listens in the directory of a sandbox.
+///
+/// # Errors
+/// As bind(2) fails.
+pub fn listen(directory: &StateDir) -> io::Result<UnixListener> {
+    let place = Place::of(directory)?;
+    UnixListener::bind(place.socket())
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "the monitor's socket");
+                // Such as a lack of descriptors: it may pass.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let source = Arc::clone(&source);
+        tokio::spawn(async move {
+            let connection = tokio::time::timeout(CONNECTION_TIMEOUT, speak(stream, source));
+            if connection.await.is_err() {
+                debug!("a collector stayed too long");
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn speak(stream: UnixStream, source: Arc<dyn Source>) {
+    let service = service_fn(|request| {
+        let source = Arc::clone(&source);
+        async move { Ok::<_, Infallible>(answer(&request, source.as_ref()).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ASK_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        debug!(%error, "a collector");
+    }
+}
+
+async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, METRICS) => match source.metrics().await {
+            Ok(text) => (StatusCode::OK, text),
+            Err(error) if error.code == ErrorCode::PolicyDenied => {
+                (StatusCode::FORBIDDEN, format!("{error}\n"))
+            }
+            Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        },
+        (_, METRICS) => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET is answered\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::NOT_FOUND,
+            format!("there is nothing but {METRICS}\n"),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let content_type = http::HeaderValue::from_static(TEXT);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// The way to the monitor of a sandbox, for an HTTP client. Host and port are not looked at.
+#[derive(Debug, Clone)]
+pub struct MonitorDial(pub StateDir);
+
+#[async_trait]
+impl Dial for MonitorDial {
+    async fn dial(&self, _host: &str, _port: u16) -> io::Result<BoxedStream> {
+        let place = Place::of(&self.0)?;
+        let stream = UnixStream::connect(place.socket()).await?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// An open directory. A socket's address has at most 107 bytes (unix(7)), which the path of a state
+/// directory may exceed; the path by an open descriptor never does.
+struct Place(File);
+
+impl Place {
+    fn of(directory: &StateDir) -> io::Result<Self> {
+        File::open(directory.path()).map(Self)
+    }
+
+    fn socket(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.0.as_raw_fd()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use transport::{Client, ClientConfig, PlainHttp, Roots, bytes_capped};
+
+    struct Fixed(Result<String, GuestError>);
+
+    #[async_trait]
+    impl Source for Fixed {
+        async fn metrics(&self) -> Result<String, GuestError> {
+            self.0.clone()
+        }
+    }
+
+    async fn ask(source: Fixed, method: Method, path: &str) -> (u16, String) {
+        let root = tempfile::tempdir().unwrap();
+        // Longer than an address of a socket may be.
+        let directory = StateDir::at(&root.path().join("x".repeat(120)));
+        directory.create().unwrap();
+        let listener = listen(&directory).unwrap();
+        assert!(directory.path().join(SOCKET).exists());
+        let server = tokio::spawn(serve(listener, Arc::new(source)));
+        let mut config = ClientConfig::new(Roots::web());
+        config.plain_http = PlainHttp::Allow;
+        let client = Client::new(Arc::new(MonitorDial(directory)), config).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://shim{path}"))
+            .body(Bytes::new())
+            .unwrap();
+        let (head, body) = client.send(request).await.unwrap().into_parts();
+        let body = bytes_capped(body, 4096).await.unwrap();
+        server.abort();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        (head.status.as_u16(), text)
+    }
+
+    #[tokio::test]
+    async fn the_metrics_are_the_guests() {
+        let source = Fixed(Ok("a 1\n".into()));
+        let answer = ask(source, Method::GET, METRICS).await;
+        assert_eq!(answer, (200, "a 1\n".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_policys_no_and_a_missing_guest_are_told_apart() {
+        for (code, status) in [
+            (ErrorCode::PolicyDenied, 403),
+            (ErrorCode::AgentUnreachable, 503),
+        ] {
+            let source = Fixed(Err(GuestError::new(code, "metrics", "why")));
+            let (answered, text) = ask(source, Method::GET, METRICS).await;
+            assert_eq!(answered, status);
+            assert!(text.contains("why") && text.contains(code.name()), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn there_is_nothing_else_to_do_here() {
+        for (method, path, status) in [
+            (Method::POST, METRICS, 405),
+            (Method::GET, "/", 404),
+            (Method::PUT, "/policy", 404),
+        ] {
+            let source = Fixed(Ok("a 1\n".into()));
+            assert_eq!(ask(source, method, path).await.0, status);
+        }
+    }
+}
