@@ -7,6 +7,7 @@
 
 pub mod init_data;
 pub mod sample;
+pub mod snp;
 mod tee;
 
 pub use tee::{Tee, TeeError};
