@@ -55,6 +55,18 @@ impl Causes {
         })
     }
 
+    /// Whether a line of a log says in other words what was told of the same thing: it ends in a field
+    /// with a text, such as `executable="/bin/x"`, which was told, and it has no error of its own.
+    fn has_subject_of(&self, line: &str) -> bool {
+        let Some((_, subject)) = line.trim().rsplit_once('=') else {
+            return false;
+        };
+        let is_text = subject.len() > 2 && subject.starts_with('"') && subject.ends_with('"');
+        let has_error = line.contains(" err=") || line.contains(" e=");
+        let subject = essence(subject);
+        is_text && !has_error && self.told.iter().any(|told| told.contains(&subject))
+    }
+
     /// The line.
     #[must_use]
     pub fn into_text(self) -> String {
@@ -80,7 +92,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub fn of_report(report: &str) -> String {
     let mut causes = Causes::default();
     for line in report.lines().rev() {
-        causes.tell(line, "; ");
+        if !causes.has_subject_of(line) {
+            causes.tell(line, "; ");
+        }
     }
     causes.into_text()
 }
@@ -153,6 +167,18 @@ mod tests {
         assert_eq!(
             of_report(report),
             "failed to create container: prepare rootfs: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn a_line_of_the_log_about_what_was_told_is_dropped_unless_it_has_an_error() {
+        let about = "executable for container process not found executable=\"/bin/x\"";
+        let outer = "failed to create container: executable '/bin/x' not found in $PATH";
+        assert_eq!(of_report(&format!("{about}\n{outer}\n")), outer);
+        let error = "failed to open err=EACCES path=\"/bin/x\"";
+        assert_eq!(
+            of_report(&format!("{error}\n{outer}\n")),
+            format!("{outer}; {error}")
         );
     }
 

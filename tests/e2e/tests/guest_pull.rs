@@ -72,6 +72,9 @@ fn output_environment_and_exit_codes(stage: &Stage) {
     );
     let missing = exec(stage, "e3", &["/bin/no-such-program"]);
     assert_ne!(missing.code, 0);
+    // The cause is told, and told once.
+    let told = missing.stderr.matches("/bin/no-such-program").count();
+    assert_eq!(told, 1, "{}", missing.report());
     // The image's environment reaches a process of the container.
     let environment = exec(stage, "e4", &["/bin/cat", "/proc/1/environ"]);
     assert!(
