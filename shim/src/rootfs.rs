@@ -35,7 +35,7 @@ const MAX_VOLUME: usize = 256 * 1024;
 pub enum Source {
     /// The guest pulls this image.
     GuestPull {
-        /// A reference, or [`PAUSE`].
+        /// A reference, or `PAUSE`.
         image: String,
         /// What the snapshotter knows of the image, for the agent.
         metadata: BTreeMap<String, String>,

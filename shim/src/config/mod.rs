@@ -6,7 +6,7 @@
 //!
 //! The keys are Kata Containers' where Kata has one, so that an existing file can be carried over;
 //! the tables `[cloister]` and `[relay]` are Cloister's own. Which keys there are and what becomes
-//! of the others is in [`key`].
+//! of the others is in `key`.
 
 pub mod annotation;
 pub mod file;
