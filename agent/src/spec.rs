@@ -1,6 +1,6 @@
 //! From the request's protobuf to the OCI specification that libcontainer gets.
 //!
-//! Two steps. [`convert`] says the same in the other language: protobuf's zeroes and empty strings
+//! Two steps. `convert` says the same in the other language: protobuf's zeroes and empty strings
 //! become absence. [`confine`] makes it the guest's: the pod is the VM, so network, IPC and UTS
 //! namespaces are the VM's own, cgroups lie below ours, and what the host's kernel would have
 //! enforced by profiles that only it has (AppArmor, SELinux) is dropped. What would be silently

@@ -167,7 +167,7 @@ impl Containerd {
         ctr
     }
 
-    /// Runs `ctr` with `args`, at most [`SHORT`].
+    /// Runs `ctr` with `args`, at most `SHORT`.
     ///
     /// # Errors
     /// When it cannot run or hangs; a non-zero exit is for the caller to judge.

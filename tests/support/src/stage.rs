@@ -197,7 +197,7 @@ impl Stage {
     /// Waits until the host is as `before`: a deletion may end a moment after `ctr`.
     ///
     /// # Errors
-    /// With what is still there after [`SETTLE`].
+    /// With what is still there after `SETTLE`.
     pub fn settled(&self, before: &Leftovers) -> Result<()> {
         let since = Instant::now();
         loop {
