@@ -7,6 +7,8 @@
 
 pub mod init_data;
 pub mod sample;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod snp;
 mod tee;
 

@@ -41,6 +41,9 @@ pub enum Failure {
         /// Hex of the digest of what the guest sent.
         sent: String,
     },
+    /// What only SEV-SNP has.
+    #[error(transparent)]
+    Snp(#[from] crate::snp::SnpFailure),
 }
 
 /// What the owner reads: the claim, what it should be, what it is, and the fix.
@@ -82,6 +85,7 @@ impl Failure {
                 found: detail.clone(),
                 fix: "let guest and broker be of versions that share a form of evidence".to_owned(),
             },
+            Self::Snp(failure) => failure.explain(),
             Self::ReportData { expected, found } => Explanation {
                 claim: "report_data",
                 expected: expected.clone(),

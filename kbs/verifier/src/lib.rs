@@ -8,6 +8,7 @@
 
 mod failure;
 mod sample;
+pub mod snp;
 
 use std::collections::BTreeSet;
 
