@@ -8,12 +8,12 @@ use kbs_protocol::{
 };
 use policies::release::Reason;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha384};
+use sha2::{Digest, Sha256, Sha384};
 use verifier::{Bindings, Explanation};
 
 use crate::{
-    broker::Broker,
-    denial::Denial,
+    broker::{Broker, Rules, guest},
+    record::{Entry, Kind, Outcome},
     refusal::Refusal,
     session::{Challenge, SessionError},
 };
@@ -61,23 +61,33 @@ pub(crate) async fn attest(
         .challenges
         .open(cookie, now)
         .map_err(refuse_session)?;
-    let tee = challenge.tee.clone();
-    match judge(broker, &challenge, &request, now) {
+    let rules = broker.rules.load();
+    let entry = entry(&challenge, &request).by(rules.versions);
+    match judge(broker, &rules, &challenge, &request, now) {
         Ok(token) => {
-            broker
-                .challenges
-                .consume(challenge, now)
-                .map_err(refuse_session)?;
-            tracing::info!(tee, "attested");
+            broker.keep(entry).await?;
             Ok(token)
         }
         Err(Verdict::Refused(refusal)) => Err(refusal),
         Err(Verdict::Denied(reason)) => {
-            let ticket = broker.deny(Denial::new("attest", tee, vec![reason])).await;
+            let ticket = broker.deny(entry.denied(vec![reason])).await;
             let detail = "the evidence was refused: the owner reads why with `kbs explain`";
             Err(Refusal::new(ErrorKind::AttestationError, detail).with_ticket(ticket))
         }
     }
+}
+
+fn entry(challenge: &Challenge, request: &AttestRequest) -> Entry {
+    let subject = guest(&request.runtime_data.tee_pubkey);
+    let evidence = request.tee_evidence.primary_evidence.to_string();
+    let digest = hex::encode(Sha256::digest(evidence));
+    Entry::new(
+        Kind::Attest,
+        Outcome::Allowed,
+        subject,
+        challenge.tee.clone(),
+    )
+    .on(digest)
 }
 
 /// Why there is no token.
@@ -90,6 +100,7 @@ enum Verdict {
 
 fn judge(
     broker: &Broker,
+    rules: &Rules,
     challenge: &Challenge,
     request: &AttestRequest,
     now: SystemTime,
@@ -127,10 +138,9 @@ fn judge(
     let claims = verifier::verify(kind, &request.tee_evidence.primary_evidence, &bindings)
         .map_err(|failure| Verdict::Denied(reason(failure.explain())))?;
     let annotated = annotate(&claims, request, init_data.as_ref());
-    let appraisal = broker
+    let appraisal = rules
         .appraisal
-        .load()
-        .appraise(&annotated, &broker.references.load())
+        .appraise(&annotated, &rules.references)
         .map_err(|error| {
             tracing::error!(%error, "the appraisal policy failed");
             Verdict::Refused(Refusal::new(
@@ -206,11 +216,5 @@ fn reason(explanation: Explanation) -> Reason {
 }
 
 fn refuse_session(error: SessionError) -> Refusal {
-    let kind = match error {
-        SessionError::Foreign | SessionError::Expired | SessionError::Used => {
-            ErrorKind::SessionNotFound
-        }
-        SessionError::Full => ErrorKind::TooManyRequests,
-    };
-    Refusal::new(kind, error.to_string())
+    Refusal::new(ErrorKind::SessionNotFound, error.to_string())
 }

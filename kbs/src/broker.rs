@@ -7,19 +7,26 @@ use std::{
 };
 
 use evidence::Tee;
+use kbs_protocol::{ErrorKind, TeePubKey};
 use policies::{
     PolicyError,
     appraisal::{self, AppraisalPolicy, ReferenceValues},
     release::{self, ReleasePolicy},
 };
 
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
 use crate::{
     admin::{AdminError, AdminKeys},
-    config::Config,
-    denial::Denial,
+    config::{self, Config},
+    master::{KeyRing, Source},
+    record::{Entry, Versions},
+    refusal::Refusal,
     seal::{KeyFileError, Sealer},
     session::Challenges,
-    store::{Store, StoreError},
+    store::{Address, Counters, REFERENCES, Store, StoreError},
     token::{TokenError, TokenSigner},
 };
 
@@ -27,6 +34,9 @@ use crate::{
 pub(crate) const RELEASE_POLICY: &str = "resource-policy";
 /// The id of the appraisal policy of CPUs; Trustee's.
 pub(crate) const APPRAISAL_POLICY: &str = "default_cpu";
+
+/// Bytes of a guest's key's digest in the record.
+const SUBJECT_BYTES: usize = 16;
 
 /// All that handlers share.
 pub struct Broker {
@@ -38,9 +48,53 @@ pub struct Broker {
     pub(crate) signer: TokenSigner,
     pub(crate) admins: AdminKeys,
     pub(crate) store: Store,
-    pub(crate) release: Current<ReleasePolicy>,
-    pub(crate) appraisal: Current<AppraisalPolicy>,
-    pub(crate) references: Current<std::collections::BTreeMap<String, serde_json::Value>>,
+    pub(crate) rules: Current<Rules>,
+    pub(crate) retention: config::Record,
+    refreshing: Mutex<()>,
+}
+
+/// By what is decided: one state of the store, so that a decision names its versions.
+pub(crate) struct Rules {
+    pub(crate) release: ReleasePolicy,
+    pub(crate) appraisal: AppraisalPolicy,
+    pub(crate) references: ReferenceValues,
+    pub(crate) versions: Versions,
+    counters: Counters,
+}
+
+impl Rules {
+    async fn load(store: &Store) -> Result<Self, OpenError> {
+        // The counters come first: what is changed after them is seen at the next look.
+        let counters = store.counters().await?;
+        let (release, release_text) = newest(store, RELEASE_POLICY, release::DEFAULT).await?;
+        let (appraisal, appraisal_text) =
+            newest(store, APPRAISAL_POLICY, appraisal::DEFAULT).await?;
+        Ok(Self {
+            release: ReleasePolicy::from_rego(&release_text)?,
+            appraisal: AppraisalPolicy::from_rego(&appraisal_text)?,
+            references: Arc::new(store.reference_values().await?),
+            versions: Versions {
+                release,
+                appraisal,
+                references: counters.get(REFERENCES).copied().unwrap_or(0),
+            },
+            counters,
+        })
+    }
+}
+
+async fn newest(store: &Store, id: &str, built_in: &str) -> Result<(i64, String), StoreError> {
+    let stored = store.policy(id).await?;
+    Ok(stored.unwrap_or_else(|| (0, built_in.to_owned())))
+}
+
+/// How the record names a guest: by its key, which ties its releases to its attestation.
+pub(crate) fn guest(key: &TeePubKey) -> String {
+    let text = serde_json::to_vec(key).unwrap_or_default();
+    format!(
+        "key {}",
+        hex::encode(&Sha256::digest(text)[..SUBJECT_BYTES])
+    )
 }
 
 impl std::fmt::Debug for Broker {
@@ -63,10 +117,7 @@ impl Broker {
                 source,
             })
         };
-        let store = Store::open(&config.store.database, sealer(&config.store.key)?).await?;
-        let release = store.policy(RELEASE_POLICY).await?;
-        let appraisal = store.policy(APPRAISAL_POLICY).await?;
-        let references: ReferenceValues = Arc::new(store.reference_values().await?);
+        let store = open_store(&config.store).await?;
         let challenge_key = match &config.attestation.challenge_key {
             Some(path) => sealer(path)?,
             None => Sealer::ephemeral(),
@@ -83,31 +134,93 @@ impl Broker {
                 config.token_lifetime(),
             )?,
             admins: AdminKeys::read(&config.admin.public_keys, &config.admin.roles)?,
+            rules: Current::new(Rules::load(&store).await?),
             store,
-            release: Current::new(ReleasePolicy::from_rego(
-                release.as_deref().unwrap_or(release::DEFAULT),
-            )?),
-            appraisal: Current::new(AppraisalPolicy::from_rego(
-                appraisal.as_deref().unwrap_or(appraisal::DEFAULT),
-            )?),
-            references: Current(RwLock::new(references)),
+            retention: config.record.clone(),
+            refreshing: Mutex::new(()),
+        })
+    }
+
+    /// Decides by what is in the store now. A policy in it that this program cannot read stops
+    /// every release until there is one that it can.
+    pub(crate) async fn refresh(&self) -> Result<(), OpenError> {
+        let _turn = self.refreshing.lock().await;
+        if self.store.counters().await? == self.rules.load().counters {
+            return Ok(());
+        }
+        match Rules::load(&self.store).await {
+            Ok(rules) => {
+                tracing::info!(versions = ?rules.versions, "policies and reference values changed");
+                self.rules.replace(rules);
+                Ok(())
+            }
+            Err(OpenError::Policy(error)) => {
+                self.rules.replace(Rules {
+                    release: ReleasePolicy::from_rego(release::DENY_ALL)?,
+                    appraisal: AppraisalPolicy::from_rego(appraisal::DEFAULT)?,
+                    references: ReferenceValues::default(),
+                    versions: Versions::default(),
+                    counters: Counters::new(),
+                });
+                Err(error.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a decision on the record; what is not on it is not answered.
+    pub(crate) async fn keep(&self, entry: Entry) -> Result<(), Refusal> {
+        self.store.record(entry).await.map_err(|error| {
+            tracing::error!(%error, "a decision could not be recorded");
+            Refusal::new(
+                ErrorKind::StorageError,
+                "the decision could not be recorded: see the broker's log",
+            )
         })
     }
 
     /// Keeps a refusal for the owner and gives its ticket. Where it cannot be kept, the refusal
     /// stands and only its explanation is lost.
-    pub(crate) async fn deny(&self, denial: Denial) -> String {
-        if let Err(error) = self.store.record(&denial).await {
-            tracing::error!(ticket = denial.ticket, %error, "a denial could not be kept");
-        }
+    pub(crate) async fn deny(&self, entry: Entry) -> String {
+        let ticket = entry.ticket.clone();
         tracing::info!(
-            ticket = denial.ticket,
-            step = denial.step,
-            subject = denial.subject,
+            ticket,
+            subject = entry.subject,
+            about = entry.resource,
             "denied"
         );
-        denial.ticket
+        if let Err(error) = self.store.record(entry).await {
+            tracing::error!(ticket, %error, "a denial could not be kept");
+        }
+        ticket
     }
+}
+
+async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
+    let unusable = |name: &PathBuf| {
+        let path = name.clone();
+        move |source| OpenError::Key { path, source }
+    };
+    let named = PathBuf::from(config.key_env.clone().unwrap_or_default());
+    let (source, name) = match &config.key {
+        Some(path) => (Source::File(path.clone()), path),
+        None => (
+            Source::Environment(config.key_env.clone().unwrap_or_default()),
+            &named,
+        ),
+    };
+    let keys = KeyRing::read(source).map_err(unusable(name))?;
+    let address = match (&config.database, &config.url_file) {
+        (Some(file), _) => Address::file(file)?,
+        (None, Some(file)) => {
+            let url = std::fs::read_to_string(file)
+                .map_err(KeyFileError::Read)
+                .map_err(unusable(file))?;
+            Address::server(Zeroizing::new(url).trim())?
+        }
+        (None, None) => return Err(StoreError::Address("there is none".to_owned()).into()),
+    };
+    Ok(Store::open(&address, Arc::new(keys)).await?)
 }
 
 /// A value that an administrator may replace while requests read it.

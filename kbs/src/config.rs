@@ -26,8 +26,11 @@ pub struct Config {
     /// Serve plain HTTP: only behind something that ends TLS on the same machine.
     #[serde(default)]
     pub insecure_http: bool,
-    /// Where resources, policies and denials are kept.
+    /// Where resources, policies and the record are kept.
     pub store: Store,
+    /// How long the record is kept.
+    #[serde(default)]
+    pub record: Record,
     /// How tokens are signed.
     pub token: Token,
     /// Which evidence is accepted.
@@ -51,10 +54,37 @@ pub struct Tls {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
-    /// The SQLite file; it is made when absent.
-    pub database: PathBuf,
-    /// The key under which resources are sealed in it.
-    pub key: PathBuf,
+    /// The SQLite file; it is made when absent. Either this or `url_file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<PathBuf>,
+    /// A file with the `postgres://` address of a server that several brokers share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_file: Option<PathBuf>,
+    /// The master keys, one a line and the newest last. Either this or `key_env`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// The variable of the environment that holds the master keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_env: Option<String>,
+}
+
+/// `[record]`: how long decisions and administration are remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Record {
+    /// Days for which an entry is kept.
+    pub days: u32,
+    /// Entries that are kept; beyond it the oldest go.
+    pub rows: u32,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            days: 365,
+            rows: 1_000_000,
+        }
+    }
 }
 
 /// `[token]`.
@@ -158,6 +188,21 @@ impl Config {
                 "give either a [tls] table, or `insecure_http = true` where TLS ends elsewhere",
             ));
         }
+        if self.store.database.is_some() == self.store.url_file.is_some() {
+            return Err(ConfigError::Check(
+                "[store] needs either `database` (SQLite) or `url_file` (PostgreSQL)",
+            ));
+        }
+        if self.store.key.is_some() == self.store.key_env.is_some() {
+            return Err(ConfigError::Check(
+                "[store] needs its master keys: either `key` (a file) or `key_env` (a variable)",
+            ));
+        }
+        if self.record.days == 0 || self.record.rows == 0 {
+            return Err(ConfigError::Check(
+                "[record] days and rows must be 1 or more",
+            ));
+        }
         if self.admin.public_keys.is_empty() || self.admin.roles.is_empty() {
             return Err(ConfigError::Check(
                 "[admin] needs at least one public key and one role: nothing is anonymous",
@@ -175,11 +220,10 @@ impl Config {
     }
 
     fn resolve(&mut self, base: &Path) {
-        let mut paths = vec![
-            &mut self.store.database,
-            &mut self.store.key,
-            &mut self.token.signing_key,
-        ];
+        let mut paths = vec![&mut self.token.signing_key];
+        paths.extend(self.store.database.iter_mut());
+        paths.extend(self.store.url_file.iter_mut());
+        paths.extend(self.store.key.iter_mut());
         paths.extend(
             self.tls
                 .iter_mut()
@@ -260,12 +304,8 @@ mod tests {
         let path = dir.path().join("kbs.toml");
         fs::write(&path, text).unwrap();
         Config::read(&path).map(|mut config| {
-            config.store.key = config
-                .store
-                .key
-                .strip_prefix(dir.path())
-                .unwrap()
-                .to_owned();
+            let key = config.store.key.unwrap();
+            config.store.key = Some(key.strip_prefix(dir.path()).unwrap().to_owned());
             config
         })
     }
@@ -274,7 +314,7 @@ mod tests {
     fn defaults_accept_no_evidence_and_paths_are_relative_to_the_file() {
         let config = read(GOOD).unwrap();
         assert!(config.attestation.accept.is_empty());
-        assert_eq!(config.store.key, Path::new("store.key"));
+        assert_eq!(config.store.key.as_deref(), Some(Path::new("store.key")));
         assert_eq!(config.tls.unwrap().key, Path::new("/abs/server.key"));
         assert_eq!(config.token.lifetime_seconds, 300);
     }
@@ -290,6 +330,9 @@ mod tests {
         }
         for (from, to, word) in [
             ("[\"admin.pub\"]", "[]", "anonymous"),
+            ("[token]", "url_file = \"u\"\n[token]", "either `database`"),
+            ("[token]", "key_env = \"K\"\n[token]", "either `key`"),
+            ("[token]", "[record]\ndays = 0\n[token]", "[record]"),
             ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
             (
                 "[admin]",

@@ -2,13 +2,9 @@
 //! found, and the fix. The guest, and the host that carries its traffic, get the ticket only.
 
 use policies::release::Reason;
-use rand::Rng;
 use serde::{Deserialize, Serialize};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Letters and digits that nobody takes for one another.
-const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-const TICKET_CHARS: usize = 12;
+use crate::record::{Entry, Kind};
 
 /// One refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,21 +21,18 @@ pub struct Denial {
     pub reasons: Vec<Reason>,
 }
 
-impl Denial {
-    pub(crate) fn new(step: &str, subject: impl Into<String>, reasons: Vec<Reason>) -> Self {
-        let mut random = [0; TICKET_CHARS];
-        rand::rng().fill_bytes(&mut random);
-        let ticket = random
-            .iter()
-            .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
-            .collect();
-        let now = OffsetDateTime::now_utc();
+impl From<Entry> for Denial {
+    fn from(entry: Entry) -> Self {
+        let step = match entry.kind {
+            Kind::Attest => "attest",
+            Kind::Release | Kind::Resource | Kind::Policy | Kind::Reference => "resource",
+        };
         Self {
-            ticket,
-            time: now.format(&Rfc3339).unwrap_or_default(),
+            ticket: entry.ticket,
+            time: entry.time,
             step: step.to_owned(),
-            subject: subject.into(),
-            reasons,
+            subject: entry.resource,
+            reasons: entry.claims,
         }
     }
 }

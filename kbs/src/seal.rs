@@ -9,7 +9,8 @@ use aes_gcm::{
 use rand::Rng;
 use zeroize::Zeroizing;
 
-const KEY_BYTES: usize = 32;
+/// Bytes of a key.
+pub(crate) const KEY_BYTES: usize = 32;
 const IV_BYTES: usize = 12;
 
 /// AES-256-GCM under one key, with a fresh IV in front of each text. It has no `Debug`.
@@ -26,9 +27,19 @@ impl Sealer {
     /// Reads a key file: 64 hex digits.
     pub(crate) fn read(path: &Path) -> Result<Self, KeyFileError> {
         let text = Zeroizing::new(fs::read_to_string(path).map_err(KeyFileError::Read)?);
+        Self::from_hex(text.trim())
+    }
+
+    /// A key of 64 hex digits.
+    pub(crate) fn from_hex(text: &str) -> Result<Self, KeyFileError> {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
-        hex::decode_to_slice(text.trim(), &mut *key).map_err(|_| KeyFileError::Form)?;
+        hex::decode_to_slice(text, &mut *key).map_err(|_| KeyFileError::Form)?;
         Ok(Self(Aes256Gcm::new((&*key).into())))
+    }
+
+    /// A key that was just made, or unwrapped.
+    pub(crate) fn from_bytes(key: &[u8; KEY_BYTES]) -> Self {
+        Self(Aes256Gcm::new(key.into()))
     }
 
     /// The text of a new key file.
@@ -84,6 +95,12 @@ pub enum KeyFileError {
     /// It cannot be read.
     #[error("read: {0}")]
     Read(io::Error),
+    /// It cannot be replaced.
+    #[error("write: {0}")]
+    Write(io::Error),
+    /// The variable is not set.
+    #[error("not set in the environment")]
+    Environment,
     /// It is not 64 hex digits.
     #[error("not 64 hex digits: `kbs init` writes such a file")]
     Form,

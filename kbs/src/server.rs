@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     broker::{Broker, OpenError},
     config::{Config, Tls},
-    route,
+    route, upkeep,
 };
 
 /// Connections at once; more wait in the kernel's queue.
@@ -85,6 +85,7 @@ impl Server {
     /// Serves until `stop` ends, then lets running requests finish.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let app = route::router(Arc::clone(&self.broker));
+        let upkeep = tokio::spawn(upkeep::run(Arc::clone(&self.broker)));
         let (leave, left) = watch::channel(false);
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut guests = JoinSet::new();
@@ -121,6 +122,7 @@ impl Server {
             tracing::warn!("some requests did not end in time");
         }
         guests.shutdown().await;
+        upkeep.abort();
         self.broker.store.close().await;
         tracing::info!("stopped");
     }

@@ -1,13 +1,10 @@
 //! The challenge, carried by the guest in a cookie that only the broker can write.
 //!
-//! Nothing is kept for a guest that only asked, so asking costs the broker nothing. A nonce that
-//! earned a token is remembered until its challenge ends, so that it earns only one.
+//! Nothing is kept here, neither of a guest that only asked nor of one that answered, so any broker
+//! with the same key takes the answer. An answer that is sent again is judged again, whole: it earns
+//! at most another token for the key that the evidence binds, which its first sender already has.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{
     Engine,
@@ -22,8 +19,6 @@ const CONTEXT: &str = "kbs challenge 1";
 const NONCE_BYTES: usize = 32;
 /// Characters of a cookie that is worth opening.
 const COOKIE_CHARS: usize = 1024;
-/// Nonces remembered at once. Beyond it the broker asks to slow down rather than forget one.
-const USED: usize = 200_000;
 
 /// What a guest has to answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,16 +35,11 @@ pub(crate) struct Challenge {
 pub(crate) struct Challenges {
     sealer: Sealer,
     lifetime: Duration,
-    used: Mutex<HashMap<String, u64>>,
 }
 
 impl Challenges {
     pub(crate) fn new(sealer: Sealer, lifetime: Duration) -> Self {
-        Self {
-            sealer,
-            lifetime,
-            used: Mutex::new(HashMap::new()),
-        }
+        Self { sealer, lifetime }
     }
 
     /// A challenge, and the cookie that carries it.
@@ -84,34 +74,7 @@ impl Challenges {
         if challenge.expires <= seconds(now) {
             return Err(SessionError::Expired);
         }
-        if self.used().contains_key(&challenge.nonce) {
-            return Err(SessionError::Used);
-        }
         Ok(challenge)
-    }
-
-    /// Marks a challenge as answered; of two that race, one fails.
-    pub(crate) fn consume(
-        &self,
-        challenge: Challenge,
-        now: SystemTime,
-    ) -> Result<(), SessionError> {
-        let mut used = self.used();
-        if used.len() >= USED {
-            let now = seconds(now);
-            used.retain(|_, expires| *expires > now);
-            if used.len() >= USED {
-                return Err(SessionError::Full);
-            }
-        }
-        match used.insert(challenge.nonce, challenge.expires) {
-            None => Ok(()),
-            Some(_) => Err(SessionError::Used),
-        }
-    }
-
-    fn used(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,10 +85,6 @@ pub(crate) enum SessionError {
     Foreign,
     #[error("the challenge has expired: start again with `auth`")]
     Expired,
-    #[error("the challenge was answered before: start again with `auth`")]
-    Used,
-    #[error("too many attestations at once: try again later")]
-    Full,
 }
 
 impl From<SealError> for SessionError {
@@ -147,8 +106,10 @@ mod tests {
     const LIFE: Duration = Duration::from_secs(300);
 
     #[test]
-    fn a_challenge_holds_for_its_time_and_one_use() {
-        let challenges = Challenges::new(Sealer::ephemeral(), LIFE);
+    fn a_challenge_holds_for_its_time_at_every_broker_with_the_key() {
+        let key = Sealer::new_key();
+        let broker = || Challenges::new(Sealer::from_hex(key.trim()).ok().unwrap(), LIFE);
+        let challenges = broker();
         let now = SystemTime::now();
         let (challenge, cookie) = challenges.issue("sample", now).unwrap();
         assert_eq!(BASE64_STANDARD.decode(&challenge.nonce).unwrap().len(), 32);
@@ -157,9 +118,7 @@ mod tests {
             challenges.open(&cookie, now + LIFE),
             Err(SessionError::Expired)
         );
-        challenges.consume(challenge.clone(), now).unwrap();
-        assert_eq!(challenges.open(&cookie, now), Err(SessionError::Used));
-        assert_eq!(challenges.consume(challenge, now), Err(SessionError::Used));
+        assert_eq!(broker().open(&cookie, now), Ok(challenge));
     }
 
     #[test]

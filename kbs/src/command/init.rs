@@ -19,7 +19,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::{
-    config::{Admin, Attestation, Config, Store, Tls, Token},
+    config::{Admin, Attestation, Config, Record, Store, Tls, Token},
     seal::Sealer,
     token::new_key,
 };
@@ -95,9 +95,12 @@ impl Init {
             }),
             insecure_http: false,
             store: Store {
-                database: "kbs.sqlite".into(),
-                key: "store.key".into(),
+                database: Some("kbs.sqlite".into()),
+                url_file: None,
+                key: Some("store.key".into()),
+                key_env: None,
             },
+            record: Record::default(),
             token: Token {
                 signing_key: "token.key".into(),
                 issuer: "cloister-kbs".to_owned(),

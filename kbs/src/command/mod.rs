@@ -2,7 +2,9 @@
 
 mod client;
 mod init;
+mod key;
 mod owner;
+mod record;
 mod serve;
 
 use std::path::PathBuf;
@@ -53,6 +55,20 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Read the record of decisions and administration.
+    Record {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        verb: record::Record,
+    },
+    /// Look after the master keys.
+    Key {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        verb: key::Key,
+    },
     /// Make an administrator's token from a private key.
     Token(owner::Token),
 }
@@ -73,6 +89,8 @@ impl Command {
                 ticket,
                 json,
             } => owner::explain(&connection, &ticket, json).await,
+            Verb::Record { connection, verb } => verb.run(&connection).await,
+            Verb::Key { connection, verb } => verb.run(&connection).await,
             Verb::Token(token) => token.run(),
         }
     }

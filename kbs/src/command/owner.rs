@@ -33,6 +33,11 @@ pub(super) enum Resource {
         /// `<repository>/<type>/<tag>`.
         path: ResourcePath,
     },
+    /// Show the versions that are kept of a secret, the oldest first.
+    History {
+        /// `<repository>/<type>/<tag>`.
+        path: ResourcePath,
+    },
     /// Delete a secret.
     Delete {
         /// `<repository>/<type>/<tag>`.
@@ -56,6 +61,13 @@ impl Resource {
                 let all = list(connection).await?;
                 let found = all.iter().find(|one| one.path == path);
                 show(found.with_context(|| format!("there is no resource {path}"))?)
+            }
+            Self::History { path } => {
+                let name = format!("resource-history/{path}");
+                let answer = connection.ask(Method::GET, &name, "").await?;
+                let versions: Vec<Metadata> =
+                    serde_json::from_slice(&answer).context("read the answer")?;
+                versions.iter().try_for_each(show)
             }
             Self::Delete { path } => {
                 let name = format!("resource/{path}");

@@ -18,8 +18,8 @@ use super::{Body, from_json};
 use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
-    broker::Broker,
-    denial::Denial,
+    broker::{Broker, guest},
+    record::{Entry, Kind, Outcome},
     refusal::Refusal,
 };
 
@@ -85,9 +85,12 @@ pub(super) async fn resource(
         resource_path: &path.segments(),
         query,
     };
-    let decision = broker
+    let rules = broker.rules.load();
+    let who = guest(&claims.tee_pubkey);
+    let mut entry =
+        Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(rules.versions);
+    let decision = rules
         .release
-        .load()
         .decide(&claims.claims, &asked)
         .map_err(|error| {
             tracing::error!(%error, "the release policy failed");
@@ -97,8 +100,7 @@ pub(super) async fn resource(
             )
         })?;
     if !decision.allowed {
-        let denial = Denial::new(PLUGIN, path.to_string(), decision.reasons);
-        let ticket = broker.deny(denial).await;
+        let ticket = broker.deny(entry.denied(decision.reasons)).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
@@ -106,7 +108,12 @@ pub(super) async fn resource(
         .store
         .resource(&path)
         .await
-        .map_err(super::owner::storage)?
+        .map_err(super::owner::storage)?;
+    if secret.is_none() {
+        entry.result = Outcome::Absent;
+    }
+    broker.keep(entry).await?;
+    let secret = secret
         .ok_or_else(|| Refusal::new(ErrorKind::ResourceNotFound, "there is no such resource"))?;
     seal(&claims.tee_pubkey, &secret)
         .map(Json)

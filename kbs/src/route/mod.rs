@@ -62,6 +62,12 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
         .route("/reference-value", post(owner::set_reference_values))
         .route("/reference-value/{*id}", get(owner::reference_value))
         .route("/explain/{ticket}", get(owner::explain))
+        .route("/record", get(owner::record))
+        .route(
+            "/resource-history/{repository}/{kind}/{tag}",
+            get(owner::resource_history),
+        )
+        .route("/key", get(owner::key_status))
         .layer(capped(POLICY_BODY_BYTES));
     Router::new()
         .nest(PREFIX, guest.merge(owner))

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
 };
 use base64::{
     Engine,
@@ -24,9 +24,10 @@ use crate::{
     auth::Admin,
     broker::{APPRAISAL_POLICY, Broker, RELEASE_POLICY},
     denial::Denial,
+    record::{Entry, Kind, Outcome, Search},
     refusal::Refusal,
     session::seconds,
-    store::{Metadata, StoreError},
+    store::{KeyStatus, Metadata, StoreError},
 };
 
 /// Reference values in one message.
@@ -61,9 +62,10 @@ pub(super) async fn set_resource(
 ) -> Result<(), Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
     let secret = whole(body)?;
+    let entry = administration(Kind::Resource, Outcome::Set, &admin, path.to_string());
     broker
         .store
-        .set_resource(&path, &secret, now())
+        .set_resource(&path, &secret, now(), &entry)
         .await
         .map_err(storage)?;
     tracing::info!(role = admin.role, %path, "resource set");
@@ -76,7 +78,9 @@ pub(super) async fn delete_resource(
     Path((repository, kind, tag)): Path<(String, String, String)>,
 ) -> Result<(), Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
-    if !broker.store.delete_resource(&path).await.map_err(storage)? {
+    let entry = administration(Kind::Resource, Outcome::Deleted, &admin, path.to_string());
+    let deleted = broker.store.delete_resource(&path, now(), &entry).await;
+    if !deleted.map_err(storage)? {
         return Err(Refusal::new(
             ErrorKind::ResourceNotFound,
             "there is no such resource",
@@ -108,9 +112,8 @@ pub(super) async fn set_release_policy(
     body: Body,
 ) -> Result<(), Refusal> {
     let rego = policy_text(&from_json(body)?)?;
-    let policy = ReleasePolicy::from_rego(&rego).map_err(|error| unusable(&error))?;
-    store_policy(&broker, RELEASE_POLICY, &rego).await?;
-    broker.release.replace(policy);
+    ReleasePolicy::from_rego(&rego).map_err(|error| unusable(&error))?;
+    store_policy(&broker, &admin, RELEASE_POLICY, &rego).await?;
     tracing::info!(role = admin.role, "release policy set");
     Ok(())
 }
@@ -132,9 +135,8 @@ pub(super) async fn set_appraisal_policy(
         ));
     }
     let rego = policy_text(&message)?;
-    let policy = AppraisalPolicy::from_rego(&rego).map_err(|error| unusable(&error))?;
-    store_policy(&broker, APPRAISAL_POLICY, &rego).await?;
-    broker.appraisal.replace(policy);
+    AppraisalPolicy::from_rego(&rego).map_err(|error| unusable(&error))?;
+    store_policy(&broker, &admin, APPRAISAL_POLICY, &rego).await?;
     tracing::info!(role = admin.role, "appraisal policy set");
     Ok(())
 }
@@ -156,7 +158,7 @@ pub(super) async fn policy(
     };
     let stored = broker.store.policy(&id).await.map_err(storage)?;
     Ok(Json(PolicyMessage {
-        policy: BASE64_URL_SAFE_NO_PAD.encode(stored.as_deref().unwrap_or(built_in)),
+        policy: BASE64_URL_SAFE_NO_PAD.encode(stored.as_ref().map_or(built_in, |(_, rego)| rego)),
         policy_id: Some(id),
         kind: Some("rego".to_owned()),
     }))
@@ -185,13 +187,15 @@ pub(super) async fn set_reference_values(
     if values.len() > REFERENCE_VALUES {
         return Err(invalid("payload: too many values"));
     }
+    let names: Vec<&str> = values.keys().map(String::as_str).collect();
+    let names = names.join(" ");
+    let entry = administration(Kind::Reference, Outcome::Set, &admin, names);
     broker
         .store
-        .set_reference_values(&values)
+        .set_reference_values(&values, now(), &entry)
         .await
         .map_err(storage)?;
-    let all = broker.store.reference_values().await.map_err(storage)?;
-    broker.references.replace(all);
+    refreshed(&broker).await?;
     tracing::info!(
         role = admin.role,
         count = values.len(),
@@ -205,7 +209,7 @@ pub(super) async fn reference_value(
     _: Admin,
     Path(id): Path<String>,
 ) -> Answer<Value> {
-    let found = broker.references.load().get(&id).cloned();
+    let found = broker.rules.load().references.get(&id).cloned();
     found.map(Json).ok_or_else(|| {
         Refusal::new(
             ErrorKind::ResourceNotFound,
@@ -219,13 +223,44 @@ pub(super) async fn explain(
     _: Admin,
     Path(ticket): Path<String>,
 ) -> Answer<Denial> {
-    let denial = broker.store.denial(&ticket).await.map_err(storage)?;
-    denial.map(Json).ok_or_else(|| {
+    let entry = broker.store.ticket(&ticket).await.map_err(storage)?;
+    entry.map(|entry| Json(entry.into())).ok_or_else(|| {
         Refusal::new(
             ErrorKind::TicketNotFound,
-            "no such ticket: only the newest refusals are kept",
+            "no such ticket, or it is older than the record goes",
         )
     })
+}
+
+pub(super) async fn record(
+    State(broker): State<Arc<Broker>>,
+    _: Admin,
+    search: Result<Query<Search>, QueryRejection>,
+) -> Answer<Vec<Entry>> {
+    let Query(search) = search.map_err(|error| invalid(&error.body_text()))?;
+    broker
+        .store
+        .search(&search)
+        .await
+        .map(Json)
+        .map_err(|error| match error {
+            StoreError::Time => invalid(&error.to_string()),
+            error => storage(error),
+        })
+}
+
+pub(super) async fn resource_history(
+    State(broker): State<Arc<Broker>>,
+    _: Admin,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+) -> Answer<Vec<Metadata>> {
+    let path = resource_path(&repository, &kind, &tag)?;
+    let versions = broker.store.resource_history(&path).await;
+    versions.map(Json).map_err(storage)
+}
+
+pub(super) async fn key_status(State(broker): State<Arc<Broker>>, _: Admin) -> Answer<KeyStatus> {
+    broker.store.key_status().await.map(Json).map_err(storage)
 }
 
 /// The cause goes to the log, not to the client.
@@ -238,9 +273,26 @@ pub(super) fn storage(error: StoreError) -> Refusal {
     )
 }
 
-async fn store_policy(broker: &Broker, id: &str, rego: &str) -> Result<(), Refusal> {
-    let stored = broker.store.set_policy(id, rego, now()).await;
-    stored.map_err(storage)
+async fn store_policy(broker: &Broker, admin: &Admin, id: &str, rego: &str) -> Result<(), Refusal> {
+    let entry = administration(Kind::Policy, Outcome::Set, admin, id.to_owned());
+    let stored = broker.store.set_policy(id, rego, now(), &entry).await;
+    stored.map_err(storage)?;
+    refreshed(broker).await
+}
+
+/// What was changed here is decided by here at once.
+async fn refreshed(broker: &Broker) -> Result<(), Refusal> {
+    broker.refresh().await.map_err(|error| {
+        tracing::error!(%error, "a change was kept and cannot be read back");
+        Refusal::new(
+            ErrorKind::StorageError,
+            "the change was kept and cannot be read back: see the broker's log",
+        )
+    })
+}
+
+fn administration(kind: Kind, result: Outcome, admin: &Admin, about: String) -> Entry {
+    Entry::new(kind, result, format!("role {}", admin.role), about)
 }
 
 fn policy_text(message: &PolicyMessage) -> Result<String, Refusal> {

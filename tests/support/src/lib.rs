@@ -14,6 +14,7 @@ pub mod image;
 pub mod init_data;
 mod need;
 pub mod pod;
+pub mod postgres;
 pub mod product;
 pub mod registry;
 pub mod run;

@@ -1,0 +1,233 @@
+//! The master keys, which wrap the data keys of resources and nothing else.
+//!
+//! A key has an id made from it, which each wrapped key names, so several may be in use at once: the
+//! newest wraps, and all of them unwrap. That is what makes rotation possible while brokers run.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::seal::{KeyFileError, SealError, Sealer};
+
+/// Keys in one file; more are a file that is no key file.
+const KEYS: usize = 64;
+/// Bytes of a key file.
+const FILE_BYTES: u64 = 64 * 1024;
+const ID_BYTES: usize = 8;
+const ID_CONTEXT: &[u8] = b"kbs master key id\0";
+
+/// A data key as it is stored.
+pub(crate) struct Wrapped {
+    /// The master key's id.
+    pub(crate) master: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Who holds the master keys: a file or the environment here, a module of hardware elsewhere.
+pub(crate) trait MasterKeys: Send + Sync {
+    /// The id of the key that wraps now.
+    fn newest(&self) -> String;
+    /// The ids that can be unwrapped, the newest last.
+    fn known(&self) -> Vec<String>;
+    /// Wraps a data key for one place, which is `context`.
+    fn wrap(&self, context: &str, key: &[u8]) -> Result<Wrapped, SealError>;
+    /// Unwraps what `wrap` gave for the same place.
+    fn unwrap(&self, context: &str, wrapped: &Wrapped) -> Result<Zeroizing<Vec<u8>>, SealError>;
+    /// Opens what was sealed before data keys were: directly, under a key without an id.
+    fn open_direct(&self, context: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError>;
+    /// Looks for keys that were added.
+    fn reload(&self) -> Result<(), KeyFileError>;
+}
+
+/// Where the text of a ring is: one key a line, in 64 hex digits each, the newest last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    File(PathBuf),
+    /// A variable; a comma or a space parts keys as well.
+    Environment(String),
+}
+
+type Keys = Vec<(String, Sealer)>;
+
+/// Master keys in this process's memory.
+pub(crate) struct KeyRing {
+    source: Source,
+    keys: RwLock<Arc<Keys>>,
+}
+
+impl KeyRing {
+    pub(crate) fn read(source: Source) -> Result<Self, KeyFileError> {
+        let keys = RwLock::new(Arc::new(parse(&source)?));
+        Ok(Self { source, keys })
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl MasterKeys for KeyRing {
+    fn newest(&self) -> String {
+        self.keys()
+            .last()
+            .map(|(id, _)| id.clone())
+            .unwrap_or_default()
+    }
+
+    fn known(&self) -> Vec<String> {
+        self.keys().iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    fn wrap(&self, context: &str, key: &[u8]) -> Result<Wrapped, SealError> {
+        let keys = self.keys();
+        let (id, sealer) = keys.last().ok_or(SealError)?;
+        Ok(Wrapped {
+            master: id.clone(),
+            bytes: sealer.seal(context, key)?,
+        })
+    }
+
+    fn unwrap(&self, context: &str, wrapped: &Wrapped) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let find = |keys: &Keys| {
+            let (_, sealer) = keys.iter().find(|(id, _)| *id == wrapped.master)?;
+            Some(sealer.open(context, &wrapped.bytes))
+        };
+        if let Some(opened) = find(&self.keys()) {
+            return opened;
+        }
+        // Another broker may wrap already with a key that was added a moment ago.
+        self.reload().map_err(|_| SealError)?;
+        find(&self.keys()).unwrap_or(Err(SealError))
+    }
+
+    fn open_direct(&self, context: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let keys = self.keys();
+        let mut opened = keys.iter().map(|(_, sealer)| sealer.open(context, sealed));
+        opened.find(Result::is_ok).unwrap_or(Err(SealError))
+    }
+
+    fn reload(&self) -> Result<(), KeyFileError> {
+        let keys = parse(&self.source)?;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        Ok(())
+    }
+}
+
+/// Adds a key to a file, which wraps from then on, and gives its id. The file is replaced whole, so
+/// that no broker reads half of it.
+pub(crate) fn rotate(path: &Path) -> Result<String, KeyFileError> {
+    let text = read_text(path)?;
+    if keys_of(&text)?.len() >= KEYS {
+        return Err(KeyFileError::Form);
+    }
+    let key = Sealer::new_key();
+    let next = path.with_extension("next");
+    let write = || {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&next)?;
+        file.write_all(text.trim_end().as_bytes())?;
+        file.write_all(b"\n")?;
+        file.write_all(key.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&next, path)?;
+        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(KeyFileError::Write)?;
+    let ids = keys_of(&key)?;
+    Ok(ids.into_iter().map(|(id, _)| id).collect())
+}
+
+fn parse(source: &Source) -> Result<Keys, KeyFileError> {
+    let text = match source {
+        Source::File(path) => read_text(path)?,
+        Source::Environment(name) => {
+            Zeroizing::new(env::var(name).map_err(|_| KeyFileError::Environment)?)
+        }
+    };
+    keys_of(&text)
+}
+
+fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let bytes = fs::metadata(path).map_err(KeyFileError::Read)?.len();
+    if bytes > FILE_BYTES {
+        return Err(KeyFileError::Read(io::ErrorKind::FileTooLarge.into()));
+    }
+    let text = fs::read_to_string(path).map_err(KeyFileError::Read)?;
+    Ok(Zeroizing::new(text))
+}
+
+fn keys_of(text: &str) -> Result<Keys, KeyFileError> {
+    let words = text.split(|c: char| c.is_ascii_whitespace() || c == ',');
+    let keys = words
+        .filter(|word| !word.is_empty())
+        .map(|word| {
+            let mut hash = Sha256::new_with_prefix(ID_CONTEXT);
+            hash.update(word.to_ascii_lowercase());
+            let id = hex::encode(&hash.finalize()[..ID_BYTES]);
+            Ok((id, Sealer::from_hex(word)?))
+        })
+        .collect::<Result<Keys, KeyFileError>>()?;
+    if keys.is_empty() || keys.len() > KEYS {
+        return Err(KeyFileError::Form);
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_key_wraps_and_the_others_still_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.key");
+        fs::write(&path, Sealer::new_key().as_bytes()).unwrap();
+        let running = KeyRing::read(Source::File(path.clone())).ok().unwrap();
+        let old = running.wrap("here", b"data key").ok().unwrap();
+        let id = rotate(&path).unwrap();
+        assert_ne!(id, old.master);
+        let restarted = KeyRing::read(Source::File(path)).ok().unwrap();
+        assert_eq!(restarted.newest(), id);
+        assert_eq!(restarted.known().len(), 2);
+        let new = restarted.wrap("here", b"data key").ok().unwrap();
+        assert_eq!(new.master, id);
+        // The one that runs finds the new key when it first meets it.
+        for wrapped in [&old, &new] {
+            assert_eq!(
+                &**running.unwrap("here", wrapped).ok().unwrap(),
+                b"data key"
+            );
+            assert!(running.unwrap("there", wrapped).is_err());
+        }
+        assert_eq!(running.newest(), id);
+    }
+
+    #[test]
+    fn a_file_that_holds_something_else_is_refused() {
+        for text in [
+            "",
+            "\n",
+            "abc",
+            &"0".repeat(63),
+            &format!("{}\nx", "0".repeat(64)),
+        ] {
+            assert!(keys_of(text).is_err(), "{text:?}");
+        }
+        assert_eq!(
+            keys_of(&format!("{0},{0}", "0".repeat(64)))
+                .unwrap_or_default()
+                .len(),
+            2
+        );
+    }
+}

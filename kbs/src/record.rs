@@ -1,0 +1,178 @@
+//! The record: each decision and each administration, as one entry that is never changed.
+
+use policies::release::Reason;
+use rand::Rng;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// Letters and digits that nobody takes for one another.
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const TICKET_CHARS: usize = 12;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Evidence was judged.
+    Attest,
+    /// A guest asked for a resource.
+    Release,
+    /// A resource was set or deleted.
+    Resource,
+    /// A policy was set.
+    Policy,
+    /// Reference values were set.
+    Reference,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The guest got what it asked for.
+    Allowed,
+    /// It did not, for the reasons in the entry.
+    Denied,
+    /// It may have it, and there is none.
+    Absent,
+    /// An administrator set it.
+    Set,
+    /// An administrator deleted it.
+    Deleted,
+}
+
+/// By which versions was decided; 0 is what is built in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Of the release policy.
+    pub release: i64,
+    /// Of the appraisal policy.
+    pub appraisal: i64,
+    /// Of the reference values.
+    pub references: i64,
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number in the store, from 1; entries are numbered in the order in which they were kept.
+    pub id: i64,
+    /// When, in RFC 3339.
+    pub time: String,
+    /// What happened.
+    pub kind: Kind,
+    /// Who: `key` and a guest's key as 32 hex digits of its SHA-256, or `role` and an administrator's.
+    pub subject: String,
+    /// What it was about: a kind of TEE, a resource, a policy.
+    pub resource: String,
+    /// How it ended.
+    pub result: Outcome,
+    /// What a refused guest was given; empty elsewhere.
+    pub ticket: String,
+    /// SHA-256 of the evidence in hex; empty where there is none.
+    pub evidence: String,
+    /// By which policies and reference values.
+    pub versions: Versions,
+    /// What decided, where it was a refusal.
+    pub claims: Vec<Reason>,
+}
+
+impl Entry {
+    pub(crate) fn new(kind: Kind, result: Outcome, subject: String, resource: String) -> Self {
+        Self {
+            id: 0,
+            time: rfc3339(OffsetDateTime::now_utc()),
+            kind,
+            subject,
+            resource,
+            result,
+            ticket: String::new(),
+            evidence: String::new(),
+            versions: Versions::default(),
+            claims: Vec::new(),
+        }
+    }
+
+    /// The same as a refusal: with its reasons and a ticket.
+    pub(crate) fn denied(mut self, claims: Vec<Reason>) -> Self {
+        let mut random = [0; TICKET_CHARS];
+        rand::rng().fill_bytes(&mut random);
+        self.ticket = random
+            .iter()
+            .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+            .collect();
+        self.result = Outcome::Denied;
+        self.claims = claims;
+        self
+    }
+
+    pub(crate) fn by(mut self, versions: Versions) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    pub(crate) fn on(mut self, evidence: String) -> Self {
+        self.evidence = evidence;
+        self
+    }
+}
+
+/// What is looked for; an absent member is not looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Search {
+    /// Not before this, in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Before this, in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// What happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// What the subject begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// What the resource begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Outcome>,
+    /// Entries after the one of this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<i64>,
+    /// How many at most; the broker has a limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
+}
+
+/// The word of a kind or a result.
+pub(crate) fn word<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+/// The kind or result of a word.
+pub(crate) fn from_word<T: DeserializeOwned>(word: &str) -> Option<T> {
+    serde_json::from_value(serde_json::Value::String(word.to_owned())).ok()
+}
+
+pub(crate) fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Milliseconds since 1970 of a time in RFC 3339.
+pub(crate) fn millis(text: &str) -> Option<i64> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+/// The reverse of [`millis`].
+pub(crate) fn from_millis(millis: i64) -> Option<String> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+        .ok()
+        .map(rfc3339)
+}

@@ -1,0 +1,192 @@
+//! The record in the database: entries are added and looked up; only retention removes any.
+//!
+//! Decisions arrive by the thousand, and each has to be on the disk before its guest is answered.
+//! One task takes all that wait and writes them as one transaction, so that the disk is waited for
+//! once for all of them.
+
+use std::fmt::Write;
+
+use sqlx::{Any, Row, Transaction};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Engine, Store, StoreError, TENANT, Writer};
+use crate::record::{Entry, Search, from_millis, from_word, millis, word};
+
+/// Entries of one transaction.
+const BATCH: usize = 512;
+/// Entries that wait; further requests wait for a place.
+pub(super) const WAITING: usize = 4096;
+/// Entries of one answer.
+const PAGE: i64 = 1000;
+/// Entries that one step of retention removes.
+const REMOVED: i64 = 5000;
+const COLUMNS: usize = 10;
+/// Brokers on one server write entries one after the other, so that a reader who has seen a number
+/// has seen all the smaller ones.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882332)";
+
+/// An entry that waits for its batch.
+pub(super) struct Waiting {
+    entry: Entry,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+impl Store {
+    /// Returns when the entry is on the disk.
+    pub(crate) async fn record(&self, entry: Entry) -> Result<(), StoreError> {
+        let (done, wait) = oneshot::channel();
+        let ended = |()| StoreError::Record("its writer has ended".to_owned());
+        let waiting = Waiting { entry, done };
+        self.recorder.send(waiting).await.map_err(|_| ended(()))?;
+        wait.await
+            .map_err(|_| ended(()))?
+            .map_err(StoreError::Record)
+    }
+
+    /// The refusal of a ticket.
+    pub(crate) async fn ticket(&self, ticket: &str) -> Result<Option<Entry>, StoreError> {
+        let row = sqlx::query(
+            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims
+             FROM record WHERE tenant = $1 AND ticket = $2 AND ticket <> ''",
+        )
+        .bind(TENANT)
+        .bind(ticket)
+        .fetch_optional(&self.read)
+        .await?;
+        row.as_ref().map(entry).transpose()
+    }
+
+    /// A page of entries in the order of their numbers.
+    pub(crate) async fn search(&self, search: &Search) -> Result<Vec<Entry>, StoreError> {
+        let time = |text: &Option<String>, default| match text {
+            None => Ok(default),
+            Some(text) => millis(text).ok_or(StoreError::Time),
+        };
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let rows = sqlx::query(
+            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims
+             FROM record WHERE tenant = $1 AND id > $2 AND time >= $3 AND time < $4
+             AND ($5 = '' OR kind = $5) AND ($6 = '' OR result = $6)
+             AND substr(subject, 1, length($7)) = $7
+             AND substr(resource, 1, length($8)) = $8
+             ORDER BY id LIMIT $9",
+        )
+        .bind(TENANT)
+        .bind(search.after.unwrap_or(0))
+        .bind(time(&search.since, i64::MIN)?)
+        .bind(time(&search.until, i64::MAX)?)
+        .bind(search.kind.as_ref().map(word).unwrap_or_default())
+        .bind(search.result.as_ref().map(word).unwrap_or_default())
+        .bind(text(&search.subject))
+        .bind(text(&search.resource))
+        .bind(search.limit.unwrap_or(PAGE).clamp(1, PAGE))
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(entry).collect()
+    }
+
+    /// Removes some entries that are older than a time in milliseconds, or beyond a number of rows,
+    /// and gives how many.
+    pub(crate) async fn forget(&self, before: i64, rows: i64) -> Result<u64, StoreError> {
+        let mut change = self.begin().await?;
+        let done = sqlx::query(
+            "DELETE FROM record WHERE id IN (
+                 SELECT id FROM record WHERE tenant = $1
+                 AND (time < $2 OR id <= (SELECT MAX(id) FROM record WHERE tenant = $1) - $3)
+                 ORDER BY id LIMIT $4)",
+        )
+        .bind(TENANT)
+        .bind(before)
+        .bind(rows)
+        .bind(REMOVED)
+        .execute(&mut *change)
+        .await?;
+        change.commit().await?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// Writes what waits until the store is dropped.
+pub(super) async fn write_batches(writer: Writer, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+        let entries: Vec<&Entry> = batch.iter().map(|one| &one.entry).collect();
+        let written = write(&writer, &entries).await;
+        if let Err(error) = &written {
+            tracing::error!(%error, count = entries.len(), "the record cannot be written");
+        }
+        let written = written.map_err(|error| error.to_string());
+        for one in batch.drain(..) {
+            // A guest that is gone needs no answer.
+            drop(one.done.send(written.clone()));
+        }
+    }
+}
+
+async fn write(writer: &Writer, entries: &[&Entry]) -> Result<(), StoreError> {
+    let mut change = writer.begin().await?;
+    if writer.engine == Engine::Postgres {
+        sqlx::raw_sql(LOCK).execute(&mut *change).await?;
+    }
+    insert(&mut change, entries).await?;
+    Ok(change.commit().await?)
+}
+
+/// Adds entries as a part of a transaction, in one statement.
+pub(super) async fn insert(
+    change: &mut Transaction<'static, Any>,
+    entries: &[&Entry],
+) -> Result<(), StoreError> {
+    let mut sql = "INSERT INTO record (tenant, time, kind, subject, resource, result, ticket, \
+                   evidence, versions, claims) VALUES "
+        .to_owned();
+    for row in 0..entries.len() {
+        sql.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..COLUMNS {
+            let comma = if column == 0 { "" } else { ", " };
+            let number = row * COLUMNS + column + 1;
+            // A `String` takes any text.
+            let _ = write!(sql, "{comma}${number}");
+        }
+        sql.push(')');
+    }
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(entries.len() == 1);
+    for entry in entries {
+        let json = |text: Result<String, _>| text.map_err(|_| StoreError::Content("entry"));
+        query = query
+            .bind(TENANT)
+            .bind(millis(&entry.time).ok_or(StoreError::Time)?)
+            .bind(word(&entry.kind))
+            .bind(storable(&entry.subject))
+            .bind(storable(&entry.resource))
+            .bind(word(&entry.result))
+            .bind(storable(&entry.ticket))
+            .bind(storable(&entry.evidence))
+            .bind(json(serde_json::to_string(&entry.versions))?)
+            .bind(json(serde_json::to_string(&entry.claims))?);
+    }
+    query.execute(&mut **change).await?;
+    Ok(())
+}
+
+/// PostgreSQL keeps no zero in a text.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn entry(row: &sqlx::any::AnyRow) -> Result<Entry, StoreError> {
+    let broken = || StoreError::Content("record entry");
+    let text = |column: usize| row.try_get::<String, _>(column);
+    Ok(Entry {
+        id: row.try_get(0)?,
+        time: from_millis(row.try_get(1)?).ok_or_else(broken)?,
+        kind: from_word(&text(2)?).ok_or_else(broken)?,
+        subject: text(3)?,
+        resource: text(4)?,
+        result: from_word(&text(5)?).ok_or_else(broken)?,
+        ticket: text(6)?,
+        evidence: text(7)?,
+        versions: serde_json::from_str(&text(8)?).map_err(|_| broken())?,
+        claims: serde_json::from_str(&text(9)?).map_err(|_| broken())?,
+    })
+}

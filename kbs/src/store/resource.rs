@@ -1,0 +1,287 @@
+//! Resources: each version sealed under a data key of its own, which a master key wraps.
+//!
+//! Both seals name tenant, path and version, so a row that is moved elsewhere does not open.
+
+use kbs_protocol::ResourcePath;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use sqlx::{Any, Row, Transaction};
+use zeroize::Zeroizing;
+
+use super::{Store, StoreError, TENANT, record};
+use crate::{
+    master::{MasterKeys, Wrapped},
+    record::Entry,
+    seal::{KEY_BYTES, SealError, Sealer},
+};
+
+/// Resources, and versions of one, that a list shows.
+const LISTED: i64 = 20_000;
+/// Versions that are kept of a resource; the oldest go first.
+const VERSIONS: i64 = 10;
+/// Data keys that one step wraps anew.
+const REWRAPPED: i64 = 100;
+
+/// What an administrator may see of a resource, or of one of its versions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Its name.
+    pub path: ResourcePath,
+    /// Its size in the clear.
+    pub bytes: i64,
+    /// How often it was written, from 1; a deletion counts as well.
+    pub version: i64,
+    /// Seconds since 1970 of the write.
+    pub updated: i64,
+}
+
+/// Under which master keys the store is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStatus {
+    /// The id of the key that wraps now.
+    pub newest: String,
+    /// The ids that this broker knows.
+    pub known: Vec<String>,
+    /// How many versions of resources are wrapped under each id. A key with none may be removed.
+    pub versions: std::collections::BTreeMap<String, i64>,
+}
+
+impl Store {
+    /// Writes a new version and its entry of the record, both or none, and gives its number.
+    pub(crate) async fn set_resource(
+        &self,
+        path: &ResourcePath,
+        plain: &[u8],
+        now: i64,
+        entry: &Entry,
+    ) -> Result<i64, StoreError> {
+        let path = path.to_string();
+        let mut change = self.begin().await?;
+        let version: i64 = sqlx::query(
+            "INSERT INTO resource (tenant, path, version, bytes, updated, present)
+             VALUES ($1, $2, 1, $3, $4, 1)
+             ON CONFLICT (tenant, path) DO UPDATE
+             SET version = resource.version + 1, bytes = $3, updated = $4, present = 1
+             RETURNING version",
+        )
+        .bind(TENANT)
+        .bind(&path)
+        .bind(length(plain))
+        .bind(now)
+        .fetch_one(&mut *change)
+        .await?
+        .try_get(0)?;
+        insert_version(&mut change, &*self.keys, &path, version, plain, now).await?;
+        sqlx::query(
+            "DELETE FROM resource_version WHERE tenant = $1 AND path = $2 AND version <= $3",
+        )
+        .bind(TENANT)
+        .bind(&path)
+        .bind(version - VERSIONS)
+        .execute(&mut *change)
+        .await?;
+        record::insert(&mut change, &[entry]).await?;
+        change.commit().await?;
+        Ok(version)
+    }
+
+    /// The newest version in the clear.
+    pub(crate) async fn resource(
+        &self,
+        path: &ResourcePath,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+        let name = path.to_string();
+        let row = sqlx::query(
+            "SELECT v.version, v.sealed, v.wrapped, v.master
+             FROM resource r JOIN resource_version v
+             ON v.tenant = r.tenant AND v.path = r.path AND v.version = r.version
+             WHERE r.tenant = $1 AND r.path = $2 AND r.present = 1",
+        )
+        .bind(TENANT)
+        .bind(&name)
+        .fetch_optional(&self.read)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let version: i64 = row.try_get(0)?;
+        let sealed: Vec<u8> = row.try_get(1)?;
+        let wrapped = Wrapped {
+            bytes: row.try_get(2)?,
+            master: row.try_get(3)?,
+        };
+        let key = self.keys.unwrap(&key_place(&name, version), &wrapped)?;
+        let opened = sealer(&key)?.open(&place(&name, version), &sealed)?;
+        Ok(Some(opened))
+    }
+
+    /// Deletes all versions, and writes the entry of the record. Whether there was one.
+    pub(crate) async fn delete_resource(
+        &self,
+        path: &ResourcePath,
+        now: i64,
+        entry: &Entry,
+    ) -> Result<bool, StoreError> {
+        let path = path.to_string();
+        let mut change = self.begin().await?;
+        let done = sqlx::query(
+            "UPDATE resource SET version = version + 1, bytes = 0, updated = $3, present = 0
+             WHERE tenant = $1 AND path = $2 AND present = 1",
+        )
+        .bind(TENANT)
+        .bind(&path)
+        .bind(now)
+        .execute(&mut *change)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        sqlx::query("DELETE FROM resource_version WHERE tenant = $1 AND path = $2")
+            .bind(TENANT)
+            .bind(&path)
+            .execute(&mut *change)
+            .await?;
+        record::insert(&mut change, &[entry]).await?;
+        change.commit().await?;
+        Ok(true)
+    }
+
+    pub(crate) async fn list_resources(&self) -> Result<Vec<Metadata>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT path, bytes, version, updated FROM resource
+             WHERE tenant = $1 AND present = 1 ORDER BY path LIMIT $2",
+        )
+        .bind(TENANT)
+        .bind(LISTED)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(metadata).collect()
+    }
+
+    /// The versions that are kept, the oldest first.
+    pub(crate) async fn resource_history(
+        &self,
+        path: &ResourcePath,
+    ) -> Result<Vec<Metadata>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT path, bytes, version, updated FROM resource_version
+             WHERE tenant = $1 AND path = $2 ORDER BY version LIMIT $3",
+        )
+        .bind(TENANT)
+        .bind(path.to_string())
+        .bind(LISTED)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(metadata).collect()
+    }
+
+    pub(crate) async fn key_status(&self) -> Result<KeyStatus, StoreError> {
+        let rows = sqlx::query("SELECT master, COUNT(*) FROM resource_version GROUP BY master")
+            .fetch_all(&self.read)
+            .await?;
+        let count = |row: &sqlx::any::AnyRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        Ok(KeyStatus {
+            newest: self.keys.newest(),
+            known: self.keys.known(),
+            versions: rows.iter().map(count).collect::<Result<_, StoreError>>()?,
+        })
+    }
+
+    /// Wraps some data keys anew that an older master key wraps, and gives how many. Contents stay
+    /// as they are, and readers see one wrapping or the other.
+    pub(crate) async fn rewrap(&self) -> Result<usize, StoreError> {
+        let rows = sqlx::query(
+            "SELECT path, version, wrapped, master FROM resource_version
+             WHERE tenant = $1 AND master <> $2 LIMIT $3",
+        )
+        .bind(TENANT)
+        .bind(self.keys.newest())
+        .bind(REWRAPPED)
+        .fetch_all(&self.read)
+        .await?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let mut change = self.begin().await?;
+        for row in &rows {
+            let (path, version): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+            let old = Wrapped {
+                bytes: row.try_get(2)?,
+                master: row.try_get(3)?,
+            };
+            let place = key_place(&path, version);
+            let key = self.keys.unwrap(&place, &old)?;
+            let new = self.keys.wrap(&place, &key)?;
+            sqlx::query(
+                "UPDATE resource_version SET wrapped = $1, master = $2
+                 WHERE tenant = $3 AND path = $4 AND version = $5 AND master = $6",
+            )
+            .bind(new.bytes)
+            .bind(new.master)
+            .bind(TENANT)
+            .bind(path)
+            .bind(version)
+            .bind(old.master)
+            .execute(&mut *change)
+            .await?;
+        }
+        change.commit().await?;
+        Ok(rows.len())
+    }
+}
+
+pub(super) async fn insert_version(
+    change: &mut Transaction<'static, Any>,
+    keys: &dyn MasterKeys,
+    path: &str,
+    version: i64,
+    plain: &[u8],
+    now: i64,
+) -> Result<(), StoreError> {
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
+    rand::rng().fill_bytes(&mut *key);
+    let sealed = Sealer::from_bytes(&key).seal(&place(path, version), plain)?;
+    let wrapped = keys.wrap(&key_place(path, version), &*key)?;
+    sqlx::query(
+        "INSERT INTO resource_version
+         (tenant, path, version, bytes, updated, sealed, wrapped, master)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(TENANT)
+    .bind(path)
+    .bind(version)
+    .bind(length(plain))
+    .bind(now)
+    .bind(sealed)
+    .bind(wrapped.bytes)
+    .bind(wrapped.master)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
+}
+
+pub(super) fn length(plain: &[u8]) -> i64 {
+    i64::try_from(plain.len()).unwrap_or(i64::MAX)
+}
+
+fn metadata(row: &sqlx::any::AnyRow) -> Result<Metadata, StoreError> {
+    let path: String = row.try_get(0)?;
+    Ok(Metadata {
+        path: path.parse().map_err(|_| StoreError::Content("resource"))?,
+        bytes: row.try_get(1)?,
+        version: row.try_get(2)?,
+        updated: row.try_get(3)?,
+    })
+}
+
+fn sealer(key: &[u8]) -> Result<Sealer, SealError> {
+    key.try_into()
+        .map(Sealer::from_bytes)
+        .map_err(|_| SealError)
+}
+
+fn place(path: &str, version: i64) -> String {
+    format!("kbs resource 2\n{TENANT}\n{path}\n{version}")
+}
+
+fn key_place(path: &str, version: i64) -> String {
+    format!("kbs data key 2\n{TENANT}\n{path}\n{version}")
+}

@@ -1,0 +1,188 @@
+//! The tables, the steps that lead to them, and which of them a database has been through.
+//!
+//! The text is SQLite's; the few words that PostgreSQL has other names for are replaced in it.
+
+use sqlx::{Any, AnyPool, Row, Transaction};
+
+use super::{Engine, StoreError, TENANT, record, resource};
+use crate::{
+    denial::Denial,
+    master::MasterKeys,
+    record::{Entry, Kind, Outcome},
+};
+
+/// Each step brings the database from the version of its index to the next one.
+pub(super) const STEPS: [&str; 2] = [
+    "
+    CREATE TABLE resource (
+        path TEXT PRIMARY KEY, sealed BLOB NOT NULL, bytes INTEGER NOT NULL,
+        version INTEGER NOT NULL, updated INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE policy (id TEXT PRIMARY KEY, rego TEXT NOT NULL, updated INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID;
+    CREATE TABLE reference_value (id TEXT PRIMARY KEY, value TEXT NOT NULL)
+        STRICT, WITHOUT ROWID;
+    CREATE TABLE denial (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT NOT NULL UNIQUE, record TEXT NOT NULL
+    ) STRICT;
+    ",
+    // A tenant in each row, versions, data keys, and the record in place of the denials.
+    "
+    ALTER TABLE resource RENAME TO old_resource;
+    ALTER TABLE policy RENAME TO old_policy;
+    ALTER TABLE reference_value RENAME TO old_reference_value;
+    CREATE TABLE resource (
+        tenant TEXT NOT NULL, path TEXT NOT NULL, version INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, updated INTEGER NOT NULL, present INTEGER NOT NULL,
+        CONSTRAINT resource_2 PRIMARY KEY (tenant, path)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE resource_version (
+        tenant TEXT NOT NULL, path TEXT NOT NULL, version INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, updated INTEGER NOT NULL,
+        sealed BLOB NOT NULL, wrapped BLOB NOT NULL, master TEXT NOT NULL,
+        PRIMARY KEY (tenant, path, version)
+    ) STRICT;
+    CREATE INDEX resource_version_master ON resource_version (master);
+    CREATE TABLE policy (
+        tenant TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,
+        rego TEXT NOT NULL, updated INTEGER NOT NULL,
+        CONSTRAINT policy_2 PRIMARY KEY (tenant, id, version)
+    ) STRICT;
+    INSERT INTO policy (tenant, id, version, rego, updated)
+        SELECT 'default', id, 1, rego, updated FROM old_policy;
+    CREATE TABLE reference_value (
+        tenant TEXT NOT NULL, id TEXT NOT NULL, value TEXT NOT NULL, updated INTEGER NOT NULL,
+        CONSTRAINT reference_value_2 PRIMARY KEY (tenant, id)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO reference_value (tenant, id, value, updated)
+        SELECT 'default', id, value, 0 FROM old_reference_value;
+    CREATE TABLE change (
+        tenant TEXT NOT NULL, what TEXT NOT NULL, counter INTEGER NOT NULL,
+        PRIMARY KEY (tenant, what)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO change (tenant, what, counter) SELECT tenant, id, version FROM policy;
+    CREATE TABLE record (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, time INTEGER NOT NULL,
+        kind TEXT NOT NULL, subject TEXT NOT NULL, resource TEXT NOT NULL, result TEXT NOT NULL,
+        ticket TEXT NOT NULL, evidence TEXT NOT NULL, versions TEXT NOT NULL, claims TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX record_time ON record (tenant, time);
+    CREATE INDEX record_ticket ON record (tenant, ticket);
+    ",
+];
+/// Any number that no other program of the database takes: brokers that start at once migrate one
+/// after the other.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882331)";
+
+/// Brings a database to the newest version, in one transaction.
+pub(super) async fn migrate(
+    pool: &AnyPool,
+    engine: Engine,
+    keys: &dyn MasterKeys,
+) -> Result<(), StoreError> {
+    let mut change = pool.begin_with(engine.begin_write()).await?;
+    if engine == Engine::Postgres {
+        sqlx::raw_sql(LOCK).execute(&mut *change).await?;
+    }
+    let found = version(&mut change, engine).await?;
+    let done = usize::try_from(found).unwrap_or(usize::MAX);
+    if done > STEPS.len() {
+        return Err(StoreError::Newer);
+    }
+    for (number, step) in STEPS.iter().enumerate().skip(done) {
+        let text = sqlx::AssertSqlSafe(engine.dialect(step));
+        sqlx::raw_sql(text).execute(&mut *change).await?;
+        if number == 1 {
+            adopt_resources(&mut change, keys).await?;
+            adopt_denials(&mut change).await?;
+        }
+    }
+    if done < STEPS.len() {
+        sqlx::query("UPDATE kbs_schema SET version = $1")
+            .bind(i64::try_from(STEPS.len()).unwrap_or(i64::MAX))
+            .execute(&mut *change)
+            .await?;
+    }
+    Ok(change.commit().await?)
+}
+
+/// The version is in a table of its own; before there was one, in SQLite's `user_version`.
+async fn version(
+    change: &mut Transaction<'static, Any>,
+    engine: Engine,
+) -> Result<i64, StoreError> {
+    let table = engine.dialect("CREATE TABLE IF NOT EXISTS kbs_schema (version INTEGER NOT NULL)");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(table))
+        .execute(&mut **change)
+        .await?;
+    let row = sqlx::query("SELECT version FROM kbs_schema")
+        .fetch_optional(&mut **change)
+        .await?;
+    if let Some(row) = row {
+        return Ok(row.try_get(0)?);
+    }
+    let found = match engine {
+        Engine::Postgres => 0,
+        Engine::Sqlite => sqlx::query("PRAGMA user_version")
+            .fetch_one(&mut **change)
+            .await?
+            .try_get(0)?,
+    };
+    sqlx::query("INSERT INTO kbs_schema (version) VALUES ($1)")
+        .bind(found)
+        .execute(&mut **change)
+        .await?;
+    Ok(found)
+}
+
+/// Seals again, with data keys, what was sealed under the master key itself.
+async fn adopt_resources(
+    change: &mut Transaction<'static, Any>,
+    keys: &dyn MasterKeys,
+) -> Result<(), StoreError> {
+    let rows = sqlx::query("SELECT path, sealed, version, updated FROM old_resource")
+        .fetch_all(&mut **change)
+        .await?;
+    for row in rows {
+        let (path, sealed): (String, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let plain = keys.open_direct(&path, &sealed)?;
+        let (version, updated): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
+        sqlx::query(
+            "INSERT INTO resource (tenant, path, version, bytes, updated, present)
+             VALUES ($1, $2, $3, $4, $5, 1)",
+        )
+        .bind(TENANT)
+        .bind(&path)
+        .bind(version)
+        .bind(resource::length(&plain))
+        .bind(updated)
+        .execute(&mut **change)
+        .await?;
+        resource::insert_version(change, keys, &path, version, &plain, updated).await?;
+    }
+    let drop = "DROP TABLE old_resource; DROP TABLE old_policy; DROP TABLE old_reference_value;";
+    sqlx::raw_sql(drop).execute(&mut **change).await?;
+    Ok(())
+}
+
+async fn adopt_denials(change: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
+    let rows = sqlx::query("SELECT record FROM denial ORDER BY number")
+        .fetch_all(&mut **change)
+        .await?;
+    for row in rows {
+        let text: String = row.try_get(0)?;
+        let old: Denial = serde_json::from_str(&text).map_err(|_| StoreError::Content("denial"))?;
+        let kind = if old.step == "attest" {
+            Kind::Attest
+        } else {
+            Kind::Release
+        };
+        let mut entry = Entry::new(kind, Outcome::Denied, String::new(), old.subject);
+        (entry.ticket, entry.time, entry.claims) = (old.ticket, old.time, old.reasons);
+        record::insert(change, &[&entry]).await?;
+    }
+    sqlx::raw_sql("DROP TABLE denial")
+        .execute(&mut **change)
+        .await?;
+    Ok(())
+}

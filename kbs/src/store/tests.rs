@@ -1,0 +1,409 @@
+//! The same tests on both databases.
+
+use std::{path::PathBuf, sync::Arc};
+
+use kbs_protocol::ResourcePath;
+use policies::release::Reason;
+use serde_json::{Value, json};
+use sqlx::Row;
+use support::postgres::Postgres;
+
+use super::*;
+use crate::{
+    master::{KeyRing, Source, rotate},
+    record::{Entry, Kind, Outcome, Search},
+    seal::Sealer,
+};
+
+/// An empty database, which may be opened more than once.
+struct Place {
+    dir: tempfile::TempDir,
+    address: Address,
+}
+
+impl Place {
+    fn sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // A name that an address has to escape.
+        let address = Address::file(&dir.path().join("a b?%.sqlite")).unwrap();
+        Self::with(dir, address)
+    }
+
+    fn postgres(server: &Postgres, name: &str) -> Self {
+        let address = Address::server(&server.database(name).unwrap()).unwrap();
+        Self::with(tempfile::tempdir().unwrap(), address)
+    }
+
+    fn with(dir: tempfile::TempDir, address: Address) -> Self {
+        std::fs::write(dir.path().join("key"), Sealer::new_key().as_bytes()).unwrap();
+        Self { dir, address }
+    }
+
+    fn key(&self) -> PathBuf {
+        self.dir.path().join("key")
+    }
+
+    async fn open(&self) -> Store {
+        let keys = KeyRing::read(Source::File(self.key())).ok().unwrap();
+        Store::open(&self.address, Arc::new(keys)).await.unwrap()
+    }
+}
+
+/// Runs a test on a fresh database of each engine.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Place::sqlite()).await;
+            })*
+        }
+        #[tokio::test]
+        async fn the_same_on_postgresql() {
+            let Some(server) = Postgres::start().unwrap() else { return };
+            $($name(Place::postgres(&server, stringify!($name))).await;)*
+        }
+    };
+}
+
+on_both!(
+    resources_are_versioned_and_survive,
+    another_key_or_another_place_opens_nothing,
+    rotation_wraps_anew_while_others_read,
+    policies_and_values_count_their_changes,
+    entries_are_kept_in_order_and_found,
+    retention_takes_the_oldest,
+    a_newer_database_is_left_alone,
+);
+
+fn path(text: &str) -> ResourcePath {
+    text.parse().unwrap()
+}
+
+fn entry(about: &str) -> Entry {
+    Entry::new(
+        Kind::Resource,
+        Outcome::Set,
+        "role admin".to_owned(),
+        about.to_owned(),
+    )
+}
+
+async fn resources_are_versioned_and_survive(place: Place) {
+    let first = place.open().await;
+    let name = path("a/b/c");
+    for number in 1..=12 {
+        let text = format!("secret {number}");
+        let set = first
+            .set_resource(&name, text.as_bytes(), number, &entry("a/b/c"))
+            .await;
+        assert_eq!(set.unwrap(), number);
+    }
+    first.close().await;
+    let second = place.open().await;
+    assert_eq!(
+        &**second.resource(&name).await.unwrap().unwrap(),
+        b"secret 12"
+    );
+    let listed = second.list_resources().await.unwrap();
+    assert_eq!(
+        (listed[0].version, listed[0].bytes, listed[0].updated),
+        (12, 9, 12)
+    );
+    let history = second.resource_history(&name).await.unwrap();
+    let versions: Vec<i64> = history.iter().map(|one| one.version).collect();
+    assert_eq!(versions, (3..=12).collect::<Vec<_>>());
+    assert!(
+        second
+            .delete_resource(&name, 13, &entry("a/b/c"))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !second
+            .delete_resource(&name, 13, &entry("a/b/c"))
+            .await
+            .unwrap()
+    );
+    assert!(second.resource(&name).await.unwrap().is_none());
+    assert!(second.resource_history(&name).await.unwrap().is_empty());
+    // A number names one content for ever.
+    assert_eq!(
+        second
+            .set_resource(&name, b"new", 14, &entry("a/b/c"))
+            .await
+            .unwrap(),
+        14
+    );
+    // Each change is on the record, once; the deletion that deleted nothing is not.
+    assert_eq!(second.search(&Search::default()).await.unwrap().len(), 14);
+}
+
+async fn another_key_or_another_place_opens_nothing(place: Place) {
+    let store = place.open().await;
+    for name in ["a/b/c", "a/b/d"] {
+        store
+            .set_resource(&path(name), name.as_bytes(), 1, &entry(name))
+            .await
+            .unwrap();
+    }
+    sqlx::raw_sql(
+        "DELETE FROM resource_version WHERE path = 'a/b/d';
+         UPDATE resource_version SET path = 'a/b/d' WHERE path = 'a/b/c';",
+    )
+    .execute(&store.writer.pool)
+    .await
+    .unwrap();
+    assert!(matches!(
+        store.resource(&path("a/b/d")).await,
+        Err(StoreError::Seal(_))
+    ));
+    store
+        .set_resource(&path("a/b/e"), b"x", 1, &entry("a/b/e"))
+        .await
+        .unwrap();
+    std::fs::write(place.key(), Sealer::new_key().as_bytes()).unwrap();
+    let other = place.open().await;
+    assert!(matches!(
+        other.resource(&path("a/b/e")).await,
+        Err(StoreError::Seal(_))
+    ));
+}
+
+async fn rotation_wraps_anew_while_others_read(place: Place) {
+    let (one, two) = (place.open().await, place.open().await);
+    for number in 0..150 {
+        let name = path(&format!("a/b/n{number}"));
+        one.set_resource(&name, b"kept", 1, &entry("n"))
+            .await
+            .unwrap();
+    }
+    let old = one.key_status().await.unwrap().newest;
+    let new = rotate(&place.key()).unwrap();
+    one.reload_keys();
+    assert_eq!(one.rewrap().await.unwrap(), 100);
+    let status = one.key_status().await.unwrap();
+    assert_eq!((status.versions[&old], status.versions[&new]), (50, 100));
+    // The other broker knows the old key only, and meets both kinds.
+    for number in 0..150 {
+        let name = path(&format!("a/b/n{number}"));
+        assert_eq!(&**two.resource(&name).await.unwrap().unwrap(), b"kept");
+    }
+    assert_eq!(one.rewrap().await.unwrap(), 50);
+    assert_eq!(one.rewrap().await.unwrap(), 0);
+    assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
+}
+
+async fn policies_and_values_count_their_changes(place: Place) {
+    let (one, two) = (place.open().await, place.open().await);
+    assert!(two.counters().await.unwrap().is_empty());
+    for text in ["first", "second"] {
+        one.set_policy("p", text, 1, &entry("p")).await.unwrap();
+    }
+    let values = |text: Value| text.as_object().unwrap().clone();
+    let both = values(json!({"svn": ["1"], "other": 2}));
+    one.set_reference_values(&both, 1, &entry("v"))
+        .await
+        .unwrap();
+    let change = values(json!({"svn": ["2"]}));
+    two.set_reference_values(&change, 2, &entry("v"))
+        .await
+        .unwrap();
+    assert_eq!(
+        two.policy("p").await.unwrap(),
+        Some((2, "second".to_owned()))
+    );
+    let counters = one.counters().await.unwrap();
+    assert_eq!((counters["p"], counters[REFERENCES]), (2, 2));
+    let kept = one.reference_values().await.unwrap();
+    assert_eq!((&kept["svn"], &kept["other"]), (&json!(["2"]), &json!(2)));
+}
+
+async fn entries_are_kept_in_order_and_found(place: Place) {
+    let store = place.open().await;
+    let reason = Reason {
+        claim: "c\0".to_owned(),
+        expected: "e".to_owned(),
+        found: "f".to_owned(),
+        fix: "x".to_owned(),
+    };
+    let subject = |number: i32| format!("key {number:02}\0");
+    let made = |number| {
+        Entry::new(
+            Kind::Release,
+            Outcome::Allowed,
+            subject(number),
+            "a/b/c".into(),
+        )
+    };
+    let all = (0..40).map(|number| {
+        let entry = made(number);
+        let denied = number % 4 == 0;
+        store.record(if denied {
+            entry.denied(vec![reason.clone()])
+        } else {
+            entry
+        })
+    });
+    let tasks = all.collect::<Vec<_>>();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let denied = Search {
+        result: Some(Outcome::Denied),
+        ..Search::default()
+    };
+    let found = store.search(&denied).await.unwrap();
+    assert_eq!(found.len(), 10);
+    assert!(found.windows(2).all(|pair| pair[0].id < pair[1].id));
+    assert_eq!(found[0].claims, vec![reason]);
+    let explained = store.ticket(&found[3].ticket).await.unwrap().unwrap();
+    assert_eq!(explained, found[3]);
+    assert_eq!(store.ticket("").await.unwrap(), None);
+    let mut page = Search {
+        limit: Some(7),
+        subject: Some("key".to_owned()),
+        resource: Some("a/b".to_owned()),
+        kind: Some(Kind::Release),
+        since: Some(found[0].time.clone()),
+        ..Search::default()
+    };
+    let mut count = 0;
+    loop {
+        let entries = store.search(&page).await.unwrap();
+        assert!(entries.len() <= 7);
+        let Some(last) = entries.last() else { break };
+        page.after = Some(last.id);
+        count += entries.len();
+    }
+    assert_eq!(count, 40);
+    for nothing in [
+        Search {
+            until: Some("2001-01-01T00:00:00Z".to_owned()),
+            ..Search::default()
+        },
+        Search {
+            kind: Some(Kind::Policy),
+            ..Search::default()
+        },
+        Search {
+            subject: Some("role".to_owned()),
+            ..Search::default()
+        },
+    ] {
+        assert_eq!(store.search(&nothing).await.unwrap(), vec![]);
+    }
+    let wrong = Search {
+        since: Some("yesterday".to_owned()),
+        ..Search::default()
+    };
+    assert!(matches!(store.search(&wrong).await, Err(StoreError::Time)));
+}
+
+async fn retention_takes_the_oldest(place: Place) {
+    let store = place.open().await;
+    let mut old = entry("old");
+    old.time = "2001-01-01T00:00:00Z".to_owned();
+    store.record(old).await.unwrap();
+    for _ in 0..10 {
+        store.record(entry("new")).await.unwrap();
+    }
+    let year = 1_000_000_000_000;
+    assert_eq!(store.forget(year, 100).await.unwrap(), 1);
+    assert_eq!(store.forget(year, 100).await.unwrap(), 0);
+    assert_eq!(store.forget(0, 4).await.unwrap(), 6);
+    let left = store.search(&Search::default()).await.unwrap();
+    assert_eq!(
+        left.iter().map(|one| one.id).collect::<Vec<_>>(),
+        [8, 9, 10, 11]
+    );
+}
+
+async fn a_newer_database_is_left_alone(place: Place) {
+    let store = place.open().await;
+    sqlx::raw_sql("UPDATE kbs_schema SET version = 99")
+        .execute(&store.writer.pool)
+        .await
+        .unwrap();
+    let keys = KeyRing::read(Source::File(place.key())).ok().unwrap();
+    let newer = Store::open(&place.address, Arc::new(keys)).await;
+    assert!(matches!(newer, Err(StoreError::Newer)));
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_schema_is_brought_over_whole() {
+    let place = Place::sqlite();
+    sqlx::any::install_default_drivers();
+    let pool = connect(&place.address, 1).await.unwrap();
+    sqlx::raw_sql(schema::STEPS[0])
+        .execute(&pool)
+        .await
+        .unwrap();
+    let sealed = Sealer::read(&place.key())
+        .ok()
+        .unwrap()
+        .seal("a/b/c", b"treasure")
+        .unwrap();
+    sqlx::query("INSERT INTO resource (path, sealed, bytes, version, updated) VALUES ('a/b/c', $1, 8, 5, 6)")
+        .bind(sealed)
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::raw_sql(
+        r#"INSERT INTO policy (id, rego, updated) VALUES ('p', 'text', 1);
+        INSERT INTO reference_value (id, value) VALUES ('svn', '["1"]');
+        INSERT INTO denial (ticket, record) VALUES ('t1', '{"ticket":"t1",
+            "time":"2026-01-02T03:04:05Z","step":"attest","subject":"sample","reasons":[]}');
+        PRAGMA user_version = 1;"#,
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    pool.close().await;
+    let store = place.open().await;
+    assert_eq!(
+        &**store.resource(&path("a/b/c")).await.unwrap().unwrap(),
+        b"treasure"
+    );
+    let listed = store.list_resources().await.unwrap();
+    assert_eq!((listed[0].version, listed[0].updated), (5, 6));
+    assert_eq!(
+        store.policy("p").await.unwrap(),
+        Some((1, "text".to_owned()))
+    );
+    assert_eq!(store.reference_values().await.unwrap()["svn"], json!(["1"]));
+    let ticket = store.ticket("t1").await.unwrap().unwrap();
+    assert_eq!(
+        (ticket.kind, ticket.resource.as_str()),
+        (Kind::Attest, "sample")
+    );
+    store.close().await;
+    // The second start finds nothing to do.
+    let again = place.open().await;
+    let row = sqlx::query("SELECT version FROM kbs_schema")
+        .fetch_one(&again.read)
+        .await
+        .unwrap();
+    assert_eq!(row.try_get::<i64, _>(0).unwrap(), 2);
+}
+
+#[test]
+fn a_server_elsewhere_needs_tls_and_no_error_tells_the_password() {
+    for good in [
+        "postgres://kbs:pw@127.0.0.1/kbs",
+        "postgres://kbs:pw@localhost:5433/kbs",
+        "postgres://kbs:pw@db.example.org/kbs?sslmode=verify-full",
+    ] {
+        assert!(Address::server(good).is_ok(), "{good}");
+    }
+    for bad in [
+        "postgres://kbs:pw@db.example.org/kbs",
+        "postgres://kbs:pw@db.example.org/kbs?sslmode=require",
+        "postgres://kbs:pw@db.example.org/kbs?sslmode=pw",
+        "mysql://kbs:pw@127.0.0.1/kbs",
+        "",
+    ] {
+        let error = Address::server(bad).err().unwrap().to_string();
+        assert!(!error.contains("pw"), "{error}");
+    }
+}

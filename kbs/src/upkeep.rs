@@ -1,0 +1,50 @@
+//! What a broker does between requests: it looks for changes that another broker on the same store
+//! made, wraps data keys anew after a rotation, and ends what the record need not remember.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use crate::{broker::Broker, session::seconds, store::StoreError};
+
+/// Between two looks: others' changes are in force within twice this.
+const LOOK: Duration = Duration::from_millis(400);
+/// Between two rounds of retention, in looks.
+const RETENTION: u32 = 150;
+const DAY_SECONDS: u64 = 24 * 3600;
+
+pub(crate) async fn run(broker: Arc<Broker>) {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for round in 0_u32.. {
+        looks.tick().await;
+        if let Err(error) = broker.refresh().await {
+            tracing::error!(%error, "changes of the store cannot be read");
+        }
+        broker.store.reload_keys();
+        match broker.store.rewrap().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "data keys wrapped anew"),
+            Err(error) => tracing::error!(%error, "data keys cannot be wrapped anew"),
+        }
+        if round.is_multiple_of(RETENTION)
+            && let Err(error) = forget(&broker).await
+        {
+            tracing::error!(%error, "old entries of the record cannot be removed");
+        }
+    }
+}
+
+async fn forget(broker: &Broker) -> Result<(), StoreError> {
+    let kept = u64::from(broker.retention.days) * DAY_SECONDS;
+    let before = seconds(SystemTime::now()).saturating_sub(kept);
+    let before = i64::try_from(before.saturating_mul(1000)).unwrap_or(i64::MAX);
+    while broker
+        .store
+        .forget(before, broker.retention.rows.into())
+        .await?
+        > 0
+    {}
+    Ok(())
+}
