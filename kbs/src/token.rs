@@ -222,6 +222,8 @@ mod tests {
         Appraisal {
             status: Status::Contraindicated,
             vector: BTreeMap::from([("hardware".to_owned(), 97)]),
+            reasons: Vec::new(),
+            extensions: Vec::new(),
         }
     }
 

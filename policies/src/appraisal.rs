@@ -7,16 +7,30 @@
 //!
 //! AR4SI: <https://datatracker.ietf.org/doc/draft-ietf-rats-ar4si/>.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use regorus::Engine;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::engine::{PolicyError, compile, to_json, value_of};
+use crate::{
+    engine::{PolicyError, Pool, ask, from_json, to_json},
+    reason::{Reason, read},
+};
 
 const PACKAGE: &str = "policy";
 const TRUST_CLAIMS: &str = "data.policy.trust_claims";
+const EXTENSIONS: &str = "data.policy.extensions";
+/// Puts the question.
+const ASK: &str = include_str!("../appraisal/ask.rego");
+const ASK_CLAIMS: &str = "data.cloister_appraisal.trust_claims";
+const ASK_REASONS: &str = "data.cloister_appraisal.reasons";
+const ASK_EXTENSIONS: &str = "data.cloister_appraisal.extensions";
+/// Extensions of one appraisal.
+const EXTENSION_COUNT: usize = 16;
 const QUERY: &str = "query_reference_value";
 
 /// What a new broker appraises by.
@@ -37,10 +51,13 @@ const CLAIMS: [&str; 8] = [
 /// What the owner registered, by name.
 pub type ReferenceValues = Arc<BTreeMap<String, Value>>;
 
+/// Where an engine's [`QUERY`] finds the reference values of the decision that it is making.
+type Slot = Arc<Mutex<ReferenceValues>>;
+
 /// A policy over evidence.
 #[derive(Debug)]
 pub struct AppraisalPolicy {
-    engine: Engine,
+    pool: Pool<Slot>,
 }
 
 /// The result for one piece of evidence.
@@ -50,6 +67,22 @@ pub struct Appraisal {
     pub status: Status,
     /// Claim to value.
     pub vector: BTreeMap<String, i8>,
+    /// Why the status is not affirming, by the policy's rule `reasons`, or by the vector where it
+    /// has none. Empty when it is.
+    pub reasons: Vec<Reason>,
+    /// What the policy adds to the token; at most 16.
+    pub extensions: Vec<Extension>,
+}
+
+/// A member that a policy adds to its part of the token, as Trustee's do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extension {
+    /// The name in JSON.
+    pub name: String,
+    /// The key in CBOR.
+    pub key: i32,
+    /// The value.
+    pub value: Value,
 }
 
 /// A tier of trust, from best to worst in the order of AR4SI.
@@ -97,7 +130,7 @@ impl AppraisalPolicy {
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
-            engine: compile(PACKAGE, rego, json!({}).into())?,
+            pool: Pool::compile(PACKAGE, rego, ASK)?,
         })
     }
 
@@ -111,34 +144,92 @@ impl AppraisalPolicy {
         input: &Value,
         references: &ReferenceValues,
     ) -> Result<Appraisal, PolicyError> {
-        let mut engine = self.engine.clone();
-        let references = Arc::clone(references);
-        let query = move |parameters: Vec<regorus::Value>| {
-            let found = match parameters.first() {
-                Some(regorus::Value::String(name)) => references.get(&**name).cloned(),
-                Some(_) | None => None,
-            };
-            Ok(found.unwrap_or(Value::Null).into())
-        };
-        engine
-            .add_extension(QUERY.to_owned(), 1, Box::new(query))
-            .map_err(|error| PolicyError::Evaluate {
-                rule: TRUST_CLAIMS.to_owned(),
-                detail: error.to_string(),
-            })?;
-        engine.set_input(input.clone().into());
-        let value = value_of(&mut engine, TRUST_CLAIMS)?.ok_or_else(shape)?;
-        let vector: BTreeMap<String, i8> =
-            serde_json::from_value(to_json(TRUST_CLAIMS, &value)?).map_err(|_| shape())?;
-        if vector.is_empty() || vector.keys().any(|name| !CLAIMS.contains(&name.as_str())) {
-            return Err(shape());
-        }
-        let status = vector.values().copied().map(Status::from).max();
-        Ok(Appraisal {
-            status: status.unwrap_or(Status::Contraindicated),
-            vector,
+        let input = from_json(input);
+        self.pool.run(equip, |engine, slot| {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(references);
+            engine.set_input(input);
+            let vector = vector(engine)?;
+            let status = vector.values().copied().map(Status::from).max();
+            let status = status.unwrap_or(Status::Contraindicated);
+            let mut reasons = Vec::new();
+            if status != Status::Affirming {
+                reasons = read(ask(engine, ASK_REASONS)?)?;
+                if reasons.is_empty() {
+                    reasons = unexplained(&vector);
+                }
+            }
+            Ok(Appraisal {
+                status,
+                reasons,
+                extensions: extensions(engine)?,
+                vector,
+            })
         })
     }
+}
+
+/// Gives a new engine the function that asks for reference values.
+fn equip(engine: &mut Engine) -> Result<Slot, PolicyError> {
+    let slot = Slot::default();
+    let references = Arc::clone(&slot);
+    let query = move |parameters: Vec<regorus::Value>| {
+        let references = references.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match parameters.first() {
+            Some(regorus::Value::String(name)) => references.get(&**name),
+            Some(_) | None => None,
+        };
+        Ok(found.map_or(regorus::Value::Null, from_json))
+    };
+    engine
+        .add_extension(QUERY.to_owned(), 1, Box::new(query))
+        .map_err(|error| PolicyError::Evaluate {
+            rule: TRUST_CLAIMS.to_owned(),
+            detail: error.to_string(),
+        })?;
+    Ok(slot)
+}
+
+fn vector(engine: &mut Engine) -> Result<BTreeMap<String, i8>, PolicyError> {
+    let value = ask(engine, ASK_CLAIMS)?.ok_or_else(shape)?;
+    let vector: BTreeMap<String, i8> =
+        serde_json::from_value(to_json(TRUST_CLAIMS, &value)?).map_err(|_| shape())?;
+    if vector.is_empty() || vector.keys().any(|name| !CLAIMS.contains(&name.as_str())) {
+        return Err(shape());
+    }
+    Ok(vector)
+}
+
+fn extensions(engine: &mut Engine) -> Result<Vec<Extension>, PolicyError> {
+    let Some(value) = ask(engine, ASK_EXTENSIONS)? else {
+        return Ok(Vec::new());
+    };
+    let parsed = serde_json::from_value(to_json(EXTENSIONS, &value)?).ok();
+    parsed
+        .filter(|list: &Vec<Extension>| list.len() <= EXTENSION_COUNT)
+        .ok_or_else(|| PolicyError::Shape {
+            rule: EXTENSIONS.to_owned(),
+            expected: "a list of at most 16 objects with `name`, `key` (32-bit integer) and `value`",
+        })
+}
+
+/// The reasons of a policy that gives none: each claim that is worth less than affirming, or the
+/// whole vector where nothing is asserted.
+fn unexplained(vector: &BTreeMap<String, i8>) -> Vec<Reason> {
+    let worst = vector.values().copied().map(Status::from).max();
+    vector
+        .iter()
+        .filter(|(_, value)| {
+            worst == Some(Status::None) || Status::from(**value) > Status::Affirming
+        })
+        .map(|(name, value)| Reason {
+            claim: format!("{TRUST_CLAIMS}.{name}"),
+            expected: "an affirming value, 2 to 31".to_owned(),
+            found: value.to_string(),
+            fix: "the appraisal policy gives no reasons: register the reference values that its \
+                  rules for this claim ask for, or let it define `reasons` to have them here"
+                .to_owned(),
+        })
+        .collect()
 }
 
 fn shape() -> PolicyError {
@@ -150,6 +241,8 @@ fn shape() -> PolicyError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn appraise(rego: &str) -> Result<Appraisal, PolicyError> {

@@ -1,11 +1,12 @@
 //! A policy parsed and analysed once, and evaluated often.
 //!
-//! [`regorus::Engine`] shares the parsed modules between copies, so a decision costs a copy and an
-//! evaluation, and decisions do not wait for one another. `print` is gathered, never written to a
+//! [`regorus::Engine`] shares the parsed modules between copies, and a [`Pool`] uses the copies again,
+//! so a decision costs an evaluation, and decisions do not wait for one another. `print` is gathered, never written to a
 //! console that the host reads. Time and sizes are bounded.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -120,6 +121,97 @@ pub(crate) fn compile(
         .eval_query("true".to_owned(), false)
         .map_err(|error| parse(&error))?;
     Ok(engine)
+}
+
+/// Engines at rest that a policy keeps: as many decisions run at once without a copy.
+const POOL: usize = 64;
+
+/// A compiled policy whose engines are used again. What differs from one decision to the next is
+/// the input only, since any change of `data` makes regorus analyse the modules again.
+pub(crate) struct Pool<S> {
+    template: Engine,
+    idle: Mutex<Vec<(Engine, S)>>,
+}
+
+impl<S> std::fmt::Debug for Pool<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl<S> Pool<S> {
+    /// Compiles `rego`, and `ask` beside it: a module of ours whose rules put the question.
+    pub(crate) fn compile(
+        package: &'static str,
+        rego: &str,
+        ask: &'static str,
+    ) -> Result<Self, PolicyError> {
+        let mut template = compile(package, rego, Value::new_object())?;
+        template
+            .add_policy("ask.rego".to_owned(), ask.to_owned())
+            .map_err(|error| PolicyError::Parse {
+                detail: error.to_string(),
+            })?;
+        // Analyses the modules; copies share what it found.
+        template
+            .eval_query("true".to_owned(), false)
+            .map_err(|error| PolicyError::Parse {
+                detail: error.to_string(),
+            })?;
+        Ok(Self {
+            template,
+            idle: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Runs `decide` on an engine that nobody else uses; `equip` makes what a new engine needs.
+    pub(crate) fn run<T>(
+        &self,
+        equip: impl FnOnce(&mut Engine) -> Result<S, PolicyError>,
+        decide: impl FnOnce(&mut Engine, &mut S) -> Result<T, PolicyError>,
+    ) -> Result<T, PolicyError> {
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let (mut engine, mut state) = match idle {
+            Some(pair) => pair,
+            None => {
+                let mut engine = self.template.clone();
+                let state = equip(&mut engine)?;
+                (engine, state)
+            }
+        };
+        let result = decide(&mut engine, &mut state);
+        // Nothing of one guest stays for the next; an engine that fails here is not kept.
+        engine.set_input(Value::Undefined);
+        let printed = engine.take_prints();
+        if result.is_ok() && printed.is_ok() {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < POOL {
+                idle.push((engine, state));
+            }
+        }
+        result
+    }
+}
+
+/// The value of a complete rule of a module that was compiled, `None` where it is undefined.
+pub(crate) fn ask(engine: &mut Engine, rule: &str) -> Result<Option<Value>, PolicyError> {
+    match engine.eval_rule(rule.to_owned()) {
+        Ok(Value::Undefined) => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(error) => Err(PolicyError::Evaluate {
+            rule: rule.to_owned(),
+            detail: error.to_string(),
+        }),
+    }
+}
+
+/// JSON as a value of the engine.
+pub(crate) fn from_json(json: &serde_json::Value) -> Value {
+    json.clone().into()
 }
 
 /// The value of a rule, `None` where it is undefined.

@@ -2,7 +2,7 @@
 //!
 //! Three questions, each with its own typed answer: may the host ask this of the guest
 //! ([`agent`]), how far is a guest to be trusted ([`appraisal`]), and may this secret go to it
-//! ([`release`]). A policy is parsed once; each decision evaluates a cheap copy. What a policy
+//! ([`release`]). A policy is parsed once; each decision evaluates it on an engine at rest. What a policy
 //! leaves unsaid is a refusal.
 //!
 //! The Rego files that we ship lie beside this crate's sources, each with its tests.
@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod appraisal;
 mod engine;
+mod reason;
 pub mod release;
 
 pub use engine::{POLICY_BYTES, PolicyError};

@@ -6,18 +6,21 @@
 
 use std::collections::BTreeMap;
 
-use regorus::Engine;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use regorus::Value as Rego;
+use serde_json::Value;
 
-use crate::engine::{PolicyError, compile, to_json, value_of};
+pub use crate::reason::Reason;
+use crate::{
+    engine::{PolicyError, Pool, ask, from_json},
+    reason::{REASON_CHARS, read},
+};
 
 const PACKAGE: &str = "policy";
 const ALLOW: &str = "data.policy.allow";
-const REASONS: &str = "data.policy.reasons";
-/// Reasons that a decision keeps, and characters of each text in them.
-const REASON_COUNT: usize = 32;
-const REASON_CHARS: usize = 1024;
+/// Puts the question: the request comes in the input, and the policy finds it as `data`.
+const ASK: &str = include_str!("../release/ask.rego");
+const ASK_ALLOW: &str = "data.cloister_release.allow";
+const ASK_REASONS: &str = "data.cloister_release.reasons";
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -29,7 +32,7 @@ const PIN_INIT_DATA: &str = include_str!("../release/pin_init_data.rego");
 /// A policy over releases.
 #[derive(Debug)]
 pub struct ReleasePolicy {
-    engine: Engine,
+    pool: Pool<()>,
 }
 
 /// What is asked for; `data` to the policy.
@@ -52,19 +55,6 @@ pub struct Decision {
     pub reasons: Vec<Reason>,
 }
 
-/// One cause of a refusal.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Reason {
-    /// The claim that was judged, as a path into the token or the request.
-    pub claim: String,
-    /// What the policy wants.
-    pub expected: String,
-    /// What the guest has.
-    pub found: String,
-    /// What the owner can do.
-    pub fix: String,
-}
-
 impl ReleasePolicy {
     /// Parses the owner's policy.
     ///
@@ -72,7 +62,7 @@ impl ReleasePolicy {
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
-            engine: compile(PACKAGE, rego, json!({}).into())?,
+            pool: Pool::compile(PACKAGE, rego, ASK)?,
         })
     }
 
@@ -81,35 +71,49 @@ impl ReleasePolicy {
     /// # Errors
     /// When the policy fails. The caller denies.
     pub fn decide(&self, claims: &Value, asked: &Release<'_>) -> Result<Decision, PolicyError> {
-        let data = json!({
-            "plugin": asked.plugin,
-            "resource-path": asked.resource_path,
-            "query": asked.query,
-        });
-        let mut engine = self.engine.clone();
-        engine
-            .add_data(data.into())
-            .map_err(|error| PolicyError::Evaluate {
-                rule: ALLOW.to_owned(),
-                detail: error.to_string(),
-            })?;
-        engine.set_input(claims.clone().into());
-        let value = value_of(&mut engine, ALLOW)?;
-        if value == Some(regorus::Value::Bool(true)) {
-            return Ok(Decision {
-                allowed: true,
-                reasons: Vec::new(),
-            });
-        }
-        let mut reasons = explain(&mut engine)?;
-        if reasons.is_empty() {
-            reasons.push(unexplained(value.as_ref()));
-        }
-        Ok(Decision {
-            allowed: false,
-            reasons,
-        })
+        let input = question(claims, asked);
+        self.pool.run(
+            |_| Ok(()),
+            |engine, ()| {
+                engine.set_input(input);
+                let value = ask(engine, ASK_ALLOW)?;
+                if value == Some(Rego::Bool(true)) {
+                    return Ok(Decision {
+                        allowed: true,
+                        reasons: Vec::new(),
+                    });
+                }
+                let mut reasons = read(ask(engine, ASK_REASONS)?)?;
+                if reasons.is_empty() {
+                    reasons.push(unexplained(value.as_ref()));
+                }
+                Ok(Decision {
+                    allowed: false,
+                    reasons,
+                })
+            },
+        )
     }
+}
+
+/// The input of [`ASK`].
+fn question(claims: &Value, asked: &Release<'_>) -> Rego {
+    let path: Vec<Rego> = asked
+        .resource_path
+        .iter()
+        .map(|&part| part.into())
+        .collect();
+    let query: BTreeMap<Rego, Rego> = asked
+        .query
+        .iter()
+        .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+        .collect();
+    Rego::from(BTreeMap::from([
+        (Rego::from("claims"), from_json(claims)),
+        (Rego::from("plugin"), asked.plugin.into()),
+        (Rego::from("path"), path.into()),
+        (Rego::from("query"), query.into()),
+    ]))
 }
 
 /// A policy that releases only to guests of this kind whose launch bound this init-data.
@@ -150,32 +154,6 @@ pub fn pin_init_data(digest: &str, tee: &str) -> Result<String, PolicyError> {
     Ok(filled.join("\n") + "\n")
 }
 
-fn explain(engine: &mut Engine) -> Result<Vec<Reason>, PolicyError> {
-    let Some(value) = value_of(engine, REASONS)? else {
-        return Ok(Vec::new());
-    };
-    let shape = || PolicyError::Shape {
-        rule: REASONS.to_owned(),
-        expected: "a set of objects with `claim`, `expected`, `found` and `fix`",
-    };
-    let Value::Array(items) = to_json(REASONS, &value)? else {
-        return Err(shape());
-    };
-    items
-        .iter()
-        .take(REASON_COUNT)
-        .map(|item| {
-            let member = |name: &str| item.get(name).map(text).ok_or_else(shape);
-            Ok(Reason {
-                claim: member("claim")?,
-                expected: member("expected")?,
-                found: member("found")?,
-                fix: member("fix")?,
-            })
-        })
-        .collect()
-}
-
 /// The one reason of a policy that gives none.
 fn unexplained(value: Option<&regorus::Value>) -> Reason {
     let found = value.map_or_else(|| "undefined".to_owned(), ToString::to_string);
@@ -189,16 +167,10 @@ fn unexplained(value: Option<&regorus::Value>) -> Reason {
     }
 }
 
-fn text(value: &Value) -> String {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    text.chars().take(REASON_CHARS).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const PATH: [&str; 3] = ["default", "key", "1"];

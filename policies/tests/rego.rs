@@ -13,7 +13,8 @@ fn every_rego_test_holds_and_every_policy_has_some() {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if name.ends_with("_test.rego") {
+            // `ask.rego` is half of a question; the unit tests of the crate ask it.
+            if name.ends_with("_test.rego") || name == "ask.rego" {
                 continue;
             }
             let tests = path.with_file_name(name.replace(".rego", "_test.rego"));
@@ -29,6 +30,9 @@ fn run_tests(policy: &Path, tests: &Path) -> usize {
     let mut engine = Engine::new();
     engine.add_policy_from_file(policy).unwrap();
     let package = engine.add_policy_from_file(tests).unwrap();
+    let nothing = |_: Vec<Value>| Ok(Value::Null);
+    let query = "query_reference_value".to_owned();
+    engine.add_extension(query, 1, Box::new(nothing)).unwrap();
     let names: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("test_"))
