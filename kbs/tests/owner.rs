@@ -93,6 +93,9 @@ async fn nothing_is_administered_without_a_token_of_a_role_that_may() {
         (Method::POST, "reference-value"),
         (Method::GET, "reference-value/svn"),
         (Method::GET, "explain/x"),
+        (Method::GET, "record"),
+        (Method::GET, "key"),
+        (Method::GET, "resource-history/a/b/c"),
     ] {
         let none = deployment.ask(method.clone(), path, &[], "x").await;
         assert_eq!(none.refusal().0, ErrorKind::AdminAuthAccess, "{path}");

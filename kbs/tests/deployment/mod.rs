@@ -56,6 +56,18 @@ impl Deployment {
         self.dir.path().join("broker").join(name)
     }
 
+    /// Another broker with the same configuration, keys and store.
+    pub(crate) fn replica(&self) -> Replica {
+        let (child, url) = spawn(&self.dir.path().join("broker"));
+        Replica { url, child }
+    }
+
+    /// Kills it without a word.
+    pub(crate) fn crash(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Kills it without a word, and starts it again on the same directory.
     pub(crate) fn crash_and_restart(&mut self) {
         self.child.kill().unwrap();
@@ -152,6 +164,19 @@ impl Deployment {
 }
 
 impl Drop for Deployment {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A second broker beside a [`Deployment`].
+pub(crate) struct Replica {
+    pub(crate) url: String,
+    child: Child,
+}
+
+impl Drop for Replica {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
