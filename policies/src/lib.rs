@@ -13,6 +13,8 @@ pub mod agent;
 pub mod appraisal;
 mod engine;
 mod reason;
+pub mod reference;
 pub mod release;
+pub mod scopes;
 
 pub use engine::{POLICY_BYTES, PolicyError};
