@@ -46,7 +46,7 @@ impl Crl {
             what: "CRL",
             issuer: name,
             bytes: list.tbs_cert_list.as_ref(),
-            algorithm: list.signature_algorithm.algorithm.as_bytes(),
+            whole: der,
             signature: &list.signature_value.data,
         })?;
         let until = list

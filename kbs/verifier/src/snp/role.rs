@@ -99,12 +99,18 @@ pub(super) struct Signed<'a> {
     pub(super) what: &'static str,
     pub(super) issuer: &'a [u8],
     pub(super) bytes: &'a [u8],
-    pub(super) algorithm: &'a [u8],
+    /// The bytes, the algorithm and the signature, as one sequence.
+    pub(super) whole: &'a [u8],
     pub(super) signature: &'a [u8],
 }
 
-/// 1.2.840.113549.1.1.10, RSASSA-PSS (RFC 4055).
-const RSASSA_PSS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a];
+/// RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt of 48 bytes, as AMD writes it (RFC 4055), and
+/// the tag of the signature behind it. No signature covers these bytes, so no others will do.
+const RSASSA_PSS: &[u8] = b"\x30\x46\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a\x30\x39\
+    \xa0\x0f\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\
+    \xa1\x1c\x30\x1a\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08\
+    \x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\
+    \xa2\x03\x02\x01\x30\xa3\x03\x02\x01\x01\x03\x82\x02\x01\x00";
 /// 1.2.840.113549.1.1.1, RSA keys (RFC 4055).
 const RSA_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 
@@ -137,7 +143,7 @@ impl Issuer {
             what: signed.what,
             issuer: self.standing.role,
         };
-        if signed.issuer != self.name || signed.algorithm != RSASSA_PSS {
+        if signed.issuer != self.name || !names_algorithm(signed) {
             return Err(broken());
         }
         UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, &self.key)
@@ -149,16 +155,26 @@ impl Issuer {
     pub(super) fn check_certificate(
         &self,
         role: Role,
+        der: &[u8],
         certificate: &X509Certificate<'_>,
     ) -> Result<(), SnpFailure> {
         self.check(&Signed {
             what: role.name(),
             issuer: certificate.issuer().as_raw(),
             bytes: certificate.tbs_certificate.as_ref(),
-            algorithm: certificate.signature_algorithm.algorithm.as_bytes(),
+            whole: der,
             signature: &certificate.signature_value.data,
         })
     }
+}
+
+/// That the algorithm follows the signed bytes, behind the header of a sequence of 256 to 65535 bytes.
+fn names_algorithm(signed: &Signed<'_>) -> bool {
+    let Some(([0x30, 0x82, _, _], body)) = signed.whole.split_first_chunk() else {
+        return false;
+    };
+    body.strip_prefix(signed.bytes)
+        .is_some_and(|rest| rest.starts_with(RSASSA_PSS))
 }
 
 pub(super) fn parse(role: Role, der: &[u8]) -> Result<X509Certificate<'_>, SnpFailure> {

@@ -124,8 +124,9 @@ impl Line {
         };
         for issuer in [&line.ark, &line.ask, &line.asvk] {
             let role = issuer.standing.role;
+            let certificate = parse(role, &issuer.der)?;
             line.ark
-                .check_certificate(role, &parse(role, &issuer.der)?)?;
+                .check_certificate(role, &issuer.der, &certificate)?;
         }
         Ok(line)
     }

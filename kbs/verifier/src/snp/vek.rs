@@ -52,7 +52,7 @@ impl Vek {
         roots
             .line(product)?
             .issuer(role)
-            .check_certificate(role, &certificate)?;
+            .check_certificate(role, &der, &certificate)?;
         let key = certificate.public_key();
         let on_p384 = key
             .algorithm
@@ -203,5 +203,45 @@ fn extension<'a>(
     match (found.next(), found.next()) {
         (first, None) => Ok(first.map(|extension| extension.value)),
         _ => Err(form(role, "it has an extension twice")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// Certificates that were altered to carry the identity bare and wrapped.
+    #[test]
+    fn both_forms_of_the_chips_identity_are_read() {
+        let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors/snp");
+        if !vectors.exists() {
+            eprintln!("skipped: no vectors beside the workspace");
+            return;
+        }
+        for name in ["vcek-invalid-legacy", "vcek-invalid-new", "vcek"] {
+            let der = fs::read(vectors.join(format!("milan-v2-test-{name}.der"))).unwrap();
+            let certificate = parse(Role::Vcek, &der).unwrap();
+            let id = hardware(Role::Vcek, &certificate).unwrap().unwrap();
+            assert_eq!(id.len(), 64, "{name}");
+            assert!(tcb(Role::Vcek, &certificate).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_tcb_is_one_byte() {
+        let read = |der: &[u8]| number(Role::Vcek, Some(der)).ok().flatten();
+        assert_eq!(read(&[2, 1, 0x7f]), Some(0x7f));
+        assert_eq!(read(&[2, 2, 0, 0xd5]), Some(0xd5));
+        for wrong in [
+            &[2, 1, 0x80][..],
+            &[2, 2, 0, 1],
+            &[2, 2, 1, 0],
+            &[4, 1, 1],
+            &[],
+        ] {
+            assert_eq!(read(wrong), None);
+        }
     }
 }
