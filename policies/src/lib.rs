@@ -11,6 +11,7 @@
 
 pub mod agent;
 pub mod appraisal;
+pub mod corim;
 mod engine;
 mod reason;
 pub mod reference;
