@@ -38,9 +38,17 @@ struct Writer {
     engine: Engine,
 }
 
+/// Brokers on one server write one after the other, as those on one file do: a reader of the record
+/// who has seen a number has then seen all the smaller ones.
+const WRITE_LOCK: &str = "SELECT pg_advisory_xact_lock(7105882332)";
+
 impl Writer {
     async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
-        Ok(self.pool.begin_with(self.engine.begin_write()).await?)
+        let mut change = self.pool.begin_with(self.engine.begin_write()).await?;
+        if self.engine == Engine::Postgres {
+            sqlx::raw_sql(WRITE_LOCK).execute(&mut *change).await?;
+        }
+        Ok(change)
     }
 }
 

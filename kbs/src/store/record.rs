@@ -9,7 +9,7 @@ use std::fmt::Write;
 use sqlx::{Any, Row, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Engine, Store, StoreError, TENANT, Writer};
+use super::{Store, StoreError, TENANT, Writer};
 use crate::record::{Entry, Search, from_millis, from_word, millis, word};
 
 /// Entries of one transaction.
@@ -21,9 +21,6 @@ const PAGE: i64 = 1000;
 /// Entries that one step of retention removes.
 const REMOVED: i64 = 5000;
 const COLUMNS: usize = 10;
-/// Brokers on one server write entries one after the other, so that a reader who has seen a number
-/// has seen all the smaller ones.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882332)";
 
 /// An entry that waits for its batch.
 pub(super) struct Waiting {
@@ -125,9 +122,6 @@ pub(super) async fn write_batches(writer: Writer, mut waiting: mpsc::Receiver<Wa
 
 async fn write(writer: &Writer, entries: &[&Entry]) -> Result<(), StoreError> {
     let mut change = writer.begin().await?;
-    if writer.engine == Engine::Postgres {
-        sqlx::raw_sql(LOCK).execute(&mut *change).await?;
-    }
     insert(&mut change, entries).await?;
     Ok(change.commit().await?)
 }

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod development;
 
-use common::{Case, NOW, ROOTS, platforms};
+use development::{Case, NOW, ROOTS, platforms};
 use evidence::snp::SnpEvidence;
 use verifier::snp::{self, Collateral, Vek};
 

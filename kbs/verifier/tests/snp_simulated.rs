@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod development;
 
-use common::{Case, NOW, ROOT, ROOTS, VALIDITY, crl, platforms};
+use development::{Case, NOW, ROOT, ROOTS, VALIDITY, crl, platforms};
 use evidence::{
     Tee,
     init_data::Algorithm,
