@@ -95,6 +95,36 @@ impl<R> std::ops::Deref for Allowed<R> {
     }
 }
 
+/// Output that a host asks for: shown to it, or taken from the process and dropped.
+#[derive(Debug)]
+pub enum Output {
+    /// The policy shows it.
+    Shown(Allowed<agent::ReadStreamRequest>),
+    /// The policy hides it.
+    Hidden(Drain),
+}
+
+/// Leave to take output that nobody sees, so that the process does not wait for a reader for ever.
+/// Only [`Gate::admit_read`] makes one.
+#[derive(Debug)]
+pub struct Drain {
+    request: agent::ReadStreamRequest,
+}
+
+impl Drain {
+    /// The container whose output it is.
+    #[must_use]
+    pub fn container_id(&self) -> &str {
+        &self.request.container_id
+    }
+
+    /// The process in it; empty or the container's id for the first one.
+    #[must_use]
+    pub fn exec_id(&self) -> &str {
+        &self.request.exec_id
+    }
+}
+
 /// Holds the policy in force.
 #[derive(Debug)]
 pub struct Gate {
@@ -121,6 +151,14 @@ impl Gate {
         Ok(Self {
             policy: RwLock::new(Arc::new(policy)),
         })
+    }
+
+    /// Asks the policy about output. A refusal hides the output and stops no process.
+    pub fn admit_read(&self, request: agent::ReadStreamRequest) -> Output {
+        match self.admit(request.clone()) {
+            Ok(request) => Output::Shown(request),
+            Err(_) => Output::Hidden(Drain { request }),
+        }
     }
 
     /// Asks the policy.
@@ -193,6 +231,22 @@ mod tests {
             code(tee.admit(SetPolicyRequest::new())),
             ErrorCode::PolicyDenied
         );
+    }
+
+    #[test]
+    fn output_that_the_policy_does_not_show_is_only_drained() {
+        let mut request = agent::ReadStreamRequest::new();
+        request.container_id = "c".to_owned();
+        let plain = Gate::new(None, None).unwrap();
+        assert!(matches!(
+            plain.admit_read(request.clone()),
+            Output::Shown(_)
+        ));
+        let tee = Gate::new(Some(Tee::Sample), None).unwrap();
+        let Output::Hidden(drain) = tee.admit_read(request) else {
+            panic!("a guest in a TEE without a policy shows nothing");
+        };
+        assert_eq!((drain.container_id(), drain.exec_id()), ("c", ""));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
 use crate::fault::{OrFail, unimplemented};
-use crate::gate::Allowed;
+use crate::gate::{Allowed, Drain};
 use crate::guest;
 use crate::host::Events;
 use crate::image::Images;
@@ -243,13 +243,8 @@ impl Sandbox {
     /// # Errors
     ///
     /// As [`Sandbox::read_output`].
-    pub async fn discard_output(
-        &self,
-        kind: OutputKind,
-        container_id: &str,
-        exec_id: &str,
-    ) -> Result<(), GuestError> {
-        self.read(kind, container_id, exec_id, u32::MAX)
+    pub async fn discard_output(&self, kind: OutputKind, drain: Drain) -> Result<(), GuestError> {
+        self.read(kind, drain.container_id(), drain.exec_id(), u32::MAX)
             .await
             .map(drop)
     }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::fault::{OrFail, unimplemented};
-use crate::gate::{Gate, Gated};
+use crate::gate::{Gate, Gated, Output};
 use crate::metrics::Scrapes;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
@@ -119,11 +119,12 @@ impl Agent {
         kind: OutputKind,
         request: agent::ReadStreamRequest,
     ) -> ttrpc::Result<agent::ReadStreamResponse> {
-        let (container, exec) = (request.container_id.clone(), request.exec_id.clone());
         let mut response = agent::ReadStreamResponse::new();
-        match self.gate.admit(request) {
-            Ok(request) => response.data = self.sandbox.read_output(kind, request).await?,
-            Err(_) => self.sandbox.discard_output(kind, &container, &exec).await?,
+        match self.gate.admit_read(request) {
+            Output::Shown(request) => {
+                response.data = self.sandbox.read_output(kind, request).await?;
+            }
+            Output::Hidden(drain) => self.sandbox.discard_output(kind, drain).await?,
         }
         Ok(response)
     }
@@ -321,9 +322,9 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::GetMetricsRequest,
     ) -> ttrpc::Result<agent::Metrics> {
-        self.gate.admit(request)?;
+        let request = self.gate.admit(request)?;
         Ok(agent::Metrics {
-            metrics: self.scrapes.scrape(),
+            metrics: self.scrapes.scrape(&request),
             ..Default::default()
         })
     }

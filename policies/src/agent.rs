@@ -90,12 +90,6 @@ impl AgentPolicy {
         })
     }
 
-    /// Whether the policy lets denied requests pass.
-    #[must_use]
-    pub fn allows_failures(&self) -> bool {
-        self.allow_failures
-    }
-
     /// Decides about one request.
     ///
     /// `endpoint` is the name of the request's message, for example `CreateContainerRequest`, and
@@ -265,7 +259,6 @@ mod tests {
             assert!(allowed(&all, endpoint, json!({})), "{endpoint}");
             assert!(!allowed(&none, endpoint, json!({})), "{endpoint}");
         }
-        assert!(!none.allows_failures());
     }
 
     #[test]

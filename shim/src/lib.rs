@@ -1,4 +1,4 @@
-//! The containerd shim, the cloister command line and the guest-pull snapshotter.
+//! The containerd shim and the cloister command line.
 //!
 //! ```text
 //!   bootstrap ─► task ─► sandbox ─► hypervisor::Vm

@@ -1,8 +1,5 @@
 //! How much either side takes from the other.
 
-/// One ttRPC message, in bytes. This is the protocol's own limit as containerd's ttrpc has it.
-pub const MAX_TTRPC_MESSAGE: usize = 4 * 1024 * 1024;
-
 /// One line on the host port with its line feed, in bytes.
 pub const MAX_HOST_LINE: usize = 1024;
 

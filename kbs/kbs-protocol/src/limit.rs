@@ -21,14 +21,8 @@ pub const ERROR_BODY_BYTES: usize = 64 * 1024;
 /// Bytes of a token in its compact form; a header line must hold it.
 pub const TOKEN_BYTES: usize = 96 * 1024;
 
-/// Bytes of the init-data's plain text.
-pub const INIT_DATA_BYTES: usize = 1024 * 1024;
-
 /// Characters of a nonce; Trustee's has 44.
 pub const NONCE_CHARS: usize = 4096;
-
-/// Characters of a TEE's name.
-pub const TEE_CHARS: usize = 32;
 
 /// Characters of one segment of a resource's path.
 pub const SEGMENT_CHARS: usize = 128;

@@ -25,5 +25,5 @@ pub mod vsock;
 
 pub use spec::{Accel, CheckedSpec, Disk, Machine, SharedFs, SpecError, VmSpec, Vsock};
 pub use supervise::{Cause, Exit, Status};
-pub use vm::{BootError, Hotplug, Timings, Vm};
+pub use vm::{BootError, Timings, Vm};
 pub use vsock::{Incoming, VsockStream};

@@ -87,9 +87,6 @@ pub struct Timings {
     pub running: Duration,
 }
 
-/// Adding devices to a running VM: an ability that a VM may have.
-pub trait Hotplug: Send + Sync {}
-
 /// A running VM. Dropping it kills and reaps QEMU.
 #[derive(Debug)]
 pub struct Vm {
@@ -178,18 +175,6 @@ impl Vm {
     #[must_use]
     pub fn accel(&self) -> Resolved {
         self.qemu.accel
-    }
-
-    /// QEMU's version.
-    #[must_use]
-    pub fn qemu_version(&self) -> Version {
-        self.qemu.version
-    }
-
-    /// Adding devices, where the VM can.
-    #[must_use]
-    pub fn hotplug(&self) -> Option<&dyn Hotplug> {
-        None
     }
 
     /// Waits up to `grace` for the end of a VM whose guest was asked to power off (by its agent:

@@ -45,8 +45,8 @@ fn a_kill_at_any_moment_leaves_nothing_behind() {
     let before = stage.containerd.leftovers();
 
     for round in 0..ROUNDS {
-        let victim = [Victim::Vmm, Victim::Shim, Victim::Containerd]
-            [usize::try_from(random.below(3)).unwrap()];
+        let victim =
+            [Victim::Vmm, Victim::Shim, Victim::Containerd][usize::try_from(round % 3).unwrap()];
         let moment = Duration::from_millis(random.below(SPAN_MS));
         println!("round {round}: {victim:?} after {moment:?}");
         let id = format!("r{round}");

@@ -76,10 +76,9 @@ pub fn body(text: &str) -> &str {
     let end = text
         .match_indices("#[cfg(test)]")
         .find(|(at, found)| {
-            text[at + found.len()..]
-                .trim_start()
-                .trim_start_matches("pub ")
-                .starts_with("mod ")
+            let rest = text[at + found.len()..].trim_start();
+            let line = rest.lines().next().unwrap_or_default();
+            line.trim_start_matches("pub ").starts_with("mod ") && line.ends_with('{')
         })
         .map_or(text.len(), |(at, _)| at);
     &text[..end]
