@@ -145,7 +145,8 @@ impl Broker {
     /// every release until there is one that it can.
     pub(crate) async fn refresh(&self) -> Result<(), OpenError> {
         let _turn = self.refreshing.lock().await;
-        if self.store.counters().await? == self.rules.load().counters {
+        let counters = self.store.counters().await?;
+        if counters == self.rules.load().counters {
             return Ok(());
         }
         match Rules::load(&self.store).await {
@@ -160,7 +161,8 @@ impl Broker {
                     appraisal: AppraisalPolicy::from_rego(appraisal::DEFAULT)?,
                     references: ReferenceValues::default(),
                     versions: Versions::default(),
-                    counters: Counters::new(),
+                    // Nothing is gained by reading it again before it changes.
+                    counters,
                 });
                 Err(error.into())
             }

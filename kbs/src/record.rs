@@ -69,7 +69,7 @@ pub struct Entry {
     pub result: Outcome,
     /// What a refused guest was given; empty elsewhere.
     pub ticket: String,
-    /// SHA-256 of the evidence in hex; empty where there is none.
+    /// SHA-256 in hex of the evidence as JSON without blanks; empty where there is none.
     pub evidence: String,
     /// By which policies and reference values.
     pub versions: Versions,

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 
 use super::Connection;
-use crate::record::{Entry, Kind, Outcome, Search, from_word, word};
+use crate::record::{Entry, Kind, Outcome, Search, from_word};
 
 /// Entries that `list` shows unless told.
 const LISTED: i64 = 100;
@@ -63,7 +63,7 @@ impl Record {
             limit: filter.limit.or((!all).then_some(LISTED)),
         };
         loop {
-            let path = format!("record?{}", query(&search));
+            let path = format!("record?{}", serde_urlencoded::to_string(&search)?);
             let answer = connection.ask(Method::GET, &path, "").await?;
             let page: Vec<Entry> = serde_json::from_slice(&answer).context("read the answer")?;
             for entry in &page {
@@ -75,38 +75,6 @@ impl Record {
             }
         }
     }
-}
-
-fn query(search: &Search) -> String {
-    let number = |value: Option<i64>| value.map(|value| value.to_string());
-    let parts = [
-        ("since", search.since.clone()),
-        ("until", search.until.clone()),
-        ("kind", search.kind.as_ref().map(word)),
-        ("subject", search.subject.clone()),
-        ("resource", search.resource.clone()),
-        ("result", search.result.as_ref().map(word)),
-        ("after", number(search.after)),
-        ("limit", number(search.limit)),
-    ];
-    let pair = |(name, value): (&str, Option<String>)| Some(format!("{name}={}", escape(&value?)));
-    parts
-        .into_iter()
-        .filter_map(pair)
-        .collect::<Vec<_>>()
-        .join("&")
-}
-
-/// RFC 3986, section 2.1, for all but its unreserved characters.
-fn escape(text: &str) -> String {
-    let one = |byte: u8| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            char::from(byte).to_string()
-        } else {
-            format!("%{byte:02X}")
-        }
-    };
-    text.bytes().map(one).collect()
 }
 
 fn from_text<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {

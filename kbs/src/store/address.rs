@@ -1,8 +1,9 @@
 //! Where the store is, and what differs between the two databases.
 
-use std::{fmt::Write, os::unix::ffi::OsStrExt, path::Path, str::FromStr};
+use std::{path::Path, str::FromStr};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::StoreError;
@@ -49,19 +50,11 @@ impl Address {
     pub(crate) fn file(path: &Path) -> Result<Self, StoreError> {
         let path =
             std::path::absolute(path).map_err(|error| StoreError::Address(error.to_string()))?;
-        let mut url = "sqlite://".to_owned();
-        for byte in path.as_os_str().as_bytes() {
-            if byte.is_ascii_alphanumeric() || b"/-_.".contains(byte) {
-                url.push(char::from(*byte));
-            } else {
-                // A `String` takes any text.
-                let _ = write!(url, "%{byte:02X}");
-            }
-        }
-        url.push_str("?mode=rwc");
+        let file = Url::from_file_path(&path)
+            .map_err(|()| StoreError::Address(format!("{} is no file's path", path.display())))?;
         Ok(Self {
             engine: Engine::Sqlite,
-            url: Zeroizing::new(url),
+            url: Zeroizing::new(format!("sqlite://{}?mode=rwc", file.path())),
         })
     }
 
@@ -101,6 +94,16 @@ impl Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_may_have_any_characters() {
+        let path = Path::new("/a b/100%/what?/#1/é.sqlite");
+        let url = Address::file(path).ok().unwrap().url;
+        assert_eq!(
+            *url,
+            "sqlite:///a%20b/100%25/what%3F/%231/%C3%A9.sqlite?mode=rwc"
+        );
+    }
 
     #[test]
     fn a_server_elsewhere_needs_tls_and_no_error_tells_the_password() {

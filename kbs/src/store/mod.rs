@@ -31,16 +31,16 @@ const CONNECTIONS: u32 = 4;
 /// How long a request waits for a connection: shorter than its own time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Brokers on one server write one after the other, as those on one file do: a reader of the record
+/// who has seen a number has then seen all the smaller ones.
+const WRITE_LOCK: &str = "SELECT pg_advisory_xact_lock(7105882332)";
+
 /// The side that writes. SQLite has one writer at a time, so there is one connection for it.
 #[derive(Clone)]
 struct Writer {
     pool: AnyPool,
     engine: Engine,
 }
-
-/// Brokers on one server write one after the other, as those on one file do: a reader of the record
-/// who has seen a number has then seen all the smaller ones.
-const WRITE_LOCK: &str = "SELECT pg_advisory_xact_lock(7105882332)";
 
 impl Writer {
     async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {

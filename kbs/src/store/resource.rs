@@ -186,14 +186,24 @@ impl Store {
     }
 
     /// Wraps some data keys anew that an older master key wraps, and gives how many. Contents stay
-    /// as they are, and readers see one wrapping or the other.
+    /// as they are, and readers see one wrapping or the other. What a key wraps that is not known here
+    /// stays as it is: [`KeyStatus`] tells of it.
     pub(crate) async fn rewrap(&self) -> Result<usize, StoreError> {
+        let newest = self.keys.newest();
+        let mut wrapped = 0;
+        for old in self.keys.known().iter().filter(|id| **id != newest) {
+            wrapped += self.rewrap_from(old).await?;
+        }
+        Ok(wrapped)
+    }
+
+    async fn rewrap_from(&self, master: &str) -> Result<usize, StoreError> {
         let rows = sqlx::query(
             "SELECT path, version, wrapped, master FROM resource_version
-             WHERE tenant = $1 AND master <> $2 LIMIT $3",
+             WHERE tenant = $1 AND master = $2 LIMIT $3",
         )
         .bind(TENANT)
-        .bind(self.keys.newest())
+        .bind(master)
         .bind(REWRAPPED)
         .fetch_all(&self.read)
         .await?;
