@@ -1,8 +1,8 @@
 //! A policy parsed and analysed once, and evaluated often.
 //!
 //! [`regorus::Engine`] shares the parsed modules between copies, and a [`Pool`] uses the copies again,
-//! so a decision costs an evaluation, and decisions do not wait for one another. `print` is gathered, never written to a
-//! console that the host reads. Time and sizes are bounded.
+//! so a decision costs an evaluation, and decisions do not wait for one another. `print` is gathered,
+//! never written to a console that the host reads. Time and sizes are bounded.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},

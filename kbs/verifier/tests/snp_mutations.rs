@@ -5,9 +5,9 @@
 
 mod development;
 
-use development::{Case, NOW, ROOTS, platforms};
+use development::{Case, ROOTS, platforms};
 use evidence::snp::SnpEvidence;
-use verifier::snp::{self, Collateral, Vek};
+use verifier::snp::{self, Vek};
 
 const EACH: usize = 25_000;
 
@@ -42,7 +42,7 @@ fn json(seed: u64, mutate: fn(&mut Random, &mut Vec<u8>)) {
         let Ok(sent) = serde_json::from_slice(&text) else {
             continue;
         };
-        let verdict = snp::parse(&ROOTS, &sent).and_then(|evidence| case.judge(&evidence));
+        let verdict = snp::parse(&ROOTS, &sent).and_then(|evidence| case.judge(&evidence, None));
         if let Ok(claims) = verdict {
             assert_eq!(claims, case.verify().unwrap());
         }
@@ -102,7 +102,7 @@ fn raw(seed: u64) {
         let Ok(changed) = SnpEvidence::new(&bytes, certificates) else {
             continue;
         };
-        if let Ok(claims) = case.judge(&changed) {
+        if let Ok(claims) = case.judge(&changed, None) {
             let before = evidence.certificates()[0].data.iter();
             let after = changed.certificates()[0].data.iter();
             let at = before
@@ -112,18 +112,7 @@ fn raw(seed: u64) {
         }
         let product = case.chip.generation.product();
         let vek = Vek::from_evidence(&ROOTS, product, evidence).unwrap();
-        let collateral = Collateral {
-            vek: Some(&vek),
-            crls: &case.crls,
-        };
-        let verdict = snp::verify(
-            &changed,
-            &ROOTS,
-            collateral,
-            &case.rules,
-            &case.bindings,
-            NOW,
-        );
+        let verdict = case.judge(&changed, Some(&vek));
         assert!(verdict.is_err() || bytes == evidence.bytes());
     }
 }

@@ -165,24 +165,13 @@ fn each_signed_bit_counts() {
     let case = Case::new(3, Generation::Milan);
     let evidence = case.evidence();
     let vek = Vek::from_evidence(&ROOTS, Product::Milan, &evidence).unwrap();
-    let collateral = Collateral {
-        vek: Some(&vek),
-        crls: &case.crls,
-    };
     for at in 0..SIGNED_BYTES {
         let mut bytes = *evidence.bytes();
         bytes[at] ^= 1 << (at % 8);
         let Ok(changed) = SnpEvidence::new(&bytes, Vec::new()) else {
             continue;
         };
-        let verdict = snp::verify(
-            &changed,
-            &ROOTS,
-            collateral,
-            &case.rules,
-            &case.bindings,
-            NOW,
-        );
+        let verdict = case.judge(&changed, Some(&vek));
         assert!(verdict.is_err(), "byte {at}");
     }
 }
@@ -239,8 +228,11 @@ fn certificates_beside_the_report_are_checked() {
     let case = Case::new(3, Generation::Milan);
     let evidence = case.evidence();
     let with = |certificates| {
-        case.judge(&SnpEvidence::new(evidence.bytes(), certificates).unwrap())
-            .map_err(|failure| failure.to_string())
+        case.judge(
+            &SnpEvidence::new(evidence.bytes(), certificates).unwrap(),
+            None,
+        )
+        .map_err(|failure| failure.to_string())
     };
     let key = evidence.certificates()[0].clone();
     let [ark, ask, asvk] = ROOT.certificates().map(<[u8]>::to_vec);

@@ -1,10 +1,10 @@
 //! A pod whose guest has no room left: the next container is refused by name, and what runs runs on.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use support::image::{BUSYBOX, Recipe};
+use support::image::Recipe;
 use support::need;
 use support::pod::Pod;
-use support::stage::{START, Stage};
+use support::stage::{START, Stage, TOOLS};
 
 /// Fills the guest's file system with one file, then with empty ones, as far as the kernel lets.
 const FILL: &str = "dd if=/dev/zero of=/fill bs=1048576 2>/dev/null; \
@@ -14,14 +14,7 @@ const FILL: &str = "dd if=/dev/zero of=/fill bs=1048576 2>/dev/null; \
 
 #[test]
 fn a_container_that_finds_no_room_is_refused_by_name() {
-    if !need(&[
-        "containerd",
-        "ctr",
-        "docker-registry",
-        "skopeo",
-        "qemu-system-x86_64",
-        BUSYBOX,
-    ]) {
+    if !need(&TOOLS) {
         return;
     }
     let stage = Stage::plain().unwrap();

@@ -12,7 +12,7 @@ use evidence::{
 };
 use verifier::{
     Bindings, Claims, Failure,
-    snp::{self, Collateral, Crl, Roots, Rules},
+    snp::{self, Collateral, Crl, Roots, Rules, Vek},
 };
 
 pub(crate) const NOW: u64 = 1_790_000_000;
@@ -79,12 +79,16 @@ impl Case {
 
     pub(crate) fn verify(&self) -> Result<Claims, Failure> {
         let sent = serde_json::to_value(self.evidence()).unwrap();
-        self.judge(&snp::parse(&ROOTS, &sent)?)
+        self.judge(&snp::parse(&ROOTS, &sent)?, None)
     }
 
-    pub(crate) fn judge(&self, evidence: &SnpEvidence) -> Result<Claims, Failure> {
+    pub(crate) fn judge(
+        &self,
+        evidence: &SnpEvidence,
+        vek: Option<&Vek>,
+    ) -> Result<Claims, Failure> {
         let collateral = Collateral {
-            vek: None,
+            vek,
             crls: &self.crls,
         };
         snp::verify(
