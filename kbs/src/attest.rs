@@ -6,14 +6,18 @@ use evidence::init_data::InitData;
 use kbs_protocol::{
     AttestRequest, AuthRequest, AuthResponse, ErrorKind, VERSION, limit, report_data,
 };
-use policies::release::Reason;
+use policies::{
+    appraisal::{AppraisalPolicy, ReferenceValues},
+    release::Reason,
+    scopes::Selector,
+};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256, Sha384};
 use verifier::{Bindings, Explanation};
 
 use crate::{
-    broker::{Broker, Rules, guest},
-    record::{Entry, Kind, Outcome},
+    broker::{Broker, guest},
+    record::{Entry, Kind, Outcome, Versions},
     refusal::Refusal,
     session::{Challenge, SessionError},
 };
@@ -61,8 +65,16 @@ pub(crate) async fn attest(
         .challenges
         .open(cookie, now)
         .map_err(refuse_session)?;
-    let rules = broker.rules.load();
-    let entry = entry(&challenge, &request).by(rules.versions);
+    let selector = Selector::default();
+    let (policy, version) = broker.rules.appraisal_for(&selector).await?;
+    let (references, reference_version) = broker.rules.references(now);
+    let rules = Rules { policy, references };
+    let entry = entry(&challenge, &request).by(Versions {
+        policy: selector.to_string(),
+        appraisal: version,
+        references: reference_version,
+        ..Versions::default()
+    });
     match judge(broker, &rules, &challenge, &request, now) {
         Ok(token) => {
             broker.keep(entry).await?;
@@ -88,6 +100,12 @@ fn entry(challenge: &Challenge, request: &AttestRequest) -> Entry {
         challenge.tee.clone(),
     )
     .on(digest)
+}
+
+/// By what one piece of evidence is appraised.
+struct Rules {
+    policy: Arc<AppraisalPolicy>,
+    references: ReferenceValues,
 }
 
 /// Why there is no token.
@@ -139,7 +157,7 @@ fn judge(
         .map_err(|failure| Verdict::Denied(reason(failure.explain())))?;
     let annotated = annotate(&claims, request, init_data.as_ref());
     let appraisal = rules
-        .appraisal
+        .policy
         .appraise(&annotated, &rules.references)
         .map_err(|error| {
             tracing::error!(%error, "the appraisal policy failed");

@@ -1,39 +1,24 @@
-//! The broker's state: keys, policies as they are now, and the store.
+//! The broker's state: its keys, the rules that it decides by, and the store.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use evidence::Tee;
 use kbs_protocol::{ErrorKind, TeePubKey};
-use policies::{
-    PolicyError,
-    appraisal::{self, AppraisalPolicy, ReferenceValues},
-    release::{self, ReleasePolicy},
-};
-
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::{
     admin::{AdminError, AdminKeys},
     config::{self, Config},
     master::{KeyRing, Source},
-    record::{Entry, Versions},
+    record::Entry,
     refusal::Refusal,
+    rules::{RuleError, Rules},
     seal::{KeyFileError, Sealer},
     session::Challenges,
-    store::{Address, Counters, REFERENCES, Store, StoreError},
+    store::{Address, Store, StoreError},
     token::{TokenError, TokenSigner},
 };
-
-/// The id of the release policy; Trustee's.
-pub(crate) const RELEASE_POLICY: &str = "resource-policy";
-/// The id of the appraisal policy of CPUs; Trustee's.
-pub(crate) const APPRAISAL_POLICY: &str = "default_cpu";
 
 /// Bytes of a guest's key's digest in the record.
 const SUBJECT_BYTES: usize = 16;
@@ -48,44 +33,8 @@ pub struct Broker {
     pub(crate) signer: TokenSigner,
     pub(crate) admins: AdminKeys,
     pub(crate) store: Store,
-    pub(crate) rules: Current<Rules>,
+    pub(crate) rules: Rules,
     pub(crate) retention: config::Record,
-    refreshing: Mutex<()>,
-}
-
-/// By what is decided: one state of the store, so that a decision names its versions.
-pub(crate) struct Rules {
-    pub(crate) release: ReleasePolicy,
-    pub(crate) appraisal: AppraisalPolicy,
-    pub(crate) references: ReferenceValues,
-    pub(crate) versions: Versions,
-    counters: Counters,
-}
-
-impl Rules {
-    async fn load(store: &Store) -> Result<Self, OpenError> {
-        // The counters come first: what is changed after them is seen at the next look.
-        let counters = store.counters().await?;
-        let (release, release_text) = newest(store, RELEASE_POLICY, release::DEFAULT).await?;
-        let (appraisal, appraisal_text) =
-            newest(store, APPRAISAL_POLICY, appraisal::DEFAULT).await?;
-        Ok(Self {
-            release: ReleasePolicy::from_rego(&release_text)?,
-            appraisal: AppraisalPolicy::from_rego(&appraisal_text)?,
-            references: Arc::new(store.reference_values().await?),
-            versions: Versions {
-                release,
-                appraisal,
-                references: counters.get(REFERENCES).copied().unwrap_or(0),
-            },
-            counters,
-        })
-    }
-}
-
-async fn newest(store: &Store, id: &str, built_in: &str) -> Result<(i64, String), StoreError> {
-    let stored = store.policy(id).await?;
-    Ok(stored.unwrap_or_else(|| (0, built_in.to_owned())))
 }
 
 /// How the record names a guest: by its key, which ties its releases to its attestation.
@@ -134,40 +83,10 @@ impl Broker {
                 config.token_lifetime(),
             )?,
             admins: AdminKeys::read(&config.admin.public_keys, &config.admin.roles)?,
-            rules: Current::new(Rules::load(&store).await?),
+            rules: Rules::open(store.clone()).await?,
             store,
             retention: config.record.clone(),
-            refreshing: Mutex::new(()),
         })
-    }
-
-    /// Decides by what is in the store now. A policy in it that this program cannot read stops
-    /// every release until there is one that it can.
-    pub(crate) async fn refresh(&self) -> Result<(), OpenError> {
-        let _turn = self.refreshing.lock().await;
-        let counters = self.store.counters().await?;
-        if counters == self.rules.load().counters {
-            return Ok(());
-        }
-        match Rules::load(&self.store).await {
-            Ok(rules) => {
-                tracing::info!(versions = ?rules.versions, "policies and reference values changed");
-                self.rules.replace(rules);
-                Ok(())
-            }
-            Err(OpenError::Policy(error)) => {
-                self.rules.replace(Rules {
-                    release: ReleasePolicy::from_rego(release::DENY_ALL)?,
-                    appraisal: AppraisalPolicy::from_rego(appraisal::DEFAULT)?,
-                    references: ReferenceValues::default(),
-                    versions: Versions::default(),
-                    // Nothing is gained by reading it again before it changes.
-                    counters,
-                });
-                Err(error.into())
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Puts a decision on the record; what is not on it is not answered.
@@ -225,23 +144,6 @@ async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
     Ok(Store::open(&address, Arc::new(keys)).await?)
 }
 
-/// A value that an administrator may replace while requests read it.
-pub(crate) struct Current<T>(RwLock<Arc<T>>);
-
-impl<T> Current<T> {
-    fn new(value: T) -> Self {
-        Self(RwLock::new(Arc::new(value)))
-    }
-
-    pub(crate) fn load(&self) -> Arc<T> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(crate) fn replace(&self, value: T) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
-    }
-}
-
 /// The broker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -262,7 +164,7 @@ pub enum OpenError {
     /// The administrators' keys.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// A stored policy that no longer compiles.
-    #[error("a stored policy: {0}")]
-    Policy(#[from] PolicyError),
+    /// Policies and reference values.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
 }

@@ -41,9 +41,12 @@ pub enum Outcome {
     Deleted,
 }
 
-/// By which versions was decided; 0 is what is built in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// By which versions was decided; 0 is what is built in, or was not asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
+    /// The id of the policy that decided; empty where none did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy: String,
     /// Of the release policy.
     pub release: i64,
     /// Of the appraisal policy.

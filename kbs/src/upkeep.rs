@@ -19,7 +19,7 @@ pub(crate) async fn run(broker: Arc<Broker>) {
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for round in 0_u32.. {
         looks.tick().await;
-        if let Err(error) = broker.refresh().await {
+        if let Err(error) = broker.rules.refresh().await {
             tracing::error!(%error, "changes of the store cannot be read");
         }
         broker.store.reload_keys();

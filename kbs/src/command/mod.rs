@@ -1,17 +1,28 @@
 //! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
 
 mod client;
+mod explain;
 mod init;
 mod key;
-mod owner;
+mod policy;
 mod record;
+mod reference;
+mod resource;
 mod serve;
+mod token;
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 pub use client::Connection;
+use kbs_protocol::limit::RESOURCE_BYTES;
+use zeroize::Zeroizing;
 
 /// The key broker of Cloister: verifies guests, and releases secrets by the owner's policy.
 #[derive(Debug, Parser)]
@@ -36,14 +47,21 @@ enum Verb {
         #[command(flatten)]
         connection: Connection,
         #[command(subcommand)]
-        verb: owner::Resource,
+        verb: resource::Resource,
     },
-    /// Set, show and make policies.
+    /// Set, read, list, delete and make policies.
     Policy {
         #[command(flatten)]
         connection: Connection,
         #[command(subcommand)]
-        verb: owner::Policy,
+        verb: policy::Policy,
+    },
+    /// Register, list and withdraw reference values.
+    Reference {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        verb: reference::Reference,
     },
     /// Say why a guest was refused.
     Explain {
@@ -70,7 +88,7 @@ enum Verb {
         verb: key::Key,
     },
     /// Make an administrator's token from a private key.
-    Token(owner::Token),
+    Token(token::Token),
 }
 
 impl Command {
@@ -84,14 +102,35 @@ impl Command {
             Verb::Serve { config } => serve::run(&config).await,
             Verb::Resource { connection, verb } => verb.run(&connection).await,
             Verb::Policy { connection, verb } => verb.run(&connection).await,
+            Verb::Reference { connection, verb } => verb.run(&connection).await,
             Verb::Explain {
                 connection,
                 ticket,
                 json,
-            } => owner::explain(&connection, &ticket, json).await,
+            } => explain::explain(&connection, &ticket, json).await,
             Verb::Record { connection, verb } => verb.run(&connection).await,
             Verb::Key { connection, verb } => verb.run(&connection).await,
             Verb::Token(token) => token.run(),
         }
     }
+}
+
+/// A file, or standard input, of no more bytes than a resource has.
+fn read_capped(path: Option<&Path>) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let source: Box<dyn Read> = match path {
+        Some(path) => {
+            Box::new(fs::File::open(path).with_context(|| format!("read {}", path.display()))?)
+        }
+        None => Box::new(io::stdin()),
+    };
+    let cap = u64::try_from(RESOURCE_BYTES).unwrap_or(u64::MAX);
+    let mut bytes = Zeroizing::new(Vec::new());
+    source
+        .take(cap + 1)
+        .read_to_end(&mut bytes)
+        .context("read the file")?;
+    if bytes.len() > RESOURCE_BYTES {
+        anyhow::bail!("larger than {RESOURCE_BYTES} bytes");
+    }
+    Ok(bytes)
 }

@@ -19,7 +19,7 @@ use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
     broker::{Broker, guest},
-    record::{Entry, Kind, Outcome},
+    record::{Entry, Kind, Outcome, Versions},
     refusal::Refusal,
 };
 
@@ -85,30 +85,27 @@ pub(super) async fn resource(
         resource_path: &path.segments(),
         query,
     };
-    let rules = broker.rules.load();
+    let (policy, scope, version) = broker.rules.release_for(&path).await?;
     let who = guest(&claims.tee_pubkey);
-    let mut entry =
-        Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(rules.versions);
-    let decision = rules
-        .release
-        .decide(&claims.claims, &asked)
-        .map_err(|error| {
-            tracing::error!(%error, "the release policy failed");
-            Refusal::new(
-                ErrorKind::PolicyEngineError,
-                "the release policy failed: its owner finds the cause in the broker's log",
-            )
-        })?;
+    let versions = Versions {
+        policy: scope,
+        release: version,
+        ..Versions::default()
+    };
+    let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(versions);
+    let decision = policy.decide(&claims.claims, &asked).map_err(|error| {
+        tracing::error!(%error, "the release policy failed");
+        Refusal::new(
+            ErrorKind::PolicyEngineError,
+            "the release policy failed: its owner finds the cause in the broker's log",
+        )
+    })?;
     if !decision.allowed {
         let ticket = broker.deny(entry.denied(decision.reasons)).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
-    let secret = broker
-        .store
-        .resource(&path)
-        .await
-        .map_err(super::owner::storage)?;
+    let secret = broker.store.resource(&path).await.map_err(super::storage)?;
     if secret.is_none() {
         entry.result = Outcome::Absent;
     }
