@@ -1,12 +1,10 @@
 //! The broker's state: keys, policies as they are now, and the store.
 
 use std::{
-    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use evidence::Tee;
 use kbs_protocol::{ErrorKind, TeePubKey};
 use policies::{
     PolicyError,
@@ -28,6 +26,7 @@ use crate::{
     session::Challenges,
     store::{Address, Counters, REFERENCES, Store, StoreError},
     token::{TokenError, TokenSigner},
+    verify::{RootError, Verifiers},
 };
 
 /// The id of the release policy; Trustee's.
@@ -40,7 +39,7 @@ const SUBJECT_BYTES: usize = 16;
 
 /// All that handlers share.
 pub struct Broker {
-    pub(crate) accepted: BTreeSet<Tee>,
+    pub(crate) verifiers: Verifiers,
     pub(crate) challenges: Challenges,
     pub(crate) challenge_seconds: u32,
     pub(crate) token_seconds: u32,
@@ -99,9 +98,7 @@ pub(crate) fn guest(key: &TeePubKey) -> String {
 
 impl std::fmt::Debug for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker")
-            .field("accepted", &self.accepted)
-            .finish_non_exhaustive()
+        f.debug_struct("Broker").finish_non_exhaustive()
     }
 }
 
@@ -123,7 +120,7 @@ impl Broker {
             None => Sealer::ephemeral(),
         };
         Ok(Self {
-            accepted: config.attestation.accept.clone(),
+            verifiers: Verifiers::read(&config.attestation)?,
             challenges: Challenges::new(challenge_key, config.challenge_lifetime()),
             challenge_seconds: config.attestation.challenge_seconds,
             token_seconds: config.token.lifetime_seconds,
@@ -256,6 +253,9 @@ pub enum OpenError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The roots of evidence.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The token's key.
     #[error(transparent)]
     Token(#[from] TokenError),

@@ -30,9 +30,11 @@ mod session;
 mod store;
 pub mod token;
 mod upkeep;
+mod verify;
 
 pub use broker::{Broker, OpenError};
 pub use denial::Denial;
 pub use record::{Entry, Kind, Outcome, Search, Versions};
 pub use server::{ServeError, Server};
 pub use store::{KeyStatus, Metadata};
+pub use verify::RootError;
