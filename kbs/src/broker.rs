@@ -1,8 +1,7 @@
 //! The broker's state: its keys, the rules that it decides by, and the store.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
-use evidence::Tee;
 use kbs_protocol::{ErrorKind, TeePubKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -18,6 +17,7 @@ use crate::{
     session::Challenges,
     store::{Address, Store, StoreError},
     token::{TokenError, TokenSigner},
+    verify::{RootError, Verifiers},
 };
 
 /// Bytes of a guest's key's digest in the record.
@@ -25,7 +25,7 @@ const SUBJECT_BYTES: usize = 16;
 
 /// All that handlers share.
 pub struct Broker {
-    pub(crate) accepted: BTreeSet<Tee>,
+    pub(crate) verifiers: Verifiers,
     pub(crate) challenges: Challenges,
     pub(crate) challenge_seconds: u32,
     pub(crate) token_seconds: u32,
@@ -48,9 +48,7 @@ pub(crate) fn guest(key: &TeePubKey) -> String {
 
 impl std::fmt::Debug for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker")
-            .field("accepted", &self.accepted)
-            .finish_non_exhaustive()
+        f.debug_struct("Broker").finish_non_exhaustive()
     }
 }
 
@@ -72,7 +70,7 @@ impl Broker {
             None => Sealer::ephemeral(),
         };
         Ok(Self {
-            accepted: config.attestation.accept.clone(),
+            verifiers: Verifiers::read(&config.attestation)?,
             challenges: Challenges::new(challenge_key, config.challenge_lifetime()),
             challenge_seconds: config.attestation.challenge_seconds,
             token_seconds: config.token.lifetime_seconds,
@@ -158,6 +156,9 @@ pub enum OpenError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The roots of evidence.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The token's key.
     #[error(transparent)]
     Token(#[from] TokenError),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use evidence::Tee;
+use evidence::{Device, Tee};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the file.
@@ -108,6 +108,9 @@ pub struct Attestation {
     /// The kinds of evidence, by name. `sample` proves nothing: it is for development.
     #[serde(default)]
     pub accept: BTreeSet<Tee>,
+    /// The devices beside the CPU whose evidence is taken. `sampledevice` proves nothing.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub accept_devices: BTreeSet<Device>,
     /// Seconds for which a challenge holds.
     #[serde(default = "five_minutes")]
     pub challenge_seconds: u32,
@@ -115,14 +118,35 @@ pub struct Attestation {
     /// one, a challenge ends with the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub challenge_key: Option<PathBuf>,
+    /// The roots of simulated evidence.
+    #[serde(default, skip_serializing_if = "Development::is_none")]
+    pub development: Development,
+}
+
+/// `[attestation.development]`: who signs simulated evidence. Whoever has its keys can make evidence
+/// that says anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Development {
+    /// ARK, ASK and ASVK in PEM, for `sim-snp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snp_root: Option<PathBuf>,
+}
+
+impl Development {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Default for Attestation {
     fn default() -> Self {
         Self {
             accept: BTreeSet::new(),
+            accept_devices: BTreeSet::new(),
             challenge_seconds: five_minutes(),
             challenge_key: None,
+            development: Development::default(),
         }
     }
 }
@@ -208,13 +232,12 @@ impl Config {
                 "[admin] needs at least one public key and one role: nothing is anonymous",
             ));
         }
-        if let Some(kind) = self
-            .attestation
-            .accept
-            .iter()
-            .find(|kind| !verifier::VERIFIED.contains(kind))
-        {
-            return Err(ConfigError::NoVerifier { kind: *kind });
+        let simulated = self.attestation.accept.contains(&Tee::SimSnp);
+        if simulated != self.attestation.development.snp_root.is_some() {
+            return Err(ConfigError::Check(
+                "attestation.accept lists `sim-snp` exactly when attestation.development has its \
+                 `snp_root`",
+            ));
         }
         Ok(())
     }
@@ -230,6 +253,7 @@ impl Config {
                 .flat_map(|t| [&mut t.certificate, &mut t.key]),
         );
         paths.extend(self.attestation.challenge_key.iter_mut());
+        paths.extend(self.attestation.development.snp_root.iter_mut());
         paths.extend(self.admin.public_keys.iter_mut());
         for path in paths {
             *path = base.join(&*path);
@@ -259,14 +283,6 @@ pub enum ConfigError {
     /// The keys do not go together.
     #[error("configuration: {0}")]
     Check(&'static str),
-    /// A kind of evidence that nothing here verifies.
-    #[error(
-        "configuration: attestation.accept lists `{kind}`, and this broker has no verifier for it"
-    )]
-    NoVerifier {
-        /// The kind.
-        kind: Tee,
-    },
 }
 
 fn default_issuer() -> String {
@@ -336,8 +352,8 @@ mod tests {
             ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
             (
                 "[admin]",
-                "[attestation]\naccept = [\"snp\"]\n[admin]",
-                "verifier",
+                "[attestation]\naccept = [\"sim-snp\"]\n[admin]",
+                "snp_root",
             ),
             (
                 "[admin]",

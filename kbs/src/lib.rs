@@ -31,6 +31,7 @@ mod session;
 mod store;
 pub mod token;
 mod upkeep;
+mod verify;
 
 pub use broker::{Broker, OpenError};
 pub use denial::Denial;
@@ -38,3 +39,4 @@ pub use record::{Entry, Kind, Outcome, Search, Versions};
 pub use rules::RuleError;
 pub use server::{ServeError, Server};
 pub use store::{KeyStatus, Metadata, PolicyVersion, ReferenceState, ReferenceVersion};
+pub use verify::RootError;

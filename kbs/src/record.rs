@@ -70,7 +70,7 @@ pub struct Entry {
     pub resource: String,
     /// How it ended.
     pub result: Outcome,
-    /// What a refused guest was given; empty elsewhere.
+    /// By what a decision is asked for later; empty where there was none to make.
     pub ticket: String,
     /// SHA-256 in hex of the evidence as JSON without blanks; empty where there is none.
     pub evidence: String,
@@ -89,21 +89,18 @@ impl Entry {
             subject,
             resource,
             result,
-            ticket: String::new(),
+            ticket: match kind {
+                Kind::Attest | Kind::Release => new_ticket(),
+                Kind::Resource | Kind::Policy | Kind::Reference => String::new(),
+            },
             evidence: String::new(),
             versions: Versions::default(),
             claims: Vec::new(),
         }
     }
 
-    /// The same as a refusal: with its reasons and a ticket.
+    /// The same as a refusal, with its reasons.
     pub(crate) fn denied(mut self, claims: Vec<Reason>) -> Self {
-        let mut random = [0; TICKET_CHARS];
-        rand::rng().fill_bytes(&mut random);
-        self.ticket = random
-            .iter()
-            .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
-            .collect();
         self.result = Outcome::Denied;
         self.claims = claims;
         self
@@ -118,6 +115,16 @@ impl Entry {
         self.evidence = evidence;
         self
     }
+}
+
+/// A text that nobody guesses.
+fn new_ticket() -> String {
+    let mut random = [0; TICKET_CHARS];
+    rand::rng().fill_bytes(&mut random);
+    random
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+        .collect()
 }
 
 /// What is looked for; an absent member is not looked at.

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod device;
 pub mod init_data;
 pub mod sample;
 #[cfg(feature = "sim")]
@@ -12,6 +13,7 @@ pub mod sim;
 pub mod snp;
 mod tee;
 
+pub use device::Device;
 pub use tee::{Tee, TeeError};
 
 /// A piece of a foreign text that is safe to print in an error.

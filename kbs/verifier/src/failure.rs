@@ -1,6 +1,6 @@
 //! Why evidence was refused, in words for the owner.
 
-use evidence::Tee;
+use evidence::{Device, Tee};
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +22,26 @@ pub enum Failure {
     Malformed {
         /// The kind.
         kind: Tee,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A device that no verifier knows.
+    #[error("there is no verifier for the device `{name}`")]
+    UnknownDevice {
+        /// What the guest said, shortened.
+        name: String,
+    },
+    /// A device that the operator did not turn on.
+    #[error("this broker does not accept the device `{device}`")]
+    DeviceNotAccepted {
+        /// The device.
+        device: Device,
+    },
+    /// A device's evidence, or the list of them, has another form.
+    #[error("the evidence of `{device}` is malformed: {detail}")]
+    DeviceMalformed {
+        /// The device, or `additional_evidence`.
+        device: &'static str,
         /// What is wrong with it.
         detail: String,
     },
@@ -63,45 +83,90 @@ impl Failure {
     /// The refusal for the owner.
     #[must_use]
     pub fn explain(&self) -> Explanation {
+        if let Self::Snp(failure) = self {
+            return failure.explain();
+        }
+        let (claim, expected, found) = self.judged();
+        Explanation {
+            claim,
+            expected,
+            found,
+            fix: self.fix(),
+        }
+    }
+
+    fn judged(&self) -> (&'static str, String, String) {
         match self {
-            Self::UnknownKind { name } => Explanation {
-                claim: "tee",
-                expected: names(),
-                found: name.clone(),
-                fix: "run the guest with a kind of TEE that this broker verifies".to_owned(),
-            },
-            Self::NotAccepted { kind } => Explanation {
-                claim: "tee",
-                expected: "a kind that `attestation.accept` lists".to_owned(),
-                found: kind.to_string(),
-                fix: format!(
-                    "run the guest in a TEE; for development only, list `{kind}` in \
-                     `attestation.accept` of the broker's configuration"
-                ),
-            },
-            Self::Malformed { detail, .. } => Explanation {
-                claim: "primary_evidence",
-                expected: "evidence in this kind's form".to_owned(),
-                found: detail.clone(),
-                fix: "let guest and broker be of versions that share a form of evidence".to_owned(),
-            },
-            Self::Snp(failure) => failure.explain(),
-            Self::ReportData { expected, found } => Explanation {
-                claim: "report_data",
-                expected: expected.clone(),
-                found: found.clone(),
-                fix: "the evidence is old, or somebody put another key into the request: attest \
-                      again, and look at who carries the guest's traffic"
-                    .to_owned(),
-            },
-            Self::InitData { bound, sent } => Explanation {
-                claim: "init_data",
-                expected: bound.clone(),
-                found: sent.clone(),
-                fix: "start the pod with the init-data that was measured: what the guest read \
-                      differs from what its launch bound"
-                    .to_owned(),
-            },
+            Self::UnknownKind { name } => ("tee", names(Tee::ALL.map(Tee::name)), name.clone()),
+            Self::NotAccepted { kind } => (
+                "tee",
+                "a kind that `attestation.accept` lists".to_owned(),
+                kind.to_string(),
+            ),
+            Self::Malformed { detail, .. } => (
+                "primary_evidence",
+                "evidence in this kind's form".to_owned(),
+                detail.clone(),
+            ),
+            Self::UnknownDevice { name } => (
+                "additional_evidence",
+                names(Device::ALL.map(Device::name)),
+                name.clone(),
+            ),
+            Self::DeviceNotAccepted { device } => (
+                "additional_evidence",
+                "a device that `attestation.accept_devices` lists".to_owned(),
+                device.to_string(),
+            ),
+            Self::DeviceMalformed { detail, .. } => (
+                "additional_evidence",
+                "a map from devices to evidence in their forms".to_owned(),
+                detail.clone(),
+            ),
+            Self::ReportData { expected, found } => {
+                ("report_data", expected.clone(), found.clone())
+            }
+            Self::InitData { bound, sent } => ("init_data", bound.clone(), sent.clone()),
+            Self::Snp(failure) => {
+                let told = failure.explain();
+                (told.claim, told.expected, told.found)
+            }
+        }
+    }
+
+    fn fix(&self) -> String {
+        match self {
+            Self::UnknownKind { .. } => {
+                "run the guest with a kind of TEE that this broker verifies".to_owned()
+            }
+            Self::NotAccepted { kind } if kind.is_hardware() => {
+                format!("list `{kind}` in `attestation.accept` of the broker's configuration")
+            }
+            Self::NotAccepted { kind } => format!(
+                "run the guest in a TEE; for development only, list `{kind}` in \
+                 `attestation.accept` of the broker's configuration"
+            ),
+            Self::Malformed { .. } | Self::DeviceMalformed { .. } => {
+                "let guest and broker be of versions that share a form of evidence".to_owned()
+            }
+            Self::UnknownDevice { .. } => {
+                "send no evidence of devices that this broker cannot verify".to_owned()
+            }
+            Self::DeviceNotAccepted { device } => format!(
+                "for development only, list `{device}` in `attestation.accept_devices` of the \
+                 broker's configuration"
+            ),
+            Self::ReportData { .. } => {
+                "the evidence is old, or somebody put another key into the request: attest \
+                 again, and look at who carries the guest's traffic"
+                    .to_owned()
+            }
+            Self::InitData { .. } => {
+                "start the pod with the init-data that was measured: what the guest read \
+                 differs from what its launch bound"
+                    .to_owned()
+            }
+            Self::Snp(failure) => failure.explain().fix,
         }
     }
 }
@@ -115,7 +180,6 @@ pub(crate) fn shorten(text: &str) -> String {
         .collect()
 }
 
-fn names() -> String {
-    let names: Vec<_> = crate::VERIFIED.iter().map(|kind| kind.name()).collect();
+fn names<const N: usize>(names: [&str; N]) -> String {
     names.join(", ")
 }

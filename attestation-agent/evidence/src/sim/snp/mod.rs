@@ -1,6 +1,7 @@
 //! A simulated SEV-SNP platform: AMD's chain with the same kinds of keys, chips, and signed reports.
 
 mod der;
+mod platform;
 mod root;
 
 use ring::{
