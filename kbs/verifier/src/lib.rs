@@ -9,6 +9,7 @@
 mod failure;
 mod sample;
 pub mod snp;
+pub mod tdx;
 
 use std::collections::BTreeSet;
 
