@@ -124,10 +124,10 @@ fn other_members_and_lengths_are_refused() {
     let long = "A".repeat(2 << 20);
     for (member, value, expected) in [
         ("other", json!(1), "unknown field `other`"),
-        ("quote", json!("%"), "`quote` is not base64"),
-        ("quote", json!(long), "`quote` has more than"),
-        ("cc_eventlog", json!(long), "`cc_eventlog` has more than"),
-        ("quote", json!(null), "expected a string"),
+        ("quote", json!("%"), "not base64"),
+        ("quote", json!(long), "more than 32768 bytes"),
+        ("cc_eventlog", json!(long), "more than 1048576 bytes"),
+        ("quote", json!(null), "a string"),
     ] {
         let mut changed = good.clone();
         changed[member] = value;

@@ -8,7 +8,8 @@ use crate::eventlog::LOG_BYTES;
 
 /// A quote and a log: `{"quote", "cc_eventlog"}`, both in standard base64. The log may be null, empty
 /// or absent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "TdxMessage")]
 pub struct TdxEvidence {
     bytes: Vec<u8>,
     quote: Quote,
@@ -47,46 +48,57 @@ impl TdxEvidence {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+/// The members as they are sent, of bounded length: what [`TdxEvidence`] is read from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wire {
-    quote: String,
-    #[serde(default)]
-    cc_eventlog: Option<String>,
+pub struct TdxMessage {
+    /// The quote's bytes.
+    #[serde(deserialize_with = "quote")]
+    pub quote: Vec<u8>,
+    /// The log's bytes.
+    #[serde(default, deserialize_with = "event_log")]
+    pub cc_eventlog: Option<Vec<u8>>,
+}
+
+impl TryFrom<TdxMessage> for TdxEvidence {
+    type Error = QuoteError;
+
+    fn try_from(message: TdxMessage) -> Result<Self, QuoteError> {
+        Self::new(&message.quote, message.cc_eventlog)
+    }
 }
 
 impl Serialize for TdxEvidence {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        Wire {
-            quote: BASE64_STANDARD.encode(&self.bytes),
-            cc_eventlog: self
-                .event_log
-                .as_ref()
-                .map(|log| BASE64_STANDARD.encode(log)),
+        #[derive(Serialize)]
+        struct Out {
+            quote: String,
+            cc_eventlog: Option<String>,
+        }
+        let encode = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+        Out {
+            quote: encode(&self.bytes),
+            cc_eventlog: self.event_log().map(encode),
         }
         .serialize(to)
     }
 }
 
-impl<'de> Deserialize<'de> for TdxEvidence {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let wire = Wire::deserialize(from)?;
-        let quote = decode("quote", &wire.quote, QUOTE_BYTES)?;
-        let event_log = wire
-            .cc_eventlog
-            .map(|log| decode("cc_eventlog", &log, LOG_BYTES))
-            .transpose()?;
-        Self::new(&quote, event_log).map_err(D::Error::custom)
-    }
+fn quote<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    decode(&String::deserialize(from)?, QUOTE_BYTES)
 }
 
-fn decode<E: Error>(member: &str, text: &str, most: usize) -> Result<Vec<u8>, E> {
+fn event_log<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
+    Option::<String>::deserialize(from)?
+        .map(|text| decode(&text, LOG_BYTES))
+        .transpose()
+}
+
+fn decode<E: Error>(text: &str, most: usize) -> Result<Vec<u8>, E> {
     if text.len() > most.div_ceil(3) * 4 {
-        return Err(E::custom(format_args!(
-            "`{member}` has more than {most} bytes"
-        )));
+        return Err(E::custom(format_args!("more than {most} bytes")));
     }
     BASE64_STANDARD
         .decode(text)
-        .map_err(|_| E::custom(format_args!("`{member}` is not base64")))
+        .map_err(|_| E::custom("not base64"))
 }

@@ -8,7 +8,7 @@ mod message;
 mod quote;
 
 pub use body::{Attributes, Body, Body15, Body15Ex, REPORT_DATA_BYTES};
-pub use message::TdxEvidence;
+pub use message::{TdxEvidence, TdxMessage};
 pub use quote::{
     AUTH_DATA_BYTES, CHAIN_BYTES, Header, INTEL_QE, QE_REPORT_BYTES, QUOTE_BYTES, QeReport, Quote,
     QuoteError, SIGNATURE_BYTES,
