@@ -23,8 +23,8 @@ pub(super) fn claims(
 ) -> Value {
     let mut claims = of_quote(quote, log);
     let instance = verdict.found.platform.pck.platform_instance_id;
-    if let Some(instance) = instance {
-        claims.insert("platform_instance_id".into(), json!(hex::encode(instance)));
+    if let Some(id) = instance {
+        claims.insert("platform_instance_id".into(), json!(instance_id(id)));
     }
     claims.insert("rtmr_3_replayed".into(), json!(rtmr_3_replayed));
     claims.extend(tcb(verdict.found));
@@ -177,6 +177,12 @@ fn platform(verdict: &Verdict<'_>) -> Map<String, Value> {
     claims
 }
 
+/// Certificates have it as a little-endian number, Trustee's claim as a big-endian one.
+fn instance_id(mut id: [u8; 16]) -> String {
+    id.reverse();
+    hex::encode(id)
+}
+
 fn rfc3339(seconds: u64) -> String {
     date(i64::try_from(seconds).unwrap_or(i64::MAX))
 }
@@ -210,10 +216,8 @@ mod tests {
             serde_json::from_slice(&read("tdx/quote-v4-claims.json")).unwrap();
         let instance = expected["platform_instance_id"].take();
         let platform = super::super::needs::Platform::of(&quote).unwrap();
-        assert_eq!(
-            json!(platform.extension.platform_instance_id.map(hex::encode)),
-            instance
-        );
+        let id = platform.extension.platform_instance_id.unwrap();
+        assert_eq!(instance, instance_id(id.try_into().unwrap()));
         expected
             .as_object_mut()
             .unwrap()

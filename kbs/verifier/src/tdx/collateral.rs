@@ -100,7 +100,7 @@ impl Collateral {
         })
     }
 
-    /// The first second, less one, at which a part of it no longer holds, since the Unix epoch.
+    /// The first second at which a part of it no longer holds, since the Unix epoch.
     #[must_use]
     pub fn valid_until(&self) -> i64 {
         let until = self.periods.iter().map(|period| period.until);

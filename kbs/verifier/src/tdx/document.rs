@@ -53,7 +53,8 @@ impl fmt::Display for Document {
     }
 }
 
-/// From when until when a piece holds, in seconds since the Unix epoch.
+/// From when on a piece holds and from when on no longer, in seconds since the Unix epoch. Lists of
+/// revoked certificates are not current at their next update, so nothing is at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Period {
     pub(super) document: Document,
@@ -75,7 +76,7 @@ impl Period {
                 now,
             });
         }
-        if now > until {
+        if now >= until {
             return Err(TdxFailure::Expired {
                 document,
                 until,
