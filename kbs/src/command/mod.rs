@@ -1,6 +1,7 @@
 //! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
 
 mod client;
+mod collateral;
 mod init;
 mod key;
 mod owner;
@@ -69,6 +70,11 @@ enum Verb {
         #[command(subcommand)]
         verb: key::Key,
     },
+    /// Look after certificates, lists and statements of AMD and Intel.
+    Collateral {
+        #[command(subcommand)]
+        verb: collateral::Collateral,
+    },
     /// Make an administrator's token from a private key.
     Token(owner::Token),
 }
@@ -91,6 +97,7 @@ impl Command {
             } => owner::explain(&connection, &ticket, json).await,
             Verb::Record { connection, verb } => verb.run(&connection).await,
             Verb::Key { connection, verb } => verb.run(&connection).await,
+            Verb::Collateral { verb } => verb.run().await,
             Verb::Token(token) => token.run(),
         }
     }
