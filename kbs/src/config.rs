@@ -11,6 +11,8 @@ use std::{
 use evidence::{Device, Tee};
 use serde::{Deserialize, Serialize};
 
+use crate::collateral;
+
 /// Bytes of the file.
 const CONFIG_BYTES: usize = 1024 * 1024;
 
@@ -38,6 +40,9 @@ pub struct Config {
     pub attestation: Attestation,
     /// Who administers.
     pub admin: Admin,
+    /// Where the vendors' certificates and lists come from.
+    #[serde(default)]
+    pub collateral: collateral::Config,
 }
 
 /// `[tls]`.
@@ -258,6 +263,7 @@ impl Config {
         for path in paths {
             *path = base.join(&*path);
         }
+        self.collateral.resolve(base);
     }
 }
 

@@ -17,6 +17,7 @@ pub mod admin;
 pub mod attest;
 mod auth;
 mod broker;
+pub mod collateral;
 pub mod command;
 pub mod config;
 mod denial;
