@@ -93,6 +93,7 @@ pub(super) async fn resource(
         ..Versions::default()
     };
     let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(versions);
+    entry.attestation.clone_from(&claims.id);
     let decision = policy.decide(&claims.claims, &asked).map_err(|error| {
         tracing::error!(%error, "the release policy failed");
         Refusal::new(
@@ -101,7 +102,7 @@ pub(super) async fn resource(
         )
     })?;
     if !decision.allowed {
-        let ticket = broker.deny(entry.denied(decision.reasons)).await;
+        let ticket = broker.deny(entry.denied().judging(decision.reasons)).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }

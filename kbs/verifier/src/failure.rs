@@ -107,9 +107,12 @@ impl Failure {
                 kind.name(),
                 &accepting(*kind),
             ),
-            Self::Malformed { detail, .. } => {
-                told("primary_evidence", "evidence in this kind's form", detail, FORM)
-            }
+            Self::Malformed { detail, .. } => told(
+                "primary_evidence",
+                "evidence in this kind's form",
+                detail,
+                FORM,
+            ),
             Self::UnknownDevice { name } => told(
                 DEVICES,
                 &Device::ALL.map(Device::name).join(", "),
