@@ -5,11 +5,13 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod eventlog;
 pub mod init_data;
 pub mod sample;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snp;
+pub mod tdx;
 mod tee;
 
 pub use tee::{Tee, TeeError};

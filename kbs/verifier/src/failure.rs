@@ -44,6 +44,9 @@ pub enum Failure {
     /// What only SEV-SNP has.
     #[error(transparent)]
     Snp(#[from] crate::snp::SnpFailure),
+    /// What only TDX has.
+    #[error(transparent)]
+    Tdx(#[from] crate::tdx::TdxFailure),
 }
 
 /// What the owner reads: the claim, what it should be, what it is, and the fix.
@@ -86,6 +89,7 @@ impl Failure {
                 fix: "let guest and broker be of versions that share a form of evidence".to_owned(),
             },
             Self::Snp(failure) => failure.explain(),
+            Self::Tdx(failure) => failure.explain(),
             Self::ReportData { expected, found } => Explanation {
                 claim: "report_data",
                 expected: expected.clone(),
