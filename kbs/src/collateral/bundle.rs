@@ -208,7 +208,7 @@ fn verified(keeper: &Keeper, documents: &BTreeMap<Document, Held>) -> BTreeSet<D
         ) else {
             continue;
         };
-        if trust.prepare(&want, &parts).is_ok() {
+        if trust.prepare(&want, parts).is_ok() {
             verified.extend(want.documents().iter().cloned());
         }
     }
@@ -283,7 +283,7 @@ impl Taking {
         let Some(parts) = parts else {
             return self.refuse(want, "what it is verified with is missing");
         };
-        match trust.prepare(want, &parts) {
+        match trust.prepare(want, parts) {
             Ok(_) => {
                 let fresh = want.documents().iter();
                 let fresh = fresh.filter(|d| !self.refused.contains_key(*d));

@@ -6,8 +6,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use evidence::snp::Product;
 use serde::{Deserialize, Deserializer, de::Error};
 use verifier::{
+    Failure,
     snp::{self, Crl},
-    tdx,
+    tdx::{self, TdxFailure},
 };
 
 use super::{CollateralError, proof::Digest, shelf::Shelf};
@@ -61,6 +62,7 @@ fn lists<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error> {
 pub(super) struct Handed {
     documents: Development,
     crls: Shelf<(Digest, Product), Arc<[Crl]>>,
+    tdx: Shelf<Digest, Arc<[Arc<tdx::Collateral>]>>,
 }
 
 impl Handed {
@@ -68,7 +70,33 @@ impl Handed {
         Self {
             documents,
             crls: Shelf::new(LISTS),
+            tdx: Shelf::new(LISTS),
         }
+    }
+
+    /// What the root signed for platforms of a kind; nothing where none of it is for them.
+    pub(super) fn tdx(
+        &self,
+        roots: &tdx::Roots,
+        needs: &tdx::Needs,
+    ) -> Option<Result<Arc<tdx::Collateral>, CollateralError>> {
+        let all = match self.prepared(roots) {
+            Ok(all) => all,
+            Err(failure) => return Some(Err(Failure::from(failure).into())),
+        };
+        let found = all.iter().find(|set| set.needs() == *needs);
+        found.map(|set| Ok(Arc::clone(set)))
+    }
+
+    fn prepared(&self, roots: &tdx::Roots) -> Result<Arc<[Arc<tdx::Collateral>]>, TdxFailure> {
+        if let Some(all) = self.tdx.get(roots.digest()) {
+            return Ok(all);
+        }
+        let sets = self.documents.tdx.iter().cloned();
+        let sets = sets.map(|parts| tdx::Collateral::prepare(roots, parts).map(Arc::new));
+        let all: Arc<[_]> = sets.collect::<Result<_, _>>()?;
+        self.tdx.insert(*roots.digest(), Arc::clone(&all));
+        Ok(all)
     }
 
     /// The lists that the root signed for a product; nothing where none were handed over.

@@ -9,7 +9,7 @@ use evidence::{
 use serde::{Deserialize, Serialize};
 use verifier::{
     snp::{self, Vek},
-    tdx,
+    tdx::{self, Ca},
 };
 
 use super::config::{Base, Services};
@@ -56,37 +56,6 @@ pub(super) struct Levels {
     rest: [u8; 4],
 }
 
-/// Which of Intel's authorities certified a platform.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Ca {
-    /// For one processor.
-    Processor,
-    /// For several, or registered ones.
-    Platform,
-}
-
-impl Ca {
-    /// Intel's name for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Processor => "processor",
-            Self::Platform => "platform",
-        }
-    }
-}
-
-impl FromStr for Ca {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Processor, Self::Platform]
-            .into_iter()
-            .find(|ca| ca.name() == text)
-            .ok_or_else(|| "`processor` or `platform`".to_owned())
-    }
-}
-
 /// Where a document is.
 pub(super) struct Place {
     pub(super) url: String,
@@ -108,6 +77,18 @@ impl Document {
     pub(super) fn amd_crl(simulated: bool, product: Product) -> Self {
         let item = Item::AmdCrl { product };
         Self { simulated, item }
+    }
+
+    /// What a platform's collateral is made of: TCB info, QE identity, and both lists.
+    pub(super) fn tdx(simulated: bool, needs: &tdx::Needs) -> [Self; 4] {
+        let tdx::Needs { fmspc, ca } = *needs;
+        let items = [
+            Item::TcbInfo { fmspc },
+            Item::QeIdentity,
+            Item::PckCrl { ca },
+            Item::RootCrl,
+        ];
+        items.map(|item| Self { simulated, item })
     }
 
     /// The kind of evidence that it is for.
@@ -296,6 +277,11 @@ fn read(text: &str) -> Option<Document> {
     let (kind, words) = words.split_first()?;
     let simulated = !kind.parse::<Tee>().ok()?.is_hardware();
     let product = |name: &str| Product::ALL.into_iter().find(|p| p.name() == name);
+    let ca = |name: &str| {
+        [Ca::Processor, Ca::Platform]
+            .into_iter()
+            .find(|ca| ca.name() == name)
+    };
     let item = match *words {
         ["vcek", name, chip, tcb] => {
             let (chip, tcb) = (hex::decode(chip).ok()?, hex::decode(tcb).ok()?);
@@ -312,9 +298,7 @@ fn read(text: &str) -> Option<Document> {
             fmspc: hex::decode(fmspc).ok()?.try_into().ok()?,
         },
         ["qe-identity"] => Item::QeIdentity,
-        ["pck-crl", ca] => Item::PckCrl {
-            ca: ca.parse().ok()?,
-        },
+        ["pck-crl", name] => Item::PckCrl { ca: ca(name)? },
         ["root-crl"] => Item::RootCrl,
         _ => return None,
     };

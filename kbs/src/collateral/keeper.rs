@@ -9,7 +9,7 @@ use std::{
 
 use evidence::Tee;
 use tokio::{task::spawn_blocking, time::timeout};
-use verifier::snp;
+use verifier::{snp, tdx};
 
 use super::{
     CollateralError,
@@ -57,7 +57,12 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn open(config: &Config) -> Result<Self, CollateralError> {
-        let amd = Trust::Snp(Arc::new(snp::Roots::amd()?));
+        let intel = tdx::Roots::intel();
+        let intel = intel.map_err(|error| CollateralError::Config(error.to_string()))?;
+        let vendors = [
+            Trust::Snp(Arc::new(snp::Roots::amd()?)),
+            Trust::Tdx(Arc::new(intel)),
+        ];
         Ok(Self {
             disk: Disk::new(config.directory.clone()),
             fetcher: Fetcher::new(config)?,
@@ -65,7 +70,7 @@ impl Keeper {
             renewals: Arc::new(Flights::new(FLIGHTS)),
             fetches: Arc::new(Flights::new(FLIGHTS)),
             arrived: Shelf::new(ARRIVED),
-            trusted: Mutex::new(HashMap::from([(amd.kind(), amd)])),
+            trusted: Mutex::new(vendors.map(|trust| (trust.kind(), trust)).into()),
         })
     }
 
@@ -76,13 +81,26 @@ impl Keeper {
     }
 
     /// Shares the roots that an attestation came with, and knows them from then on.
-    pub(super) fn share(&self, roots: &snp::Roots) -> Trust {
+    pub(super) fn share_snp(&self, roots: &snp::Roots) -> Trust {
+        self.share(roots.kind(), roots.digest(), || {
+            Trust::Snp(Arc::new(roots.clone()))
+        })
+    }
+
+    /// The same for TDX.
+    pub(super) fn share_tdx(&self, roots: &tdx::Roots) -> Trust {
+        self.share(roots.kind(), roots.digest(), || {
+            Trust::Tdx(Arc::new(roots.clone()))
+        })
+    }
+
+    fn share(&self, kind: Tee, digest: &Digest, own: impl FnOnce() -> Trust) -> Trust {
         let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
-        match trusted.get(&roots.kind()) {
-            Some(known) if known.digest() == roots.digest() => known.clone(),
+        match trusted.get(&kind) {
+            Some(known) if known.digest() == digest => known.clone(),
             _ => {
-                let trust = Trust::Snp(Arc::new(roots.clone()));
-                trusted.insert(roots.kind(), trust.clone());
+                let trust = own();
+                trusted.insert(kind, trust.clone());
                 trust
             }
         }
@@ -230,7 +248,7 @@ impl Keeper {
         };
         match arrival.wait().await {
             Some(Ok(kept)) => {
-                let until = super::error::show(kept.until());
+                let until = super::error::show(kept.until);
                 tracing::debug!(document = %key.want.first(), until, "looked after");
             }
             Some(Err(error)) => tracing::warn!(%error, "collateral cannot be renewed"),

@@ -37,14 +37,17 @@ use evidence::{
     snp::{Generation, Product, SigningKey, SnpEvidence, Tcb},
 };
 use sha2::{Digest as _, Sha256};
-use verifier::snp::{self, Crl, CrlRule, SnpFailure, Vek};
+use verifier::{
+    snp::{self, Crl, CrlRule, SnpFailure, Vek},
+    tdx,
+};
 
 pub(crate) use bundle::BUNDLE_BYTES;
 pub use bundle::{BundleError, Imported, Summary};
 pub use config::{Config, Simulated};
 pub use development::{DEVELOPMENT_BYTES, Development};
 pub(crate) use disk::replace;
-pub use document::{Ca, Document};
+pub use document::Document;
 pub use error::CollateralError;
 pub(crate) use error::show;
 
@@ -97,6 +100,13 @@ pub enum Needed {
         /// As reported.
         tcb: Tcb,
     },
+    /// What TDX quotes of a kind of platform are judged by.
+    Platform {
+        /// Real or simulated.
+        kind: Tee,
+        /// The platform.
+        needs: tdx::Needs,
+    },
 }
 
 /// A file of the cache.
@@ -132,7 +142,14 @@ impl Collateral {
     /// attestation makes its own known.
     #[must_use]
     pub fn with_snp_roots(self, roots: &snp::Roots) -> Self {
-        self.keeper.share(roots);
+        self.keeper.share_snp(roots);
+        self
+    }
+
+    /// The same for TDX.
+    #[must_use]
+    pub fn with_tdx_roots(self, roots: &tdx::Roots) -> Self {
+        self.keeper.share_tdx(roots);
         self
     }
 
@@ -181,7 +198,7 @@ impl Collateral {
             let want = Want::vcek(simulated, generation, chip, tcb);
             return match self.ready(roots, want, now).await? {
                 Ready::Vek(vek) => Ok(vek),
-                Ready::Crls(_) => Err(SnpFailure::NoKey.into()),
+                Ready::Crls(_) | Ready::Tdx(_) => Err(SnpFailure::NoKey.into()),
             };
         };
         let mut key = Sha256::new();
@@ -211,7 +228,33 @@ impl Collateral {
         let want = Want::amd_crl(simulated, product);
         match self.ready(roots, want, now).await? {
             Ready::Crls(crls) => Ok(crls),
-            Ready::Vek(_) => Err(SnpFailure::CrlAbsent { product }.into()),
+            Ready::Vek(_) | Ready::Tdx(_) => Err(SnpFailure::CrlAbsent { product }.into()),
+        }
+    }
+
+    /// What a TDX quote is judged by.
+    ///
+    /// # Errors
+    /// Names the document that cannot be had.
+    pub async fn tdx(
+        &self,
+        roots: &tdx::Roots,
+        needs: &tdx::Needs,
+        now: SystemTime,
+    ) -> Result<Arc<tdx::Collateral>, CollateralError> {
+        let simulated = !roots.kind().is_hardware();
+        let handed = self.handed.as_ref().filter(|_| simulated);
+        if let Some(found) = handed.and_then(|handed| handed.tdx(roots, needs)) {
+            return found;
+        }
+        let want = Want::tdx(simulated, needs);
+        let document = want.first().clone();
+        let share = || self.keeper.share_tdx(roots);
+        let (keeper, now) = (&self.keeper, whole(now));
+        let kept = keeper.get(want, roots.digest(), share, now).await?;
+        match &kept.ready {
+            Ready::Tdx(collateral) => Ok(Arc::clone(collateral)),
+            Ready::Vek(_) | Ready::Crls(_) => Err(CollateralError::Absent { document }),
         }
     }
 
@@ -221,7 +264,7 @@ impl Collateral {
         want: Want,
         now: i64,
     ) -> Result<Ready, CollateralError> {
-        let share = || self.keeper.share(roots);
+        let share = || self.keeper.share_snp(roots);
         let kept = self.keeper.get(want, roots.digest(), share, now).await?;
         Ok(kept.ready.clone())
     }
@@ -252,17 +295,20 @@ impl Collateral {
         needed: &Needed,
         now: SystemTime,
     ) -> Result<Vec<Document>, CollateralError> {
-        let Needed::Chip {
-            kind,
-            generation,
-            chip_id,
-            tcb,
-        } = needed;
-        let simulated = !kind.is_hardware();
-        let wants = [
-            Want::vcek(simulated, *generation, chip_id, *tcb),
-            Want::amd_crl(simulated, generation.product()),
-        ];
+        let (kind, wants) = match needed {
+            Needed::Chip {
+                kind,
+                generation,
+                chip_id,
+                tcb,
+            } => {
+                let simulated = !kind.is_hardware();
+                let vcek = Want::vcek(simulated, *generation, chip_id, *tcb);
+                let list = Want::amd_crl(simulated, generation.product());
+                (kind, vec![vcek, list])
+            }
+            Needed::Platform { kind, needs } => (kind, vec![Want::tdx(!kind.is_hardware(), needs)]),
+        };
         let trust = self.trust(*kind)?;
         let mut had = Vec::new();
         for want in wants {

@@ -102,7 +102,12 @@ impl<'a> Search<'a> {
             return true;
         };
         let can_ask = || self.keeper.fetcher.place(part.document()).is_some();
-        !part.is_current(self.now) || (part.is_due(self.now) && can_ask())
+        // Who signed a document may end before it does.
+        let ended = || {
+            let known = self.known.as_ref();
+            known.is_some_and(|known| !known.is_current(self.now))
+        };
+        !part.is_current(self.now) || ((part.is_due(self.now) || ended()) && can_ask())
     }
 
     /// That there is somebody to ask, if anything is missing.
@@ -166,9 +171,8 @@ impl<'a> Search<'a> {
     }
 
     fn prepare(&self) -> Result<Kept, String> {
-        let parts: Vec<_> = self.parts.iter().flatten().cloned().collect();
-        let ready = self.trust.prepare(self.want, &parts)?;
-        Ok(Kept { ready, parts })
+        let parts = self.parts.iter().flatten().cloned().collect();
+        self.trust.prepare(self.want, parts)
     }
 
     async fn keep(&self, kept: Kept) -> Outcome {
@@ -236,8 +240,8 @@ pub(super) fn local(
     }
     let all: Option<Vec<_>> = parts.iter().cloned().collect();
     let all = all?;
-    match trust.prepare(want, &all) {
-        Ok(ready) => Some(Arc::new(Kept { ready, parts: all })),
+    match trust.prepare(want, all) {
+        Ok(kept) => Some(Arc::new(kept)),
         Err(cause) => {
             tracing::warn!(document = %want.first(), cause, "files of the cache do not verify");
             match &known {

@@ -13,6 +13,7 @@ use evidence::{
     Tee,
     snp::{Generation, Tcb},
 };
+use verifier::tdx::{self, Ca};
 
 use crate::{
     collateral::{self, BUNDLE_BYTES, CollateralError, Document, Needed, replace, show},
@@ -72,6 +73,12 @@ pub(super) struct Machine {
     /// `bootloader=3,tee=0,snp=8,microcode=115` and on Turin `,fmc=1`.
     #[arg(long)]
     tcb: Option<Firmware>,
+    /// TDX: a kind of platform in hex, as in its certificates. May be repeated.
+    #[arg(long, requires = "ca")]
+    fmspc: Vec<String>,
+    /// TDX: who issued the platforms' certificates, processor or platform.
+    #[arg(long, value_parser = ca)]
+    ca: Option<Ca>,
 }
 
 /// A TCB on the command line.
@@ -157,8 +164,20 @@ impl Machine {
                 });
             }
         }
+        if let Some(ca) = self.ca {
+            for fmspc in &self.fmspc {
+                let bytes = hex::decode(fmspc).context("--fmspc is not hex")?;
+                let fmspc = bytes.try_into().ok().context("--fmspc is not six bytes")?;
+                needs.push(Needed::Platform {
+                    kind: Tee::Tdx,
+                    needs: tdx::Needs { fmspc, ca },
+                });
+            }
+        }
         if needs.is_empty() {
-            anyhow::bail!("say what to fetch: --snp-chip with --product and --tcb");
+            anyhow::bail!(
+                "say what to fetch: --snp-chip with --product and --tcb, or --fmspc with --ca"
+            );
         }
         Ok(needs)
     }
@@ -256,6 +275,12 @@ fn generation(name: &str) -> Result<Generation, String> {
     let mut all = Generation::ALL.into_iter();
     all.find(|generation| generation.name() == name.to_ascii_lowercase())
         .ok_or_else(|| "milan, genoa, bergamo-siena or turin".to_owned())
+}
+
+fn ca(name: &str) -> Result<Ca, String> {
+    let mut all = [Ca::Processor, Ca::Platform].into_iter();
+    all.find(|ca| ca.name() == name)
+        .ok_or_else(|| "processor or platform".to_owned())
 }
 
 #[cfg(test)]

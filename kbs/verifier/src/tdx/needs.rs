@@ -21,7 +21,7 @@ pub struct Needs {
 }
 
 /// An issuer of platforms' certificates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Ca {
     /// Of platforms with one package.
     Processor,

@@ -1,12 +1,14 @@
 //! Whom to believe: Intel's published root, or a development root for simulated evidence.
 
 use evidence::Tee;
+use ring::digest::{Context, SHA256};
 
 use super::{
     TdxFailure,
     certificate::{Certificate, chain, form},
     document::Document,
 };
+use crate::snp::ROOTS_DIGEST_BYTES;
 
 /// The most bytes of a development root in PEM.
 const PEM_BYTES: usize = 16 * 1024;
@@ -18,6 +20,7 @@ const INTEL: &str = include_str!("../../roots/intel-sgx.pem");
 pub struct Roots {
     kind: Tee,
     pub(super) root: Certificate,
+    digest: [u8; ROOTS_DIGEST_BYTES],
 }
 
 impl Roots {
@@ -54,7 +57,23 @@ impl Roots {
         };
         let root = Certificate::parse(Document::Root, der)?;
         root.issued_by(&root)?;
-        Ok(Self { kind, root })
+        let mut digest = Context::new(&SHA256);
+        digest.update(kind.name().as_bytes());
+        digest.update(&root.der);
+        let mut bytes = [0; ROOTS_DIGEST_BYTES];
+        bytes.copy_from_slice(digest.finish().as_ref());
+        Ok(Self {
+            kind,
+            root,
+            digest: bytes,
+        })
+    }
+
+    /// The SHA-256 of its kind and certificate. What was prepared with this root may be kept under
+    /// it, so that it is never found for another.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; ROOTS_DIGEST_BYTES] {
+        &self.digest
     }
 
     /// The kind of evidence that this root stands for.
