@@ -84,6 +84,7 @@ pub(super) async fn resource(
         plugin: PLUGIN,
         resource_path: &path.segments(),
         query,
+        method: "GET",
     };
     let rules = broker.rules.load();
     let who = guest(&claims.tee_pubkey);
