@@ -84,6 +84,7 @@ pub(super) async fn resource(
         plugin: PLUGIN,
         resource_path: &path.segments(),
         query,
+        method: "GET",
     };
     let (policy, scope, version) = broker.rules.release_for(&path).await?;
     let who = guest(&claims.tee_pubkey);
