@@ -174,8 +174,7 @@ fn text(path: &Path) -> Result<String, VerifierError> {
         path: path.to_owned(),
         source,
     };
-    String::from_utf8(read(path, ROOT_BYTES)?)
-        .map_err(|error| failed(std::io::Error::other(error)))
+    String::from_utf8(read(path, ROOT_BYTES)?).map_err(|error| failed(std::io::Error::other(error)))
 }
 
 fn read(path: &Path, cap: usize) -> Result<Vec<u8>, VerifierError> {
