@@ -19,7 +19,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::{
-    config::{Admin, Attestation, Config, Record, Store, Tls, Token},
+    config::{Admin, Attestation, Config, Record, Reference, Store, Tls, Token},
     seal::Sealer,
     token::new_key,
 };
@@ -110,6 +110,7 @@ impl Init {
                 accept: self.accept.iter().copied().collect(),
                 ..Attestation::default()
             },
+            reference: Reference::default(),
             admin: Admin {
                 public_keys: vec!["admin.pub".into()],
                 roles: BTreeSet::from(["admin".to_owned()]),
