@@ -9,8 +9,7 @@ mod cache;
 mod reference;
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
 
@@ -35,12 +34,10 @@ use reference::References;
 pub(crate) struct Rules {
     store: Store,
     known: Current<Known>,
-    release: Compiled<ReleasePolicy>,
-    appraisal: Compiled<AppraisalPolicy>,
+    release: Arc<Compiled<ReleasePolicy>>,
+    appraisal: Arc<Compiled<AppraisalPolicy>>,
     default_release: Arc<ReleasePolicy>,
     default_appraisal: Arc<AppraisalPolicy>,
-    /// Versions that do not compile: they are told once, and not tried again.
-    broken: Mutex<BTreeMap<String, i64>>,
     refreshing: tokio::sync::Mutex<()>,
 }
 
@@ -64,15 +61,14 @@ impl Rules {
                 appraisal: Selection::default(),
                 references: Arc::default(),
             }),
-            release: Compiled::default(),
-            appraisal: Compiled::default(),
+            release: Arc::default(),
+            appraisal: Arc::default(),
             default_release: Arc::new(
                 ReleasePolicy::from_rego(release::DEFAULT).map_err(built_in)?,
             ),
             default_appraisal: Arc::new(
                 AppraisalPolicy::from_rego(appraisal::DEFAULT).map_err(built_in)?,
             ),
-            broken: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
         };
         rules.refresh().await?;
@@ -174,40 +170,33 @@ impl Rules {
         ids
     }
 
-    async fn compiled<T: Send + 'static>(
+    async fn compiled<T: Send + Sync + 'static>(
         &self,
-        cache: &Compiled<T>,
+        cache: &Arc<Compiled<T>>,
         id: &str,
         version: i64,
         compile: fn(&str) -> Result<T, PolicyError>,
     ) -> Result<Arc<T>, RuleError> {
-        if let Some(policy) = cache.get(id, version) {
-            return Ok(policy);
-        }
-        let broken = || self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        if broken().get(id) == Some(&version) {
-            return Err(RuleError::Broken(id.to_owned()));
+        let broken = |_| RuleError::Broken(id.to_owned());
+        if let Some(known) = cache.known(id, version) {
+            return known.map_err(broken);
         }
         let rego = self.store.policy(id, Some(version)).await?;
         let rego = rego.ok_or(StoreError::Content("policy"))?;
-        let made = tokio::task::spawn_blocking(move || compile(&rego)).await;
-        let error = match made {
-            Ok(Ok(policy)) => {
-                let policy = Arc::new(policy);
-                cache.put(id, version, Arc::clone(&policy));
-                return Ok(policy);
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(
-            id,
-            version,
-            error,
-            "a stored policy cannot be used: set it again"
-        );
-        broken().insert(id.to_owned(), version);
-        Err(RuleError::Broken(id.to_owned()))
+        let (cache, name) = (Arc::clone(cache), id.to_owned());
+        let compiling = tokio::task::spawn_blocking(move || {
+            cache.get(&name, version, || {
+                compile(&rego).inspect_err(|error| {
+                    let id = &name;
+                    tracing::error!(id, version, %error, "a stored policy cannot be used: set it again");
+                })
+            })
+        });
+        let made = compiling.await.map_err(|error| {
+            tracing::error!(id, version, %error, "a stored policy could not be compiled");
+            RuleError::Broken(id.to_owned())
+        })?;
+        made.map_err(|_| RuleError::Broken(id.to_owned()))
     }
 }
 
