@@ -48,19 +48,8 @@ impl AdminKeys {
     /// # Errors
     /// When one cannot be read, or is another kind of key.
     pub fn read(paths: &[PathBuf], roles: &BTreeSet<String>) -> Result<Self, AdminError> {
-        let keys = paths
-            .iter()
-            .map(|path| {
-                let pem = fs::read(path).map_err(|source| AdminError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
-                let ec = DecodingKey::from_ec_pem(&pem).map(|key| (Algorithm::ES256, key));
-                let ed = || DecodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key));
-                ec.or_else(|_| ed())
-                    .map_err(|_| AdminError::Key { path: path.clone() })
-            })
-            .collect::<Result<_, _>>()?;
+        let keys = paths.iter().map(|path| public_key(path));
+        let keys = keys.collect::<Result<_, _>>()?;
         Ok(Self {
             keys,
             roles: roles.clone(),
@@ -107,17 +96,7 @@ pub fn make_token(key: &Path, role: &str, lifetime: Duration) -> Result<String, 
         aud: [&'a str; 1],
         iat: u64,
     }
-    let pem = Zeroizing::new(fs::read(key).map_err(|source| AdminError::Read {
-        path: key.to_owned(),
-        source,
-    })?);
-    let unusable = || AdminError::Key {
-        path: key.to_owned(),
-    };
-    let (algorithm, encoding) = EncodingKey::from_ec_pem(&pem)
-        .map(|key| (Algorithm::ES256, key))
-        .or_else(|_| EncodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key)))
-        .map_err(|_| unusable())?;
+    let (algorithm, encoding) = private_key(key)?;
     let now = seconds(SystemTime::now());
     let claims = Made {
         claims: Claims {
@@ -129,7 +108,37 @@ pub fn make_token(key: &Path, role: &str, lifetime: Duration) -> Result<String, 
         aud: [AUDIENCE],
         iat: now,
     };
-    jsonwebtoken::encode(&Header::new(algorithm), &claims, &encoding).map_err(|_| unusable())
+    jsonwebtoken::encode(&Header::new(algorithm), &claims, &encoding).map_err(|_| AdminError::Key {
+        path: key.to_owned(),
+    })
+}
+
+/// Reads a public key in PEM: Ed25519 or P-256.
+pub(crate) fn public_key(path: &Path) -> Result<(Algorithm, DecodingKey), AdminError> {
+    let pem = read(path)?;
+    let ec = DecodingKey::from_ec_pem(&pem).map(|key| (Algorithm::ES256, key));
+    let ed = || DecodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key));
+    ec.or_else(|_| ed()).map_err(|_| AdminError::Key {
+        path: path.to_owned(),
+    })
+}
+
+/// Reads a private key in PKCS#8 PEM: Ed25519 or P-256.
+pub(crate) fn private_key(path: &Path) -> Result<(Algorithm, EncodingKey), AdminError> {
+    let pem = read(path)?;
+    let ec = EncodingKey::from_ec_pem(&pem).map(|key| (Algorithm::ES256, key));
+    let ed = || EncodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key));
+    ec.or_else(|_| ed()).map_err(|_| AdminError::Key {
+        path: path.to_owned(),
+    })
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AdminError> {
+    let pem = fs::read(path).map_err(|source| AdminError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Zeroizing::new(pem))
 }
 
 /// An administrator who is none.

@@ -117,12 +117,15 @@ pub(crate) async fn attest(
                 .signer
                 .issue(&entry.ticket, &submods, now)
                 .map_err(|error| Refusal::new(ErrorKind::InvalidRequest, error.to_string()))?;
-            broker.keep(entry).await?;
+            let judged = submods
+                .iter()
+                .flat_map(|part| part.appraisal.reasons.clone());
+            broker.keep(entry.judging(judged)).await?;
             Ok(token)
         }
         Err(Verdict::Refused(refusal)) => Err(refusal),
         Err(Verdict::Denied(reason)) => {
-            let ticket = broker.deny(entry.denied(vec![reason])).await;
+            let ticket = broker.deny(entry.denied().judging([reason])).await;
             let detail = "the evidence was refused: the owner reads why with `kbs explain`";
             Err(Refusal::new(ErrorKind::AttestationError, detail).with_ticket(ticket))
         }
@@ -178,7 +181,13 @@ impl From<RuleError> for Verdict {
 impl From<NotVerified> for Verdict {
     fn from(not: NotVerified) -> Self {
         match not {
-            NotVerified::Failed(failure) => failure.into(),
+            NotVerified::Collateral(error) if error.retry_helps() => {
+                tracing::warn!(%error, "evidence cannot be judged now");
+                let detail = "what the vendor says of this hardware cannot be had now: try again \
+                              later";
+                Self::Refused(Refusal::new(ErrorKind::CollateralUnavailable, detail))
+            }
+            not => Self::Denied(reason(not.explain())),
         }
     }
 }

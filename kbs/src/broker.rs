@@ -18,7 +18,7 @@ use crate::{
     signer::{SignerError, Signers},
     store::{Address, Store, StoreError},
     token::{TokenError, TokenSigner},
-    verify::{RootError, Verifiers},
+    verify::{VerifierError, Verifiers},
 };
 
 /// Bytes of a guest's key's digest in the record.
@@ -72,7 +72,7 @@ impl Broker {
             None => Sealer::ephemeral(),
         };
         Ok(Self {
-            verifiers: Verifiers::read(&config.attestation)?,
+            verifiers: Verifiers::open(config)?,
             challenges: Challenges::new(challenge_key, config.challenge_lifetime()),
             challenge_seconds: config.attestation.challenge_seconds,
             token_seconds: config.token.lifetime_seconds,
@@ -159,9 +159,9 @@ pub enum OpenError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The roots of evidence.
+    /// What evidence is verified with.
     #[error(transparent)]
-    Root(#[from] RootError),
+    Verifier(#[from] VerifierError),
     /// The token's key.
     #[error(transparent)]
     Token(#[from] TokenError),

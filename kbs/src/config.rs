@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use reference::Reference;
 
+use crate::collateral;
+
 /// Bytes of the file.
 const CONFIG_BYTES: usize = 1024 * 1024;
 
@@ -45,6 +47,9 @@ pub struct Config {
     pub reference: Reference,
     /// Who administers.
     pub admin: Admin,
+    /// Where the vendors' certificates and lists come from.
+    #[serde(default)]
+    pub collateral: collateral::Config,
 }
 
 /// `[tls]`.
@@ -138,6 +143,12 @@ pub struct Development {
     /// ARK, ASK and ASVK in PEM, for `sim-snp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snp_root: Option<PathBuf>,
+    /// The root in PEM, for `sim-tdx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tdx_root: Option<PathBuf>,
+    /// What these roots signed beside evidence, in JSON: lists of revoked keys, TCB info, QE identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collateral: Option<PathBuf>,
 }
 
 impl Development {
@@ -239,11 +250,17 @@ impl Config {
                 "[admin] needs at least one public key and one role: nothing is anonymous",
             ));
         }
-        let simulated = self.attestation.accept.contains(&Tee::SimSnp);
-        if simulated != self.attestation.development.snp_root.is_some() {
+        let Attestation {
+            accept,
+            development,
+            ..
+        } = &self.attestation;
+        if accept.contains(&Tee::SimSnp) != development.snp_root.is_some()
+            || accept.contains(&Tee::SimTdx) != development.tdx_root.is_some()
+        {
             return Err(ConfigError::Check(
-                "attestation.accept lists `sim-snp` exactly when attestation.development has its \
-                 `snp_root`",
+                "attestation.accept lists `sim-snp` or `sim-tdx` exactly where \
+                 attestation.development has its `snp_root` or `tdx_root`",
             ));
         }
         Ok(())
@@ -260,12 +277,16 @@ impl Config {
                 .flat_map(|t| [&mut t.certificate, &mut t.key]),
         );
         paths.extend(self.attestation.challenge_key.iter_mut());
-        paths.extend(self.attestation.development.snp_root.iter_mut());
+        let development = &mut self.attestation.development;
+        paths.extend(development.snp_root.iter_mut());
+        paths.extend(development.tdx_root.iter_mut());
+        paths.extend(development.collateral.iter_mut());
         paths.extend(self.reference.signers.iter_mut());
         paths.extend(self.admin.public_keys.iter_mut());
         for path in paths {
             *path = base.join(&*path);
         }
+        self.collateral.resolve(base);
     }
 }
 

@@ -76,8 +76,43 @@ pub struct Entry {
     pub evidence: String,
     /// By which policies and reference values.
     pub versions: Versions,
-    /// What decided, where it was a refusal.
-    pub claims: Vec<Reason>,
+    /// What was judged, one claim after the other.
+    pub claims: Vec<Judged>,
+    /// The ticket of the attestation whose token asked; empty where none did.
+    pub attestation: String,
+}
+
+/// One claim that was judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judged {
+    /// The claim, as a path into the evidence, the token or the request.
+    pub claim: String,
+    /// What it has to be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+    /// Whether that will do.
+    #[serde(default)]
+    pub holds: bool,
+    /// Who judged: a verifier, or a rule of a policy.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    /// What the owner can do, where it will not do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fix: String,
+}
+
+impl From<Reason> for Judged {
+    fn from(reason: Reason) -> Self {
+        Self {
+            claim: reason.claim,
+            expected: reason.expected,
+            found: reason.found,
+            holds: false,
+            rule: String::new(),
+            fix: reason.fix,
+        }
+    }
 }
 
 impl Entry {
@@ -96,13 +131,19 @@ impl Entry {
             evidence: String::new(),
             versions: Versions::default(),
             claims: Vec::new(),
+            attestation: String::new(),
         }
     }
 
-    /// The same as a refusal, with its reasons.
-    pub(crate) fn denied(mut self, claims: Vec<Reason>) -> Self {
+    /// The same as a refusal.
+    pub(crate) fn denied(mut self) -> Self {
         self.result = Outcome::Denied;
-        self.claims = claims;
+        self
+    }
+
+    /// The same with what was judged.
+    pub(crate) fn judging<T: Into<Judged>>(mut self, claims: impl IntoIterator<Item = T>) -> Self {
+        self.claims = claims.into_iter().map(Into::into).collect();
         self
     }
 

@@ -147,7 +147,12 @@ impl TokenSigner {
             .pointer(TEE_PUBKEY)
             .and_then(|key| serde_json::from_value(key.clone()).ok())
             .ok_or(TokenError::Foreign)?;
-        Ok(Claims { claims, tee_pubkey })
+        let id = claims["jti"].as_str().unwrap_or_default().to_owned();
+        Ok(Claims {
+            claims,
+            tee_pubkey,
+            id,
+        })
     }
 }
 
@@ -189,6 +194,8 @@ pub struct Claims {
     pub claims: Value,
     /// The key that a resource is sealed to.
     pub tee_pubkey: TeePubKey,
+    /// The ticket of the attestation.
+    pub id: String,
 }
 
 /// A new P-256 private key in PKCS#8 PEM, and its public half.

@@ -1,26 +1,32 @@
-//! Which verifier judges a kind of evidence, with whose roots.
+//! Which verifier judges a kind of evidence, with whose roots and by which collateral.
 //!
-//! The verifiers are pure; here they get what an operator configured. A development root answers for
-//! simulated kinds only, the vendors' roots for hardware only.
+//! The verifiers are pure; here they get what an operator configured and what the vendors published. A
+//! development root answers for simulated kinds only, the vendors' roots for hardware only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
 use evidence::{Device, Tee};
 use serde_json::Value;
 use verifier::{
-    Bindings, Claims, Failure, device, sample,
+    Bindings, Claims, Explanation, Failure, device, sample,
     snp::{self, CrlRule, SnpFailure},
+    tdx::{self, TdxFailure},
 };
 
-use crate::{config::Attestation, session::seconds};
+use crate::{
+    collateral::{Collateral, CollateralError, DEVELOPMENT_BYTES, Development},
+    config::Config,
+    session::seconds,
+};
 
 /// Bytes of a file with development roots.
-const ROOT_BYTES: u64 = 64 * 1024;
+const ROOT_BYTES: usize = 64 * 1024;
 
 /// The verifiers that are turned on.
 pub(crate) struct Verifiers {
@@ -28,6 +34,9 @@ pub(crate) struct Verifiers {
     devices: BTreeSet<Device>,
     snp: Option<Snp>,
     simulated_snp: Option<Snp>,
+    tdx: Option<tdx::Roots>,
+    simulated_tdx: Option<tdx::Roots>,
+    pub(crate) collateral: Arc<Collateral>,
 }
 
 struct Snp {
@@ -35,29 +44,48 @@ struct Snp {
     rules: snp::Rules,
 }
 
+impl Snp {
+    fn new(roots: snp::Roots, crl: CrlRule) -> Self {
+        let rules = snp::Rules {
+            crl,
+            version_2: None,
+        };
+        Self { roots, rules }
+    }
+}
+
 impl Verifiers {
-    /// Reads the roots of the kinds that are accepted.
-    pub(crate) fn read(config: &Attestation) -> Result<Self, RootError> {
-        let accepts = |kind| config.accept.contains(&kind);
-        let amd = accepts(Tee::Snp).then(snp::Roots::amd).transpose()?;
-        let development = match &config.development.snp_root {
-            Some(path) if accepts(Tee::SimSnp) => Some(snp::Roots::development(&read(path)?)?),
-            Some(_) | None => None,
+    /// Reads the roots of the kinds that are accepted, and opens the cache of collateral.
+    pub(crate) fn open(config: &Config) -> Result<Self, VerifierError> {
+        let accepted = &config.attestation.accept;
+        let accepts = |kind| accepted.contains(&kind);
+        let development = &config.attestation.development;
+        let root = |path: &Option<PathBuf>, kind| {
+            let path = path.as_ref().filter(|_| accepts(kind));
+            path.map(|path| text(path)).transpose()
         };
-        let with = |crl: CrlRule| {
-            move |roots| Snp {
-                roots,
-                rules: snp::Rules {
-                    crl,
-                    version_2: None,
-                },
-            }
-        };
+        let snp_root = root(&development.snp_root, Tee::SimSnp)?;
+        let tdx_root = root(&development.tdx_root, Tee::SimTdx)?;
+        let snp = accepts(Tee::Snp).then(snp::Roots::amd).transpose()?;
+        let simulated = snp_root
+            .map(|pem| snp::Roots::development(&pem))
+            .transpose()?;
+        let mut collateral = Collateral::open(&config.collateral)?;
+        if let Some(path) = &development.collateral {
+            let documents = Development::parse(&read(path, DEVELOPMENT_BYTES)?)?;
+            collateral = collateral.with_development(documents);
+        }
         Ok(Self {
-            kinds: config.accept.clone(),
-            devices: config.accept_devices.clone(),
-            snp: amd.map(with(CrlRule::Required)),
-            simulated_snp: development.map(with(CrlRule::MayBeAbsent)),
+            kinds: accepted.clone(),
+            devices: config.attestation.accept_devices.clone(),
+            snp: snp.map(|roots| Snp::new(roots, CrlRule::Required)),
+            // A development root may have revoked nothing, and have no list that says so.
+            simulated_snp: simulated.map(|roots| Snp::new(roots, CrlRule::MayBeAbsent)),
+            tdx: accepts(Tee::Tdx).then(tdx::Roots::intel).transpose()?,
+            simulated_tdx: tdx_root
+                .map(|pem| tdx::Roots::development(&pem))
+                .transpose()?,
+            collateral: Arc::new(collateral),
         })
     }
 
@@ -79,47 +107,86 @@ impl Verifiers {
         bindings: &Bindings,
         now: SystemTime,
     ) -> Result<Claims, NotVerified> {
-        match (kind, &self.snp, &self.simulated_snp) {
-            (Tee::Sample, _, _) => Ok(sample::verify(evidence, bindings)?),
-            (Tee::Snp, Some(amd), _) => amd.verify(evidence, bindings, now),
-            (Tee::SimSnp, _, Some(development)) => development.verify(evidence, bindings, now),
-            (Tee::Snp | Tee::SimSnp | Tee::Tdx | Tee::SimTdx, _, _) => {
-                Err(Failure::NotAccepted { kind }.into())
+        let off = || Failure::NotAccepted { kind };
+        match kind {
+            Tee::Sample => Ok(sample::verify(evidence, bindings)?),
+            Tee::Snp | Tee::SimSnp => {
+                let snp = match kind {
+                    Tee::Snp => &self.snp,
+                    _ => &self.simulated_snp,
+                };
+                let snp = snp.as_ref().ok_or_else(off)?;
+                self.snp(snp, evidence, bindings, now).await
+            }
+            Tee::Tdx | Tee::SimTdx => {
+                let roots = match kind {
+                    Tee::Tdx => &self.tdx,
+                    _ => &self.simulated_tdx,
+                };
+                let roots = roots.as_ref().ok_or_else(off)?;
+                self.tdx(roots, evidence, bindings, now).await
             }
         }
     }
-}
 
-impl Snp {
-    fn verify(
+    async fn snp(
         &self,
+        snp: &Snp,
         evidence: &Value,
         bindings: &Bindings,
         now: SystemTime,
     ) -> Result<Claims, NotVerified> {
-        let evidence = snp::parse(&self.roots, evidence)?;
-        let collateral = snp::Collateral::default();
+        let (roots, rules) = (&snp.roots, &snp.rules);
+        let evidence = snp::parse(roots, evidence)?;
+        let had = self.collateral.snp(roots, &evidence, rules, now).await?;
+        let collateral = snp::Collateral {
+            vek: Some(&had.vek),
+            crls: &had.crls,
+        };
         let now = seconds(now);
         Ok(snp::verify(
+            &evidence, roots, collateral, rules, bindings, now,
+        )?)
+    }
+
+    async fn tdx(
+        &self,
+        roots: &tdx::Roots,
+        evidence: &Value,
+        bindings: &Bindings,
+        now: SystemTime,
+    ) -> Result<Claims, NotVerified> {
+        let evidence = tdx::parse(roots, evidence)?;
+        let needs = tdx::needs(&evidence).map_err(Failure::from)?;
+        let collateral = self.collateral.tdx(roots, &needs, now).await?;
+        Ok(tdx::verify(
             &evidence,
-            &self.roots,
-            collateral,
-            &self.rules,
+            roots,
+            &collateral,
             bindings,
-            now,
+            seconds(now),
         )?)
     }
 }
 
-fn read(path: &Path) -> Result<String, RootError> {
-    let failed = |source| RootError::Read {
+fn text(path: &Path) -> Result<String, VerifierError> {
+    let failed = |source| VerifierError::Read {
         path: path.to_owned(),
         source,
     };
-    if fs::metadata(path).map_err(failed)?.len() > ROOT_BYTES {
+    String::from_utf8(read(path, ROOT_BYTES)?).map_err(|error| failed(std::io::Error::other(error)))
+}
+
+fn read(path: &Path, cap: usize) -> Result<Vec<u8>, VerifierError> {
+    let failed = |source| VerifierError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let bytes = fs::metadata(path).map_err(failed)?.len();
+    if bytes > cap as u64 {
         return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
     }
-    fs::read_to_string(path).map_err(failed)
+    fs::read(path).map_err(failed)
 }
 
 /// Why there are no claims.
@@ -127,6 +194,17 @@ fn read(path: &Path) -> Result<String, RootError> {
 pub(crate) enum NotVerified {
     /// The evidence is at fault.
     Failed(Failure),
+    /// What the vendor says of its hardware is not there.
+    Collateral(CollateralError),
+}
+
+impl NotVerified {
+    pub(crate) fn explain(&self) -> Explanation {
+        match self {
+            Self::Failed(failure) => failure.explain(),
+            Self::Collateral(error) => error.explain(),
+        }
+    }
 }
 
 impl From<Failure> for NotVerified {
@@ -135,11 +213,17 @@ impl From<Failure> for NotVerified {
     }
 }
 
-/// A root that cannot be used.
+impl From<CollateralError> for NotVerified {
+    fn from(error: CollateralError) -> Self {
+        Self::Collateral(error)
+    }
+}
+
+/// A verifier that cannot be made ready.
 #[derive(Debug, thiserror::Error)]
-pub enum RootError {
-    /// The file cannot be read.
-    #[error("read the development root {path}: {source}", path = path.display())]
+pub enum VerifierError {
+    /// A file of a development root.
+    #[error("read {path}: {source}", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -149,4 +233,10 @@ pub enum RootError {
     /// Not the certificates of a root.
     #[error("the root of SEV-SNP: {0}")]
     Snp(#[from] SnpFailure),
+    /// Not the certificate of a root.
+    #[error("the root of TDX: {0}")]
+    Tdx(#[from] TdxFailure),
+    /// The collateral.
+    #[error(transparent)]
+    Collateral(#[from] CollateralError),
 }

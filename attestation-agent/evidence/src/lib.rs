@@ -6,11 +6,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod device;
+pub mod eventlog;
 pub mod init_data;
 pub mod sample;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snp;
+pub mod tdx;
 mod tee;
 
 pub use device::Device;

@@ -95,13 +95,15 @@ pub enum ErrorKind {
     StorageError,
     /// The endpoint is of the protocol, and this broker does not have it.
     NotImplemented,
+    /// What the hardware's vendor publishes cannot be had now.
+    CollateralUnavailable,
     /// The broker did not answer in its own time.
     Timeout,
 }
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::InvalidRequest,
         Self::ProtocolVersion,
         Self::TeeNotAccepted,
@@ -124,6 +126,7 @@ impl ErrorKind {
         Self::JweError,
         Self::StorageError,
         Self::NotImplemented,
+        Self::CollateralUnavailable,
         Self::Timeout,
     ];
 
@@ -153,6 +156,7 @@ impl ErrorKind {
             Self::JweError => "JweError",
             Self::StorageError => "StorageError",
             Self::NotImplemented => "NotImplemented",
+            Self::CollateralUnavailable => "CollateralUnavailable",
             Self::Timeout => "Timeout",
         }
     }
@@ -181,7 +185,7 @@ impl ErrorKind {
             Self::TooManyRequests => 429,
             Self::PolicyEngineError | Self::StorageError => 500,
             Self::NotImplemented => 501,
-            Self::Timeout => 503,
+            Self::CollateralUnavailable | Self::Timeout => 503,
         }
     }
 }

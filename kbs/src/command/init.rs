@@ -19,6 +19,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::{
+    collateral,
     config::{Admin, Attestation, Config, Record, Reference, Store, Tls, Token},
     seal::Sealer,
     token::new_key,
@@ -115,6 +116,7 @@ impl Init {
                 public_keys: vec!["admin.pub".into()],
                 roles: BTreeSet::from(["admin".to_owned()]),
             },
+            collateral: collateral::Config::default(),
         }
     }
 

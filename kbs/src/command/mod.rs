@@ -1,6 +1,7 @@
 //! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
 
 mod client;
+mod collateral;
 mod explain;
 mod init;
 mod key;
@@ -87,6 +88,11 @@ enum Verb {
         #[command(subcommand)]
         verb: key::Key,
     },
+    /// Look after certificates, lists and statements of AMD and Intel.
+    Collateral {
+        #[command(subcommand)]
+        verb: collateral::Collateral,
+    },
     /// Make an administrator's token from a private key.
     Token(token::Token),
 }
@@ -110,6 +116,7 @@ impl Command {
             } => explain::explain(&connection, &ticket, json).await,
             Verb::Record { connection, verb } => verb.run(&connection).await,
             Verb::Key { connection, verb } => verb.run(&connection).await,
+            Verb::Collateral { verb } => verb.run().await,
             Verb::Token(token) => token.run(),
         }
     }

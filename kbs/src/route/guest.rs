@@ -84,6 +84,7 @@ pub(super) async fn resource(
         plugin: PLUGIN,
         resource_path: &path.segments(),
         query,
+        method: "GET",
     };
     let (policy, scope, version) = broker.rules.release_for(&path).await?;
     let who = guest(&claims.tee_pubkey);
@@ -93,6 +94,7 @@ pub(super) async fn resource(
         ..Versions::default()
     };
     let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(versions);
+    entry.attestation.clone_from(&claims.id);
     let decision = policy.decide(&claims.claims, &asked).map_err(|error| {
         tracing::error!(%error, "the release policy failed");
         Refusal::new(
@@ -101,7 +103,7 @@ pub(super) async fn resource(
         )
     })?;
     if !decision.allowed {
-        let ticket = broker.deny(entry.denied(decision.reasons)).await;
+        let ticket = broker.deny(entry.denied().judging(decision.reasons)).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }

@@ -12,7 +12,7 @@ use super::{Answer, invalid, query, storage};
 use crate::{
     auth::Admin,
     broker::Broker,
-    denial::Denial,
+    explain::Explained,
     record::{Entry, Search},
     refusal::Refusal,
     store::StoreError,
@@ -22,14 +22,19 @@ pub(super) async fn explain(
     State(broker): State<Arc<Broker>>,
     _: Admin,
     Path(ticket): Path<String>,
-) -> Answer<Denial> {
+) -> Answer<Explained> {
     let entry = broker.store.ticket(&ticket).await.map_err(storage)?;
-    entry.map(|entry| Json(entry.into())).ok_or_else(|| {
+    let decision = entry.ok_or_else(|| {
         Refusal::new(
             ErrorKind::TicketNotFound,
             "no such ticket, or it is older than the record goes",
         )
-    })
+    })?;
+    let attestation = match decision.attestation.as_str() {
+        "" => None,
+        earlier => broker.store.ticket(earlier).await.map_err(storage)?,
+    };
+    Ok(Json(Explained::new(decision, attestation)))
 }
 
 pub(super) async fn record(

@@ -2,13 +2,13 @@
 //!
 //! The text is SQLite's; the few words that PostgreSQL has other names for are replaced in it.
 
+use serde::Deserialize;
 use sqlx::{Any, AnyPool, Row, Transaction};
 
 use super::{Engine, StoreError, TENANT, record, resource};
 use crate::{
-    denial::Denial,
     master::MasterKeys,
-    record::{Entry, Kind, Outcome},
+    record::{Entry, Judged, Kind, Outcome},
 };
 
 /// Each step brings the database from the version of its index to the next one.
@@ -71,6 +71,7 @@ pub(super) const STEPS: [&str; 3] = [
     ",
     // Policies that end, changes in their order, and reference values with who, from when, until when.
     r#"
+    ALTER TABLE record ADD COLUMN attestation TEXT NOT NULL DEFAULT '';
     ALTER TABLE policy ADD COLUMN present INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE change ADD COLUMN moment INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX change_moment ON change (tenant, moment);
@@ -187,6 +188,16 @@ async fn adopt_resources(
     let drop = "DROP TABLE old_resource; DROP TABLE old_policy; DROP TABLE old_reference_value;";
     sqlx::raw_sql(drop).execute(&mut **change).await?;
     Ok(())
+}
+
+/// A refusal, as it was kept before there was a record.
+#[derive(Deserialize)]
+struct Denial {
+    ticket: String,
+    time: String,
+    step: String,
+    subject: String,
+    reasons: Vec<Judged>,
 }
 
 async fn adopt_denials(change: &mut Transaction<'static, Any>) -> Result<(), StoreError> {

@@ -18,8 +18,14 @@ pub(crate) const VALIDITY: Validity = Validity {
     until: 2_400_000_000,
 };
 
-pub(crate) static ROOT: LazyLock<DevelopmentRoot> = LazyLock::new(|| {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sim-snp-root.pem");
+pub(crate) static ROOT: LazyLock<DevelopmentRoot> = LazyLock::new(|| root("sim-snp-root.pem"));
+
+/// A root that no broker knows.
+pub(crate) static OTHER_ROOT: LazyLock<DevelopmentRoot> =
+    LazyLock::new(|| root("other-snp-root.pem"));
+
+fn root(name: &str) -> DevelopmentRoot {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if let Ok(text) = fs::read_to_string(&kept) {
         return DevelopmentRoot::from_pem(&text).unwrap();
     }
@@ -28,7 +34,7 @@ pub(crate) static ROOT: LazyLock<DevelopmentRoot> = LazyLock::new(|| {
     fs::write(&new, root.to_pem().unwrap().as_bytes()).unwrap();
     fs::rename(&new, &kept).unwrap();
     root
-});
+}
 
 /// A broker that accepts simulated SEV-SNP, and whatever else is listed.
 pub(crate) fn broker(also: &[&str]) -> Deployment {
@@ -53,6 +59,8 @@ pub(crate) fn broker(also: &[&str]) -> Deployment {
 pub(crate) struct Platform {
     pub(crate) report: Report,
     pub(crate) chip: Chip,
+    /// What the launch binds; the digest of the init-data that is sent where absent.
+    pub(crate) host_data: Option<[u8; 32]>,
 }
 
 impl Platform {
@@ -63,7 +71,11 @@ impl Platform {
             ..Report::simulated(3, generation)
         };
         let chip = Chip::of(&report, generation, VALIDITY);
-        Self { report, chip }
+        Self {
+            report,
+            chip,
+            host_data: None,
+        }
     }
 
     /// A guest of this launch that has a challenge and an honest answer to it.
@@ -80,7 +92,9 @@ impl Platform {
         let additional = &request.tee_evidence.additional_evidence;
         let digest = report_data(&runtime.nonce, &runtime.tee_pubkey, additional);
         report.report_data[..digest.len()].copy_from_slice(&digest);
-        if let Some(sent) = &request.init_data {
+        if let Some(bound) = self.host_data {
+            report.host_data = bound;
+        } else if let Some(sent) = &request.init_data {
             let digest = InitData::parse(sent.body.as_bytes()).unwrap().digest();
             report.host_data.copy_from_slice(&digest.as_bytes()[..32]);
         }

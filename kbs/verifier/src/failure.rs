@@ -64,6 +64,9 @@ pub enum Failure {
     /// What only SEV-SNP has.
     #[error(transparent)]
     Snp(#[from] crate::snp::SnpFailure),
+    /// What only TDX has.
+    #[error(transparent)]
+    Tdx(#[from] crate::tdx::TdxFailure),
 }
 
 /// What the owner reads: the claim, what it should be, what it is, and the fix.
@@ -83,92 +86,80 @@ impl Failure {
     /// The refusal for the owner.
     #[must_use]
     pub fn explain(&self) -> Explanation {
-        if let Self::Snp(failure) = self {
-            return failure.explain();
-        }
-        let (claim, expected, found) = self.judged();
-        Explanation {
+        let told = |claim, expected: &str, found: &str, fix: &str| Explanation {
             claim,
-            expected,
-            found,
-            fix: self.fix(),
-        }
-    }
-
-    fn judged(&self) -> (&'static str, String, String) {
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+            fix: fix.to_owned(),
+        };
         match self {
-            Self::UnknownKind { name } => ("tee", names(Tee::ALL.map(Tee::name)), name.clone()),
-            Self::NotAccepted { kind } => (
+            Self::Snp(failure) => failure.explain(),
+            Self::Tdx(failure) => failure.explain(),
+            Self::UnknownKind { name } => told(
                 "tee",
-                "a kind that `attestation.accept` lists".to_owned(),
-                kind.to_string(),
+                &Tee::ALL.map(Tee::name).join(", "),
+                name,
+                "run the guest with a kind of TEE that this broker verifies",
             ),
-            Self::Malformed { detail, .. } => (
+            Self::NotAccepted { kind } => told(
+                "tee",
+                "a kind that `attestation.accept` lists",
+                kind.name(),
+                &accepting(*kind),
+            ),
+            Self::Malformed { detail, .. } => told(
                 "primary_evidence",
-                "evidence in this kind's form".to_owned(),
-                detail.clone(),
+                "evidence in this kind's form",
+                detail,
+                FORM,
             ),
-            Self::UnknownDevice { name } => (
-                "additional_evidence",
-                names(Device::ALL.map(Device::name)),
-                name.clone(),
+            Self::UnknownDevice { name } => told(
+                DEVICES,
+                &Device::ALL.map(Device::name).join(", "),
+                name,
+                "send no evidence of devices that this broker cannot verify",
             ),
-            Self::DeviceNotAccepted { device } => (
-                "additional_evidence",
-                "a device that `attestation.accept_devices` lists".to_owned(),
-                device.to_string(),
+            Self::DeviceNotAccepted { device } => told(
+                DEVICES,
+                "a device that `attestation.accept_devices` lists",
+                device.name(),
+                &format!("for development only, list `{device}` in `attestation.accept_devices`"),
             ),
-            Self::DeviceMalformed { detail, .. } => (
-                "additional_evidence",
-                "a map from devices to evidence in their forms".to_owned(),
-                detail.clone(),
+            Self::DeviceMalformed { detail, .. } => told(
+                DEVICES,
+                "a map from devices to evidence in their forms",
+                detail,
+                FORM,
             ),
-            Self::ReportData { expected, found } => {
-                ("report_data", expected.clone(), found.clone())
-            }
-            Self::InitData { bound, sent } => ("init_data", bound.clone(), sent.clone()),
-            Self::Snp(failure) => {
-                let told = failure.explain();
-                (told.claim, told.expected, told.found)
-            }
+            Self::ReportData { expected, found } => told(
+                "report_data",
+                expected,
+                found,
+                "the evidence is old, or somebody put another key into the request: attest again, \
+                 and look at who carries the guest's traffic",
+            ),
+            Self::InitData { bound, sent } => told(
+                "init_data",
+                bound,
+                sent,
+                "start the pod with the init-data that was measured: what the guest read differs \
+                 from what its launch bound",
+            ),
         }
     }
+}
 
-    fn fix(&self) -> String {
-        match self {
-            Self::UnknownKind { .. } => {
-                "run the guest with a kind of TEE that this broker verifies".to_owned()
-            }
-            Self::NotAccepted { kind } if kind.is_hardware() => {
-                format!("list `{kind}` in `attestation.accept` of the broker's configuration")
-            }
-            Self::NotAccepted { kind } => format!(
-                "run the guest in a TEE; for development only, list `{kind}` in \
-                 `attestation.accept` of the broker's configuration"
-            ),
-            Self::Malformed { .. } | Self::DeviceMalformed { .. } => {
-                "let guest and broker be of versions that share a form of evidence".to_owned()
-            }
-            Self::UnknownDevice { .. } => {
-                "send no evidence of devices that this broker cannot verify".to_owned()
-            }
-            Self::DeviceNotAccepted { device } => format!(
-                "for development only, list `{device}` in `attestation.accept_devices` of the \
-                 broker's configuration"
-            ),
-            Self::ReportData { .. } => {
-                "the evidence is old, or somebody put another key into the request: attest \
-                 again, and look at who carries the guest's traffic"
-                    .to_owned()
-            }
-            Self::InitData { .. } => {
-                "start the pod with the init-data that was measured: what the guest read \
-                 differs from what its launch bound"
-                    .to_owned()
-            }
-            Self::Snp(failure) => failure.explain().fix,
-        }
+const DEVICES: &str = "additional_evidence";
+const FORM: &str = "let guest and broker be of versions that share a form of evidence";
+
+fn accepting(kind: Tee) -> String {
+    if kind.is_hardware() {
+        return format!("list `{kind}` in `attestation.accept` of the broker's configuration");
     }
+    format!(
+        "run the guest in a TEE; for development only, list `{kind}` in `attestation.accept` of \
+         the broker's configuration"
+    )
 }
 
 /// A piece of a hostile text that is safe to print.
@@ -178,8 +169,4 @@ pub(crate) fn shorten(text: &str) -> String {
         .filter(|c| !c.is_control())
         .take(SHOWN)
         .collect()
-}
-
-fn names<const N: usize>(names: [&str; N]) -> String {
-    names.join(", ")
 }

@@ -10,6 +10,7 @@ pub mod device;
 mod failure;
 pub mod sample;
 pub mod snp;
+pub mod tdx;
 
 use std::collections::BTreeSet;
 

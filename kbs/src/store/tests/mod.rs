@@ -222,7 +222,7 @@ async fn entries_are_kept_in_order_and_found(place: Place) {
         let entry = made(number);
         let denied = number % 4 == 0;
         store.record(if denied {
-            entry.denied(vec![reason.clone()])
+            entry.denied().judging([reason.clone()])
         } else {
             entry
         })
@@ -238,7 +238,7 @@ async fn entries_are_kept_in_order_and_found(place: Place) {
     let found = store.search(&denied).await.unwrap();
     assert_eq!(found.len(), 10);
     assert!(found.windows(2).all(|pair| pair[0].id < pair[1].id));
-    assert_eq!(found[0].claims, vec![reason]);
+    assert_eq!(found[0].claims, vec![reason.into()]);
     let explained = store.ticket(&found[3].ticket).await.unwrap().unwrap();
     assert_eq!(explained, found[3]);
     assert_eq!(store.ticket("").await.unwrap(), None);

@@ -9,8 +9,9 @@ use ring::{
     signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair},
 };
 
-pub use root::{Chip, ChipKey, DevelopmentRoot, Validity};
+pub use root::{Chip, ChipKey, DevelopmentRoot};
 
+pub use super::x509::Validity;
 use crate::snp::{Report, ReportError, Signature, SnpEvidence};
 
 /// What goes wrong in the simulator.
