@@ -18,7 +18,7 @@ use verifier::{Bindings, Explanation, Failure};
 
 use crate::{
     broker::{Broker, guest},
-    record::{Entry, Kind, Outcome, Versions},
+    record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
     rules::RuleError,
     session::{Challenge, SessionError},
@@ -117,9 +117,9 @@ pub(crate) async fn attest(
                 .signer
                 .issue(&entry.ticket, &submods, now)
                 .map_err(|error| Refusal::new(ErrorKind::InvalidRequest, error.to_string()))?;
-            let judged = submods
-                .iter()
-                .flat_map(|part| part.appraisal.reasons.clone());
+            let judged = submods.into_iter().flat_map(|part| {
+                Judged::by_policy(part.appraisal.judgements, &part.appraisal.reasons)
+            });
             broker.keep(entry.judging(judged)).await?;
             Ok(token)
         }

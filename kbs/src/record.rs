@@ -1,6 +1,6 @@
 //! The record: each decision and each administration, as one entry that is never changed.
 
-use policies::release::Reason;
+use policies::release::{Judgement, Reason};
 use rand::Rng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -100,6 +100,33 @@ pub struct Judged {
     /// What the owner can do, where it will not do.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fix: String,
+}
+
+impl Judged {
+    /// What a policy judged, with its advice on what does not hold.
+    pub(crate) fn by_policy(judgements: Vec<Judgement>, reasons: &[Reason]) -> Vec<Self> {
+        let advice = |claim: &str| reasons.iter().find(|reason| reason.claim == claim);
+        let mut judged: Vec<_> = judgements
+            .into_iter()
+            .map(|one| Self {
+                fix: match one.holds {
+                    true => String::new(),
+                    false => advice(&one.claim).map_or(String::new(), |reason| reason.fix.clone()),
+                },
+                claim: one.claim,
+                expected: one.expected,
+                found: one.found,
+                holds: one.holds,
+                rule: one.rule,
+            })
+            .collect();
+        for reason in reasons {
+            if !judged.iter().any(|one| one.claim == reason.claim) {
+                judged.push(reason.clone().into());
+            }
+        }
+        judged
+    }
 }
 
 impl From<Reason> for Judged {

@@ -19,11 +19,12 @@ use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
     broker::{Broker, guest},
-    record::{Entry, Kind, Outcome, Versions},
+    record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
 };
 
 const PLUGIN: &str = "resource";
+
 /// The longest token that also goes into the cookie; a client with a longer one sends it itself.
 const COOKIE_TOKEN_BYTES: usize = 16 * 1024;
 
@@ -102,8 +103,9 @@ pub(super) async fn resource(
             "the release policy failed: its owner finds the cause in the broker's log",
         )
     })?;
+    entry.claims = Judged::by_policy(decision.judgements, &decision.reasons);
     if !decision.allowed {
-        let ticket = broker.deny(entry.denied().judging(decision.reasons)).await;
+        let ticket = broker.deny(entry.denied()).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
