@@ -5,10 +5,10 @@
 //! attached where. A change, here or at another broker on the same store, moves just what changed.
 
 mod attached;
-mod cache;
 mod reference;
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
@@ -17,6 +17,7 @@ use kbs_protocol::{ErrorKind, ResourcePath};
 use policies::{
     PolicyError,
     appraisal::{self, AppraisalPolicy, ReferenceValues},
+    cache::Compiled,
     release::{self, ReleasePolicy},
     scopes::{Scopes, Selection, Selector},
 };
@@ -27,8 +28,10 @@ use crate::{
     refusal::Refusal,
     store::{Change, REFERENCES, Store, StoreError},
 };
-use cache::Compiled;
 use reference::References;
+
+/// Policies of each kind that stay compiled: a store has many more, of which few are asked at a time.
+const COMPILED: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
 /// The rules as the store has them, or had them less than a second ago.
 pub(crate) struct Rules {
@@ -61,8 +64,8 @@ impl Rules {
                 appraisal: Selection::default(),
                 references: Arc::default(),
             }),
-            release: Arc::default(),
-            appraisal: Arc::default(),
+            release: Arc::new(Compiled::new(COMPILED)),
+            appraisal: Arc::new(Compiled::new(COMPILED)),
             default_release: Arc::new(
                 ReleasePolicy::from_rego(release::DEFAULT).map_err(built_in)?,
             ),
