@@ -15,6 +15,7 @@ use crate::{
     rules::{RuleError, Rules},
     seal::{KeyFileError, Sealer},
     session::Challenges,
+    signer::{SignerError, Signers},
     store::{Address, Store, StoreError},
     token::{TokenError, TokenSigner},
     verify::{VerifierError, Verifiers},
@@ -34,6 +35,7 @@ pub struct Broker {
     pub(crate) admins: AdminKeys,
     pub(crate) store: Store,
     pub(crate) rules: Rules,
+    pub(crate) signers: Signers,
     pub(crate) retention: config::Record,
 }
 
@@ -81,6 +83,7 @@ impl Broker {
                 config.token_lifetime(),
             )?,
             admins: AdminKeys::read(&config.admin.public_keys, &config.admin.roles)?,
+            signers: Signers::read(&config.reference)?,
             rules: Rules::open(store.clone()).await?,
             store,
             retention: config.record.clone(),
@@ -165,6 +168,9 @@ pub enum OpenError {
     /// The administrators' keys.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The signers of reference values.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     /// Policies and reference values.
     #[error(transparent)]
     Rule(#[from] RuleError),

@@ -1,5 +1,7 @@
 //! The broker's configuration: one TOML file, every key known, relative paths from its own directory.
 
+mod reference;
+
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -10,6 +12,8 @@ use std::{
 
 use evidence::{Device, Tee};
 use serde::{Deserialize, Serialize};
+
+pub use reference::Reference;
 
 use crate::collateral;
 
@@ -38,6 +42,9 @@ pub struct Config {
     /// Which evidence is accepted.
     #[serde(default)]
     pub attestation: Attestation,
+    /// Whose reference values are taken.
+    #[serde(default)]
+    pub reference: Reference,
     /// Who administers.
     pub admin: Admin,
     /// Where the vendors' certificates and lists come from.
@@ -274,6 +281,7 @@ impl Config {
         paths.extend(development.snp_root.iter_mut());
         paths.extend(development.tdx_root.iter_mut());
         paths.extend(development.collateral.iter_mut());
+        paths.extend(self.reference.signers.iter_mut());
         paths.extend(self.admin.public_keys.iter_mut());
         for path in paths {
             *path = base.join(&*path);

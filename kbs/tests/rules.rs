@@ -1,92 +1,22 @@
-//! By what is decided, as its owner administers it: policies per scope, and reference values in their
-//! time. Trustee's own calls among it.
+//! Policies per scope, as their owner administers them; Trustee's own calls among it.
 #![allow(clippy::unwrap_used)]
 
 mod deployment;
 
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use deployment::{
+    Deployment, Guest, SECRET, fetch,
+    owner::{BY_SVN, Owner, lines},
 };
-use deployment::{Answer, Deployment, Guest, SECRET, fetch};
 use http::{Method, StatusCode};
 use kbs_protocol::ErrorKind;
 use serde_json::{Value, json};
 
 const ALLOW_ALL: &str = "package policy\nallow := true\n";
 const DENY_ALL: &str = "package policy\nallow := false\n";
-const BY_SVN: &str = "package policy\ndefault hardware := 97\nhardware := 2 if { input.sample.svn in query_reference_value(\"svn\") }\ntrust_claims := {\"hardware\": hardware}\n";
-
-/// A broker whose API is asked as an administrator.
-struct Owner {
-    deployment: Deployment,
-    bearer: String,
-}
-
-impl Owner {
-    fn start() -> Self {
-        let deployment = Deployment::start(&["sample"]);
-        let bearer = format!("Bearer {}", deployment.admin_token());
-        Self { deployment, bearer }
-    }
-
-    async fn ask(&self, method: Method, path: &str, body: impl Into<bytes::Bytes>) -> Answer {
-        let headers = [("authorization", self.bearer.as_str())];
-        self.deployment.ask(method, path, &headers, body).await
-    }
-
-    async fn get(&self, path: &str) -> Value {
-        let answer = self.ask(Method::GET, path, "").await;
-        assert_eq!(answer.status, StatusCode::OK, "{path}: {:?}", answer.body);
-        answer.json()
-    }
-
-    async fn register(&self, values: &Value, more: Value) -> Answer {
-        let mut message = json!({
-            "version": "0.1.0", "type": "sample",
-            "payload": BASE64_STANDARD.encode(values.to_string()),
-        });
-        message
-            .as_object_mut()
-            .unwrap()
-            .append(more.clone().as_object_mut().unwrap());
-        self.ask(Method::POST, "reference-value", message.to_string())
-            .await
-    }
-
-    fn own(&self, args: &[&str]) -> String {
-        self.deployment.own(args)
-    }
-
-    fn policy(&self, rego: &str, args: &[&str]) {
-        let file = self.deployment.write("policy.rego", rego);
-        self.own(&[&["policy", "set", "--file", &file], args].concat());
-    }
-
-    async fn token(&self) -> String {
-        let guest = Guest::challenged(&self.deployment, None).await;
-        guest.token(&self.deployment).await
-    }
-
-    /// The status that a fresh guest's token has.
-    async fn status(&self) -> String {
-        let token = self.token().await;
-        let claims = token.split('.').nth(1).unwrap();
-        let claims: Value =
-            serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
-        let status = claims["submods"]["cpu0"]["ear.status"].as_str();
-        status.unwrap().to_owned()
-    }
-}
 
 fn rego(policy: &str) -> String {
     json!({"policy": BASE64_URL_SAFE_NO_PAD.encode(policy)}).to_string()
-}
-
-fn lines(text: &str) -> Vec<Value> {
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
 }
 
 #[tokio::test]
@@ -314,99 +244,38 @@ async fn trustees_calls_are_answered_as_trustee_answers_them() {
 }
 
 #[tokio::test]
-async fn reference_values_are_added_timed_listed_and_withdrawn() {
+async fn a_selected_appraisal_policy_is_that_one_or_a_refusal_by_name() {
     let owner = Owner::start();
-    owner.policy(BY_SVN, &["--appraisal"]);
-    owner.own(&["reference", "set", "svn", "0"]);
-    assert_eq!(owner.status().await, "contraindicated");
-    owner.own(&[
-        "reference",
-        "add",
-        "svn",
-        "1",
-        "--until",
-        "2031-01-02T03:04:05Z",
-    ]);
-    assert_eq!(owner.status().await, "affirming");
-    assert_eq!(owner.get("reference-value/svn").await, json!(["0", "1"]));
-    let list = lines(&owner.own(&["reference", "list"]));
-    assert_eq!(list.len(), 2);
-    assert_eq!(list[1]["not_after"], "2031-01-02T03:04:05Z");
-    assert_eq!(
-        list[1]["provenance"],
-        json!({"by": "administrator", "who": "admin"})
-    );
-    // What is not yet, or no longer, is as good as none.
-    for window in [
-        ["--from", "2031-01-02T03:04:05Z"],
-        ["--until", "2021-01-02T03:04:05Z"],
-    ] {
-        owner.own(&[&["reference", "set", "svn", "1"], &window[..]].concat());
-        assert_eq!(owner.status().await, "contraindicated");
-        assert_eq!(lines(&owner.own(&["reference", "list"]))[0]["holds"], false);
-    }
-    owner.own(&[
-        "reference",
-        "set",
-        "a b/ü:1.0",
-        "7",
-        "--as",
-        "integer",
-        "--single",
-    ]);
-    assert_eq!(
-        owner.get("reference-value/a%20b/%C3%BC:1.0").await,
-        json!(7)
-    );
-    owner.own(&["reference", "delete", "a b/ü:1.0"]);
-    assert!(
-        !owner
+    let asked = async |name: &str| {
+        let extra = json!({"attestation_policy_selector": name});
+        let body = json!({"version": "0.4.0", "tee": "sample", "extra-params": extra});
+        let answer = owner
             .deployment
-            .owner(&["reference", "delete", "a b/ü:1.0"])
-            .status
-            .success()
-    );
-    let history = lines(&owner.own(&["reference", "history", "a b/ü:1.0"]));
+            .ask(Method::POST, "auth", &[], body.to_string())
+            .await;
+        let mut guest = Guest::challenged(&owner.deployment, None).await;
+        guest.cookie = answer.cookie();
+        guest.request.runtime_data.nonce = answer.json()["nonce"].as_str().unwrap().to_owned();
+        guest.prove();
+        guest.attest(&owner.deployment).await
+    };
+    let (kind, error) = asked("strict").await.refusal();
+    assert_eq!(kind, ErrorKind::InvalidRequest);
+    assert!(error.detail.contains("strict_cpu"), "{}", error.detail);
+    owner.policy(BY_SVN, &["--appraisal", "strict_cpu"]);
+    assert_eq!(asked("strict").await.status, StatusCode::OK);
     assert_eq!(
-        (&history[0]["state"], history.len()),
-        (&json!("withdrawn"), 1)
+        owner.own(&["policy", "list"]),
+        "resource-policy\ndefault_cpu\nstrict_cpu\n"
     );
-    let document = json!({"m": ["ab", "cd"], "svn": ["1"]}).to_string();
-    let document = owner.deployment.write("values.json", document);
-    owner.own(&["reference", "import", &document, "--add"]);
-    assert_eq!(owner.get("reference-value/m").await, json!(["ab", "cd"]));
-    assert_eq!(owner.status().await, "affirming");
-    let told = lines(&owner.own(&["record", "list", "--resource", "reference-value/svn"]));
-    assert_eq!(told.len(), 5);
-    assert_eq!(told[4]["versions"]["references"], 7);
-}
-
-#[tokio::test]
-async fn what_a_reference_message_must_not_be_is_named() {
-    let owner = Owner::start();
-    for (more, word) in [
-        (json!({"not_befor": "2031-01-02T03:04:05Z"}), "members"),
-        (json!({"not_before": "tomorrow"}), "not_before"),
-        (json!({"not_after": "1931-01-02T03:04:05Z"}), "not_after"),
-        (
-            json!({"not_before": "2031-01-02T03:04:05Z", "not_after": "2031-01-02T03:04:05Z"}),
-            "`svn`",
-        ),
-        (json!({"mode": "merge"}), "members"),
-        (json!({"version": "0.2.0"}), "0.1.0"),
-        (json!({"type": "corim"}), "accept_unsigned"),
-        (json!({"payload": "x"}), "base64"),
-        (json!({"payload": "W10="}), "map"),
-        (json!({"payload": "e30="}), "1 to"),
-    ] {
-        let (kind, error) = owner
-            .register(&json!({"svn": ["1"]}), more.clone())
-            .await
-            .refusal();
-        assert_eq!(kind, ErrorKind::InvalidRequest, "{more}");
-        assert!(error.detail.contains(word), "{more}: {}", error.detail);
-    }
-    assert_eq!(owner.get("reference-value").await, json!([]));
+    let told = lines(&owner.own(&["record", "list", "--kind", "attest"]));
+    let last = &told.last().unwrap()["versions"];
+    assert_eq!(
+        (&last["policy"], &last["appraisal"]),
+        (&json!("strict_cpu"), &json!(1))
+    );
+    owner.own(&["policy", "delete", "--appraisal", "strict_cpu"]);
+    assert_eq!(asked("strict").await.refusal().0, ErrorKind::InvalidRequest);
 }
 
 #[tokio::test]

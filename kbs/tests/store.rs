@@ -1,4 +1,4 @@
-//! What an operator relies on: the record, rotation, several brokers on one store, and SIGKILL.
+//! What an operator relies on: the record, rotation, and SIGKILL.
 #![allow(clippy::unwrap_used)]
 
 mod deployment;
@@ -9,10 +9,8 @@ use deployment::{Deployment, Guest, SECRET, fetch, kbs, succeed};
 use http::Method;
 use rand::RngExt;
 use serde_json::Value;
-use support::postgres::Postgres;
 
 const ALLOW_ALL: &str = "package policy\nallow := true\n";
-const DENY_ALL: &str = "package policy\nallow := false\n";
 const WRITES: usize = 500;
 const NAMES: usize = 50;
 
@@ -136,72 +134,6 @@ async fn sigkill_at_random_points_loses_nothing_and_leaves_nothing_half() {
         .sum();
     assert_eq!(u64::try_from(set).unwrap(), written);
     assert!(set >= WRITES);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_brokers_on_postgresql_survive_the_death_of_one() {
-    let Some(server) = Postgres::start().unwrap() else {
-        return;
-    };
-    let files = tempfile::tempdir().unwrap();
-    let (url, key) = (files.path().join("url"), files.path().join("challenge.key"));
-    std::fs::write(&url, server.database("kbs").unwrap()).unwrap();
-    std::fs::write(&key, "5a".repeat(32)).unwrap();
-    let mut first = Deployment::start_with(&["sample"], |config| {
-        let challenges = format!("challenge_seconds = 300\nchallenge_key = {key:?}");
-        config
-            .replace("database = \"kbs.sqlite\"", &format!("url_file = {url:?}"))
-            .replace("challenge_seconds = 300", &challenges)
-    });
-    let second = first.replica();
-    let bearer = format!("Bearer {}", first.admin_token());
-    let secret = first.write("secret", SECRET);
-    first.own(&["resource", "set", "a/b/c", "--file", &secret]);
-    let guest = Guest::challenged(&first, None).await;
-    let urls = [first.url.clone(), second.url.clone()];
-    // A challenge of one is answered at the other, and a policy set at one decides at the other.
-    first.url.clone_from(&urls[1]);
-    let token = guest.token(&first).await;
-    for (text, status) in [(ALLOW_ALL, 200), (DENY_ALL, 401), (ALLOW_ALL, 200)] {
-        let policy = first.write("policy.rego", text);
-        first.url.clone_from(&urls[0]);
-        first.own(&["policy", "set", "--file", &policy]);
-        let here = fetch(&first, &token, "a/b/c").await.status.is_success();
-        assert_eq!(here, status == 200);
-        first.url.clone_from(&urls[1]);
-        eventually(async || {
-            fetch(&first, &token, "a/b/c").await.status.is_success() == (status == 200)
-        })
-        .await;
-    }
-    for number in 0..200 {
-        if number == 100 {
-            first.crash();
-        }
-        let client = first.client();
-        let mut turn = number;
-        while !write(&client, &urls[turn % 2], &bearer, number).await {
-            assert!(turn < number + 4, "no broker took the write");
-            turn += 1;
-        }
-        if number < 100 || number % 2 == 1 {
-            first.url.clone_from(&urls[number % 2]);
-            let answer = fetch(&first, &token, "a/b/c").await;
-            let jwe = serde_json::from_slice(&answer.body).unwrap();
-            assert_eq!(
-                guest.key.open(&jwe).ok().unwrap().expose(),
-                SECRET.as_bytes()
-            );
-        }
-    }
-    for name in 0..NAMES {
-        let answer = fetch(&first, &token, &format!("r/x/n{name}")).await;
-        let jwe = serde_json::from_slice(&answer.body).unwrap();
-        assert_eq!(
-            guest.key.open(&jwe).ok().unwrap().expose(),
-            content(200 - NAMES + name)
-        );
-    }
 }
 
 fn content(number: usize) -> Vec<u8> {

@@ -57,6 +57,18 @@ impl<T> Compiled<T> {
         }
     }
 
+    /// What compiling the policy `id` in its `version` gave, where that is here already: for a caller
+    /// who would have to fetch the text first.
+    #[must_use]
+    pub fn known(&self, id: &str, version: i64) -> Option<Compilation<T>> {
+        let mut slots = self.lock();
+        slots.now += 1;
+        let now = slots.now;
+        let slot = slots.by_key.get_mut(&(id.to_owned(), version))?;
+        slot.used = now;
+        slot.cell.get().cloned()
+    }
+
     /// The policy `id` in its `version`, which `compile` makes where it is not here yet. Who asks for the
     /// same meanwhile waits for that one compilation; who asks for another does not.
     ///
@@ -147,8 +159,10 @@ mod tests {
     #[test]
     fn a_version_is_compiled_once_and_another_for_itself() {
         let cache = cache(4);
+        assert!(cache.known("a", 1).is_none());
         assert!(compiled(&cache, "a", 1));
         assert!(!compiled(&cache, "a", 1));
+        assert!(cache.known("a", 1).is_some() && cache.known("a", 2).is_none());
         assert!(compiled(&cache, "a", 2));
         assert!(!compiled(&cache, "a", 1));
         cache.forget("a");

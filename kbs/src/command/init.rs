@@ -20,7 +20,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::{
     collateral,
-    config::{Admin, Attestation, Config, Record, Store, Tls, Token},
+    config::{Admin, Attestation, Config, Record, Reference, Store, Tls, Token},
     seal::Sealer,
     token::new_key,
 };
@@ -111,6 +111,7 @@ impl Init {
                 accept: self.accept.iter().copied().collect(),
                 ..Attestation::default()
             },
+            reference: Reference::default(),
             admin: Admin {
                 public_keys: vec!["admin.pub".into()],
                 roles: BTreeSet::from(["admin".to_owned()]),

@@ -14,10 +14,7 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use kbs_protocol::ErrorKind;
-use policies::{
-    corim,
-    reference::{Provenance, ReferenceError, ReferenceValue, Version},
-};
+use policies::reference::{Provenance, ReferenceError, ReferenceValue, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -79,7 +76,7 @@ pub(super) async fn set_values(
     }
     let not_before = time(message.not_before.as_deref(), "not_before")?;
     let not_after = time(message.not_after.as_deref(), "not_after")?;
-    let mut values = document(&message, &admin)?;
+    let mut values = document(&broker, &message, &admin)?;
     for value in &mut values {
         for version in std::mem::take(&mut value.versions) {
             let added = value.add(version.within(not_before, not_after));
@@ -155,17 +152,20 @@ pub(super) async fn history(
 }
 
 /// The values in a message, before its own window is laid over theirs.
-fn document(message: &ReferenceMessage, admin: &Admin) -> Result<Vec<ReferenceValue>, Refusal> {
+fn document(
+    broker: &Broker,
+    message: &ReferenceMessage,
+    admin: &Admin,
+) -> Result<Vec<ReferenceValue>, Refusal> {
     let payload = BASE64_STANDARD
         .decode(&message.payload)
         .map_err(|_| invalid("payload: not base64"))?;
     match message.kind.as_str() {
         SAMPLE => sample(&payload, admin),
-        CORIM if message.accept_unsigned => corim::reference_values(&payload, &admin.role)
+        CORIM => broker
+            .signers
+            .reference_values(&payload, &admin.role, message.accept_unsigned)
             .map_err(|error| invalid(&format!("payload: {error}"))),
-        CORIM => Err(invalid(
-            "payload: say `accept_unsigned` for a CoRIM that nobody signed",
-        )),
         _ => Err(Refusal::new(
             ErrorKind::NotImplemented,
             format!(

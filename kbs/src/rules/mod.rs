@@ -5,12 +5,11 @@
 //! attached where. A change, here or at another broker on the same store, moves just what changed.
 
 mod attached;
-mod cache;
 mod reference;
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    num::NonZeroUsize,
+    sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
 
@@ -18,6 +17,7 @@ use kbs_protocol::{ErrorKind, ResourcePath};
 use policies::{
     PolicyError,
     appraisal::{self, AppraisalPolicy, ReferenceValues},
+    cache::Compiled,
     release::{self, ReleasePolicy},
     scopes::{Scopes, Selection, Selector},
 };
@@ -28,19 +28,19 @@ use crate::{
     refusal::Refusal,
     store::{Change, REFERENCES, Store, StoreError},
 };
-use cache::Compiled;
 use reference::References;
+
+/// Policies of each kind that stay compiled: a store has many more, of which few are asked at a time.
+const COMPILED: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
 /// The rules as the store has them, or had them less than a second ago.
 pub(crate) struct Rules {
     store: Store,
     known: Current<Known>,
-    release: Compiled<ReleasePolicy>,
-    appraisal: Compiled<AppraisalPolicy>,
+    release: Arc<Compiled<ReleasePolicy>>,
+    appraisal: Arc<Compiled<AppraisalPolicy>>,
     default_release: Arc<ReleasePolicy>,
     default_appraisal: Arc<AppraisalPolicy>,
-    /// Versions that do not compile: they are told once, and not tried again.
-    broken: Mutex<BTreeMap<String, i64>>,
     refreshing: tokio::sync::Mutex<()>,
 }
 
@@ -64,15 +64,14 @@ impl Rules {
                 appraisal: Selection::default(),
                 references: Arc::default(),
             }),
-            release: Compiled::default(),
-            appraisal: Compiled::default(),
+            release: Arc::new(Compiled::new(COMPILED)),
+            appraisal: Arc::new(Compiled::new(COMPILED)),
             default_release: Arc::new(
                 ReleasePolicy::from_rego(release::DEFAULT).map_err(built_in)?,
             ),
             default_appraisal: Arc::new(
                 AppraisalPolicy::from_rego(appraisal::DEFAULT).map_err(built_in)?,
             ),
-            broken: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
         };
         rules.refresh().await?;
@@ -174,40 +173,33 @@ impl Rules {
         ids
     }
 
-    async fn compiled<T: Send + 'static>(
+    async fn compiled<T: Send + Sync + 'static>(
         &self,
-        cache: &Compiled<T>,
+        cache: &Arc<Compiled<T>>,
         id: &str,
         version: i64,
         compile: fn(&str) -> Result<T, PolicyError>,
     ) -> Result<Arc<T>, RuleError> {
-        if let Some(policy) = cache.get(id, version) {
-            return Ok(policy);
-        }
-        let broken = || self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        if broken().get(id) == Some(&version) {
-            return Err(RuleError::Broken(id.to_owned()));
+        let broken = |_| RuleError::Broken(id.to_owned());
+        if let Some(known) = cache.known(id, version) {
+            return known.map_err(broken);
         }
         let rego = self.store.policy(id, Some(version)).await?;
         let rego = rego.ok_or(StoreError::Content("policy"))?;
-        let made = tokio::task::spawn_blocking(move || compile(&rego)).await;
-        let error = match made {
-            Ok(Ok(policy)) => {
-                let policy = Arc::new(policy);
-                cache.put(id, version, Arc::clone(&policy));
-                return Ok(policy);
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(
-            id,
-            version,
-            error,
-            "a stored policy cannot be used: set it again"
-        );
-        broken().insert(id.to_owned(), version);
-        Err(RuleError::Broken(id.to_owned()))
+        let (cache, name) = (Arc::clone(cache), id.to_owned());
+        let compiling = tokio::task::spawn_blocking(move || {
+            cache.get(&name, version, || {
+                compile(&rego).inspect_err(|error| {
+                    let id = &name;
+                    tracing::error!(id, version, %error, "a stored policy cannot be used: set it again");
+                })
+            })
+        });
+        let made = compiling.await.map_err(|error| {
+            tracing::error!(id, version, %error, "a stored policy could not be compiled");
+            RuleError::Broken(id.to_owned())
+        })?;
+        made.map_err(|_| RuleError::Broken(id.to_owned()))
     }
 }
 

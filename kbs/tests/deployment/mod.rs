@@ -1,6 +1,8 @@
 //! A broker as an operator deploys it: `kbs init`, `kbs serve` on a free port, and clients with TLS.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub(crate) mod owner;
+
 use std::{
     fs,
     io::{BufRead, BufReader},

@@ -1,16 +1,20 @@
-//! Reference values out of an unsigned CoRIM, under the names that Trustee's extractor gives them:
-//! vendor, model, key, name and serial number joined with `/`, then `digests` or `raw_bytes`.
+//! Reference values out of a CoRIM, under the names that Trustee's extractor gives them: vendor, model,
+//! key, name and serial number joined with `/`, then `digests` or `raw_bytes`.
 //!
 //! A vendor's manifest says more than we judge; what is no reference value is passed over, and what
-//! has a wrong form is an error. A signed CoRIM is refused by name: taken without its signature it
-//! would say nothing about who signed it.
+//! has a wrong form is an error. A signed CoRIM gives its values to none but who checks its signature:
+//! that needs cryptography, which is not here.
 //!
 //! Source: draft-ietf-rats-corim, sections 4 (CoRIM) and 5 (CoMID).
+
+mod signed;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ciborium::Value;
 use serde_json::json;
+
+pub use signed::{Algorithm, SignedCorim};
 
 use crate::reference::{Provenance, ReferenceError, ReferenceValue, Version};
 
@@ -41,11 +45,23 @@ pub enum CorimError {
     /// Not CBOR, nested too deep, or with bytes behind its end.
     #[error("CoRIM is not one CBOR item of at most {DEPTH} levels")]
     Cbor,
-    /// Signed.
+    /// Signed in a way that is not read here.
     #[error(
-        "CoRIM is signed, and this broker does not check CoRIM signatures: check it with the vendor's tool, and register the unsigned CoRIM inside (tag 501)"
+        "CoRIM is signed by algorithm {found}: ES256 (-7), ES384 (-35) and EdDSA (-8) are read"
     )]
-    Signed,
+    Algorithm {
+        /// The algorithm's number, or what stands in its place.
+        found: String,
+    },
+    /// A header that a reader has to understand.
+    #[error("CoRIM's signature has critical headers, and this reader knows none")]
+    Critical,
+    /// A header where it must not be.
+    #[error("CoRIM's signature has header {label} twice")]
+    Twice {
+        /// Its label.
+        label: i128,
+    },
     /// A member of another form.
     #[error("CoRIM: {member} must be {expected}")]
     Shape {
@@ -62,15 +78,87 @@ pub enum CorimError {
     Value(#[from] ReferenceError),
 }
 
-/// The reference values of an unsigned CoRIM, each with the CoRIM's validity; `holder` is who brought
-/// it. Those of one name are versions of one value.
-///
-/// # Errors
-/// When it is too large, not CBOR, signed, of a wrong form, or without a reference value.
-pub fn reference_values(bytes: &[u8], holder: &str) -> Result<Vec<ReferenceValue>, CorimError> {
-    let corim = unwrap(decode(bytes)?)?;
-    let (not_before, not_after) = validity(&corim)?;
-    let tags = required(&corim, 1, "tags").and_then(|tags| array(tags, "tags"))?;
+/// A CoRIM as it came.
+#[derive(Debug)]
+pub enum Corim {
+    /// Nobody signed it.
+    Unsigned(Manifest),
+    /// Somebody did, and nobody checked it yet.
+    Signed(SignedCorim),
+}
+
+/// What a CoRIM says.
+#[derive(Debug)]
+pub struct Manifest(Value);
+
+impl Corim {
+    /// Reads a CoRIM's outside.
+    ///
+    /// # Errors
+    /// When it is too large, not CBOR, of a wrong form, or signed in a way that is not read here.
+    pub fn read(bytes: &[u8]) -> Result<Self, CorimError> {
+        let mut value = decode(bytes)?;
+        loop {
+            match value {
+                Value::Tag(tag, inner) if OUTER_TAGS.contains(&tag) => value = *inner,
+                Value::Tag(UNSIGNED, inner) => return Ok(Self::Unsigned(Manifest(*inner))),
+                Value::Tag(COSE_SIGN1, inner) => {
+                    return SignedCorim::read(*inner).map(Self::Signed);
+                }
+                _ => return Err(shape("it", "tagged 501 (unsigned CoRIM) or 18 (signed)")),
+            }
+        }
+    }
+}
+
+/// From when until when; always where a side is absent.
+type Window = (Option<SystemTime>, Option<SystemTime>);
+
+impl Manifest {
+    /// The reference values, each with the manifest's validity. Those of one name are versions of one
+    /// value.
+    ///
+    /// # Errors
+    /// When it has a wrong form, or no reference value.
+    pub fn reference_values(
+        &self,
+        provenance: &Provenance,
+    ) -> Result<Vec<ReferenceValue>, CorimError> {
+        self.within(provenance, (None, None))
+    }
+
+    fn within(
+        &self,
+        provenance: &Provenance,
+        (begin, end): Window,
+    ) -> Result<Vec<ReferenceValue>, CorimError> {
+        let (not_before, not_after) = match member(&self.0, 4, "CoRIM")? {
+            Some(map) => validity(map, "rim-validity")?,
+            None => (None, None),
+        };
+        let mut values: Vec<ReferenceValue> = Vec::new();
+        for (name, value) in found(&self.0)? {
+            let version = Version {
+                value,
+                provenance: provenance.clone(),
+                not_before,
+                not_after,
+            };
+            let version = version.within(begin, end);
+            if let Some(known) = values.iter_mut().find(|known| known.name == name) {
+                known.add(version)?;
+            } else {
+                let mut new = ReferenceValue::new(&name)?;
+                new.add(version)?;
+                values.push(new);
+            }
+        }
+        Ok(values)
+    }
+}
+
+fn found(corim: &Value) -> Result<Found, CorimError> {
+    let tags = required(corim, 1, "tags").and_then(|tags| array(tags, "tags"))?;
     let mut found = Vec::new();
     for tag in tags {
         if let Value::Tag(COMID, inner) = tag {
@@ -86,23 +174,7 @@ pub fn reference_values(bytes: &[u8], holder: &str) -> Result<Vec<ReferenceValue
             "CoMIDs with at least one digest or raw value",
         ));
     }
-    let mut values: Vec<ReferenceValue> = Vec::new();
-    for (name, value) in found {
-        let version = Version {
-            value,
-            provenance: Provenance::Unsigned(holder.to_owned()),
-            not_before,
-            not_after,
-        };
-        if let Some(known) = values.iter_mut().find(|known| known.name == name) {
-            known.add(version)?;
-        } else {
-            let mut new = ReferenceValue::new(&name)?;
-            new.add(version)?;
-            values.push(new);
-        }
-    }
-    Ok(values)
+    Ok(found)
 }
 
 fn decode(bytes: &[u8]) -> Result<Value, CorimError> {
@@ -119,39 +191,28 @@ fn decode(bytes: &[u8]) -> Result<Value, CorimError> {
     }
 }
 
-/// Takes the tags off.
-fn unwrap(mut value: Value) -> Result<Value, CorimError> {
-    loop {
-        match value {
-            Value::Tag(tag, inner) if OUTER_TAGS.contains(&tag) => value = *inner,
-            Value::Tag(UNSIGNED, inner) => return Ok(*inner),
-            Value::Tag(COSE_SIGN1, _) => return Err(CorimError::Signed),
-            _ => return Err(shape("it", "tagged 501 (unsigned CoRIM)")),
-        }
-    }
-}
-
-fn validity(corim: &Value) -> Result<(Option<SystemTime>, Option<SystemTime>), CorimError> {
-    let Some(window) = member(corim, 4, "CoRIM")? else {
-        return Ok((None, None));
+fn validity(map: &Value, name: &'static str) -> Result<Window, CorimError> {
+    let time = |key| {
+        let moment = member(map, key, name)?;
+        moment.map(|moment| time(moment, name)).transpose()
     };
-    let time = |key| member(window, key, "rim-validity")?.map(time).transpose();
     Ok((time(0)?, time(1)?))
 }
 
-fn time(value: &Value) -> Result<SystemTime, CorimError> {
-    let seconds = match value {
-        Value::Tag(TIME, inner) => inner
-            .as_integer()
-            .and_then(|whole| u64::try_from(whole).ok()),
+fn time(value: &Value, name: &'static str) -> Result<SystemTime, CorimError> {
+    match value {
+        Value::Tag(TIME, inner) => seconds(inner),
         _ => None,
-    };
-    seconds
-        .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
-        .ok_or(shape(
-            "rim-validity",
-            "a map of times (tag 1) in whole seconds since 1970",
-        ))
+    }
+    .ok_or(shape(
+        name,
+        "a map of times (tag 1) in whole seconds since 1970",
+    ))
+}
+
+fn seconds(value: &Value) -> Option<SystemTime> {
+    let whole = u64::try_from(value.as_integer()?).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(whole))
 }
 
 type Found = Vec<(String, serde_json::Value)>;
