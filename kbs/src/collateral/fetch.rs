@@ -206,11 +206,13 @@ impl Fetcher {
             StatusCode::SERVICE_UNAVAILABLE if wait.is_some() => {}
             _ => return None,
         }
-        self.holds.rest(&place.host, wait, Instant::now());
-        let error = self
-            .holds
-            .check(document, &place.host, Instant::now())
-            .err()?;
+        let now = Instant::now();
+        let until = self.holds.rest(&place.host, wait, now);
+        let error = CollateralError::RateLimited {
+            document: document.clone(),
+            host: place.host.clone(),
+            until: SystemTime::now() + until.saturating_duration_since(now),
+        };
         Some(Failed {
             error,
             again: false,

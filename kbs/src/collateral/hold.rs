@@ -14,7 +14,8 @@ use super::{CollateralError, document::Document, shelf::Shelf};
 
 /// Failures that are remembered at once.
 const FAILURES: usize = 4096;
-/// The longest that a service may ask to be left alone.
+/// The shortest and the longest that a service may ask to be left alone.
+const SHORTEST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 /// How long a service that says no time is left alone at first, and at last.
 const REST: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(900));
@@ -71,15 +72,19 @@ impl Holds {
         }
     }
 
-    /// The host said that it is asked too much.
-    pub(super) fn rest(&self, host: &str, asked: Option<Duration>, now: Instant) {
+    /// The host said that it is asked too much. Gives the time until which it is left alone.
+    pub(super) fn rest(&self, host: &str, asked: Option<Duration>, now: Instant) -> Instant {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let times = hosts.get(host).map_or(0, |rest| rest.times);
-        let pause = asked.map_or_else(|| back_off(REST, times), |asked| asked.min(LONGEST_REST));
+        let pause = asked.map_or_else(
+            || back_off(REST, times),
+            |asked| asked.clamp(SHORTEST_REST, LONGEST_REST),
+        );
         let until = now + pause;
         let times = times.saturating_add(1);
         hosts.insert(host.to_owned(), Rest { until, times });
         tracing::warn!(host, seconds = pause.as_secs(), "a service limits its rate");
+        until
     }
 
     /// The document could not be had, or what came was not usable.

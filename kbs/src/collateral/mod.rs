@@ -12,6 +12,7 @@
 //! not kept. A guest waits for its own document only, and not for long.
 
 mod bundle;
+mod carry;
 mod config;
 mod development;
 mod disk;
@@ -43,7 +44,8 @@ use verifier::{
 };
 
 pub(crate) use bundle::BUNDLE_BYTES;
-pub use bundle::{BundleError, Imported, Summary};
+pub use bundle::BundleError;
+pub use carry::{Imported, Summary};
 pub use config::{Config, Simulated};
 pub use development::{DEVELOPMENT_BYTES, Development};
 pub(crate) use disk::replace;
