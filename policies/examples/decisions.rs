@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 type Failure = Box<dyn Error>;
 
 /// The best of many batches, since other programs take turns on the machine.
-const BATCHES: u32 = 50;
-const BATCH: u32 = 200;
+const BATCHES: u32 = 500;
+const BATCH: u32 = 20;
 /// Policies that are held at once to see what one costs.
 const HELD: usize = 100;
 

@@ -6,65 +6,67 @@ package policy
 
 default allow := false
 
-# A part of another form gives no judgement of its own, and must not pass for want of one.
 allow if {
-	count(judgements) == 2 + (3 * count(submods))
-	{judgement.holds | some judgement in judgements} == {true}
+	data.plugin == "resource"
+	count(parts) == count(input.submods)
+	{part.holds | some part in parts} == {[true, true, true]}
 }
 
-judgements := array.concat(
-	[
+parts := [{
+	"holds": [real, chosen, affirmed],
+	"judgements": [
 		{
-			"claim": "data.plugin",
-			"expected": "resource",
-			"found": data.plugin,
-			"holds": data.plugin == "resource",
+			"claim": ["submods", name, "ear.veraison.annotated-evidence"],
+			"expected": "evidence of a hardware TEE",
+			"found": simulated,
+			"holds": real,
 			"rule": "allow",
-			"fix": "the default policy releases resources only: write a rule for this plugin",
+			"fix": "run the guest in a TEE, or for development set a release policy that asks for this kind by name",
 		},
 		{
-			"claim": "submods",
-			"expected": "at least one appraised part",
-			"found": object.keys(submods),
-			"holds": count(submods) > 0,
+			"claim": ["submods", name, "ear.appraisal-policy-id"],
+			"expected": "default",
+			"found": appraiser,
+			"holds": chosen,
 			"rule": "allow",
-			"fix": "the token appraises nothing: attest again",
+			"fix": "start the guest without a policy selector, or set a release policy that accepts this appraisal policy by name",
+		},
+		{
+			"claim": ["submods", name, "ear.status"],
+			"expected": "affirming",
+			"found": status,
+			"holds": affirmed,
+			"rule": "allow",
+			"fix": "register reference values for what this guest runs, or set a release policy that names it",
 		},
 	],
-	[judgement |
-		some name, submod in submods
-		status := object.get(submod, "ear.status", null)
-		appraiser := object.get(submod, "ear.appraisal-policy-id", null)
-		evidence := object.keys(object.get(submod, "ear.veraison.annotated-evidence", {}))
-		some judgement in [
-			{
-				"claim": ["submods", name, "ear.veraison.annotated-evidence"],
-				"expected": "evidence of a hardware TEE",
-				"found": evidence & simulated,
-				"holds": evidence & simulated == set(),
-				"rule": "allow",
-				"fix": "run the guest in a TEE, or for development set a release policy that asks for this kind by name",
-			},
-			{
-				"claim": ["submods", name, "ear.appraisal-policy-id"],
-				"expected": "default",
-				"found": appraiser,
-				"holds": appraiser == "default",
-				"rule": "allow",
-				"fix": "start the guest without a policy selector, or set a release policy that accepts this appraisal policy by name",
-			},
-			{
-				"claim": ["submods", name, "ear.status"],
-				"expected": "affirming",
-				"found": status,
-				"holds": status == "affirming",
-				"rule": "allow",
-				"fix": "register reference values for what this guest runs, or set a release policy that names it",
-			},
-		]
-	],
-)
+} |
+	some name, submod in input.submods
+	kinds := object.keys(object.get(submod, "ear.veraison.annotated-evidence", {}))
+	simulated := kinds & {"sample", "sampledevice", "sim-snp", "sim-tdx"}
+	appraiser := object.get(submod, "ear.appraisal-policy-id", null)
+	status := object.get(submod, "ear.status", null)
+	real := simulated == set()
+	chosen := appraiser == "default"
+	affirmed := status == "affirming"
+]
 
-submods := object.get(input, "submods", {})
-
-simulated := {"sample", "sampledevice", "sim-snp", "sim-tdx"}
+judgements := [
+	{
+		"claim": "data.plugin",
+		"expected": "resource",
+		"found": data.plugin,
+		"holds": data.plugin == "resource",
+		"rule": "allow",
+		"fix": "the default policy releases resources only: write a rule for this plugin",
+	},
+	{
+		"claim": "submods",
+		"expected": "at least one appraised part",
+		"found": count(parts),
+		"holds": count(parts) > 0,
+		"rule": "allow",
+		"fix": "the token appraises nothing: attest again",
+	},
+	[part.judgements | some part in parts],
+]

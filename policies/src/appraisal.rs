@@ -136,7 +136,7 @@ impl AppraisalPolicy {
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
-            pool: Pool::compile(PACKAGE, rego, ASK, ANSWER)?,
+            pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), Rego::new_object())?,
         })
     }
 

@@ -192,13 +192,15 @@ impl<S> std::fmt::Debug for Pool<S> {
 
 impl<S> Pool<S> {
     /// Compiles `rego`, and beside it `ask`: a module of ours whose rule `answer` puts the question.
+    /// `data` is what all decisions have in common.
     pub(crate) fn compile(
         package: &'static str,
         rego: &str,
-        ask: &'static str,
-        answer: &'static str,
+        (ask, answer): (&'static str, &'static str),
+        data: Value,
     ) -> Result<Self, PolicyError> {
         let mut template = parse(package, rego, DECISION_TIME)?;
+        template.add_data(data).map_err(|error| unparsed(&error))?;
         template
             .add_policy("ask.rego".to_owned(), ask.to_owned())
             .map_err(|error| unparsed(&error))?;

@@ -1,7 +1,7 @@
 //! Why a policy decided as it did, in its own words.
 //!
-//! `data.policy.judgements` is a list of objects `{claim, expected, found, holds, rule}`: everything
-//! that the policy looked at, whether it held or not. `data.policy.reasons` is a set of objects
+//! `data.policy.judgements` is a list of objects `{claim, expected, found, holds, rule}`, or of such
+//! lists: everything that the policy looked at, whether it held or not. `data.policy.reasons` is a set of objects
 //! `{claim, expected, found, fix}`: what to do about a refusal. A policy may define either, both or
 //! none: judgements that do not hold are reasons where it has no others.
 
@@ -64,10 +64,7 @@ pub(crate) fn account(
     rule_of: impl Fn(&str) -> String,
 ) -> Result<Account, PolicyError> {
     let mut account = Account::default();
-    for item in members(judgements, JUDGEMENTS, JUDGEMENT_EXPECTED)?
-        .into_iter()
-        .take(JUDGEMENT_COUNT)
-    {
+    for item in members(judgements, JUDGEMENTS, JUDGEMENT_EXPECTED)? {
         let (judgement, fix) = judgement(item, &rule_of)?;
         if !judgement.holds && account.reasons.len() < REASON_COUNT {
             account.reasons.push(Reason {
@@ -91,17 +88,28 @@ const JUDGEMENT_EXPECTED: &str =
     "a list of objects with `claim`, `expected`, `found`, `holds` (a boolean) and `rule`";
 const REASON_EXPECTED: &str = "a set of objects with `claim`, `expected`, `found` and `fix`";
 
+/// The members of a list or a set; lists in it stand for their members.
 fn members<'a>(
     value: Option<&'a Value>,
     rule: &str,
     expected: &'static str,
 ) -> Result<Vec<&'a Value>, PolicyError> {
-    match value {
-        None => Ok(Vec::new()),
-        Some(Value::Array(items)) => Ok(items.iter().collect()),
-        Some(Value::Set(items)) => Ok(items.iter().collect()),
-        Some(_) => Err(shape(rule, expected)),
+    let mut all = Vec::new();
+    let mut open: Vec<&Value> = match value {
+        None => return Ok(all),
+        Some(Value::Array(_) | Value::Set(_)) => value.into_iter().collect(),
+        Some(_) => return Err(shape(rule, expected)),
+    };
+    while let Some(next) = open.pop()
+        && all.len() < JUDGEMENT_COUNT
+    {
+        match next {
+            Value::Array(items) => open.extend(items.iter().rev()),
+            Value::Set(items) => open.extend(items.iter().rev()),
+            item => all.push(item),
+        }
     }
+    Ok(all)
 }
 
 fn judgement(

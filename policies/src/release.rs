@@ -20,6 +20,10 @@ const ALLOW: &str = "data.policy.allow";
 /// Puts the question: the request comes in the input, and the policy finds it as `data`.
 const ASK: &str = include_str!("../release/ask.rego");
 const ANSWER: &str = "data.cloister_release.answer";
+/// The same for a request that has what [`usual`] has.
+const PLAIN: &str = "data.cloister_release.plain";
+const PLUGIN: &str = "resource";
+const METHOD: &str = "GET";
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -66,7 +70,7 @@ impl ReleasePolicy {
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
-            pool: Pool::compile(PACKAGE, rego, ASK, ANSWER)?,
+            pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual())?,
         })
     }
 
@@ -76,11 +80,13 @@ impl ReleasePolicy {
     /// When the policy fails. The caller denies.
     pub fn decide(&self, claims: &Value, asked: &Release<'_>) -> Result<Decision, PolicyError> {
         let input = question(claims, asked);
+        let plain = asked.plugin == PLUGIN && asked.method == METHOD && asked.query.is_empty();
+        let rule = if plain { PLAIN } else { ANSWER };
         self.pool.run(
             |_| Ok(()),
             |engine, ()| {
                 engine.set_input(input);
-                conclude(&ask(engine, ANSWER)?)
+                conclude(&ask(engine, rule)?)
             },
         )
     }
@@ -113,6 +119,16 @@ fn conclude(answer: &Rego) -> Result<Decision, PolicyError> {
         reasons: account.reasons,
         judgements: account.judgements,
     })
+}
+
+/// The data that nearly every request has. What else a request brings takes its place, at a price: the
+/// interpreter looks at each rule of the policy for each member of `data` that changes.
+fn usual() -> Rego {
+    Rego::from(BTreeMap::from([
+        (Rego::from("plugin"), PLUGIN.into()),
+        (Rego::from("query"), Rego::new_object()),
+        (Rego::from("method"), METHOD.into()),
+    ]))
 }
 
 /// The input of [`ASK`].
@@ -220,6 +236,70 @@ mod tests {
         let refused = policy.decide(&json!({}), &asked()).unwrap();
         assert!(!refused.allowed);
         assert_eq!(refused.reasons[0].claim, ALLOW);
+    }
+
+    #[test]
+    fn every_request_comes_as_it_is_whatever_the_last_one_was() {
+        let rego = r#"package policy
+            allow := false
+            judgements := [{"claim": data["resource-path"], "expected": data.plugin, "found": data.query,
+                            "holds": true, "rule": data.method}]"#;
+        let policy = ReleasePolicy::from_rego(rego).unwrap();
+        let query = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        let plain = asked();
+        let path = ["x"];
+        let other = Release {
+            plugin: "other",
+            resource_path: &path,
+            query: query.clone(),
+            method: "POST",
+        };
+        let queried = Release { query, ..asked() };
+        for _ in 0..2 {
+            for (asked, expected) in [
+                (
+                    &plain,
+                    ["default.key.1", "resource", "{}", "data.policy.GET"],
+                ),
+                (&other, ["x", "other", r#"{"a":"b"}"#, "data.policy.POST"]),
+                (
+                    &queried,
+                    [
+                        "default.key.1",
+                        "resource",
+                        r#"{"a":"b"}"#,
+                        "data.policy.GET",
+                    ],
+                ),
+            ] {
+                let decision = policy.decide(&json!({}), asked).unwrap();
+                let one = &decision.judgements[0];
+                assert_eq!([&one.claim, &one.expected, &one.found, &one.rule], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_decided_is_told_also_where_it_is_allowed() {
+        let policy = ReleasePolicy::from_rego(DEFAULT).unwrap();
+        let token = |status: &str| {
+            json!({"submods": {"cpu0": {
+                "ear.status": status, "ear.appraisal-policy-id": "default",
+                "ear.veraison.annotated-evidence": {"snp": {}},
+            }}})
+        };
+        let allowed = policy.decide(&token("affirming"), &asked()).unwrap();
+        assert!(allowed.allowed && allowed.judgements.iter().all(|one| one.holds));
+        assert_eq!(allowed.judgements.len(), 5);
+        let refused = policy.decide(&token("warning"), &asked()).unwrap();
+        let failed: Vec<_> = refused.judgements.iter().filter(|one| !one.holds).collect();
+        assert_eq!(failed.len(), 1);
+        assert_eq!(failed[0].claim, "submods.cpu0.ear.status");
+        assert_eq!(failed[0].claim, refused.reasons[0].claim);
+        let silent = ReleasePolicy::from_rego("package policy\nallow := true").unwrap();
+        let allowed = silent.decide(&json!({}), &asked()).unwrap();
+        assert!(allowed.allowed && allowed.judgements[0].holds);
+        assert_eq!(allowed.judgements[0].rule, ALLOW);
     }
 
     #[test]
