@@ -103,23 +103,26 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// What a policy judged, with its advice on what does not hold.
+    /// What a policy judged, with its advice on what does not hold. That it refuses as a whole is no
+    /// cause beside the causes that it names.
     pub(crate) fn by_policy(judgements: Vec<Judgement>, reasons: &[Reason]) -> Vec<Self> {
-        let advice = |claim: &str| reasons.iter().find(|reason| reason.claim == claim);
-        let mut judged: Vec<_> = judgements
-            .into_iter()
-            .map(|one| Self {
-                fix: match one.holds {
-                    true => String::new(),
-                    false => advice(&one.claim).map_or(String::new(), |reason| reason.fix.clone()),
-                },
+        let known = |claim: &str| reasons.iter().find(|reason| reason.claim == claim);
+        let mut judged = Vec::with_capacity(judgements.len());
+        for one in judgements {
+            let advice = known(&one.claim).filter(|_| !one.holds);
+            let whole = !one.holds && one.claim == one.rule;
+            if whole && advice.is_none() && !reasons.is_empty() {
+                continue;
+            }
+            judged.push(Self {
+                fix: advice.map_or(String::new(), |reason| reason.fix.clone()),
                 claim: one.claim,
                 expected: one.expected,
                 found: one.found,
                 holds: one.holds,
                 rule: one.rule,
-            })
-            .collect();
+            });
+        }
         for reason in reasons {
             if !judged.iter().any(|one| one.claim == reason.claim) {
                 judged.push(reason.clone().into());
