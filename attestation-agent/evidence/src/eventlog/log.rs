@@ -290,3 +290,136 @@ impl<'a> Reader<'a> {
                 .is_some_and(|next| PADDING.contains(next))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(algorithms: &[(u16, u16)]) -> Vec<u8> {
+        let mut spec = SPEC_ID.to_vec();
+        spec.extend([0; 8]);
+        spec.extend(u32::try_from(algorithms.len()).unwrap().to_le_bytes());
+        for (id, size) in algorithms {
+            spec.extend(id.to_le_bytes());
+            spec.extend(size.to_le_bytes());
+        }
+        spec.push(0);
+        let mut bytes = [0, 3u32].map(u32::to_le_bytes).concat();
+        bytes.extend([0; 20]);
+        bytes.extend(u32::try_from(spec.len()).unwrap().to_le_bytes());
+        bytes.extend(spec);
+        bytes
+    }
+
+    fn event(index: u32, kind: u32, digests: &[(u16, usize)], data: &[u8]) -> Vec<u8> {
+        let count = u32::try_from(digests.len()).unwrap();
+        let mut bytes = [index, kind, count].map(u32::to_le_bytes).concat();
+        for (id, size) in digests {
+            bytes.extend(id.to_le_bytes());
+            bytes.extend(vec![7; *size]);
+        }
+        bytes.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    const SHA384: (u16, usize) = (0x0c, 48);
+
+    fn with(event: &[u8]) -> Vec<u8> {
+        [&header(&[(0x0c, 48), (0x0b, 32)])[..], event].concat()
+    }
+
+    fn refused(bytes: &[u8]) -> EventLogError {
+        match EventLog::parse(bytes) {
+            Ok(log) => log.replay().unwrap_err(),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn a_log_ends_at_its_end_or_its_padding() {
+        let good = with(&event(1, 4, &[SHA384], b"data"));
+        for tail in [&[][..], &[0; 8], &[0xff; 64], &[0, 0, 0, 0, 0, 0, 0, 0, 9]] {
+            let bytes = [&good[..], tail].concat();
+            let log = EventLog::parse(&bytes).unwrap();
+            assert_eq!(log.events().len(), 1);
+            let [first, second, ..] = log.replay().unwrap();
+            assert_eq!((first.events, second.value), (1, [0; 48]));
+        }
+        for length in 0..good.len() {
+            let read = EventLog::parse(&good[..length]);
+            assert!(read.map_or(true, |log| log.events().is_empty()));
+        }
+    }
+
+    #[test]
+    fn each_other_form_is_refused_by_name() {
+        let many = event(1, 4, &[SHA384], b"").repeat(EVENTS + 1);
+        let long = vec![0; EVENT_BYTES + 1];
+        for (bytes, expected) in [
+            (vec![0; LOG_BYTES + 1], EventLogError::Length(LOG_BYTES + 1)),
+            (header(&[(0x27, 32)]), EventLogError::Algorithm(0x27)),
+            (
+                header(&[(0x0c, 32)]),
+                EventLogError::Header("an algorithm has another length"),
+            ),
+            (
+                header(&[(0x0c, 48), (0x0c, 48)]),
+                EventLogError::Header("it lists an algorithm twice"),
+            ),
+            (
+                vec![4; 64],
+                EventLogError::Header("it is not of type EV_NO_ACTION"),
+            ),
+            (vec![], EventLogError::Header("it is too short")),
+            (
+                with(&event(1, 0x99, &[SHA384], b"")),
+                EventLogError::Kind {
+                    event: 0,
+                    kind: 0x99,
+                },
+            ),
+            (
+                with(&event(1, 4, &[], b"")),
+                EventLogError::Digests { event: 0 },
+            ),
+            (
+                with(&event(1, 4, &[SHA384, SHA384], b"")),
+                EventLogError::Digests { event: 0 },
+            ),
+            (
+                with(&event(1, 4, &[(0x0d, 64)], b"")),
+                EventLogError::Digests { event: 0 },
+            ),
+            (
+                with(&event(1, 4, &[SHA384], &long)),
+                EventLogError::EventLength {
+                    event: 0,
+                    bytes: EVENT_BYTES + 1,
+                },
+            ),
+            (with(&many), EventLogError::Events),
+            (
+                with(&event(0, 4, &[SHA384], b"")),
+                EventLogError::Index { event: 0, index: 0 },
+            ),
+            (
+                with(&event(5, 4, &[SHA384], b"")),
+                EventLogError::Index { event: 0, index: 5 },
+            ),
+            (
+                with(&event(1, 4, &[(0x0b, 32)], b"")),
+                EventLogError::NoSha384 { event: 0 },
+            ),
+        ] {
+            assert_eq!(refused(&bytes), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_is_extended_by_events_without_action() {
+        let bytes = with(&event(9, 3, &[(0x0b, 32)], b"said by nobody"));
+        let registers = EventLog::parse(&bytes).unwrap().replay().unwrap();
+        assert!(registers.iter().all(|register| register.events == 0));
+    }
+}

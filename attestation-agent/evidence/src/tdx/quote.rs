@@ -68,14 +68,16 @@ pub struct Header {
 pub struct QeReport {
     pub cpu_svn: [u8; 16],
     pub misc_select: [u8; 4],
+    pub reserved1: [u8; 28],
     pub attributes: [u8; 16],
     pub mr_enclave: [u8; 32],
+    pub reserved2: [u8; 32],
     pub mr_signer: [u8; 32],
+    pub reserved3: [u8; 96],
     pub isv_prod_id: u16,
     pub isv_svn: u16,
+    pub reserved4: [u8; 60],
     pub report_data: [u8; 64],
-    /// 28, 32, 96 and 60 bytes between the others.
-    pub reserved: Box<([u8; 28], [u8; 32], [u8; 96], [u8; 60])>,
 }
 
 /// Bytes that are no TDX quote.
@@ -269,23 +271,18 @@ fn read_body(rest: &mut Reader<'_>, version: u16) -> Result<Body, QuoteError> {
 
 impl QeReport {
     fn read(rest: &mut Reader<'_>) -> Option<Self> {
-        let cpu_svn = rest.array()?;
-        let misc_select = rest.array()?;
-        let first = rest.array()?;
-        let attributes = rest.array()?;
-        let mr_enclave = rest.array()?;
-        let second = rest.array()?;
-        let mr_signer = rest.array()?;
-        let third = rest.array()?;
         Some(Self {
-            cpu_svn,
-            misc_select,
-            attributes,
-            mr_enclave,
-            mr_signer,
+            cpu_svn: rest.array()?,
+            misc_select: rest.array()?,
+            reserved1: rest.array()?,
+            attributes: rest.array()?,
+            mr_enclave: rest.array()?,
+            reserved2: rest.array()?,
+            mr_signer: rest.array()?,
+            reserved3: rest.array()?,
             isv_prod_id: rest.u16()?,
             isv_svn: rest.u16()?,
-            reserved: Box::new((first, second, third, rest.array()?)),
+            reserved4: rest.array()?,
             report_data: rest.array()?,
         })
     }
@@ -293,19 +290,18 @@ impl QeReport {
     /// The report's bytes, which the platform's key signs.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; QE_REPORT_BYTES] {
-        let (first, second, third, fourth) = &*self.reserved;
         let fields: [&[u8]; 12] = [
             &self.cpu_svn,
             &self.misc_select,
-            first,
+            &self.reserved1,
             &self.attributes,
             &self.mr_enclave,
-            second,
+            &self.reserved2,
             &self.mr_signer,
-            third,
+            &self.reserved3,
             &self.isv_prod_id.to_le_bytes(),
             &self.isv_svn.to_le_bytes(),
-            fourth,
+            &self.reserved4,
             &self.report_data,
         ];
         let mut bytes = [0; QE_REPORT_BYTES];

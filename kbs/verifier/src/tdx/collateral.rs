@@ -194,15 +194,24 @@ fn ca(issuer: &Certificate) -> Result<Ca, TdxFailure> {
     ))
 }
 
+/// What `dcap-qvl` reads each time. The root is its anchor already, so chains are cut before it.
 fn whole(parts: Parts) -> QuoteCollateralV3 {
+    let first = |mut chain: String| {
+        const END: &str = "-----END CERTIFICATE-----";
+        if let Some(at) = chain.find(END) {
+            chain.truncate(at + END.len());
+        }
+        chain.push('\n');
+        chain
+    };
     QuoteCollateralV3 {
         pck_crl_issuer_chain: parts.pck_crl_issuer_chain,
         root_ca_crl: parts.root_ca_crl,
         pck_crl: parts.pck_crl,
-        tcb_info_issuer_chain: parts.tcb_info_issuer_chain,
+        tcb_info_issuer_chain: first(parts.tcb_info_issuer_chain),
         tcb_info: parts.tcb_info,
         tcb_info_signature: parts.tcb_info_signature,
-        qe_identity_issuer_chain: parts.qe_identity_issuer_chain,
+        qe_identity_issuer_chain: first(parts.qe_identity_issuer_chain),
         qe_identity: parts.qe_identity,
         qe_identity_signature: parts.qe_identity_signature,
         pck_certificate_chain: None,

@@ -136,7 +136,10 @@ impl PlatformKey {
             isv_prod_id: enclave.isv_prod_id,
             isv_svn: enclave.isv_svn,
             report_data,
-            reserved: Box::new(([0; 28], [0; 32], [0; 96], [0; 60])),
+            reserved1: [0; 28],
+            reserved2: [0; 32],
+            reserved3: [0; 96],
+            reserved4: [0; 60],
         };
         Ok(QuotingEnclave {
             report_signature: self.key.sign(&report.to_bytes())?,
