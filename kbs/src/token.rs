@@ -257,6 +257,7 @@ mod tests {
                 status: Status::Contraindicated,
                 vector: BTreeMap::from([("hardware".to_owned(), 97)]),
                 reasons: Vec::new(),
+                judgements: Vec::new(),
                 extensions: Vec::new(),
             },
             evidence,
