@@ -27,6 +27,12 @@ use crate::{
 /// A root that guests pin in init-data must outlive the pods that pin it.
 const ROOT_DAYS: i64 = 3650;
 const SERVER_DAYS: i64 = 825;
+/// The configuration's name in the directory.
+pub(super) const CONFIG: &str = "kbs.toml";
+/// The certificate that guests and owners pin.
+pub(super) const ROOT: &str = "tls-root.pem";
+/// The administrator's private key.
+pub(super) const ADMIN_KEY: &str = "admin.key";
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
 
@@ -48,6 +54,39 @@ pub(super) struct Init {
 
 impl Init {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        self.make()?;
+        let dir = &self.dir;
+        println!("made {}", dir.display());
+        println!(
+            "  start it:       kbs serve --config {}",
+            dir.join(CONFIG).display()
+        );
+        println!("  guests pin:     {}", dir.join(ROOT).display());
+        println!(
+            "  administer by:  --admin-key {}",
+            dir.join(ADMIN_KEY).display()
+        );
+        if self.accept.iter().any(|kind| !kind.is_hardware()) {
+            println!(
+                "  simulated evidence is accepted: anybody can make it, so use no real secret"
+            );
+        }
+        Ok(())
+    }
+
+    /// What a broker for development is made of: it accepts every kind that anybody can make.
+    pub(super) fn development(dir: PathBuf, listen: SocketAddr) -> Self {
+        let accept = verifier::VERIFIED.iter().copied();
+        Self {
+            dir,
+            names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            listen,
+            accept: accept.filter(|kind| !kind.is_hardware()).collect(),
+        }
+    }
+
+    /// Makes the directory and all that is in it, and says nothing.
+    pub(super) fn make(&self) -> anyhow::Result<()> {
         let dir = &self.dir;
         fs::DirBuilder::new()
             .recursive(true)
@@ -59,30 +98,15 @@ impl Init {
         }
         self.write_certificates()?;
         let (admin, admin_public) = new_key()?;
-        write(dir, "admin.key", PRIVATE, &admin)?;
+        write(dir, ADMIN_KEY, PRIVATE, &admin)?;
         write(dir, "admin.pub", PUBLIC, &admin_public)?;
         let (token, _) = new_key()?;
         write(dir, "token.key", PRIVATE, &token)?;
         write(dir, "store.key", PRIVATE, &Sealer::new_key())?;
         let config = toml::to_string(&self.config()).context("write the configuration")?;
-        write(dir, "kbs.toml", PUBLIC, &config)?;
+        write(dir, CONFIG, PUBLIC, &config)?;
         // The defaults must be ones that `serve` takes, so they are read back.
-        Config::read(&dir.join("kbs.toml"))?;
-        println!("made {}", dir.display());
-        println!(
-            "  start it:       kbs serve --config {}",
-            dir.join("kbs.toml").display()
-        );
-        println!("  guests pin:     {}", dir.join("tls-root.pem").display());
-        println!(
-            "  administer by:  --admin-key {}",
-            dir.join("admin.key").display()
-        );
-        if self.accept.iter().any(|kind| !kind.is_hardware()) {
-            println!(
-                "  simulated evidence is accepted: anybody can make it, so use no real secret"
-            );
-        }
+        Config::read(&dir.join(CONFIG))?;
         Ok(())
     }
 
@@ -142,7 +166,7 @@ impl Init {
         let server_key = KeyPair::generate()?;
         let certificate = server.signed_by(&server_key, &issuer)?;
         let dir = &self.dir;
-        write(dir, "tls-root.pem", PUBLIC, &issuer.pem())?;
+        write(dir, ROOT, PUBLIC, &issuer.pem())?;
         write(dir, "tls-root.key", PRIVATE, &root_pem)?;
         let chain = certificate.pem() + &issuer.pem();
         write(dir, "server.pem", PUBLIC, &chain)?;

@@ -1,13 +1,12 @@
 //! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
 
 mod client;
+mod dev;
 mod init;
 mod key;
 mod owner;
 mod record;
 mod serve;
-
-use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -26,11 +25,7 @@ enum Verb {
     /// Make a directory with keys, a TLS root and certificate, and a configuration.
     Init(init::Init),
     /// Run the broker.
-    Serve {
-        /// The configuration file.
-        #[arg(long, short, env = "KBS_CONFIG_FILE")]
-        config: PathBuf,
-    },
+    Serve(serve::Serve),
     /// Set, list and delete resources.
     Resource {
         #[command(flatten)]
@@ -81,7 +76,7 @@ impl Command {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.verb {
             Verb::Init(init) => init.run(),
-            Verb::Serve { config } => serve::run(&config).await,
+            Verb::Serve(serve) => serve.run().await,
             Verb::Resource { connection, verb } => verb.run(&connection).await,
             Verb::Policy { connection, verb } => verb.run(&connection).await,
             Verb::Explain {
