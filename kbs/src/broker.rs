@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::{
-    admin::{AdminError, AdminKeys},
+    admin::{AdminError, Admins},
     config::{self, Config},
     master::{KeyRing, Source},
     record::{Entry, Versions},
@@ -46,7 +46,7 @@ pub struct Broker {
     pub(crate) token_seconds: u32,
     pub(crate) secure_cookie: bool,
     pub(crate) signer: TokenSigner,
-    pub(crate) admins: AdminKeys,
+    pub(crate) admins: Admins,
     pub(crate) store: Store,
     pub(crate) rules: Current<Rules>,
     pub(crate) retention: config::Record,
@@ -133,7 +133,7 @@ impl Broker {
                 &config.token.issuer,
                 config.token_lifetime(),
             )?,
-            admins: AdminKeys::read(&config.admin.public_keys, &config.admin.roles)?,
+            admins: Admins::read(&config.admin)?,
             rules: Current::new(Rules::load(&store).await?),
             store,
             retention: config.record.clone(),
@@ -199,10 +199,16 @@ impl Broker {
 }
 
 async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
-    let unusable = |name: &PathBuf| {
-        let path = name.clone();
-        move |source| OpenError::Key { path, source }
-    };
+    let keys = master_keys(config)?;
+    Ok(Store::open(&store_address(config)?, Arc::new(keys)).await?)
+}
+
+fn unusable(name: &Path) -> impl FnOnce(KeyFileError) -> OpenError {
+    let path = name.to_owned();
+    move |source| OpenError::Key { path, source }
+}
+
+pub(crate) fn master_keys(config: &config::Store) -> Result<KeyRing, OpenError> {
     let named = PathBuf::from(config.key_env.clone().unwrap_or_default());
     let (source, name) = match &config.key {
         Some(path) => (Source::File(path.clone()), path),
@@ -211,8 +217,11 @@ async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
             &named,
         ),
     };
-    let keys = KeyRing::read(source).map_err(unusable(name))?;
-    let address = match (&config.database, &config.url_file) {
+    KeyRing::read(source).map_err(unusable(name))
+}
+
+pub(crate) fn store_address(config: &config::Store) -> Result<Address, OpenError> {
+    Ok(match (&config.database, &config.url_file) {
         (Some(file), _) => Address::file(file)?,
         (None, Some(file)) => {
             let url = std::fs::read_to_string(file)
@@ -221,15 +230,14 @@ async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
             Address::server(Zeroizing::new(url).trim())?
         }
         (None, None) => return Err(StoreError::Address("there is none".to_owned()).into()),
-    };
-    Ok(Store::open(&address, Arc::new(keys)).await?)
+    })
 }
 
 /// A value that an administrator may replace while requests read it.
 pub(crate) struct Current<T>(RwLock<Arc<T>>);
 
 impl<T> Current<T> {
-    fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self(RwLock::new(Arc::new(value)))
     }
 

@@ -1,5 +1,8 @@
 //! The broker's configuration: one TOML file, every key known, relative paths from its own directory.
 
+mod admin;
+mod suggestion;
+
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -10,6 +13,8 @@ use std::{
 
 use evidence::Tee;
 use serde::{Deserialize, Serialize};
+
+pub use admin::{Admin, Issuer, Role};
 
 /// Bytes of the file.
 const CONFIG_BYTES: usize = 1024 * 1024;
@@ -127,17 +132,6 @@ impl Default for Attestation {
     }
 }
 
-/// `[admin]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Admin {
-    /// Public keys in PEM, Ed25519 or P-256, whose tokens are taken.
-    pub public_keys: Vec<PathBuf>,
-    /// The roles that may administer.
-    #[serde(default = "default_roles")]
-    pub roles: BTreeSet<String>,
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
@@ -154,6 +148,7 @@ impl Config {
         let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             detail: error.to_string(),
+            meant: suggestion::suggestion(error.message()),
         })?;
         config.check()?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
@@ -203,11 +198,7 @@ impl Config {
                 "[record] days and rows must be 1 or more",
             ));
         }
-        if self.admin.public_keys.is_empty() || self.admin.roles.is_empty() {
-            return Err(ConfigError::Check(
-                "[admin] needs at least one public key and one role: nothing is anonymous",
-            ));
-        }
+        self.admin.check()?;
         if let Some(kind) = self
             .attestation
             .accept
@@ -230,7 +221,7 @@ impl Config {
                 .flat_map(|t| [&mut t.certificate, &mut t.key]),
         );
         paths.extend(self.attestation.challenge_key.iter_mut());
-        paths.extend(self.admin.public_keys.iter_mut());
+        paths.extend(self.admin.paths());
         for path in paths {
             *path = base.join(&*path);
         }
@@ -249,16 +240,21 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// Not TOML, or with a key that is unknown or of another type.
-    #[error("{path}: {detail}", path = path.display())]
+    #[error("{path}: {detail}{hint}", path = path.display(), hint = hint(meant.as_deref()))]
     Parse {
         /// The file.
         path: PathBuf,
         /// What and where.
         detail: String,
+        /// The nearest word that is known.
+        meant: Option<String>,
     },
     /// The keys do not go together.
     #[error("configuration: {0}")]
     Check(&'static str),
+    /// `[admin]` does not go together.
+    #[error("configuration: [admin] {0}")]
+    Admin(String),
     /// A kind of evidence that nothing here verifies.
     #[error(
         "configuration: attestation.accept lists `{kind}`, and this broker has no verifier for it"
@@ -269,12 +265,12 @@ pub enum ConfigError {
     },
 }
 
-fn default_issuer() -> String {
-    "cloister-kbs".to_owned()
+fn hint(meant: Option<&str>) -> String {
+    meant.map_or_else(String::new, |word| format!("did you mean `{word}`?"))
 }
 
-fn default_roles() -> BTreeSet<String> {
-    BTreeSet::from(["admin".to_owned()])
+fn default_issuer() -> String {
+    "cloister-kbs".to_owned()
 }
 
 fn five_minutes() -> u32 {
@@ -322,7 +318,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (change, word) in [
-            ("listne = 1\n", "listne"),
+            ("listne = 1\n", "did you mean `listen`?"),
             ("insecure_http = true\n", "either"),
         ] {
             let error = read(&format!("{change}{GOOD}")).unwrap_err().to_string();
@@ -333,6 +329,31 @@ mod tests {
             ("[token]", "url_file = \"u\"\n[token]", "either `database`"),
             ("[token]", "key_env = \"K\"\n[token]", "either `key`"),
             ("[token]", "[record]\ndays = 0\n[token]", "[record]"),
+            (
+                "[store]",
+                "[store]\ndatabas = \"x\"",
+                "did you mean `database`?",
+            ),
+            (
+                "[admin]",
+                "[[admin.role]]\nname = \"r\"\nallow = [\"record:raed\"]\n[admin]",
+                "did you mean `record:read`?",
+            ),
+            (
+                "[admin]",
+                "[[admin.role]]\nname = \"admin\"\nallow = []\n[admin]",
+                "given twice",
+            ),
+            (
+                "[admin]",
+                "[[admin.role]]\nname = \"r\"\nallow = [\"key:read\"]\nresource_prefix = \"a\"\n[admin]",
+                "does not narrow `key:read`",
+            ),
+            (
+                "[admin]",
+                "[[admin.issuer]]\nissuer = \"i\"\naudience = \"a\"\njwks_uri = \"u\"\njwks_file = \"f\"\n[admin]",
+                "or neither",
+            ),
             ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
             (
                 "[admin]",

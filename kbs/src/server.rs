@@ -1,6 +1,6 @@
 //! TLS and HTTP in front of the routes: bounded connections, bounded waiting, and an end in order.
 
-use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1};
@@ -8,23 +8,19 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rustls::{
-    ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
 };
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     broker::{Broker, OpenError},
-    config::{Config, Tls},
-    route, upkeep,
+    config::Config,
+    route,
+    tls::{Identity, TlsError},
+    upkeep,
 };
 
 /// Connections at once; more wait in the kernel's queue.
@@ -39,7 +35,7 @@ const HEAD_BYTES: usize = 256 * 1024;
 /// A broker that listens and does not serve yet.
 pub struct Server {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Identity>>,
     broker: Arc<Broker>,
 }
 
@@ -58,7 +54,12 @@ impl Server {
     /// # Errors
     /// Names the file, key or address that cannot be used.
     pub async fn bind(config: &Config) -> Result<Self, ServeError> {
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let tls = config
+            .tls
+            .as_ref()
+            .map(Identity::read)
+            .transpose()?
+            .map(Arc::new);
         let broker = Arc::new(Broker::open(config).await?);
         let listener =
             TcpListener::bind(config.listen)
@@ -85,7 +86,14 @@ impl Server {
     /// Serves until `stop` ends, then lets running requests finish.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let app = route::router(Arc::clone(&self.broker));
-        let upkeep = tokio::spawn(upkeep::run(Arc::clone(&self.broker)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(upkeep::run(Arc::clone(&self.broker)));
+        for issuer in self.broker.admins.issuers() {
+            tasks.spawn(Arc::clone(issuer).keep_fresh());
+        }
+        if let Some(tls) = &self.tls {
+            tasks.spawn(Arc::clone(tls).watch());
+        }
         let (leave, left) = watch::channel(false);
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut guests = JoinSet::new();
@@ -122,7 +130,7 @@ impl Server {
             tracing::warn!("some requests did not end in time");
         }
         guests.shutdown().await;
-        upkeep.abort();
+        tasks.shutdown().await;
         self.broker.store.close().await;
         tracing::info!("stopped");
     }
@@ -130,7 +138,7 @@ impl Server {
 
 async fn greet(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Identity>>,
     app: Router,
     mut left: watch::Receiver<bool>,
 ) {
@@ -141,7 +149,7 @@ async fn greet(
         return serve(stream, app, left).await;
     };
     let greeted = tokio::select! {
-        greeted = tokio::time::timeout(PATIENCE, tls.accept(stream)) => greeted,
+        greeted = tokio::time::timeout(PATIENCE, tls.shown().acceptor.accept(stream)) => greeted,
         () = told_to_leave(&mut left) => return,
     };
     match greeted {
@@ -191,24 +199,6 @@ fn tower_service(
     TowerToHyperService::new(app)
 }
 
-fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
-    let broken = |path: &PathBuf, detail: &str| ServeError::TlsFile {
-        path: path.clone(),
-        detail: detail.to_owned(),
-    };
-    let chain = CertificateDer::pem_file_iter(&tls.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|error| broken(&tls.key, &error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 /// The broker cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -216,13 +206,8 @@ pub enum ServeError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The certificate or its key.
-    #[error("TLS: {path}: {detail}", path = path.display())]
-    TlsFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        detail: String,
-    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address.
     #[error("listen on {address}: {source}")]
     Bind {

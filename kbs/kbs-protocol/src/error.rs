@@ -75,6 +75,8 @@ pub enum ErrorKind {
     AdminAuthAccess,
     /// The administrator's role does not allow this.
     AdminRoleDenied,
+    /// The keys of the issuer of the administrator's token could not be fetched.
+    IssuerUnavailable,
     /// The release policy says no.
     PolicyDeny,
     /// There is no such resource.
@@ -97,11 +99,13 @@ pub enum ErrorKind {
     NotImplemented,
     /// The broker did not answer in its own time.
     Timeout,
+    /// A defect of the broker.
+    Internal,
 }
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::InvalidRequest,
         Self::ProtocolVersion,
         Self::TeeNotAccepted,
@@ -114,6 +118,7 @@ impl ErrorKind {
         Self::TokenVerifierError,
         Self::AdminAuthAccess,
         Self::AdminRoleDenied,
+        Self::IssuerUnavailable,
         Self::PolicyDeny,
         Self::ResourceNotFound,
         Self::TicketNotFound,
@@ -125,6 +130,7 @@ impl ErrorKind {
         Self::StorageError,
         Self::NotImplemented,
         Self::Timeout,
+        Self::Internal,
     ];
 
     /// The name that follows [`ERROR_TYPE_PREFIX`].
@@ -143,6 +149,7 @@ impl ErrorKind {
             Self::TokenVerifierError => "TokenVerifierError",
             Self::AdminAuthAccess => "AdminAuthAccess",
             Self::AdminRoleDenied => "AdminRoleDenied",
+            Self::IssuerUnavailable => "IssuerUnavailable",
             Self::PolicyDeny => "PolicyDeny",
             Self::ResourceNotFound => "ResourceNotFound",
             Self::TicketNotFound => "TicketNotFound",
@@ -154,6 +161,7 @@ impl ErrorKind {
             Self::StorageError => "StorageError",
             Self::NotImplemented => "NotImplemented",
             Self::Timeout => "Timeout",
+            Self::Internal => "Internal",
         }
     }
 
@@ -179,9 +187,9 @@ impl ErrorKind {
             Self::MethodNotAllowed => 405,
             Self::PayloadTooLarge => 413,
             Self::TooManyRequests => 429,
-            Self::PolicyEngineError | Self::StorageError => 500,
+            Self::PolicyEngineError | Self::StorageError | Self::Internal => 500,
             Self::NotImplemented => 501,
-            Self::Timeout => 503,
+            Self::IssuerUnavailable | Self::Timeout => 503,
         }
     }
 }

@@ -137,6 +137,9 @@ impl Init {
             admin: Admin {
                 public_keys: vec!["admin.pub".into()],
                 roles: BTreeSet::from(["admin".to_owned()]),
+                audiences: BTreeSet::from(["kbs".to_owned()]),
+                role: Vec::new(),
+                issuer: Vec::new(),
             },
         }
     }

@@ -1,6 +1,7 @@
 //! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
 
 mod client;
+mod config;
 mod dev;
 mod init;
 mod key;
@@ -26,6 +27,11 @@ enum Verb {
     Init(init::Init),
     /// Run the broker.
     Serve(serve::Serve),
+    /// Look at a configuration.
+    Config {
+        #[command(subcommand)]
+        verb: config::Config,
+    },
     /// Set, list and delete resources.
     Resource {
         #[command(flatten)]
@@ -77,6 +83,7 @@ impl Command {
         match self.verb {
             Verb::Init(init) => init.run(),
             Verb::Serve(serve) => serve.run().await,
+            Verb::Config { verb } => verb.run().await,
             Verb::Resource { connection, verb } => verb.run(&connection).await,
             Verb::Policy { connection, verb } => verb.run(&connection).await,
             Verb::Explain {

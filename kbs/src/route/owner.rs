@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 
 use super::{Body, from_json, guest::resource_path, whole};
 use crate::{
+    admin::{Administrator, right},
     auth::Admin,
     broker::{APPRAISAL_POLICY, Broker, RELEASE_POLICY},
     denial::Denial,
@@ -56,7 +57,7 @@ type Answer<T> = Result<Json<T>, Refusal>;
 
 pub(super) async fn set_resource(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WriteResource>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
     body: Body,
 ) -> Result<(), Refusal> {
@@ -74,7 +75,7 @@ pub(super) async fn set_resource(
 
 pub(super) async fn delete_resource(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::DeleteResource>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
 ) -> Result<(), Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
@@ -92,23 +93,20 @@ pub(super) async fn delete_resource(
 
 pub(super) async fn list_resources(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    admin: Admin<right::ReadMetadata>,
 ) -> Answer<Vec<Metadata>> {
-    broker
-        .store
-        .list_resources()
-        .await
-        .map(Json)
-        .map_err(storage)
+    let mut all = broker.store.list_resources().await.map_err(storage)?;
+    all.retain(|one| admin.may_with(&one.path));
+    Ok(Json(all))
 }
 
-pub(super) async fn release_policies(_: Admin) -> Json<[&'static str; 1]> {
+pub(super) async fn release_policies(_: Admin<right::ReadPolicy>) -> Json<[&'static str; 1]> {
     Json([RELEASE_POLICY])
 }
 
 pub(super) async fn set_release_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     body: Body,
 ) -> Result<(), Refusal> {
     let rego = policy_text(&from_json(body)?)?;
@@ -120,7 +118,7 @@ pub(super) async fn set_release_policy(
 
 pub(super) async fn set_appraisal_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     body: Body,
 ) -> Result<(), Refusal> {
     let message: PolicyMessage = from_json(body)?;
@@ -143,7 +141,7 @@ pub(super) async fn set_appraisal_policy(
 
 pub(super) async fn policy(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
     Path(id): Path<String>,
 ) -> Answer<PolicyMessage> {
     let built_in = match id.as_str() {
@@ -166,7 +164,7 @@ pub(super) async fn policy(
 
 pub(super) async fn set_reference_values(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WriteReference>,
     body: Body,
 ) -> Result<(), Refusal> {
     let message: ReferenceMessage = from_json(body)?;
@@ -206,7 +204,7 @@ pub(super) async fn set_reference_values(
 
 pub(super) async fn reference_value(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadReference>,
     Path(id): Path<String>,
 ) -> Answer<Value> {
     let found = broker.rules.load().references.get(&id).cloned();
@@ -220,7 +218,7 @@ pub(super) async fn reference_value(
 
 pub(super) async fn explain(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadTicket>,
     Path(ticket): Path<String>,
 ) -> Answer<Denial> {
     let entry = broker.store.ticket(&ticket).await.map_err(storage)?;
@@ -234,7 +232,7 @@ pub(super) async fn explain(
 
 pub(super) async fn record(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadRecord>,
     search: Result<Query<Search>, QueryRejection>,
 ) -> Answer<Vec<Entry>> {
     let Query(search) = search.map_err(|error| invalid(&error.body_text()))?;
@@ -251,7 +249,7 @@ pub(super) async fn record(
 
 pub(super) async fn resource_history(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadMetadata>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
 ) -> Answer<Vec<Metadata>> {
     let path = resource_path(&repository, &kind, &tag)?;
@@ -259,7 +257,10 @@ pub(super) async fn resource_history(
     versions.map(Json).map_err(storage)
 }
 
-pub(super) async fn key_status(State(broker): State<Arc<Broker>>, _: Admin) -> Answer<KeyStatus> {
+pub(super) async fn key_status(
+    State(broker): State<Arc<Broker>>,
+    _: Admin<right::ReadKey>,
+) -> Answer<KeyStatus> {
     broker.store.key_status().await.map(Json).map_err(storage)
 }
 
@@ -273,7 +274,12 @@ pub(super) fn storage(error: StoreError) -> Refusal {
     )
 }
 
-async fn store_policy(broker: &Broker, admin: &Admin, id: &str, rego: &str) -> Result<(), Refusal> {
+async fn store_policy(
+    broker: &Broker,
+    admin: &Administrator,
+    id: &str,
+    rego: &str,
+) -> Result<(), Refusal> {
     let entry = administration(Kind::Policy, Outcome::Set, admin, id.to_owned());
     let stored = broker.store.set_policy(id, rego, now(), &entry).await;
     stored.map_err(storage)?;
@@ -291,8 +297,8 @@ async fn refreshed(broker: &Broker) -> Result<(), Refusal> {
     })
 }
 
-fn administration(kind: Kind, result: Outcome, admin: &Admin, about: String) -> Entry {
-    Entry::new(kind, result, format!("role {}", admin.role), about)
+fn administration(kind: Kind, result: Outcome, admin: &Administrator, about: String) -> Entry {
+    Entry::new(kind, result, admin.who(), about)
 }
 
 fn policy_text(message: &PolicyMessage) -> Result<String, Refusal> {

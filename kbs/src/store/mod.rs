@@ -5,6 +5,7 @@
 //! a copy of the database alone gives none away.
 
 mod address;
+mod probe;
 mod record;
 mod resource;
 mod rules;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use address::Address;
 use address::Engine;
+pub(crate) use probe::{Found, probe};
 pub use resource::{KeyStatus, Metadata};
 pub(crate) use rules::{Counters, REFERENCES};
 
