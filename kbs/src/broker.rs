@@ -3,7 +3,11 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use evidence::Tee;
@@ -21,12 +25,15 @@ use zeroize::Zeroizing;
 use crate::{
     admin::{AdminError, Admins},
     config::{self, Config},
+    limit::Limiter,
     master::{KeyRing, Source},
+    metrics::Metrics,
     record::{Entry, Versions},
     refusal::Refusal,
     seal::{KeyFileError, Sealer},
     session::Challenges,
     store::{Address, Counters, REFERENCES, Store, StoreError},
+    telemetry::Traces,
     token::{TokenError, TokenSigner},
 };
 
@@ -35,6 +42,8 @@ pub(crate) const RELEASE_POLICY: &str = "resource-policy";
 /// The id of the appraisal policy of CPUs; Trustee's.
 pub(crate) const APPRAISAL_POLICY: &str = "default_cpu";
 
+/// For the store to answer who asks whether the broker is ready.
+const READY_TIME: Duration = Duration::from_secs(2);
 /// Bytes of a guest's key's digest in the record.
 const SUBJECT_BYTES: usize = 16;
 
@@ -50,6 +59,13 @@ pub struct Broker {
     pub(crate) store: Store,
     pub(crate) rules: Current<Rules>,
     pub(crate) retention: config::Record,
+    pub(crate) metrics: Metrics,
+    pub(crate) limiter: Limiter,
+    pub(crate) traces: Option<Traces>,
+    /// It was told to stop.
+    leaving: AtomicBool,
+    /// A stored policy cannot be read, so that nothing is released.
+    broken: AtomicBool,
     refreshing: Mutex<()>,
 }
 
@@ -137,6 +153,11 @@ impl Broker {
             rules: Current::new(Rules::load(&store).await?),
             store,
             retention: config.record.clone(),
+            metrics: Metrics::new(),
+            limiter: Limiter::new(&config.limits),
+            traces: None,
+            leaving: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
             refreshing: Mutex::new(()),
         })
     }
@@ -153,9 +174,11 @@ impl Broker {
             Ok(rules) => {
                 tracing::info!(versions = ?rules.versions, "policies and reference values changed");
                 self.rules.replace(rules);
+                self.broken.store(false, Ordering::Relaxed);
                 Ok(())
             }
             Err(OpenError::Policy(error)) => {
+                self.broken.store(true, Ordering::Relaxed);
                 self.rules.replace(Rules {
                     release: ReleasePolicy::from_rego(release::DENY_ALL)?,
                     appraisal: AppraisalPolicy::from_rego(appraisal::DEFAULT)?,
@@ -170,8 +193,30 @@ impl Broker {
         }
     }
 
+    /// Whoever sends guests here shall send them elsewhere from now on.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// What it lacks to judge and to release; empty when it is ready.
+    pub(crate) async fn missing(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if self.leaving.load(Ordering::Relaxed) {
+            missing.push("it was told to stop");
+        }
+        if self.broken.load(Ordering::Relaxed) {
+            missing.push("a stored policy cannot be read");
+        }
+        let counters = tokio::time::timeout(READY_TIME, self.store.counters()).await;
+        if !matches!(counters, Ok(Ok(_))) {
+            missing.push("the store does not answer");
+        }
+        missing
+    }
+
     /// Puts a decision on the record; what is not on it is not answered.
     pub(crate) async fn keep(&self, entry: Entry) -> Result<(), Refusal> {
+        self.metrics.decided(&entry);
         self.store.record(entry).await.map_err(|error| {
             tracing::error!(%error, "a decision could not be recorded");
             Refusal::new(
@@ -185,6 +230,7 @@ impl Broker {
     /// stands and only its explanation is lost.
     pub(crate) async fn deny(&self, entry: Entry) -> String {
         let ticket = entry.ticket.clone();
+        self.metrics.decided(&entry);
         tracing::info!(
             ticket,
             subject = entry.subject,

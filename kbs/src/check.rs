@@ -18,6 +18,7 @@ use crate::{
     seal::Sealer,
     session::seconds,
     store::{Found, StoreError, probe},
+    telemetry::Traces,
     tls::{NEAR_END, Shown},
     token::TokenSigner,
 };
@@ -86,6 +87,10 @@ pub(crate) async fn findings(config: &Config) -> Vec<Finding> {
             format!("{} public keys, {} issuers", keys.len(), issuers.len())
         }),
     ));
+    if let Some(collector) = &config.telemetry.otlp_endpoint {
+        let traces = Traces::new(&config.telemetry).map(|_| collector.clone());
+        found.push(Finding::of("telemetry", traces));
+    }
     found.push(store(config).await);
     found
 }

@@ -1,6 +1,7 @@
 //! The broker's configuration: one TOML file, every key known, relative paths from its own directory.
 
 mod admin;
+mod operation;
 mod suggestion;
 
 use std::{
@@ -15,6 +16,7 @@ use evidence::Tee;
 use serde::{Deserialize, Serialize};
 
 pub use admin::{Admin, Issuer, Role};
+pub use operation::{Format, Limits, Log, Telemetry};
 
 /// Bytes of the file.
 const CONFIG_BYTES: usize = 1024 * 1024;
@@ -25,6 +27,12 @@ const CONFIG_BYTES: usize = 1024 * 1024;
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where to serve metrics, in plain HTTP: a port of its own for the operator's network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Seconds between the first word that it stops, on `/readyz`, and the end of its listening.
+    #[serde(default = "default_drain")]
+    pub drain_seconds: u32,
     /// The server's certificate. Without this table the broker serves plain HTTP, which needs
     /// `insecure_http = true`.
     pub tls: Option<Tls>,
@@ -43,6 +51,15 @@ pub struct Config {
     pub attestation: Attestation,
     /// Who administers.
     pub admin: Admin,
+    /// How often one client may ask.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How it logs.
+    #[serde(default)]
+    pub log: Log,
+    /// Where traces go.
+    #[serde(default)]
+    pub telemetry: Telemetry,
 }
 
 /// `[tls]`.
@@ -178,6 +195,19 @@ impl Config {
                 "lifetime_seconds and challenge_seconds must be 1 to 86400",
             ));
         }
+        if self.drain_seconds > 600 {
+            return Err(ConfigError::Check("drain_seconds must be at most 600"));
+        }
+        if self.limits.requests_per_second > 0 && self.limits.burst == 0 {
+            return Err(ConfigError::Check("[limits] burst must be 1 or more"));
+        }
+        let collector = self.telemetry.otlp_endpoint.as_deref();
+        if collector.is_some_and(|uri| !uri.starts_with("http://") && !uri.starts_with("https://"))
+        {
+            return Err(ConfigError::Check(
+                "[telemetry] otlp_endpoint is not an address such as http://127.0.0.1:4318",
+            ));
+        }
         if self.tls.is_some() == self.insecure_http {
             return Err(ConfigError::Check(
                 "give either a [tls] table, or `insecure_http = true` where TLS ends elsewhere",
@@ -222,6 +252,7 @@ impl Config {
         );
         paths.extend(self.attestation.challenge_key.iter_mut());
         paths.extend(self.admin.paths());
+        paths.extend(self.telemetry.ca.iter_mut());
         for path in paths {
             *path = base.join(&*path);
         }
@@ -271,6 +302,10 @@ fn hint(meant: Option<&str>) -> String {
 
 fn default_issuer() -> String {
     "cloister-kbs".to_owned()
+}
+
+fn default_drain() -> u32 {
+    2
 }
 
 fn five_minutes() -> u32 {

@@ -95,12 +95,7 @@ impl Entry {
 
     /// The same as a refusal: with its reasons and a ticket.
     pub(crate) fn denied(mut self, claims: Vec<Reason>) -> Self {
-        let mut random = [0; TICKET_CHARS];
-        rand::rng().fill_bytes(&mut random);
-        self.ticket = random
-            .iter()
-            .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
-            .collect();
+        self.ticket = ticket();
         self.result = Outcome::Denied;
         self.claims = claims;
         self
@@ -145,6 +140,16 @@ pub struct Search {
     /// How many at most; the broker has a limit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
+}
+
+/// A new ticket, which nobody can guess.
+pub(crate) fn ticket() -> String {
+    let mut random = [0; TICKET_CHARS];
+    rand::rng().fill_bytes(&mut random);
+    random
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+        .collect()
 }
 
 /// The word of a kind or a result.

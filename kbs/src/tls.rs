@@ -19,7 +19,11 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{broker::Current, config::Tls, session::seconds};
+use crate::{
+    broker::{Broker, Current},
+    config::Tls,
+    session::seconds,
+};
 
 /// Between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);
@@ -84,8 +88,9 @@ impl Identity {
     }
 
     /// Looks for changes until it is dropped.
-    pub(crate) async fn watch(self: Arc<Self>) {
+    pub(crate) async fn watch(self: Arc<Self>, broker: Arc<Broker>) {
         for round in 0_u32.. {
+            broker.metrics.certificate_end.set(self.shown().valid.1);
             if round.is_multiple_of(REMIND) {
                 self.remind();
             }

@@ -17,7 +17,7 @@ pub struct ErrorInformation {
     pub error_type: String,
     /// One sentence for a person, without secrets.
     pub detail: String,
-    /// What the owner gives to `kbs explain` to read why, where a cause was recorded.
+    /// What the client quotes: a decision's is given to `kbs explain`, any other is in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,
 }
@@ -99,13 +99,15 @@ pub enum ErrorKind {
     NotImplemented,
     /// The broker did not answer in its own time.
     Timeout,
+    /// The broker starts, stops, or lacks something.
+    NotReady,
     /// A defect of the broker.
     Internal,
 }
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::InvalidRequest,
         Self::ProtocolVersion,
         Self::TeeNotAccepted,
@@ -130,6 +132,7 @@ impl ErrorKind {
         Self::StorageError,
         Self::NotImplemented,
         Self::Timeout,
+        Self::NotReady,
         Self::Internal,
     ];
 
@@ -161,6 +164,7 @@ impl ErrorKind {
             Self::StorageError => "StorageError",
             Self::NotImplemented => "NotImplemented",
             Self::Timeout => "Timeout",
+            Self::NotReady => "NotReady",
             Self::Internal => "Internal",
         }
     }
@@ -189,7 +193,7 @@ impl ErrorKind {
             Self::TooManyRequests => 429,
             Self::PolicyEngineError | Self::StorageError | Self::Internal => 500,
             Self::NotImplemented => 501,
-            Self::IssuerUnavailable | Self::Timeout => 503,
+            Self::IssuerUnavailable | Self::NotReady | Self::Timeout => 503,
         }
     }
 }

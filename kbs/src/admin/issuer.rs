@@ -31,6 +31,10 @@ const KEYS: usize = 100;
 const PAUSE: Duration = Duration::from_secs(10);
 /// Between two fetches that nobody asks for.
 const RENEWAL: Duration = Duration::from_secs(3600);
+/// The same after one that failed.
+const RETRY: Duration = Duration::from_secs(60);
+/// How long keys are believed that could not be fetched again: one of them may have been withdrawn.
+const STALE: Duration = Duration::from_secs(24 * 3600);
 /// For one fetch, discovery included.
 const PATIENCE: Duration = Duration::from_secs(10);
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -52,8 +56,11 @@ enum Source {
     Discovery,
 }
 
-/// The keys that were fetched last; `None` until there were any.
-type Keys = Option<Vec<(Option<String>, DecodingKey)>>;
+/// A key and its id, where it has one.
+type Key = (Option<String>, DecodingKey);
+
+/// The keys that were fetched last, and when; `None` until there were any.
+type Keys = Option<(Instant, Vec<Key>)>;
 
 impl Issuer {
     pub(super) fn new(config: &config::Issuer) -> Result<Self, IssuerError> {
@@ -73,7 +80,10 @@ impl Issuer {
             ..ClientConfig::new(roots)
         };
         let keys = match &source {
-            Source::File(path) => Some(parse(read_file(path)?.as_bytes())?),
+            Source::File(path) => {
+                let keys = parse(read_file(path)?.as_bytes())?;
+                Some((Instant::now(), keys))
+            }
             Source::Keys(_) | Source::Discovery => None,
         };
         Ok(Self {
@@ -96,7 +106,7 @@ impl Issuer {
             self.fetch_unless_just_done().await;
             known = self.keys.load();
         }
-        let Some(keys) = &*known else {
+        let Some(keys) = younger(&known, STALE) else {
             return Err(VerifyError::NoKeys);
         };
         keys.iter()
@@ -117,8 +127,8 @@ impl Issuer {
     pub(crate) async fn keep_fresh(self: Arc<Self>) {
         loop {
             self.fetch_unless_just_done().await;
-            let fetched = self.keys.load().is_some();
-            tokio::time::sleep(if fetched { RENEWAL } else { PAUSE }).await;
+            let fresh = younger(&self.keys.load(), RENEWAL).is_some();
+            tokio::time::sleep(if fresh { RENEWAL } else { RETRY }).await;
         }
     }
 
@@ -132,7 +142,7 @@ impl Issuer {
         match fetched.unwrap_or(Err(IssuerError::Timeout)) {
             Ok(keys) => {
                 tracing::info!(issuer = self.name, keys = keys.len(), "keys of an issuer");
-                self.keys.replace(Some(keys));
+                self.keys.replace(Some((Instant::now(), keys)));
             }
             Err(error) => {
                 tracing::warn!(issuer = self.name, %error, "the keys of an issuer cannot be fetched");
@@ -140,7 +150,7 @@ impl Issuer {
         }
     }
 
-    async fn fetch(&self) -> Result<Vec<(Option<String>, DecodingKey)>, IssuerError> {
+    async fn fetch(&self) -> Result<Vec<Key>, IssuerError> {
         let uri = match &self.source {
             Source::File(path) => return parse(read_file(path)?.as_bytes()),
             Source::Keys(uri) => uri.clone(),
@@ -176,13 +186,18 @@ impl Issuer {
     }
 }
 
+fn younger(keys: &Keys, age: Duration) -> Option<&[Key]> {
+    let (fetched, keys) = keys.as_ref()?;
+    (fetched.elapsed() < age).then_some(keys)
+}
+
 fn knows(keys: &Keys, kid: Option<&str>) -> bool {
-    keys.as_ref()
+    younger(keys, STALE)
         .is_some_and(|keys| kid.is_none() || keys.iter().any(|(id, _)| id.as_deref() == kid))
 }
 
 /// The public keys of a set that can sign; kinds that are not known here are passed over.
-fn parse(text: &[u8]) -> Result<Vec<(Option<String>, DecodingKey)>, IssuerError> {
+fn parse(text: &[u8]) -> Result<Vec<Key>, IssuerError> {
     #[derive(Deserialize)]
     struct Set {
         keys: Vec<Value>,

@@ -13,7 +13,7 @@ use evidence::init_data::{Algorithm, InitData, content::AA_TOML};
 use serde_json::json;
 
 use super::init::{ADMIN_KEY, CONFIG, Init, ROOT};
-use crate::config::Config;
+use crate::config::{Config, Format};
 
 const LISTEN: &str = "127.0.0.1:8080";
 /// Below the user's directory for data.
@@ -51,6 +51,9 @@ impl Dev {
         if let Some(listen) = listen {
             config.listen = listen;
         }
+        // Somebody watches it, and nobody waits for it to end.
+        config.log.format = Format::Text;
+        config.drain_seconds = 0;
         Ok((Self { dir }, config))
     }
 

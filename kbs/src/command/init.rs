@@ -19,7 +19,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::{
-    config::{Admin, Attestation, Config, Record, Store, Tls, Token},
+    config::{Admin, Attestation, Config, Limits, Log, Record, Store, Telemetry, Tls, Token},
     seal::Sealer,
     token::new_key,
 };
@@ -113,6 +113,8 @@ impl Init {
     fn config(&self) -> Config {
         Config {
             listen: self.listen,
+            metrics_listen: None,
+            drain_seconds: 2,
             tls: Some(Tls {
                 certificate: "server.pem".into(),
                 key: "server.key".into(),
@@ -141,6 +143,13 @@ impl Init {
                 role: Vec::new(),
                 issuer: Vec::new(),
             },
+            limits: Limits {
+                // All clients are on this machine, where one address is many of them.
+                exempt_loopback: self.listen.ip().is_loopback(),
+                ..Limits::default()
+            },
+            log: Log::default(),
+            telemetry: Telemetry::default(),
         }
     }
 

@@ -5,6 +5,7 @@ mod config;
 mod dev;
 mod init;
 mod key;
+mod log;
 mod owner;
 mod record;
 mod serve;
@@ -70,6 +71,8 @@ enum Verb {
         #[command(subcommand)]
         verb: key::Key,
     },
+    /// Print the OpenAPI document of what a broker serves.
+    Openapi,
     /// Make an administrator's token from a private key.
     Token(owner::Token),
 }
@@ -93,6 +96,10 @@ impl Command {
             } => owner::explain(&connection, &ticket, json).await,
             Verb::Record { connection, verb } => verb.run(&connection).await,
             Verb::Key { connection, verb } => verb.run(&connection).await,
+            Verb::Openapi => {
+                print!("{}", crate::route::document());
+                Ok(())
+            }
             Verb::Token(token) => token.run(),
         }
     }

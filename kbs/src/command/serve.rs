@@ -1,13 +1,12 @@
-//! `kbs serve`: logs as JSON lines on stderr, and a line on stdout when it listens.
+//! `kbs serve`: logs on stderr, and a line on stdout when it listens.
 
 use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
-use super::dev::Dev;
+use super::{dev::Dev, log};
 use crate::{Server, config::Config};
 
 #[derive(Debug, Args)]
@@ -29,12 +28,6 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_from_env("KBS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt()
-            .json()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .init();
         let (dev, config) = match &self.config {
             Some(path) if !self.dev => (None, Config::read(path)?),
             _ => {
@@ -42,6 +35,7 @@ impl Serve {
                 (Some(dev), config)
             }
         };
+        log::start(config.log.format)?;
         let server = Server::bind(&config).await?;
         let address = server.address().context("ask for the port")?;
         let scheme = if config.tls.is_some() {
@@ -49,6 +43,9 @@ impl Serve {
         } else {
             "http"
         };
+        if let Some(monitor) = server.monitor_address().context("ask for the port")? {
+            tracing::info!(address = %monitor, "metrics");
+        }
         tracing::info!(%address, accept = ?config.attestation.accept, "listening");
         let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;

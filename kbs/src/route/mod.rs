@@ -4,44 +4,47 @@
 //! [`Attested`](crate::auth::Attested); there is none without.
 
 mod guest;
+mod health;
+mod observe;
 mod owner;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, MatchedPath, OriginalUri, Request, rejection::BytesRejection},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
+    extract::{DefaultBodyLimit, OriginalUri, rejection::BytesRejection},
+    middleware,
     routing::{get, post},
 };
 use bytes::Bytes;
 use kbs_protocol::{ErrorKind, PREFIX, limit};
 use serde::de::DeserializeOwned;
 
+pub(crate) use health::{document, monitor};
+pub(crate) use observe::Peer;
 pub(crate) use owner::PolicyMessage;
 
 use crate::{broker::Broker, refusal::Refusal};
 
-/// How long an answer may take, from the head of the request to the head of the answer.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// A policy in base64 within JSON.
 const POLICY_BODY_BYTES: usize = limit::POLICY_BYTES / 3 * 4 + 4096;
 
 /// Everything that the broker serves.
 pub(crate) fn router(broker: Arc<Broker>) -> Router {
     let capped = |bytes| DefaultBodyLimit::max(bytes);
+    let limited = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
     let guest = Router::new()
         .route(
             "/auth",
-            post(guest::auth).layer(capped(limit::AUTH_BODY_BYTES)),
+            post(guest::auth)
+                .layer::<_, Infallible>(limited.clone())
+                .layer(capped(limit::AUTH_BODY_BYTES)),
         )
         .route(
             "/attest",
-            post(guest::attest).layer(capped(limit::ATTEST_BODY_BYTES)),
+            post(guest::attest)
+                .layer::<_, Infallible>(limited)
+                .layer(capped(limit::ATTEST_BODY_BYTES)),
         )
         .route(
             "/resource/{repository}/{kind}/{tag}",
@@ -71,11 +74,16 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
         .layer(capped(POLICY_BODY_BYTES));
     Router::new()
         .nest(PREFIX, guest.merge(owner))
-        .route("/healthz", get(guest::healthz))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/openapi.json", get(health::openapi))
         .route("/.well-known/jwks.json", get(guest::jwks))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&broker),
+            observe::observe,
+        ))
         .with_state(broker)
 }
 
@@ -109,24 +117,6 @@ pub(crate) fn from_json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
             format!("the body {form}: {place}"),
         )
     })
-}
-
-/// Logs each request without its query, headers or body, and bounds its time.
-async fn observe(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let method = request.method().clone();
-    let answer = tokio::time::timeout(ANSWER_TIME, next.run(request)).await;
-    let response = answer.unwrap_or_else(|_| {
-        Refusal::new(ErrorKind::Timeout, "no answer in time: try again later").into_response()
-    });
-    tracing::info!(
-        %method,
-        route = path.as_ref().map(MatchedPath::as_str),
-        status = response.status().as_u16(),
-        micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
-        "request"
-    );
-    response
 }
 
 async fn unknown_path(OriginalUri(uri): OriginalUri) -> Refusal {

@@ -225,7 +225,7 @@ pub(super) async fn explain(
     entry.map(|entry| Json(entry.into())).ok_or_else(|| {
         Refusal::new(
             ErrorKind::TicketNotFound,
-            "no such ticket, or it is older than the record goes",
+            "no such ticket on the record: it is of an error and so in the broker's log, or too old",
         )
     })
 }

@@ -5,6 +5,7 @@
 //! a copy of the database alone gives none away.
 
 mod address;
+mod figures;
 mod probe;
 mod record;
 mod resource;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use address::Address;
 use address::Engine;
+pub(crate) use figures::Figures;
 pub(crate) use probe::{Found, probe};
 pub use resource::{KeyStatus, Metadata};
 pub(crate) use rules::{Counters, REFERENCES};
