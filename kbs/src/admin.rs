@@ -196,10 +196,7 @@ fn roles_in<'a>(claims: &'a Value, claim: &str) -> Vec<&'a str> {
 }
 
 fn read_key(path: &Path) -> Result<DecodingKey, AdminError> {
-    let pem = fs::read(path).map_err(|source| AdminError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let pem = read(path)?;
     DecodingKey::from_ec_pem(&pem)
         .or_else(|_| DecodingKey::from_ed_pem(&pem))
         .or_else(|_| DecodingKey::from_rsa_pem(&pem))
@@ -221,17 +218,7 @@ pub fn make_token(key: &Path, role: &str, lifetime: Duration) -> Result<String, 
         iat: u64,
         exp: u64,
     }
-    let pem = Zeroizing::new(fs::read(key).map_err(|source| AdminError::Read {
-        path: key.to_owned(),
-        source,
-    })?);
-    let unusable = || AdminError::Key {
-        path: key.to_owned(),
-    };
-    let (algorithm, encoding) = EncodingKey::from_ec_pem(&pem)
-        .map(|key| (Algorithm::ES256, key))
-        .or_else(|_| EncodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key)))
-        .map_err(|_| unusable())?;
+    let (algorithm, encoding) = private_key(key)?;
     let now = seconds(SystemTime::now());
     let claims = Claims {
         role,
@@ -240,7 +227,37 @@ pub fn make_token(key: &Path, role: &str, lifetime: Duration) -> Result<String, 
         iat: now,
         exp: now.saturating_add(lifetime.as_secs()),
     };
-    jsonwebtoken::encode(&Header::new(algorithm), &claims, &encoding).map_err(|_| unusable())
+    jsonwebtoken::encode(&Header::new(algorithm), &claims, &encoding).map_err(|_| AdminError::Key {
+        path: key.to_owned(),
+    })
+}
+
+/// Reads a public key in PEM: Ed25519 or P-256.
+pub(crate) fn public_key(path: &Path) -> Result<(Algorithm, DecodingKey), AdminError> {
+    let pem = read(path)?;
+    let ec = DecodingKey::from_ec_pem(&pem).map(|key| (Algorithm::ES256, key));
+    let ed = || DecodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key));
+    ec.or_else(|_| ed()).map_err(|_| AdminError::Key {
+        path: path.to_owned(),
+    })
+}
+
+/// Reads a private key in PKCS#8 PEM: Ed25519 or P-256.
+pub(crate) fn private_key(path: &Path) -> Result<(Algorithm, EncodingKey), AdminError> {
+    let pem = read(path)?;
+    let ec = EncodingKey::from_ec_pem(&pem).map(|key| (Algorithm::ES256, key));
+    let ed = || EncodingKey::from_ed_pem(&pem).map(|key| (Algorithm::EdDSA, key));
+    ec.or_else(|_| ed()).map_err(|_| AdminError::Key {
+        path: path.to_owned(),
+    })
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AdminError> {
+    let pem = fs::read(path).map_err(|source| AdminError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Zeroizing::new(pem))
 }
 
 /// An administrator who is none.
@@ -255,7 +272,7 @@ pub enum AdminError {
         source: std::io::Error,
     },
     /// A key of another kind.
-    #[error("{path} is no Ed25519, P-256 or RSA key in PEM", path = path.display())]
+    #[error("{path} is not a key in PEM of a kind that is taken here, such as Ed25519 or P-256", path = path.display())]
     Key {
         /// The file.
         path: PathBuf,

@@ -1,22 +1,33 @@
 //! From evidence to a token: challenge, key, evidence, appraisal, in this order.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use evidence::init_data::InitData;
 use kbs_protocol::{
-    AttestRequest, AuthRequest, AuthResponse, ErrorKind, VERSION, limit, report_data,
+    AttestRequest, AuthRequest, AuthResponse, ErrorKind, VERSION, device_report_data, limit,
+    report_data,
 };
-use policies::release::Reason;
+use policies::{
+    appraisal::{AppraisalPolicy, ReferenceValues},
+    release::Reason,
+    scopes::{ScopeError, Selector},
+};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256, Sha384};
-use verifier::{Bindings, Explanation};
+use verifier::{Bindings, Explanation, Failure};
 
 use crate::{
-    broker::{Broker, Rules, guest},
-    record::{Entry, Kind, Outcome},
+    broker::{Broker, guest},
+    record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
+    rules::RuleError,
     session::{Challenge, SessionError},
+    token::Submod,
+    verify::NotVerified,
 };
+
+/// The class of the primary evidence.
+const CPU_CLASS: &str = "cpu";
 
 /// Bytes of an init-data entry that goes into the token whole. A longer one goes in as its digest,
 /// so that the token still fits into a header.
@@ -27,27 +38,46 @@ pub(crate) fn challenge(
     broker: &Broker,
     request: &AuthRequest,
 ) -> Result<(AuthResponse, String), Refusal> {
-    if request.version != VERSION {
+    if !is_spoken(&request.version) {
         let found: String = request.version.chars().take(32).collect();
         return Err(Refusal::new(
             ErrorKind::ProtocolVersion,
             format!("protocol version {found:?} is not spoken here: use {VERSION}"),
         ));
     }
-    verifier::accept(&request.tee, &broker.accepted)
+    broker
+        .verifiers
+        .accept(&request.tee)
         .map_err(|failure| Refusal::new(ErrorKind::TeeNotAccepted, failure.to_string()))?;
+    let invalid = |detail: String| Refusal::new(ErrorKind::InvalidRequest, detail);
     let extra_params = request
         .negotiate()
-        .map_err(|error| Refusal::new(ErrorKind::InvalidRequest, error.to_string()))?;
+        .map_err(|error| invalid(error.to_string()))?;
+    let policy = request
+        .policy_selector()
+        .map_err(|error| invalid(error.to_string()))?;
+    Selector::new(policy, CPU_CLASS).map_err(no_policy)?;
     let (challenge, cookie) = broker
         .challenges
-        .issue(&request.tee, SystemTime::now())
+        .issue(&request.tee, policy.map(str::to_owned), SystemTime::now())
         .map_err(refuse_session)?;
     let response = AuthResponse {
         nonce: challenge.nonce,
         extra_params,
     };
     Ok((response, cookie))
+}
+
+/// Any 0.4: its patches change no message.
+fn is_spoken(version: &str) -> bool {
+    let mut parts = version.split('.');
+    let patch = |text: &str| {
+        (1..=9).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    parts.next() == Some("0")
+        && parts.next() == Some("4")
+        && parts.next().is_some_and(patch)
+        && parts.next().is_none()
 }
 
 /// A token for evidence that answers the challenge in the cookie.
@@ -61,16 +91,41 @@ pub(crate) async fn attest(
         .challenges
         .open(cookie, now)
         .map_err(refuse_session)?;
-    let rules = broker.rules.load();
-    let entry = entry(&challenge, &request).by(rules.versions);
-    match judge(broker, &rules, &challenge, &request, now) {
-        Ok(token) => {
-            broker.keep(entry).await?;
+    let name = challenge.policy.as_deref();
+    let selector = Selector::new(name, CPU_CLASS).map_err(no_policy)?;
+    // A name that no policy has is refused before evidence is looked at.
+    let (policy, version) = broker.rules.appraisal_for(&selector).await?;
+    let (references, reference_version) = broker.rules.references(now);
+    let entry = entry(&challenge, &request).by(Versions {
+        policy: selector.to_string(),
+        appraisal: version,
+        references: reference_version,
+        ..Versions::default()
+    });
+    let rules = Rules {
+        broker,
+        cpu: policy,
+        references,
+    };
+    let judged = match judge(broker, &challenge, &request, now).await {
+        Ok(parts) => appraise(&rules, &challenge, parts).await,
+        Err(verdict) => Err(verdict),
+    };
+    match judged {
+        Ok(submods) => {
+            let token = broker
+                .signer
+                .issue(&entry.ticket, &submods, now)
+                .map_err(|error| Refusal::new(ErrorKind::InvalidRequest, error.to_string()))?;
+            let judged = submods.into_iter().flat_map(|part| {
+                Judged::by_policy(part.appraisal.judgements, &part.appraisal.reasons)
+            });
+            broker.keep(entry.judging(judged)).await?;
             Ok(token)
         }
         Err(Verdict::Refused(refusal)) => Err(refusal),
         Err(Verdict::Denied(reason)) => {
-            let ticket = broker.deny(entry.denied(vec![reason])).await;
+            let ticket = broker.deny(entry.denied().judging([reason])).await;
             let detail = "the evidence was refused: the owner reads why with `kbs explain`";
             Err(Refusal::new(ErrorKind::AttestationError, detail).with_ticket(ticket))
         }
@@ -90,6 +145,13 @@ fn entry(challenge: &Challenge, request: &AttestRequest) -> Entry {
     .on(digest)
 }
 
+/// By what one guest is appraised.
+struct Rules<'a> {
+    broker: &'a Broker,
+    cpu: Arc<AppraisalPolicy>,
+    references: ReferenceValues,
+}
+
 /// Why there is no token.
 enum Verdict {
     /// The request or the broker is at fault.
@@ -98,16 +160,52 @@ enum Verdict {
     Denied(Reason),
 }
 
-fn judge(
+impl From<Failure> for Verdict {
+    fn from(failure: Failure) -> Self {
+        Self::Denied(reason(failure.explain()))
+    }
+}
+
+impl From<Refusal> for Verdict {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<RuleError> for Verdict {
+    fn from(error: RuleError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl From<NotVerified> for Verdict {
+    fn from(not: NotVerified) -> Self {
+        match not {
+            NotVerified::Collateral(error) if error.retry_helps() => {
+                tracing::warn!(%error, "evidence cannot be judged now");
+                let detail = "what the vendor says of this hardware cannot be had now: try again \
+                              later";
+                Self::Refused(Refusal::new(ErrorKind::CollateralUnavailable, detail))
+            }
+            not => Self::Denied(reason(not.explain())),
+        }
+    }
+}
+
+/// What was verified of one part of a guest, in the form that policies read.
+struct Part {
+    class: &'static str,
+    evidence: Value,
+}
+
+async fn judge(
     broker: &Broker,
-    rules: &Rules,
     challenge: &Challenge,
     request: &AttestRequest,
     now: SystemTime,
-) -> Result<String, Verdict> {
+) -> Result<Vec<Part>, Verdict> {
     let runtime = &request.runtime_data;
-    let kind = verifier::accept(&challenge.tee, &broker.accepted)
-        .map_err(|failure| Verdict::Denied(reason(failure.explain())))?;
+    let kind = broker.verifiers.accept(&challenge.tee)?;
     if runtime.nonce != challenge.nonce {
         return Err(Verdict::Denied(Reason {
             claim: "nonce".to_owned(),
@@ -121,11 +219,7 @@ fn judge(
         .check()
         .map_err(|error| invalid(format!("tee-pubkey: {error}")))?;
     let additional = &request.tee_evidence.additional_evidence;
-    if !matches!(additional.as_str(), "" | "{}") {
-        return Err(invalid(
-            "additional_evidence: this broker has no verifier for devices: send an empty text",
-        ));
-    }
+    let devices = broker.verifiers.devices(additional)?;
     let init_data = request
         .init_data
         .as_ref()
@@ -135,23 +229,69 @@ fn judge(
         report_data: report_data(&runtime.nonce, &runtime.tee_pubkey, additional),
         init_data: init_data.as_ref().map(InitData::digest),
     };
-    let claims = verifier::verify(kind, &request.tee_evidence.primary_evidence, &bindings)
-        .map_err(|failure| Verdict::Denied(reason(failure.explain())))?;
-    let annotated = annotate(&claims, request, init_data.as_ref());
-    let appraisal = rules
-        .appraisal
-        .appraise(&annotated, &rules.references)
-        .map_err(|error| {
-            tracing::error!(%error, "the appraisal policy failed");
-            Verdict::Refused(Refusal::new(
-                ErrorKind::PolicyEngineError,
-                "the appraisal policy failed: its owner finds the cause in the broker's log",
-            ))
-        })?;
-    broker
-        .signer
-        .issue(&appraisal, &annotated, now)
-        .map_err(|error| invalid(error.to_string()))
+    let claims = broker
+        .verifiers
+        .verify(kind, &request.tee_evidence.primary_evidence, &bindings, now)
+        .await?;
+    let mut parts = vec![Part {
+        class: CPU_CLASS,
+        evidence: annotate(&claims, request, init_data.as_ref()),
+    }];
+    let bound = device_report_data(&runtime.nonce, &runtime.tee_pubkey);
+    for (device, evidence) in &devices {
+        let claims = verifier::device::verify(*device, evidence, &bound)?;
+        parts.push(Part {
+            class: device.class(),
+            evidence: json!({
+                device.name(): claims.evidence,
+                "report_data": hex::encode(bound),
+                "runtime_data_claims": {
+                    "nonce": runtime.nonce,
+                    "tee-pubkey": runtime.tee_pubkey,
+                },
+            }),
+        });
+    }
+    Ok(parts)
+}
+
+/// Asks the policy of each part's class.
+async fn appraise(
+    rules: &Rules<'_>,
+    challenge: &Challenge,
+    parts: Vec<Part>,
+) -> Result<Vec<Submod>, Verdict> {
+    let mut counts = BTreeMap::new();
+    let mut submods = Vec::with_capacity(parts.len());
+    for part in parts {
+        let number = counts.entry(part.class).or_insert(0_u32);
+        let name = format!("{}{number}", part.class);
+        *number += 1;
+        let policy = match part.class {
+            CPU_CLASS => Arc::clone(&rules.cpu),
+            class => {
+                let name = challenge.policy.as_deref();
+                let selector = Selector::new(name, class).map_err(no_policy)?;
+                rules.broker.rules.appraisal_for(&selector).await?.0
+            }
+        };
+        let appraisal = policy
+            .appraise(&part.evidence, &rules.references)
+            .map_err(|error| {
+                tracing::error!(%error, "the appraisal policy failed");
+                Verdict::Refused(Refusal::new(
+                    ErrorKind::PolicyEngineError,
+                    "the appraisal policy failed: its owner finds the cause in the broker's log",
+                ))
+            })?;
+        submods.push(Submod {
+            name,
+            policy: challenge.policy.clone().unwrap_or("default".to_owned()),
+            appraisal,
+            evidence: part.evidence,
+        });
+    }
+    Ok(submods)
 }
 
 /// What was verified, in the form that appraisal and release policies read. Init-data is in it only
@@ -200,6 +340,11 @@ fn parse_init_data(sent: &kbs_protocol::InitData) -> Result<InitData, Verdict> {
         return Err(invalid("init-data: format is not `toml`"));
     }
     InitData::parse(sent.body.as_bytes()).map_err(|error| invalid(error.to_string()))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
+fn no_policy(error: ScopeError) -> Refusal {
+    Refusal::new(ErrorKind::InvalidRequest, error.to_string())
 }
 
 fn invalid(detail: impl Into<String>) -> Verdict {

@@ -1,25 +1,16 @@
-//! The broker's state: keys, policies as they are now, and the store.
+//! The broker's state: its keys, the rules that it decides by, and the store.
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use evidence::Tee;
 use kbs_protocol::{ErrorKind, TeePubKey};
-use policies::{
-    PolicyError,
-    appraisal::{self, AppraisalPolicy, ReferenceValues},
-    release::{self, ReleasePolicy},
-};
-
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -28,19 +19,16 @@ use crate::{
     limit::Limiter,
     master::{KeyRing, Source},
     metrics::Metrics,
-    record::{Entry, Versions},
+    record::Entry,
     refusal::Refusal,
+    rules::{RuleError, Rules},
     seal::{KeyFileError, Sealer},
     session::Challenges,
-    store::{Address, Counters, REFERENCES, Store, StoreError},
+    store::{Address, Store, StoreError},
     telemetry::Traces,
     token::{TokenError, TokenSigner},
+    verify::{VerifierError, Verifiers},
 };
-
-/// The id of the release policy; Trustee's.
-pub(crate) const RELEASE_POLICY: &str = "resource-policy";
-/// The id of the appraisal policy of CPUs; Trustee's.
-pub(crate) const APPRAISAL_POLICY: &str = "default_cpu";
 
 /// For the store to answer who asks whether the broker is ready.
 const READY_TIME: Duration = Duration::from_secs(2);
@@ -49,7 +37,7 @@ const SUBJECT_BYTES: usize = 16;
 
 /// All that handlers share.
 pub struct Broker {
-    pub(crate) accepted: BTreeSet<Tee>,
+    pub(crate) verifiers: Verifiers,
     pub(crate) challenges: Challenges,
     pub(crate) challenge_seconds: u32,
     pub(crate) token_seconds: u32,
@@ -57,51 +45,13 @@ pub struct Broker {
     pub(crate) signer: TokenSigner,
     pub(crate) admins: Admins,
     pub(crate) store: Store,
-    pub(crate) rules: Current<Rules>,
+    pub(crate) rules: Rules,
     pub(crate) retention: config::Record,
     pub(crate) metrics: Metrics,
     pub(crate) limiter: Limiter,
     pub(crate) traces: Option<Traces>,
     /// It was told to stop.
     leaving: AtomicBool,
-    /// A stored policy cannot be read, so that nothing is released.
-    broken: AtomicBool,
-    refreshing: Mutex<()>,
-}
-
-/// By what is decided: one state of the store, so that a decision names its versions.
-pub(crate) struct Rules {
-    pub(crate) release: ReleasePolicy,
-    pub(crate) appraisal: AppraisalPolicy,
-    pub(crate) references: ReferenceValues,
-    pub(crate) versions: Versions,
-    counters: Counters,
-}
-
-impl Rules {
-    async fn load(store: &Store) -> Result<Self, OpenError> {
-        // The counters come first: what is changed after them is seen at the next look.
-        let counters = store.counters().await?;
-        let (release, release_text) = newest(store, RELEASE_POLICY, release::DEFAULT).await?;
-        let (appraisal, appraisal_text) =
-            newest(store, APPRAISAL_POLICY, appraisal::DEFAULT).await?;
-        Ok(Self {
-            release: ReleasePolicy::from_rego(&release_text)?,
-            appraisal: AppraisalPolicy::from_rego(&appraisal_text)?,
-            references: Arc::new(store.reference_values().await?),
-            versions: Versions {
-                release,
-                appraisal,
-                references: counters.get(REFERENCES).copied().unwrap_or(0),
-            },
-            counters,
-        })
-    }
-}
-
-async fn newest(store: &Store, id: &str, built_in: &str) -> Result<(i64, String), StoreError> {
-    let stored = store.policy(id).await?;
-    Ok(stored.unwrap_or_else(|| (0, built_in.to_owned())))
 }
 
 /// How the record names a guest: by its key, which ties its releases to its attestation.
@@ -115,9 +65,7 @@ pub(crate) fn guest(key: &TeePubKey) -> String {
 
 impl std::fmt::Debug for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker")
-            .field("accepted", &self.accepted)
-            .finish_non_exhaustive()
+        f.debug_struct("Broker").finish_non_exhaustive()
     }
 }
 
@@ -139,7 +87,7 @@ impl Broker {
             None => Sealer::ephemeral(),
         };
         Ok(Self {
-            accepted: config.attestation.accept.clone(),
+            verifiers: Verifiers::open(config)?,
             challenges: Challenges::new(challenge_key, config.challenge_lifetime()),
             challenge_seconds: config.attestation.challenge_seconds,
             token_seconds: config.token.lifetime_seconds,
@@ -150,47 +98,14 @@ impl Broker {
                 config.token_lifetime(),
             )?,
             admins: Admins::read(&config.admin)?,
-            rules: Current::new(Rules::load(&store).await?),
+            rules: Rules::open(store.clone()).await?,
             store,
             retention: config.record.clone(),
             metrics: Metrics::new(),
             limiter: Limiter::new(&config.limits),
             traces: None,
             leaving: AtomicBool::new(false),
-            broken: AtomicBool::new(false),
-            refreshing: Mutex::new(()),
         })
-    }
-
-    /// Decides by what is in the store now. A policy in it that this program cannot read stops
-    /// every release until there is one that it can.
-    pub(crate) async fn refresh(&self) -> Result<(), OpenError> {
-        let _turn = self.refreshing.lock().await;
-        let counters = self.store.counters().await?;
-        if counters == self.rules.load().counters {
-            return Ok(());
-        }
-        match Rules::load(&self.store).await {
-            Ok(rules) => {
-                tracing::info!(versions = ?rules.versions, "policies and reference values changed");
-                self.rules.replace(rules);
-                self.broken.store(false, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(OpenError::Policy(error)) => {
-                self.broken.store(true, Ordering::Relaxed);
-                self.rules.replace(Rules {
-                    release: ReleasePolicy::from_rego(release::DENY_ALL)?,
-                    appraisal: AppraisalPolicy::from_rego(appraisal::DEFAULT)?,
-                    references: ReferenceValues::default(),
-                    versions: Versions::default(),
-                    // Nothing is gained by reading it again before it changes.
-                    counters,
-                });
-                Err(error.into())
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Whoever sends guests here shall send them elsewhere from now on.
@@ -204,11 +119,8 @@ impl Broker {
         if self.leaving.load(Ordering::Relaxed) {
             missing.push("it was told to stop");
         }
-        if self.broken.load(Ordering::Relaxed) {
-            missing.push("a stored policy cannot be read");
-        }
-        let counters = tokio::time::timeout(READY_TIME, self.store.counters()).await;
-        if !matches!(counters, Ok(Ok(_))) {
+        let answer = tokio::time::timeout(READY_TIME, self.store.answers()).await;
+        if !matches!(answer, Ok(Ok(()))) {
             missing.push("the store does not answer");
         }
         missing
@@ -279,23 +191,6 @@ pub(crate) fn store_address(config: &config::Store) -> Result<Address, OpenError
     })
 }
 
-/// A value that an administrator may replace while requests read it.
-pub(crate) struct Current<T>(RwLock<Arc<T>>);
-
-impl<T> Current<T> {
-    pub(crate) fn new(value: T) -> Self {
-        Self(RwLock::new(Arc::new(value)))
-    }
-
-    pub(crate) fn load(&self) -> Arc<T> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(crate) fn replace(&self, value: T) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
-    }
-}
-
 /// The broker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -310,13 +205,16 @@ pub enum OpenError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What evidence is verified with.
+    #[error(transparent)]
+    Verifier(#[from] VerifierError),
     /// The token's key.
     #[error(transparent)]
     Token(#[from] TokenError),
     /// The administrators' keys.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// A stored policy that no longer compiles.
-    #[error("a stored policy: {0}")]
-    Policy(#[from] PolicyError),
+    /// Policies and reference values.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
 }

@@ -21,6 +21,7 @@ use crate::{
     telemetry::Traces,
     tls::{NEAR_END, Shown},
     token::TokenSigner,
+    verify::Verifiers,
 };
 
 /// How bad it is.
@@ -87,6 +88,9 @@ pub(crate) async fn findings(config: &Config) -> Vec<Finding> {
             format!("{} public keys, {} issuers", keys.len(), issuers.len())
         }),
     ));
+    let verifiers =
+        Verifiers::open(config).map(|_| config.collateral.directory.display().to_string());
+    found.push(Finding::of("collateral", verifiers));
     if let Some(collector) = &config.telemetry.otlp_endpoint {
         let traces = Traces::new(&config.telemetry).map(|_| collector.clone());
         found.push(Finding::of("telemetry", traces));

@@ -12,8 +12,10 @@ use std::{
     time::Duration,
 };
 
-use evidence::Tee;
+use evidence::{Device, Tee};
 use serde::{Deserialize, Serialize};
+
+use crate::collateral;
 
 pub use admin::{Admin, Issuer, Role};
 pub use operation::{Format, Limits, Log, Telemetry};
@@ -60,6 +62,9 @@ pub struct Config {
     /// Where traces go.
     #[serde(default)]
     pub telemetry: Telemetry,
+    /// Where the vendors' certificates and lists come from.
+    #[serde(default)]
+    pub collateral: collateral::Config,
 }
 
 /// `[tls]`.
@@ -130,6 +135,9 @@ pub struct Attestation {
     /// The kinds of evidence, by name. `sample` proves nothing: it is for development.
     #[serde(default)]
     pub accept: BTreeSet<Tee>,
+    /// The devices beside the CPU whose evidence is taken. `sampledevice` proves nothing.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub accept_devices: BTreeSet<Device>,
     /// Seconds for which a challenge holds.
     #[serde(default = "five_minutes")]
     pub challenge_seconds: u32,
@@ -137,14 +145,41 @@ pub struct Attestation {
     /// one, a challenge ends with the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub challenge_key: Option<PathBuf>,
+    /// The roots of simulated evidence.
+    #[serde(default, skip_serializing_if = "Development::is_none")]
+    pub development: Development,
+}
+
+/// `[attestation.development]`: who signs simulated evidence. Whoever has its keys can make evidence
+/// that says anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Development {
+    /// ARK, ASK and ASVK in PEM, for `sim-snp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snp_root: Option<PathBuf>,
+    /// The root in PEM, for `sim-tdx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tdx_root: Option<PathBuf>,
+    /// What these roots signed beside evidence, in JSON: lists of revoked keys, TCB info, QE identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collateral: Option<PathBuf>,
+}
+
+impl Development {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Default for Attestation {
     fn default() -> Self {
         Self {
             accept: BTreeSet::new(),
+            accept_devices: BTreeSet::new(),
             challenge_seconds: five_minutes(),
             challenge_key: None,
+            development: Development::default(),
         }
     }
 }
@@ -229,13 +264,18 @@ impl Config {
             ));
         }
         self.admin.check()?;
-        if let Some(kind) = self
-            .attestation
-            .accept
-            .iter()
-            .find(|kind| !verifier::VERIFIED.contains(kind))
+        let Attestation {
+            accept,
+            development,
+            ..
+        } = &self.attestation;
+        if accept.contains(&Tee::SimSnp) != development.snp_root.is_some()
+            || accept.contains(&Tee::SimTdx) != development.tdx_root.is_some()
         {
-            return Err(ConfigError::NoVerifier { kind: *kind });
+            return Err(ConfigError::Check(
+                "attestation.accept lists `sim-snp` or `sim-tdx` exactly where \
+                 attestation.development has its `snp_root` or `tdx_root`",
+            ));
         }
         Ok(())
     }
@@ -253,9 +293,14 @@ impl Config {
         paths.extend(self.attestation.challenge_key.iter_mut());
         paths.extend(self.admin.paths());
         paths.extend(self.telemetry.ca.iter_mut());
+        let development = &mut self.attestation.development;
+        paths.extend(development.snp_root.iter_mut());
+        paths.extend(development.tdx_root.iter_mut());
+        paths.extend(development.collateral.iter_mut());
         for path in paths {
             *path = base.join(&*path);
         }
+        self.collateral.resolve(base);
     }
 }
 
@@ -286,14 +331,6 @@ pub enum ConfigError {
     /// `[admin]` does not go together.
     #[error("configuration: [admin] {0}")]
     Admin(String),
-    /// A kind of evidence that nothing here verifies.
-    #[error(
-        "configuration: attestation.accept lists `{kind}`, and this broker has no verifier for it"
-    )]
-    NoVerifier {
-        /// The kind.
-        kind: Tee,
-    },
 }
 
 fn hint(meant: Option<&str>) -> String {
@@ -392,8 +429,8 @@ mod tests {
             ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
             (
                 "[admin]",
-                "[attestation]\naccept = [\"snp\"]\n[admin]",
-                "verifier",
+                "[attestation]\naccept = [\"sim-snp\"]\n[admin]",
+                "snp_root",
             ),
             (
                 "[admin]",

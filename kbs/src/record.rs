@@ -1,6 +1,6 @@
 //! The record: each decision and each administration, as one entry that is never changed.
 
-use policies::release::Reason;
+use policies::release::{Judgement, Reason};
 use rand::Rng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -41,9 +41,12 @@ pub enum Outcome {
     Deleted,
 }
 
-/// By which versions was decided; 0 is what is built in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// By which versions was decided; 0 is what is built in, or was not asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
+    /// The id of the policy that decided; empty where none did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy: String,
     /// Of the release policy.
     pub release: i64,
     /// Of the appraisal policy.
@@ -67,14 +70,76 @@ pub struct Entry {
     pub resource: String,
     /// How it ended.
     pub result: Outcome,
-    /// What a refused guest was given; empty elsewhere.
+    /// By what a decision is asked for later; empty where there was none to make.
     pub ticket: String,
     /// SHA-256 in hex of the evidence as JSON without blanks; empty where there is none.
     pub evidence: String,
     /// By which policies and reference values.
     pub versions: Versions,
-    /// What decided, where it was a refusal.
-    pub claims: Vec<Reason>,
+    /// What was judged, one claim after the other.
+    pub claims: Vec<Judged>,
+    /// The ticket of the attestation whose token asked; empty where none did.
+    pub attestation: String,
+}
+
+/// One claim that was judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judged {
+    /// The claim, as a path into the evidence, the token or the request.
+    pub claim: String,
+    /// What it has to be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+    /// Whether that will do.
+    #[serde(default)]
+    pub holds: bool,
+    /// Who judged: a verifier, or a rule of a policy.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    /// What the owner can do, where it will not do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fix: String,
+}
+
+impl Judged {
+    /// What a policy judged, with its advice on what does not hold.
+    pub(crate) fn by_policy(judgements: Vec<Judgement>, reasons: &[Reason]) -> Vec<Self> {
+        let advice = |claim: &str| reasons.iter().find(|reason| reason.claim == claim);
+        let mut judged: Vec<_> = judgements
+            .into_iter()
+            .map(|one| Self {
+                fix: match one.holds {
+                    true => String::new(),
+                    false => advice(&one.claim).map_or(String::new(), |reason| reason.fix.clone()),
+                },
+                claim: one.claim,
+                expected: one.expected,
+                found: one.found,
+                holds: one.holds,
+                rule: one.rule,
+            })
+            .collect();
+        for reason in reasons {
+            if !judged.iter().any(|one| one.claim == reason.claim) {
+                judged.push(reason.clone().into());
+            }
+        }
+        judged
+    }
+}
+
+impl From<Reason> for Judged {
+    fn from(reason: Reason) -> Self {
+        Self {
+            claim: reason.claim,
+            expected: reason.expected,
+            found: reason.found,
+            holds: false,
+            rule: String::new(),
+            fix: reason.fix,
+        }
+    }
 }
 
 impl Entry {
@@ -86,18 +151,26 @@ impl Entry {
             subject,
             resource,
             result,
-            ticket: String::new(),
+            ticket: match kind {
+                Kind::Attest | Kind::Release => ticket(),
+                Kind::Resource | Kind::Policy | Kind::Reference => String::new(),
+            },
             evidence: String::new(),
             versions: Versions::default(),
             claims: Vec::new(),
+            attestation: String::new(),
         }
     }
 
-    /// The same as a refusal: with its reasons and a ticket.
-    pub(crate) fn denied(mut self, claims: Vec<Reason>) -> Self {
-        self.ticket = ticket();
+    /// The same as a refusal.
+    pub(crate) fn denied(mut self) -> Self {
         self.result = Outcome::Denied;
-        self.claims = claims;
+        self
+    }
+
+    /// The same with what was judged.
+    pub(crate) fn judging<T: Into<Judged>>(mut self, claims: impl IntoIterator<Item = T>) -> Self {
+        self.claims = claims.into_iter().map(Into::into).collect();
         self
     }
 
@@ -110,6 +183,16 @@ impl Entry {
         self.evidence = evidence;
         self
     }
+}
+
+/// A text that nobody guesses.
+pub(crate) fn ticket() -> String {
+    let mut random = [0; TICKET_CHARS];
+    rand::rng().fill_bytes(&mut random);
+    random
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+        .collect()
 }
 
 /// What is looked for; an absent member is not looked at.
@@ -140,16 +223,6 @@ pub struct Search {
     /// How many at most; the broker has a limit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
-}
-
-/// A new ticket, which nobody can guess.
-pub(crate) fn ticket() -> String {
-    let mut random = [0; TICKET_CHARS];
-    rand::rng().fill_bytes(&mut random);
-    random
-        .iter()
-        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
-        .collect()
 }
 
 /// The word of a kind or a result.

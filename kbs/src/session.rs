@@ -27,6 +27,9 @@ pub(crate) struct Challenge {
     pub(crate) nonce: String,
     /// The kind that the guest said it is.
     pub(crate) tee: String,
+    /// The name of the appraisal policies that it asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<String>,
     /// Seconds since 1970.
     expires: u64,
 }
@@ -46,6 +49,7 @@ impl Challenges {
     pub(crate) fn issue(
         &self,
         tee: &str,
+        policy: Option<String>,
         now: SystemTime,
     ) -> Result<(Challenge, String), SessionError> {
         let mut nonce = [0; NONCE_BYTES];
@@ -53,6 +57,7 @@ impl Challenges {
         let challenge = Challenge {
             nonce: BASE64_STANDARD.encode(nonce),
             tee: tee.to_owned(),
+            policy,
             expires: seconds(now).saturating_add(self.lifetime.as_secs()),
         };
         let plain = serde_json::to_vec(&challenge).map_err(|_| SessionError::Foreign)?;
@@ -111,7 +116,7 @@ mod tests {
         let broker = || Challenges::new(Sealer::from_hex(key.trim()).ok().unwrap(), LIFE);
         let challenges = broker();
         let now = SystemTime::now();
-        let (challenge, cookie) = challenges.issue("sample", now).unwrap();
+        let (challenge, cookie) = challenges.issue("sample", None, now).unwrap();
         assert_eq!(BASE64_STANDARD.decode(&challenge.nonce).unwrap().len(), 32);
         assert_eq!(challenges.open(&cookie, now), Ok(challenge.clone()));
         assert_eq!(
@@ -126,7 +131,7 @@ mod tests {
         let ours = Challenges::new(Sealer::ephemeral(), LIFE);
         let theirs = Challenges::new(Sealer::ephemeral(), LIFE);
         let now = SystemTime::now();
-        let (_, cookie) = theirs.issue("sample", now).unwrap();
+        let (_, cookie) = theirs.issue("sample", None, now).unwrap();
         let long = "A".repeat(5000);
         for cookie in [cookie.as_str(), "", "%%", long.as_str()] {
             assert_eq!(ours.open(cookie, now), Err(SessionError::Foreign));

@@ -19,11 +19,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{
-    broker::{Broker, Current},
-    config::Tls,
-    session::seconds,
-};
+use crate::{broker::Broker, config::Tls, current::Current, session::seconds};
 
 /// Between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);

@@ -17,7 +17,7 @@ use p256::{
     pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding},
 };
 use policies::appraisal::Appraisal;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -89,20 +89,25 @@ impl TokenSigner {
         json!({ "keys": [self.jwk] })
     }
 
-    /// A token over an appraisal and the evidence that it judged.
+    /// A token over appraisals and the evidence that they judged. Its `jti` is `id`.
     ///
     /// # Errors
     /// When the claims make a token that no header can carry.
     pub fn issue(
         &self,
-        appraisal: &Appraisal,
-        annotated_evidence: &Value,
+        id: &str,
+        submods: &[Submod],
         now: SystemTime,
     ) -> Result<String, TokenError> {
         let now = seconds(now);
+        let submods: Map<_, _> = submods
+            .iter()
+            .map(|part| (part.name.clone(), part.claims()))
+            .collect();
         let claims = json!({
             "eat_profile": PROFILE,
             "iss": self.issuer,
+            "jti": id,
             "iat": now,
             "nbf": now,
             "exp": now.saturating_add(self.lifetime.as_secs()),
@@ -110,12 +115,7 @@ impl TokenSigner {
                 "developer": "cloister",
                 "build": concat!("cloister-kbs ", env!("CARGO_PKG_VERSION")),
             },
-            "submods": {"cpu0": {
-                "ear.status": appraisal.status.as_str(),
-                "ear.trustworthiness-vector": appraisal.vector,
-                "ear.appraisal-policy-id": "default_cpu",
-                "ear.veraison.annotated-evidence": annotated_evidence,
-            }},
+            "submods": submods,
         });
         let token =
             jsonwebtoken::encode(&self.header, &claims, &self.key).map_err(|_| TokenError::Sign)?;
@@ -147,7 +147,43 @@ impl TokenSigner {
             .pointer(TEE_PUBKEY)
             .and_then(|key| serde_json::from_value(key.clone()).ok())
             .ok_or(TokenError::Foreign)?;
-        Ok(Claims { claims, tee_pubkey })
+        let id = claims["jti"].as_str().unwrap_or_default().to_owned();
+        Ok(Claims {
+            claims,
+            tee_pubkey,
+            id,
+        })
+    }
+}
+
+/// One part of a guest: its CPU, or a device.
+#[derive(Debug, Clone)]
+pub struct Submod {
+    /// Its name in the token, as `cpu0`.
+    pub name: String,
+    /// The name of the policy that appraised it, as `default`.
+    pub policy: String,
+    /// What that policy says.
+    pub appraisal: Appraisal,
+    /// What it judged.
+    pub evidence: Value,
+}
+
+impl Submod {
+    fn claims(&self) -> Value {
+        let mut claims = json!({
+            "ear.status": self.appraisal.status.as_str(),
+            "ear.trustworthiness-vector": self.appraisal.vector,
+            "ear.appraisal-policy-id": self.policy,
+            "ear.veraison.annotated-evidence": self.evidence,
+        });
+        for extension in &self.appraisal.extensions {
+            // A policy adds members and replaces none.
+            if claims.get(&extension.name).is_none() {
+                claims[&extension.name] = extension.value.clone();
+            }
+        }
+        claims
     }
 }
 
@@ -158,6 +194,8 @@ pub struct Claims {
     pub claims: Value,
     /// The key that a resource is sealed to.
     pub tee_pubkey: TeePubKey,
+    /// The ticket of the attestation.
+    pub id: String,
 }
 
 /// A new P-256 private key in PKCS#8 PEM, and its public half.
@@ -218,13 +256,19 @@ mod tests {
         TokenSigner::from_pem(&pem, "test", Duration::from_secs(60)).unwrap()
     }
 
-    fn appraisal() -> Appraisal {
-        Appraisal {
-            status: Status::Contraindicated,
-            vector: BTreeMap::from([("hardware".to_owned(), 97)]),
-            reasons: Vec::new(),
-            extensions: Vec::new(),
-        }
+    fn cpu(evidence: Value) -> [Submod; 1] {
+        [Submod {
+            name: "cpu0".to_owned(),
+            policy: "default".to_owned(),
+            appraisal: Appraisal {
+                status: Status::Contraindicated,
+                vector: BTreeMap::from([("hardware".to_owned(), 97)]),
+                reasons: Vec::new(),
+                judgements: Vec::new(),
+                extensions: Vec::new(),
+            },
+            evidence,
+        }]
     }
 
     #[test]
@@ -233,7 +277,7 @@ mod tests {
         let key = TeeKeyPair::generate(KeyKind::P256).unwrap().public();
         let evidence = json!({"runtime_data_claims": {"tee-pubkey": key}});
         let now = SystemTime::now();
-        let token = signer.issue(&appraisal(), &evidence, now).unwrap();
+        let token = signer.issue("t", &cpu(evidence.clone()), now).unwrap();
         let claims = signer.verify(&token).unwrap();
         assert_eq!(claims.tee_pubkey, key);
         assert_eq!(
@@ -241,7 +285,7 @@ mod tests {
             "contraindicated"
         );
         let old = signer
-            .issue(&appraisal(), &evidence, now - Duration::from_secs(61))
+            .issue("t", &cpu(evidence), now - Duration::from_secs(61))
             .unwrap();
         assert!(matches!(signer.verify(&old), Err(TokenError::Expired)));
         assert!(matches!(
@@ -268,7 +312,7 @@ mod tests {
     fn a_token_without_a_key_releases_nothing() {
         let signer = signer();
         let token = signer
-            .issue(&appraisal(), &json!({}), SystemTime::now())
+            .issue("t", &cpu(json!({})), SystemTime::now())
             .unwrap();
         assert!(matches!(signer.verify(&token), Err(TokenError::Foreign)));
     }

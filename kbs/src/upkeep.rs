@@ -1,5 +1,6 @@
 //! What a broker does between requests: it looks for changes that another broker on the same store
-//! made, wraps data keys anew after a rotation, and ends what the record need not remember.
+//! made, wraps data keys anew after a rotation, ends what the record need not remember, and renews
+//! collateral before it ends.
 
 use std::{
     sync::Arc,
@@ -15,11 +16,16 @@ const RETENTION: u32 = 150;
 const DAY_SECONDS: u64 = 24 * 3600;
 
 pub(crate) async fn run(broker: Arc<Broker>) {
+    let collateral = Arc::clone(&broker.verifiers.collateral);
+    tokio::join!(look_after(broker), collateral.run());
+}
+
+async fn look_after(broker: Arc<Broker>) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for round in 0_u32.. {
         looks.tick().await;
-        if let Err(error) = broker.refresh().await {
+        if let Err(error) = broker.rules.refresh().await {
             tracing::error!(%error, "changes of the store cannot be read");
         }
         broker.store.reload_keys();

@@ -88,10 +88,21 @@ async fn nothing_is_administered_without_a_token_of_a_role_that_may() {
         (Method::POST, "resource-policy"),
         (Method::GET, "resource-policy"),
         (Method::GET, "resource-policy/resource-policy"),
+        (Method::DELETE, "resource-policy"),
+        (Method::GET, "resource-policy/a/b"),
+        (Method::POST, "resource-policy/a/b"),
+        (Method::DELETE, "resource-policy/a/b"),
+        (Method::GET, "resource-policy-history/a/b"),
         (Method::POST, "attestation-policy"),
+        (Method::GET, "attestation-policy"),
         (Method::GET, "attestation-policy/default_cpu"),
+        (Method::DELETE, "attestation-policy/default_cpu"),
+        (Method::GET, "attestation-policy-history/default_cpu"),
         (Method::POST, "reference-value"),
+        (Method::GET, "reference-value"),
         (Method::GET, "reference-value/svn"),
+        (Method::DELETE, "reference-value/svn"),
+        (Method::GET, "reference-value-history/svn"),
         (Method::GET, "explain/x"),
         (Method::GET, "record"),
         (Method::GET, "key"),
@@ -125,7 +136,7 @@ async fn resources_are_set_listed_read_and_deleted() {
     );
     let policy = deployment.write("policy.rego", ALLOW_ALL);
     deployment.own(&["policy", "set", "--file", &policy]);
-    assert_eq!(deployment.own(&["policy", "show"]), ALLOW_ALL);
+    assert_eq!(deployment.own(&["policy", "get"]), ALLOW_ALL);
     let guest = Guest::challenged(&deployment, None).await;
     let token = guest.token(&deployment).await;
     assert_eq!(
@@ -144,7 +155,7 @@ async fn resources_are_set_listed_read_and_deleted() {
 #[tokio::test]
 async fn a_policy_that_does_not_compile_is_refused_and_the_old_one_stays() {
     let deployment = Deployment::start(&["sample"]);
-    let before = deployment.own(&["policy", "show"]);
+    let before = deployment.own(&["policy", "get"]);
     for text in ["package policy\nallow {", "package other\nallow := true"] {
         let policy = deployment.write("policy.rego", text);
         assert!(
@@ -154,7 +165,7 @@ async fn a_policy_that_does_not_compile_is_refused_and_the_old_one_stays() {
                 .success()
         );
     }
-    assert_eq!(deployment.own(&["policy", "show"]), before);
+    assert_eq!(deployment.own(&["policy", "get"]), before);
     let bearer = format!("Bearer {}", deployment.admin_token());
     let admin = [("authorization", bearer.as_str())];
     let ids = deployment
@@ -178,11 +189,8 @@ async fn reference_values_and_an_appraisal_policy_change_the_token() {
     let deployment = Deployment::start(&["sample"]);
     let rego = "package policy\ndefault hardware := 97\nhardware := 2 if { input.sample.svn in query_reference_value(\"svn\") }\ntrust_claims := {\"hardware\": hardware}\n";
     let policy = deployment.write("appraisal.rego", rego);
-    deployment.own(&["policy", "set", "--kind", "appraisal", "--file", &policy]);
-    assert_eq!(
-        deployment.own(&["policy", "show", "--kind", "appraisal"]),
-        rego
-    );
+    deployment.own(&["policy", "set", "--appraisal", "--file", &policy]);
+    assert_eq!(deployment.own(&["policy", "get", "--appraisal"]), rego);
     let status = async || {
         let token = Guest::challenged(&deployment, None)
             .await
@@ -210,11 +218,15 @@ async fn reference_values_and_an_appraisal_policy_change_the_token() {
         .await;
     assert_eq!(value.json(), json!(["1"]));
     assert_eq!(status().await, "affirming");
-    let corim = json!({"version": "0.1.0", "type": "corim", "payload": ""}).to_string();
+    let swid = json!({"version": "0.1.0", "type": "swid", "payload": ""}).to_string();
     let answer = deployment
-        .ask(Method::POST, "reference-value", &admin, corim)
+        .ask(Method::POST, "reference-value", &admin, swid)
         .await;
-    assert_eq!(answer.refusal().0, ErrorKind::NotImplemented);
+    let (kind, error) = answer.refusal();
+    assert_eq!(kind, ErrorKind::NotImplemented);
+    for known in ["`sample`", "`corim`"] {
+        assert!(error.detail.contains(known), "{}", error.detail);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,7 +276,7 @@ async fn a_crash_during_writes_loses_nothing_that_was_answered() {
     let policy = deployment.write("policy.rego", ALLOW_ALL);
     deployment.own(&["policy", "set", "--file", &policy]);
     deployment.crash_and_restart();
-    assert_eq!(deployment.own(&["policy", "show"]), ALLOW_ALL);
+    assert_eq!(deployment.own(&["policy", "get"]), ALLOW_ALL);
     let guest = Guest::challenged(&deployment, None).await;
     let token = guest.token(&deployment).await;
     let answer = fetch(&deployment, &token, "r0/x/n0").await;

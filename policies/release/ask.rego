@@ -1,17 +1,18 @@
-# Asks the owner's policy: the claims become `input`, and the request `data`, as Trustee has them. Data
-# that came in by the engine's own door would have the policy analysed again for each request.
+# Asks the owner's policy for all at once: the claims become `input`, and the request `data`, as Trustee
+# has them. Data that came in by the engine's own door would have the policy analysed again for each
+# request. A rule that the policy does not have gives an empty list.
 package cloister_release
 
-allow := value if {
-	value := data.policy.allow with input as input.claims
+answer := value if {
+	value := asked with input as input.claims
 		with data.plugin as input.plugin
 		with data["resource-path"] as input.path
 		with data.query as input.query
+		with data.method as input.method
 }
 
-reasons := value if {
-	value := data.policy.reasons with input as input.claims
-		with data.plugin as input.plugin
-		with data["resource-path"] as input.path
-		with data.query as input.query
+asked := {
+	"allow": [value | value := data.policy.allow],
+	"judgements": [value | value := data.policy.judgements],
+	"reasons": [value | value := data.policy.reasons],
 }

@@ -6,63 +6,63 @@ package policy
 expected_init_data := "0000000000000000000000000000000000000000000000000000000000000000"
 expected_tee := "sample"
 
-simulated := {"sample", "sampledevice", "sim-snp", "sim-tdx"}
-
-# Members of the evidence that are no TEE.
-common := {"report_data", "init_data", "runtime_data_claims", "init_data_claims"}
-
 default allow := false
 
-allow if {
-	data.plugin == "resource"
-	evidence[expected_tee]
-	lower(evidence.init_data) == expected_init_data
-	trusted
-}
+allow if {judgement.holds | some judgement in judgements} == {true}
 
 cpu := object.get(object.get(input, "submods", {}), "cpu0", {})
 
 evidence := object.get(cpu, "ear.veraison.annotated-evidence", {})
 
-status := object.get(cpu, "ear.status", "absent")
+# A simulated kind is never affirmed: to pin it is to accept it as it is.
+statuses := ["affirming"] if {
+	not expected_tee in {"sample", "sampledevice", "sim-snp", "sim-tdx"}
+} else := ["affirming", "warning", "contraindicated", "none"]
 
-trusted if status == "affirming"
-
-trusted if expected_tee in simulated
-
-reasons contains {
-	"claim": "submods.cpu0.ear.veraison.annotated-evidence",
-	"expected": expected_tee,
-	"found": concat(" ", object.keys(evidence) - common),
-	"fix": "start the pod in this kind of TEE, or pin the kind that it has: kbs policy pin --tee KIND",
-} if {
-	not evidence[expected_tee]
-}
-
-reasons contains {
-	"claim": "submods.cpu0.ear.veraison.annotated-evidence.init_data",
-	"expected": expected_init_data,
-	"found": found,
-	"fix": "start the pod with the init-data that has this digest, or pin the digest of the one that it has: kbs policy pin --init-data-digest HEX",
-} if {
-	found := object.get(evidence, "init_data", "absent")
-	lower(found) != expected_init_data
-}
-
-reasons contains {
-	"claim": "submods.cpu0.ear.status",
-	"expected": "affirming",
-	"found": status,
-	"fix": "register reference values for what this guest runs",
-} if {
-	not trusted
-}
-
-reasons contains {
-	"claim": "data.plugin",
-	"expected": "resource",
-	"found": data.plugin,
-	"fix": "this policy releases resources only: write a rule for this plugin",
-} if {
-	data.plugin != "resource"
+judgements := [
+	{
+		"claim": "data.plugin",
+		"expected": "resource",
+		"found": data.plugin,
+		"holds": data.plugin == "resource",
+		"rule": "allow",
+		"fix": "this policy releases resources only: write a rule for this plugin",
+	},
+	{
+		"claim": "submods.cpu0.ear.veraison.annotated-evidence",
+		"expected": expected_tee,
+		"found": kinds,
+		"holds": expected_tee in kinds,
+		"rule": "allow",
+		"fix": "start the pod in this kind of TEE, or pin the kind that it has: kbs policy pin --tee KIND",
+	},
+	{
+		"claim": "submods.cpu0.ear.veraison.annotated-evidence.init_data",
+		"expected": expected_init_data,
+		"found": init_data,
+		"holds": lower(init_data) == expected_init_data,
+		"rule": "allow",
+		"fix": "start the pod with the init-data that has this digest, or pin the digest of the one that it has: kbs policy pin --init-data-digest HEX",
+	},
+	{
+		"claim": "submods.cpu0.ear.appraisal-policy-id",
+		"expected": "default",
+		"found": appraiser,
+		"holds": appraiser == "default",
+		"rule": "allow",
+		"fix": "start the pod without a policy selector, or set a release policy that accepts this appraisal policy by name",
+	},
+	{
+		"claim": "submods.cpu0.ear.status",
+		"expected": statuses,
+		"found": status,
+		"holds": status in statuses,
+		"rule": "allow",
+		"fix": "register reference values for what this guest runs",
+	},
+] if {
+	kinds := object.keys(evidence) - {"report_data", "init_data", "runtime_data_claims", "init_data_claims"}
+	init_data := object.get(evidence, "init_data", "absent")
+	appraiser := object.get(cpu, "ear.appraisal-policy-id", null)
+	status := object.get(cpu, "ear.status", null)
 }

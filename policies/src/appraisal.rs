@@ -2,7 +2,8 @@
 //! to numbers, and the worst of them is the status of the token.
 //!
 //! Trustee's contract: `input` is `{"<tee>": {...}, "init_data", "report_data", ...}`, and the function
-//! `query_reference_value` gives what the owner registered. A name that is not of the vector is an
+//! `query_reference_value` gives what the owner registered (`query_reference_values` the same as a list,
+//! which is ours). A name that is not of the vector is an
 //! error here, and no panic.
 //!
 //! AR4SI: <https://datatracker.ietf.org/doc/draft-ietf-rats-ar4si/>.
@@ -12,26 +13,28 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use regorus::Engine;
+use regorus::{Engine, Value as Rego};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use crate::reason::{Judgement, Reason};
 use crate::{
-    engine::{PolicyError, Pool, ask, from_json, to_json},
-    reason::{Reason, read},
+    engine::{PolicyError, Pool, answered, ask, from_json, to_json},
+    reason::account,
 };
 
 const PACKAGE: &str = "policy";
 const TRUST_CLAIMS: &str = "data.policy.trust_claims";
 const EXTENSIONS: &str = "data.policy.extensions";
-/// Puts the question.
+/// Puts the question, all of it at once.
 const ASK: &str = include_str!("../appraisal/ask.rego");
-const ASK_CLAIMS: &str = "data.cloister_appraisal.trust_claims";
-const ASK_REASONS: &str = "data.cloister_appraisal.reasons";
-const ASK_EXTENSIONS: &str = "data.cloister_appraisal.extensions";
+const ANSWER: &str = "data.cloister_appraisal.answer";
 /// Extensions of one appraisal.
 const EXTENSION_COUNT: usize = 16;
+/// Trustee's function: what is registered, as it is, or null.
 const QUERY: &str = "query_reference_value";
+/// The same as a list: its members, one alone as the only member, none where nothing is registered.
+const QUERY_LIST: &str = "query_reference_values";
 
 /// What a new broker appraises by.
 pub const DEFAULT: &str = include_str!("../appraisal/default.rego");
@@ -67,9 +70,12 @@ pub struct Appraisal {
     pub status: Status,
     /// Claim to value.
     pub vector: BTreeMap<String, i8>,
-    /// Why the status is not affirming, by the policy's rule `reasons`, or by the vector where it
-    /// has none. Empty when it is.
+    /// Why the status is not affirming: by the policy's rule `reasons`, by its judgements that do not
+    /// hold, or by the vector where it has neither. Empty when it is.
     pub reasons: Vec<Reason>,
+    /// Each claim as the policy judged it, by its rule `judgements`; where it has none, the members of
+    /// the vector.
+    pub judgements: Vec<Judgement>,
     /// What the policy adds to the token; at most 16.
     pub extensions: Vec<Extension>,
 }
@@ -130,7 +136,7 @@ impl AppraisalPolicy {
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
-            pool: Pool::compile(PACKAGE, rego, ASK)?,
+            pool: Pool::compile(PACKAGE, rego, ASK, ANSWER)?,
         })
     }
 
@@ -148,62 +154,86 @@ impl AppraisalPolicy {
         self.pool.run(equip, |engine, slot| {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(references);
             engine.set_input(input);
-            let vector = vector(engine)?;
-            let status = vector.values().copied().map(Status::from).max();
-            let status = status.unwrap_or(Status::Contraindicated);
-            let mut reasons = Vec::new();
-            if status != Status::Affirming {
-                reasons = read(ask(engine, ASK_REASONS)?)?;
-                if reasons.is_empty() {
-                    reasons = unexplained(&vector);
-                }
-            }
-            Ok(Appraisal {
-                status,
-                reasons,
-                extensions: extensions(engine)?,
-                vector,
-            })
+            conclude(&ask(engine, ANSWER)?)
         })
     }
 }
 
-/// Gives a new engine the function that asks for reference values.
+fn conclude(answer: &Rego) -> Result<Appraisal, PolicyError> {
+    let vector = vector(answered(answer, "trust_claims"))?;
+    let status = vector.values().copied().map(Status::from).max();
+    let status = status.unwrap_or(Status::Contraindicated);
+    let mut account = account(
+        answered(answer, "judgements"),
+        answered(answer, "reasons"),
+        |rule| format!("{TRUST_CLAIMS}.{rule}"),
+    )?;
+    if account.judgements.is_empty() {
+        account.judgements = judged(&vector);
+    }
+    if status == Status::Affirming {
+        account.reasons.clear();
+    } else if account.reasons.is_empty() {
+        account.reasons = unexplained(&account.judgements);
+    }
+    Ok(Appraisal {
+        status,
+        reasons: account.reasons,
+        judgements: account.judgements,
+        extensions: extensions(answered(answer, "extensions"))?,
+        vector,
+    })
+}
+
+/// Gives a new engine the functions that ask for reference values.
 fn equip(engine: &mut Engine) -> Result<Slot, PolicyError> {
     let slot = Slot::default();
-    let references = Arc::clone(&slot);
-    let query = move |parameters: Vec<regorus::Value>| {
-        let references = references.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match parameters.first() {
-            Some(regorus::Value::String(name)) => references.get(&**name),
-            Some(_) | None => None,
+    for (name, as_list) in [(QUERY, false), (QUERY_LIST, true)] {
+        let references = Arc::clone(&slot);
+        let query = move |parameters: Vec<Rego>| {
+            let references = references.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = match parameters.first() {
+                Some(Rego::String(name)) => references.get(&**name),
+                Some(_) | None => None,
+            };
+            Ok(match (found, as_list) {
+                (None, false) => Rego::Null,
+                (None | Some(Value::Null), true) => Rego::new_array(),
+                (Some(value @ Value::Array(_)), true) | (Some(value), false) => from_json(value),
+                (Some(value), true) => vec![from_json(value)].into(),
+            })
         };
-        Ok(found.map_or(regorus::Value::Null, from_json))
-    };
-    engine
-        .add_extension(QUERY.to_owned(), 1, Box::new(query))
-        .map_err(|error| PolicyError::Evaluate {
-            rule: TRUST_CLAIMS.to_owned(),
-            detail: error.to_string(),
-        })?;
+        engine
+            .add_extension(name.to_owned(), 1, Box::new(query))
+            .map_err(|error| PolicyError::Evaluate {
+                rule: TRUST_CLAIMS.to_owned(),
+                detail: error.to_string(),
+            })?;
+    }
     Ok(slot)
 }
 
-fn vector(engine: &mut Engine) -> Result<BTreeMap<String, i8>, PolicyError> {
-    let value = ask(engine, ASK_CLAIMS)?.ok_or_else(shape)?;
-    let vector: BTreeMap<String, i8> =
-        serde_json::from_value(to_json(TRUST_CLAIMS, &value)?).map_err(|_| shape())?;
-    if vector.is_empty() || vector.keys().any(|name| !CLAIMS.contains(&name.as_str())) {
+fn vector(value: Option<&Rego>) -> Result<BTreeMap<String, i8>, PolicyError> {
+    let Some(Rego::Object(claims)) = value else {
         return Err(shape());
-    }
-    Ok(vector)
+    };
+    let claim = |(name, value): (&Rego, &Rego)| {
+        let name = match name {
+            Rego::String(name) if CLAIMS.contains(&&**name) => (**name).to_owned(),
+            _ => return None,
+        };
+        let value = value.as_i64().ok()?;
+        Some((name, i8::try_from(value).ok()?))
+    };
+    let vector: Option<BTreeMap<_, _>> = claims.iter().map(claim).collect();
+    vector.filter(|vector| !vector.is_empty()).ok_or_else(shape)
 }
 
-fn extensions(engine: &mut Engine) -> Result<Vec<Extension>, PolicyError> {
-    let Some(value) = ask(engine, ASK_EXTENSIONS)? else {
+fn extensions(value: Option<&Rego>) -> Result<Vec<Extension>, PolicyError> {
+    let Some(value) = value else {
         return Ok(Vec::new());
     };
-    let parsed = serde_json::from_value(to_json(EXTENSIONS, &value)?).ok();
+    let parsed = serde_json::from_value(to_json(EXTENSIONS, value)?).ok();
     parsed
         .filter(|list: &Vec<Extension>| list.len() <= EXTENSION_COUNT)
         .ok_or_else(|| PolicyError::Shape {
@@ -212,21 +242,32 @@ fn extensions(engine: &mut Engine) -> Result<Vec<Extension>, PolicyError> {
         })
 }
 
-/// The reasons of a policy that gives none: each claim that is worth less than affirming, or the
-/// whole vector where nothing is asserted.
-fn unexplained(vector: &BTreeMap<String, i8>) -> Vec<Reason> {
+/// The judgements of a policy that gives none: a claim of the vector holds where it is affirming, and
+/// where others are asserted, one that asserts nothing is not held against the guest.
+fn judged(vector: &BTreeMap<String, i8>) -> Vec<Judgement> {
     let worst = vector.values().copied().map(Status::from).max();
-    vector
+    let judgement = |(name, value): (&String, &i8)| Judgement {
+        claim: format!("{TRUST_CLAIMS}.{name}"),
+        expected: "an affirming value, 2 to 31".to_owned(),
+        found: value.to_string(),
+        holds: worst != Some(Status::None) && Status::from(*value) <= Status::Affirming,
+        rule: format!("{TRUST_CLAIMS}.{name}"),
+    };
+    vector.iter().map(judgement).collect()
+}
+
+/// The reasons of a policy that gives none.
+fn unexplained(judgements: &[Judgement]) -> Vec<Reason> {
+    judgements
         .iter()
-        .filter(|(_, value)| {
-            worst == Some(Status::None) || Status::from(**value) > Status::Affirming
-        })
-        .map(|(name, value)| Reason {
-            claim: format!("{TRUST_CLAIMS}.{name}"),
-            expected: "an affirming value, 2 to 31".to_owned(),
-            found: value.to_string(),
+        .filter(|judgement| !judgement.holds)
+        .map(|judgement| Reason {
+            claim: judgement.claim.clone(),
+            expected: judgement.expected.clone(),
+            found: judgement.found.clone(),
             fix: "the appraisal policy gives no reasons: register the reference values that its \
-                  rules for this claim ask for, or let it define `reasons` to have them here"
+                  rules for this claim ask for, or let it define `judgements` or `reasons` to have \
+                  them here"
                 .to_owned(),
         })
         .collect()

@@ -5,12 +5,16 @@
 //! never written to a console that the host reads. Time and sizes are bounded.
 
 use std::{
+    collections::BTreeMap,
     num::{NonZeroU32, NonZeroUsize},
-    sync::{Mutex, PoisonError},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use regorus::{Engine, PolicyLengthConfig, Value, utils::limits::ExecutionTimerConfig};
+use regorus::{Engine, LimitError, PolicyLengthConfig, Value, utils::limits::ExecutionTimerConfig};
+
+use crate::{bounds, functions};
 
 /// Bytes of a policy; Kata's limit, since generated policies are long.
 pub const POLICY_BYTES: usize = 16 * 1024 * 1024;
@@ -18,8 +22,11 @@ pub const POLICY_BYTES: usize = 16 * 1024 * 1024;
 const LINE_CHARS: u32 = 64 * 1024;
 /// Lines of a policy; Kata's limit.
 const LINES: usize = 200_000;
-/// A decision that takes longer is a refusal: a policy must not hold up a pod.
-const DECISION_TIME: Duration = Duration::from_secs(5);
+/// A decision about a request in the guest that takes longer is a refusal: a policy must not hold up a
+/// pod.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// The same for an appraisal or a release, while others wait for the broker.
+const DECISION_TIME: Duration = Duration::from_secs(1);
 /// Steps of the interpreter between two looks at the clock.
 const STEPS_PER_LOOK: u32 = 256;
 
@@ -50,7 +57,36 @@ pub enum PolicyError {
         /// The name, shortened.
         endpoint: String,
     },
-    /// The evaluation failed or took too long.
+    /// Brackets within brackets, which the parser tries in two ways each.
+    #[error("policy has brackets nested too deep: name the inner values in rules of their own")]
+    Nested,
+    /// A function of Rego that looks out of the policy.
+    #[error("policy calls `{function}`: it must decide by its input alone")]
+    Outside {
+        /// The function.
+        function: String,
+    },
+    /// A function that calls itself, as OPA refuses it too.
+    #[error("function `{function}` of the policy calls itself, directly or through others")]
+    Recursive {
+        /// One of the functions.
+        function: String,
+    },
+    /// Rules that lead from one to the next too often.
+    #[error("rule `{rule}` of the policy is at the head of too long a chain of rules")]
+    Chain {
+        /// The first rule.
+        rule: String,
+    },
+    /// The evaluation took too long.
+    #[error("evaluation of `{rule}` took longer than {} ms", limit.as_millis())]
+    Slow {
+        /// The rule that was asked.
+        rule: String,
+        /// What it may take.
+        limit: Duration,
+    },
+    /// The evaluation failed.
     #[error("evaluation of `{rule}` failed: {detail}")]
     Evaluate {
         /// The rule that was asked.
@@ -76,12 +112,8 @@ pub enum PolicyError {
     },
 }
 
-/// Parses a policy, checks that it has rules in `package`, and analyses it.
-pub(crate) fn compile(
-    package: &'static str,
-    rego: &str,
-    data: Value,
-) -> Result<Engine, PolicyError> {
+/// Parses a policy, and checks that it has rules in `package`.
+fn parse(package: &'static str, rego: &str, limit: Duration) -> Result<Engine, PolicyError> {
     let (Some(columns), Some(bytes), Some(lines), Some(steps)) = (
         NonZeroU32::new(LINE_CHARS),
         NonZeroUsize::new(POLICY_BYTES),
@@ -93,6 +125,7 @@ pub(crate) fn compile(
     if rego.len() > POLICY_BYTES {
         return Err(PolicyError::TooLarge { bytes: rego.len() });
     }
+    bounds::before_parsing(rego)?;
     let mut engine = Engine::new();
     engine.set_gather_prints(true);
     engine.set_policy_length_config(PolicyLengthConfig {
@@ -101,30 +134,48 @@ pub(crate) fn compile(
         max_lines: lines,
     });
     engine.set_execution_timer_config(ExecutionTimerConfig {
-        limit: DECISION_TIME,
+        limit,
         check_interval: steps,
     });
-    let parse = |error: &dyn std::fmt::Display| PolicyError::Parse {
-        detail: error.to_string(),
-    };
     engine
         .add_policy("policy.rego".to_owned(), rego.to_owned())
-        .map_err(|error| parse(&error))?;
-    let packages = engine.get_packages().map_err(|error| parse(&error))?;
-    let asked = format!("data.{package}");
-    if !packages.contains(&asked) {
+        .map_err(|error| unparsed(&error))?;
+    let packages = engine.get_packages().map_err(|error| unparsed(&error))?;
+    if !packages.contains(&format!("data.{package}")) {
         return Err(PolicyError::Package { expected: package });
     }
-    engine.add_data(data).map_err(|error| parse(&error))?;
-    // The first query analyses the modules, and copies share what it found.
-    engine
-        .eval_query("true".to_owned(), false)
-        .map_err(|error| parse(&error))?;
     Ok(engine)
 }
 
-/// Engines at rest that a policy keeps: as many decisions run at once without a copy.
-const POOL: usize = 64;
+/// Parses a policy with its first data, and analyses it.
+pub(crate) fn compile(
+    package: &'static str,
+    rego: &str,
+    data: Value,
+) -> Result<Engine, PolicyError> {
+    let mut engine = parse(package, rego, REQUEST_TIME)?;
+    engine.add_data(data).map_err(|error| unparsed(&error))?;
+    analyse(&mut engine)?;
+    Ok(engine)
+}
+
+/// The first query analyses the modules, and copies share what it found.
+fn analyse(engine: &mut Engine) -> Result<(), PolicyError> {
+    engine
+        .eval_query("true".to_owned(), false)
+        .map_err(|error| unparsed(&error))?;
+    Ok(())
+}
+
+fn unparsed(error: &dyn std::fmt::Display) -> PolicyError {
+    PolicyError::Parse {
+        detail: error.to_string(),
+    }
+}
+
+/// Engines at rest that a policy keeps. A decision takes microseconds and never waits, so more than
+/// there are cores are not at work at once; the rest would only hold memory.
+const POOL: usize = 4;
 
 /// A compiled policy whose engines are used again. What differs from one decision to the next is
 /// the input only, since any change of `data` makes regorus analyse the modules again.
@@ -140,24 +191,20 @@ impl<S> std::fmt::Debug for Pool<S> {
 }
 
 impl<S> Pool<S> {
-    /// Compiles `rego`, and `ask` beside it: a module of ours whose rules put the question.
+    /// Compiles `rego`, and beside it `ask`: a module of ours whose rule `answer` puts the question.
     pub(crate) fn compile(
         package: &'static str,
         rego: &str,
         ask: &'static str,
+        answer: &'static str,
     ) -> Result<Self, PolicyError> {
-        let mut template = compile(package, rego, Value::new_object())?;
+        let mut template = parse(package, rego, DECISION_TIME)?;
         template
             .add_policy("ask.rego".to_owned(), ask.to_owned())
-            .map_err(|error| PolicyError::Parse {
-                detail: error.to_string(),
-            })?;
-        // Analyses the modules; copies share what it found.
-        template
-            .eval_query("true".to_owned(), false)
-            .map_err(|error| PolicyError::Parse {
-                detail: error.to_string(),
-            })?;
+            .map_err(|error| unparsed(&error))?;
+        analyse(&mut template)?;
+        bounds::after_parsing(&template, rego, package, answer)?;
+        functions::bound(&mut template).map_err(|error| unparsed(&error))?;
         Ok(Self {
             template,
             idle: Mutex::new(Vec::new()),
@@ -170,11 +217,7 @@ impl<S> Pool<S> {
         equip: impl FnOnce(&mut Engine) -> Result<S, PolicyError>,
         decide: impl FnOnce(&mut Engine, &mut S) -> Result<T, PolicyError>,
     ) -> Result<T, PolicyError> {
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let idle = self.lock().pop();
         let (mut engine, mut state) = match idle {
             Some(pair) => pair,
             None => {
@@ -188,30 +231,73 @@ impl<S> Pool<S> {
         engine.set_input(Value::Undefined);
         let printed = engine.take_prints();
         if result.is_ok() && printed.is_ok() {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = self.lock();
             if idle.len() < POOL {
                 idle.push((engine, state));
             }
         }
         result
     }
+
+    /// A panic in another thread leaves the list whole.
+    fn lock(&self) -> MutexGuard<'_, Vec<(Engine, S)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// The value of a complete rule of a module that was compiled, `None` where it is undefined.
-pub(crate) fn ask(engine: &mut Engine, rule: &str) -> Result<Option<Value>, PolicyError> {
-    match engine.eval_rule(rule.to_owned()) {
-        Ok(Value::Undefined) => Ok(None),
-        Ok(value) => Ok(Some(value)),
-        Err(error) => Err(PolicyError::Evaluate {
-            rule: rule.to_owned(),
-            detail: error.to_string(),
+/// The value of a complete rule of a module that was compiled. What is wrong in regorus itself may be
+/// a panic, which is that policy's failure and not the broker's.
+pub(crate) fn ask(engine: &mut Engine, rule: &str) -> Result<Value, PolicyError> {
+    let failed = |detail: String| PolicyError::Evaluate {
+        rule: rule.to_owned(),
+        detail,
+    };
+    let result = catch_unwind(AssertUnwindSafe(|| engine.eval_rule(rule.to_owned())));
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(match error.downcast_ref::<LimitError>() {
+            Some(LimitError::TimeLimitExceeded { limit, .. }) => PolicyError::Slow {
+                rule: rule.to_owned(),
+                limit: *limit,
+            },
+            Some(_) | None => failed(error.to_string()),
         }),
+        Err(_) => Err(failed("the interpreter panicked".to_owned())),
+    }
+}
+
+/// The only member of a list that is a member of an answer, `None` where the list is empty.
+pub(crate) fn answered<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
+    match &answer[name] {
+        Value::Array(values) => values.first(),
+        _ => None,
     }
 }
 
 /// JSON as a value of the engine.
 pub(crate) fn from_json(json: &serde_json::Value) -> Value {
-    json.clone().into()
+    match json {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(value) => Value::Bool(*value),
+        serde_json::Value::String(text) => text.as_str().into(),
+        serde_json::Value::Array(members) => {
+            members.iter().map(from_json).collect::<Vec<_>>().into()
+        }
+        serde_json::Value::Object(members) => {
+            let member = |(name, value): (&String, _)| (name.as_str().into(), from_json(value));
+            members
+                .iter()
+                .map(member)
+                .collect::<BTreeMap<_, _>>()
+                .into()
+        }
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            // The engine's own way for what is no integer.
+            (None, None) => json.clone().into(),
+        },
+    }
 }
 
 /// The value of a rule, `None` where it is undefined.

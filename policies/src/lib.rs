@@ -11,8 +11,11 @@
 
 pub mod agent;
 pub mod appraisal;
+mod bounds;
+pub mod cache;
 pub mod corim;
 mod engine;
+mod functions;
 mod reason;
 pub mod reference;
 pub mod release;

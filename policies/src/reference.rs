@@ -55,8 +55,8 @@ pub enum Provenance {
 /// A value that cannot be kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// No name, or a long one.
-    #[error("a reference value's name has 1 to {NAME_CHARS} characters")]
+    /// No name, a long one, or one that cannot be printed.
+    #[error("a reference value's name has 1 to {NAME_CHARS} characters, and no control character")]
     Name,
     /// It would hold at no time.
     #[error("the reference value ends before it begins: exchange not_before and not_after")]
@@ -70,9 +70,9 @@ impl ReferenceValue {
     /// A name without a value yet.
     ///
     /// # Errors
-    /// When the name is empty or long.
+    /// When the name is empty or long, or has control characters.
     pub fn new(name: &str) -> Result<Self, ReferenceError> {
-        if !(1..=NAME_CHARS).contains(&name.chars().count()) {
+        if !(1..=NAME_CHARS).contains(&name.chars().count()) || name.chars().any(char::is_control) {
             return Err(ReferenceError::Name);
         }
         Ok(Self {
@@ -140,6 +140,17 @@ impl ReferenceValue {
 }
 
 impl Version {
+    /// The same, and no earlier or longer than this.
+    #[must_use]
+    pub fn within(mut self, begin: Option<SystemTime>, end: Option<SystemTime>) -> Self {
+        self.not_before = self.not_before.max(begin);
+        self.not_after = match (self.not_after, end) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        self
+    }
+
     /// Whether it holds at `now`.
     #[must_use]
     pub fn holds(&self, now: SystemTime) -> bool {
@@ -156,6 +167,29 @@ pub fn valid_at<'a>(
 ) -> BTreeMap<String, Value> {
     let value = |known: &ReferenceValue| Some((known.name.clone(), known.at(now)?));
     values.into_iter().filter_map(value).collect()
+}
+
+/// The time around `now` for which [`valid_at`] gives the same: from the last moment at which a
+/// version began or ended, to the next one at which one does. `None` is for ever.
+#[must_use]
+pub fn steady_at<'a>(
+    values: impl IntoIterator<Item = &'a ReferenceValue>,
+    now: SystemTime,
+) -> (Option<SystemTime>, Option<SystemTime>) {
+    let (mut since, mut until) = (None, None);
+    for version in values.into_iter().flat_map(|known| &known.versions) {
+        for moment in [version.not_before, version.not_after]
+            .into_iter()
+            .flatten()
+        {
+            if moment <= now {
+                since = since.max(Some(moment));
+            } else if until.is_none_or(|next| moment < next) {
+                until = Some(moment);
+            }
+        }
+    }
+    (since, until)
 }
 
 fn check(version: &Version) -> Result<(), ReferenceError> {
@@ -214,6 +248,29 @@ mod tests {
             assert_eq!(known.at(at(now)), expected, "{now}");
         }
         assert!(valid_at([&known], at(50)).is_empty());
+        for (now, since, until) in [
+            (9, None, Some(10)),
+            (10, Some(10), Some(20)),
+            (29, Some(20), Some(30)),
+            (40, Some(40), None),
+        ] {
+            let steady = (since.map(at), until.map(at));
+            assert_eq!(steady_at([&known], at(now)), steady, "{now}");
+        }
+    }
+
+    #[test]
+    fn two_windows_are_their_overlap() {
+        let always = Version {
+            not_before: None,
+            not_after: None,
+            ..version(json!(1), 0, 1)
+        };
+        let window = |version: &Version| (version.not_before, version.not_after);
+        let once = always.within(Some(at(10)), None).within(None, Some(at(40)));
+        assert_eq!(window(&once), (Some(at(10)), Some(at(40))));
+        let twice = once.within(Some(at(5)), Some(at(20)));
+        assert_eq!(window(&twice), (Some(at(10)), Some(at(20))));
     }
 
     #[test]

@@ -1,26 +1,25 @@
 //! May this secret go to this guest? Trustee's contract, and an explanation on top of it.
 //!
-//! `input` is the claims of the guest's token, `data` is `{"plugin", "resource-path", "query"}`, and
-//! `data.policy.allow` decides. A policy may also define `data.policy.reasons`, a set of objects
-//! `{claim, expected, found, fix}`: it is read only after a refusal, for the owner's eyes.
+//! `input` is the claims of the guest's token, `data` is `{"plugin", "resource-path", "query"}` and
+//! `method`, which is ours, and `data.policy.allow` decides. A policy may also say what it judged and
+//! what to do about it, for the owner's eyes, by the rules `judgements` and `reasons`.
 
 use std::collections::BTreeMap;
 
 use regorus::Value as Rego;
 use serde_json::Value;
 
-pub use crate::reason::Reason;
+pub use crate::reason::{Judgement, Reason};
 use crate::{
-    engine::{PolicyError, Pool, ask, from_json},
-    reason::{REASON_CHARS, read},
+    engine::{PolicyError, Pool, answered, ask, from_json},
+    reason::{account, text},
 };
 
 const PACKAGE: &str = "policy";
 const ALLOW: &str = "data.policy.allow";
 /// Puts the question: the request comes in the input, and the policy finds it as `data`.
 const ASK: &str = include_str!("../release/ask.rego");
-const ASK_ALLOW: &str = "data.cloister_release.allow";
-const ASK_REASONS: &str = "data.cloister_release.reasons";
+const ANSWER: &str = "data.cloister_release.answer";
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -44,6 +43,8 @@ pub struct Release<'a> {
     pub resource_path: &'a [&'a str],
     /// The query of the URL.
     pub query: BTreeMap<String, String>,
+    /// The method of HTTP, in capitals.
+    pub method: &'a str,
 }
 
 /// Whether the secret goes, and if not, why.
@@ -53,6 +54,9 @@ pub struct Decision {
     pub allowed: bool,
     /// Empty when allowed, never empty when not.
     pub reasons: Vec<Reason>,
+    /// What decided: each claim as the policy judged it, by its rule `judgements`; where it has none,
+    /// the rule `allow` itself. Never empty.
+    pub judgements: Vec<Judgement>,
 }
 
 impl ReleasePolicy {
@@ -62,7 +66,7 @@ impl ReleasePolicy {
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
-            pool: Pool::compile(PACKAGE, rego, ASK)?,
+            pool: Pool::compile(PACKAGE, rego, ASK, ANSWER)?,
         })
     }
 
@@ -76,24 +80,39 @@ impl ReleasePolicy {
             |_| Ok(()),
             |engine, ()| {
                 engine.set_input(input);
-                let value = ask(engine, ASK_ALLOW)?;
-                if value == Some(Rego::Bool(true)) {
-                    return Ok(Decision {
-                        allowed: true,
-                        reasons: Vec::new(),
-                    });
-                }
-                let mut reasons = read(ask(engine, ASK_REASONS)?)?;
-                if reasons.is_empty() {
-                    reasons.push(unexplained(value.as_ref()));
-                }
-                Ok(Decision {
-                    allowed: false,
-                    reasons,
-                })
+                conclude(&ask(engine, ANSWER)?)
             },
         )
     }
+}
+
+fn conclude(answer: &Rego) -> Result<Decision, PolicyError> {
+    let value = answered(answer, "allow");
+    let allowed = value == Some(&Rego::Bool(true));
+    let mut account = account(
+        answered(answer, "judgements"),
+        answered(answer, "reasons"),
+        |rule| format!("data.{PACKAGE}.{rule}"),
+    )?;
+    if account.judgements.is_empty() {
+        account.judgements.push(Judgement {
+            claim: ALLOW.to_owned(),
+            expected: "true".to_owned(),
+            found: value.map_or_else(|| "undefined".to_owned(), text),
+            holds: allowed,
+            rule: ALLOW.to_owned(),
+        });
+    }
+    if allowed {
+        account.reasons.clear();
+    } else if account.reasons.is_empty() {
+        account.reasons.push(unexplained(value));
+    }
+    Ok(Decision {
+        allowed,
+        reasons: account.reasons,
+        judgements: account.judgements,
+    })
 }
 
 /// The input of [`ASK`].
@@ -113,6 +132,7 @@ fn question(claims: &Value, asked: &Release<'_>) -> Rego {
         (Rego::from("plugin"), asked.plugin.into()),
         (Rego::from("path"), path.into()),
         (Rego::from("query"), query.into()),
+        (Rego::from("method"), asked.method.into()),
     ]))
 }
 
@@ -155,14 +175,13 @@ pub fn pin_init_data(digest: &str, tee: &str) -> Result<String, PolicyError> {
 }
 
 /// The one reason of a policy that gives none.
-fn unexplained(value: Option<&regorus::Value>) -> Reason {
-    let found = value.map_or_else(|| "undefined".to_owned(), ToString::to_string);
+fn unexplained(value: Option<&Rego>) -> Reason {
     Reason {
         claim: ALLOW.to_owned(),
         expected: "true".to_owned(),
-        found: found.chars().take(REASON_CHARS).collect(),
+        found: value.map_or_else(|| "undefined".to_owned(), text),
         fix: "the release policy gives no reasons: read its `allow` rule, and let it define \
-              `reasons` to have them here"
+              `judgements` or `reasons` to have them here"
             .to_owned(),
     }
 }
@@ -180,6 +199,7 @@ mod tests {
             plugin: "resource",
             resource_path: &PATH,
             query: BTreeMap::new(),
+            method: "GET",
         }
     }
 
@@ -188,7 +208,7 @@ mod tests {
         let policy = ReleasePolicy::from_rego(
             r#"package policy
             default allow := false
-            allow if { data.plugin == "resource"; data["resource-path"][1] == "key"; input.ok }"#,
+            allow if { data.plugin == "resource"; data["resource-path"][1] == "key"; data.method == "GET"; input.ok }"#,
         )
         .unwrap();
         assert!(
@@ -217,7 +237,7 @@ mod tests {
         let policy = ReleasePolicy::from_rego(&pin_init_data(&right, "sample").unwrap()).unwrap();
         let token = |init_data: &str| {
             json!({"submods": {"cpu0": {
-                "ear.status": "contraindicated",
+                "ear.status": "contraindicated", "ear.appraisal-policy-id": "default",
                 "ear.veraison.annotated-evidence": {"sample": {"svn": "1"}, "init_data": init_data},
             }}})
         };

@@ -12,9 +12,13 @@ const SEGMENT_CHARS: usize = 128;
 const SCOPES: usize = 10_000;
 /// The name that is meant where a guest names none; Trustee's.
 const DEFAULT_NAME: &str = "default";
+/// The class of evidence that every guest has.
+const CPU: &str = "cpu";
+/// The classes of evidence; Trustee's.
+pub const CLASSES: [&str; 6] = [CPU, "gpu", "switch", "ppcie", "dcu", "nvidia-dpu"];
 
-/// A path prefix of whole segments; the empty one holds for every path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A path prefix of whole segments; the empty one, which is the default, holds for every path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(Vec<String>);
 
 /// The name under which an appraisal policy is selected: `<name>_<class>`, as Trustee builds it.
@@ -39,6 +43,15 @@ pub enum ScopeError {
     Segment {
         /// The segment, shortened.
         segment: String,
+    },
+    /// A policy's id without a class of evidence behind its name.
+    #[error(
+        "`{id}` names no class of evidence: write <name>_<class>, such as default_cpu, with one of {}",
+        CLASSES.join(", ")
+    )]
+    Class {
+        /// The id, shortened.
+        id: String,
     },
     /// Too many scopes.
     #[error("more than {SCOPES} scopes: detach one first")]
@@ -82,10 +95,43 @@ impl Selector {
         Ok(Self(format!("{name}_{}", segment(class)?)))
     }
 
+    /// Whether it is what a guest gets that names no policy, for any class of evidence.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        let class = self.0.strip_prefix(DEFAULT_NAME);
+        let class = class.and_then(|rest| rest.strip_prefix('_'));
+        class.is_some_and(|class| CLASSES.contains(&class))
+    }
+
     /// The id, like `default_cpu`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Default for Selector {
+    /// What a guest is appraised by that names no policy: `default_cpu`.
+    fn default() -> Self {
+        Self(format!("{DEFAULT_NAME}_{CPU}"))
+    }
+}
+
+impl FromStr for Selector {
+    type Err = ScopeError;
+
+    /// An id, as [`Selector::as_str`] gives it.
+    fn from_str(id: &str) -> Result<Self, ScopeError> {
+        match id.rsplit_once('_') {
+            Some((name, class)) if CLASSES.contains(&class) => Self::new(Some(name), class),
+            _ => Err(ScopeError::Class { id: shorten(id) }),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -257,5 +303,19 @@ mod tests {
         let other = Selector::new(Some("strict"), "cpu").unwrap();
         assert_eq!(selection.of(&other), None);
         assert!(Selector::new(Some("../x"), "cpu").is_err());
+        assert_eq!(Selector::default(), default);
+        assert!(default.is_default() && !other.is_default());
+        for id in ["default_cpu", "very_strict_gpu", "a_nvidia-dpu"] {
+            assert_eq!(id.parse::<Selector>().unwrap().as_str(), id);
+        }
+        for id in [
+            "default",
+            "default_cpuu",
+            "_cpu",
+            "a/b_cpu",
+            "resource-policy",
+        ] {
+            assert!(id.parse::<Selector>().is_err(), "{id}");
+        }
     }
 }

@@ -62,6 +62,8 @@ fn what_is_registered_is_affirmed_on_hardware_without_reasons() {
         assert_eq!(result.status, Status::Affirming, "{kind}: {result:?}");
         assert!(result.reasons.is_empty());
         assert_eq!(result.vector["executables"], 3);
+        assert!(result.judgements.iter().all(|one| one.holds), "{kind}");
+        assert!(result.judgements.len() > 10);
     }
 }
 
@@ -81,67 +83,198 @@ fn simulated_kinds_are_judged_alike_and_never_affirmed() {
     }
 }
 
+/// Each rule of the default policy for a kind: where its claim is, the reference value, the rule, and
+/// a wrong claim.
+fn rules(kind: &str) -> Vec<(&'static str, Option<&'static str>, &'static str, Value)> {
+    let (executables, hardware, configuration) = ("executables", "hardware", "configuration");
+    match kind {
+        "snp" => vec![
+            (
+                "/measurement",
+                Some("snp_launch_measurement"),
+                executables,
+                json!("ff"),
+            ),
+            (
+                "/reported_tcb_bootloader",
+                Some("snp_bootloader"),
+                hardware,
+                json!(3),
+            ),
+            (
+                "/reported_tcb_microcode",
+                Some("snp_microcode"),
+                hardware,
+                json!(1),
+            ),
+            ("/reported_tcb_snp", Some("snp_snp_svn"), hardware, json!(1)),
+            ("/reported_tcb_tee", Some("snp_tee_svn"), hardware, json!(1)),
+            ("/policy_debug_allowed", None, configuration, json!(true)),
+            ("/policy_migrate_ma", None, configuration, json!(true)),
+            (
+                "/platform_smt_enabled",
+                Some("snp_smt_enabled"),
+                configuration,
+                json!(false),
+            ),
+            (
+                "/platform_tsme_enabled",
+                Some("snp_tsme_enabled"),
+                configuration,
+                json!(true),
+            ),
+            (
+                "/policy_abi_major",
+                Some("snp_guest_abi_major"),
+                configuration,
+                json!(9),
+            ),
+            (
+                "/policy_abi_minor",
+                Some("snp_guest_abi_minor"),
+                configuration,
+                json!(9),
+            ),
+            (
+                "/policy_single_socket",
+                Some("snp_single_socket"),
+                configuration,
+                json!(true),
+            ),
+            (
+                "/policy_smt_allowed",
+                Some("snp_smt_allowed"),
+                configuration,
+                json!(false),
+            ),
+        ],
+        _ => vec![
+            (
+                "/quote/body/rtmr_1",
+                Some("rtmr_1"),
+                executables,
+                json!("ff"),
+            ),
+            (
+                "/quote/body/rtmr_2",
+                Some("rtmr_2"),
+                executables,
+                json!("ff"),
+            ),
+            ("/quote/header/tee_type", None, hardware, json!("00000000")),
+            ("/quote/header/vendor_id", None, hardware, json!("ff")),
+            ("/quote/body/mr_td", Some("mr_td"), hardware, json!("ff")),
+            ("/tcb_status", None, hardware, json!("OutOfDate")),
+            ("/collateral_expiration_status", None, hardware, json!("1")),
+            ("/td_attributes/debug", None, configuration, json!(true)),
+            ("/quote/body/xfam", Some("xfam"), configuration, json!("ff")),
+        ],
+    }
+}
+
+/// Reference values for every rule, also those that may be missing.
+fn all_references() -> BTreeMap<String, Value> {
+    let mut all = references();
+    for (name, value) in [
+        ("snp_tsme_enabled", json!(false)),
+        ("snp_guest_abi_major", json!(0)),
+        ("snp_guest_abi_minor", json!([0, 1])),
+        ("snp_single_socket", json!(false)),
+        ("snp_smt_allowed", json!(true)),
+    ] {
+        all.insert(name.to_owned(), value);
+    }
+    all
+}
+
+fn evidence(kind: &str) -> Value {
+    if kind == "snp" { snp() } else { tdx() }
+}
+
 #[test]
-fn each_single_fault_is_refused_and_named_with_what_was_found() {
-    let faults = [
-        ("snp", "/measurement", json!("ff")),
-        ("snp", "/reported_tcb_bootloader", json!(3)),
-        ("snp", "/reported_tcb_microcode", json!(1)),
-        ("snp", "/reported_tcb_snp", json!(1)),
-        ("snp", "/reported_tcb_tee", json!(1)),
-        ("snp", "/policy_debug_allowed", json!(true)),
-        ("snp", "/policy_migrate_ma", json!(true)),
-        ("snp", "/platform_smt_enabled", json!(false)),
-        ("tdx", "/quote/body/rtmr_1", json!("ff")),
-        ("tdx", "/quote/body/rtmr_2", json!("ff")),
-        ("tdx", "/quote/body/mr_td", json!("ff")),
-        ("tdx", "/quote/body/xfam", json!("ff")),
-        ("tdx", "/quote/header/tee_type", json!("00000000")),
-        ("tdx", "/quote/header/vendor_id", json!("ff")),
-        ("tdx", "/tcb_status", json!("OutOfDate")),
-        ("tdx", "/collateral_expiration_status", json!("1")),
-        ("tdx", "/td_attributes/debug", json!(true)),
-        ("snp", "/measurement", Value::Null),
-        ("tdx", "/td_attributes/debug", Value::Null),
-    ];
-    for (kind, path, wrong) in faults {
-        let mut evidence = if kind == "snp" { snp() } else { tdx() };
-        *evidence.pointer_mut(path).unwrap() = wrong.clone();
-        let result = status(kind, &evidence);
-        assert!(result.status > Status::Affirming, "{path}");
-        assert_eq!(result.reasons.len(), 1, "{path}: {:?}", result.reasons);
-        let reason = &result.reasons[0];
-        assert_eq!(reason.claim, format!("{kind}{}", path.replace('/', ".")));
-        let found = match &wrong {
-            Value::String(text) => text.clone(),
-            Value::Null => "absent".to_owned(),
-            other => other.to_string(),
-        };
-        assert_eq!(reason.found, found);
-        assert!(!reason.expected.is_empty() && !reason.fix.is_empty());
+fn each_rule_broken_alone_is_the_only_reason_and_exact() {
+    for kind in ["snp", "tdx"] {
+        for (path, reference, part, wrong) in rules(kind) {
+            for wrong in [wrong, Value::Null] {
+                let mut broken = evidence(kind);
+                let right = std::mem::replace(broken.pointer_mut(path).unwrap(), wrong.clone());
+                let result = appraise(&json!({kind: broken}), all_references());
+                assert!(result.status > Status::Affirming, "{path}");
+                assert!(result.vector[part] > 31, "{path}: {:?}", result.vector);
+                assert_eq!(result.reasons.len(), 1, "{path}: {:?}", result.reasons);
+                let reason = &result.reasons[0];
+                assert_eq!(reason.claim, format!("{kind}{}", path.replace('/', ".")));
+                assert_eq!(reason.found, text(&wrong));
+                assert!(reason.expected.contains(&text(&right)), "{reason:?}");
+                match reference {
+                    Some(name) => assert!(reason.fix.contains(&format!("`{name}`")), "{reason:?}"),
+                    None => assert!(reason.fix.contains("fixes"), "{reason:?}"),
+                }
+                let failed: Vec<_> = result.judgements.iter().filter(|one| !one.holds).collect();
+                assert_eq!(failed.len(), 1);
+                assert_eq!(failed[0].claim, reason.claim);
+                assert_eq!(failed[0].rule, format!("data.policy.trust_claims.{part}"));
+                assert_eq!(result.judgements.len(), if kind == "snp" { 13 } else { 11 });
+            }
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "absent".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn a_missing_reference_value_is_no_differing_one() {
+    for kind in ["snp", "tdx"] {
+        for (path, reference, _, _) in rules(kind) {
+            let Some(name) = reference else { continue };
+            let mut fewer = all_references();
+            fewer.remove(name);
+            let result = appraise(&json!({kind: evidence(kind)}), fewer);
+            if result.status == Status::Affirming {
+                // One that may be missing.
+                let judged = result
+                    .judgements
+                    .iter()
+                    .find(|one| one.expected.contains(name));
+                assert!(judged.unwrap().expected.contains("no `"), "{name}");
+                assert_eq!(result.vector["configuration"], 3);
+                continue;
+            }
+            assert_eq!(result.reasons.len(), 1, "{name}: {:?}", result.reasons);
+            let reason = &result.reasons[0];
+            assert_eq!(reason.claim, format!("{kind}{}", path.replace('/', ".")));
+            assert_eq!(reason.expected, format!("a registered `{name}`"));
+            assert_eq!(reason.found, text(evidence(kind).pointer(path).unwrap()));
+            assert!(reason.fix.starts_with("register"), "{reason:?}");
+        }
     }
 }
 
 #[test]
 fn an_event_is_believed_only_where_its_digest_is_over_its_text() {
-    for index in 0..2 {
-        let mut evidence = tdx();
-        evidence["uefi_event_logs"][index]["digest_matches_event"] = json!(false);
-        let result = status("tdx", &evidence);
-        assert_eq!(result.vector["executables"], 33);
-        assert_eq!(result.reasons[0].claim, "tdx.uefi_event_logs");
+    for (index, name) in [(0, "kernel"), (1, "parameters")] {
+        for wrong in [
+            json!({"digest_matches_event": false}),
+            json!({"digests": [{"digest": "ff"}]}),
+        ] {
+            let mut evidence = tdx();
+            let event = evidence["uefi_event_logs"][index].as_object_mut().unwrap();
+            event.extend(wrong.as_object().unwrap().clone());
+            let result = status("tdx", &evidence);
+            assert_eq!(result.vector["executables"], 33);
+            assert_eq!(result.reasons.len(), 1);
+            assert_eq!(
+                result.reasons[0].claim,
+                format!("tdx.uefi_event_logs.{name}")
+            );
+        }
     }
-}
-
-#[test]
-fn a_missing_reference_value_is_named_and_optional_ones_only_weaken() {
-    let mut fewer = references();
-    fewer.remove("snp_launch_measurement");
-    let result = appraise(&json!({"snp": snp()}), fewer);
-    assert_eq!(
-        result.reasons[0].expected,
-        "a registered `snp_launch_measurement`"
-    );
     let mut fewer = references();
     fewer.remove("tdvfkernel");
     let result = appraise(&json!({"tdx": tdx()}), fewer);
@@ -149,10 +282,17 @@ fn a_missing_reference_value_is_named_and_optional_ones_only_weaken() {
         (result.status, result.vector["executables"]),
         (Status::Affirming, 4)
     );
-    assert_eq!(
-        appraise(&json!({"snp": snp()}), BTreeMap::new()).status,
-        Status::Contraindicated
-    );
+}
+
+#[test]
+fn nothing_registered_affirms_nothing() {
+    for (kind, evidence) in [("snp", snp()), ("tdx", tdx())] {
+        let result = appraise(&json!({kind: evidence}), BTreeMap::new());
+        assert_eq!(result.status, Status::Contraindicated);
+        let empty = appraise(&json!({kind: {}}), BTreeMap::new());
+        assert_eq!(empty.status, Status::Contraindicated, "{kind}");
+        assert!(empty.judgements.len() > 10 && empty.vector.values().all(|value| *value > 31));
+    }
 }
 
 #[test]
@@ -197,6 +337,12 @@ fn extensions_go_along_and_a_policy_without_reasons_is_explained_by_its_vector()
     );
     assert_eq!(result.reasons.len(), 1);
     assert_eq!(result.reasons[0].claim, "data.policy.trust_claims.hardware");
+    let held: Vec<_> = result
+        .judgements
+        .iter()
+        .map(|one| (one.holds, one.found.as_str()))
+        .collect();
+    assert_eq!(held, [(true, "3"), (false, "97")]);
     let wrong = "package policy\ntrust_claims := {\"hardware\": 2}\nextensions := 1";
     let policy = AppraisalPolicy::from_rego(wrong).unwrap();
     assert!(policy.appraise(&json!({}), &Arc::default()).is_err());

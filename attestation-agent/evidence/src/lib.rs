@@ -5,13 +5,17 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod device;
+pub mod eventlog;
 pub mod init_data;
 pub mod sample;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snp;
+pub mod tdx;
 mod tee;
 
+pub use device::Device;
 pub use tee::{Tee, TeeError};
 
 /// A piece of a foreign text that is safe to print in an error.

@@ -84,6 +84,7 @@ impl FromStr for Tee {
             .find(|tee| tee.name() == name)
             .ok_or_else(|| TeeError {
                 name: crate::shown(name),
+                known: Self::ALL.map(Self::name).join(", "),
             })
     }
 }
@@ -102,12 +103,14 @@ impl From<Tee> for String {
     }
 }
 
-/// The name is not one of a kind of TEE.
+/// The name is not one of a kind of TEE, or of device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown TEE kind `{name}`: use one of {}", Tee::ALL.map(Tee::name).join(", "))]
+#[error("unknown TEE kind `{name}`: use one of {known}")]
 pub struct TeeError {
     /// What was given, cut to a printable length.
     pub name: String,
+    /// The names that there are.
+    pub known: String,
 }
 
 #[cfg(test)]

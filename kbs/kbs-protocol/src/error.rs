@@ -97,6 +97,8 @@ pub enum ErrorKind {
     StorageError,
     /// The endpoint is of the protocol, and this broker does not have it.
     NotImplemented,
+    /// What the hardware's vendor publishes cannot be had now.
+    CollateralUnavailable,
     /// The broker did not answer in its own time.
     Timeout,
     /// The broker starts, stops, or lacks something.
@@ -107,7 +109,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::InvalidRequest,
         Self::ProtocolVersion,
         Self::TeeNotAccepted,
@@ -131,6 +133,7 @@ impl ErrorKind {
         Self::JweError,
         Self::StorageError,
         Self::NotImplemented,
+        Self::CollateralUnavailable,
         Self::Timeout,
         Self::NotReady,
         Self::Internal,
@@ -163,6 +166,7 @@ impl ErrorKind {
             Self::JweError => "JweError",
             Self::StorageError => "StorageError",
             Self::NotImplemented => "NotImplemented",
+            Self::CollateralUnavailable => "CollateralUnavailable",
             Self::Timeout => "Timeout",
             Self::NotReady => "NotReady",
             Self::Internal => "Internal",
@@ -193,7 +197,10 @@ impl ErrorKind {
             Self::TooManyRequests => 429,
             Self::PolicyEngineError | Self::StorageError | Self::Internal => 500,
             Self::NotImplemented => 501,
-            Self::IssuerUnavailable | Self::NotReady | Self::Timeout => 503,
+            Self::CollateralUnavailable
+            | Self::IssuerUnavailable
+            | Self::NotReady
+            | Self::Timeout => 503,
         }
     }
 }

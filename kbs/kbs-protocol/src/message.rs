@@ -55,6 +55,18 @@ impl AuthRequest {
             Some(_) | None => Err(NegotiationError::Hash),
         }
     }
+
+    /// The name of the appraisal policies that the guest asks for, where it asks for one.
+    ///
+    /// # Errors
+    /// When the member is there and is no text.
+    pub fn policy_selector(&self) -> Result<Option<&str>, NegotiationError> {
+        match self.extra_params.get("attestation_policy_selector") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(name)) => Ok(Some(name)),
+            Some(_) => Err(NegotiationError::Selector),
+        }
+    }
 }
 
 /// The broker's challenge.
@@ -141,12 +153,15 @@ pub struct TokenResponse {
     pub token: String,
 }
 
-/// The two ends have no hash in common.
+/// The two ends do not agree on `extra-params`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NegotiationError {
     /// SHA-384 was not offered, or another one was chosen.
     #[error("no common hash algorithm: this end computes `{HASH_ALGORITHM}` only")]
     Hash,
+    /// The name of a policy is no text.
+    #[error("`attestation_policy_selector` is no text")]
+    Selector,
 }
 
 /// Peers spell the name with and without a dash, in either case.

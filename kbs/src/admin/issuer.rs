@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use transport::{Client, ClientConfig, PlainHttp, Roots, RootsError, TcpDial, bytes_capped};
 
-use crate::{broker::Current, config};
+use crate::{config, current::Current};
 
 /// Bytes of a discovery document or of a set of keys.
 const DOCUMENT_BYTES: usize = 256 * 1024;

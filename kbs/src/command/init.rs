@@ -19,6 +19,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::{
+    collateral,
     config::{Admin, Attestation, Config, Limits, Log, Record, Store, Telemetry, Tls, Token},
     seal::Sealer,
     token::new_key,
@@ -74,14 +75,13 @@ impl Init {
         Ok(())
     }
 
-    /// What a broker for development is made of: it accepts every kind that anybody can make.
+    /// What a broker for development is made of: it accepts what anybody can make of nothing.
     pub(super) fn development(dir: PathBuf, listen: SocketAddr) -> Self {
-        let accept = verifier::VERIFIED.iter().copied();
         Self {
             dir,
             names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             listen,
-            accept: accept.filter(|kind| !kind.is_hardware()).collect(),
+            accept: vec![Tee::Sample],
         }
     }
 
@@ -150,6 +150,7 @@ impl Init {
             },
             log: Log::default(),
             telemetry: Telemetry::default(),
+            collateral: collateral::Config::default(),
         }
     }
 

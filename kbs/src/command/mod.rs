@@ -1,18 +1,32 @@
 //! The command line: `init` and `serve` for who runs the broker, the others for who owns secrets.
 
 mod client;
+mod collateral;
 mod config;
 mod dev;
+mod explain;
 mod init;
 mod key;
 mod log;
-mod owner;
+mod policy;
 mod record;
+mod reference;
+mod resource;
 mod serve;
+mod token;
 
+use std::{
+    fs,
+    io::{self, Read},
+    path::Path,
+};
+
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 pub use client::Connection;
+use kbs_protocol::limit::RESOURCE_BYTES;
+use zeroize::Zeroizing;
 
 /// The key broker of Cloister: verifies guests, and releases secrets by the owner's policy.
 #[derive(Debug, Parser)]
@@ -38,14 +52,21 @@ enum Verb {
         #[command(flatten)]
         connection: Connection,
         #[command(subcommand)]
-        verb: owner::Resource,
+        verb: resource::Resource,
     },
-    /// Set, show and make policies.
+    /// Set, read, list, delete and make policies.
     Policy {
         #[command(flatten)]
         connection: Connection,
         #[command(subcommand)]
-        verb: owner::Policy,
+        verb: policy::Policy,
+    },
+    /// Register, list and withdraw reference values.
+    Reference {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        verb: reference::Reference,
     },
     /// Say why a guest was refused.
     Explain {
@@ -73,8 +94,13 @@ enum Verb {
     },
     /// Print the OpenAPI document of what a broker serves.
     Openapi,
+    /// Look after certificates, lists and statements of AMD and Intel.
+    Collateral {
+        #[command(subcommand)]
+        verb: collateral::Collateral,
+    },
     /// Make an administrator's token from a private key.
-    Token(owner::Token),
+    Token(token::Token),
 }
 
 impl Command {
@@ -89,13 +115,15 @@ impl Command {
             Verb::Config { verb } => verb.run().await,
             Verb::Resource { connection, verb } => verb.run(&connection).await,
             Verb::Policy { connection, verb } => verb.run(&connection).await,
+            Verb::Reference { connection, verb } => verb.run(&connection).await,
             Verb::Explain {
                 connection,
                 ticket,
                 json,
-            } => owner::explain(&connection, &ticket, json).await,
+            } => explain::explain(&connection, &ticket, json).await,
             Verb::Record { connection, verb } => verb.run(&connection).await,
             Verb::Key { connection, verb } => verb.run(&connection).await,
+            Verb::Collateral { verb } => verb.run().await,
             Verb::Openapi => {
                 print!("{}", crate::route::document());
                 Ok(())
@@ -103,4 +131,24 @@ impl Command {
             Verb::Token(token) => token.run(),
         }
     }
+}
+
+/// A file, or standard input, of no more bytes than a resource has.
+fn read_capped(path: Option<&Path>) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let source: Box<dyn Read> = match path {
+        Some(path) => {
+            Box::new(fs::File::open(path).with_context(|| format!("read {}", path.display()))?)
+        }
+        None => Box::new(io::stdin()),
+    };
+    let cap = u64::try_from(RESOURCE_BYTES).unwrap_or(u64::MAX);
+    let mut bytes = Zeroizing::new(Vec::new());
+    source
+        .take(cap + 1)
+        .read_to_end(&mut bytes)
+        .context("read the file")?;
+    if bytes.len() > RESOURCE_BYTES {
+        anyhow::bail!("larger than {RESOURCE_BYTES} bytes");
+    }
+    Ok(bytes)
 }

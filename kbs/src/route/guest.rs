@@ -19,11 +19,12 @@ use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
     broker::{Broker, guest},
-    record::{Entry, Kind, Outcome},
+    record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
 };
 
 const PLUGIN: &str = "resource";
+
 /// The longest token that also goes into the cookie; a client with a longer one sends it itself.
 const COOKIE_TOKEN_BYTES: usize = 16 * 1024;
 
@@ -82,31 +83,31 @@ pub(super) async fn resource(
         plugin: PLUGIN,
         resource_path: &path.segments(),
         query,
+        method: "GET",
     };
-    let rules = broker.rules.load();
+    let (policy, scope, version) = broker.rules.release_for(&path).await?;
     let who = guest(&claims.tee_pubkey);
-    let mut entry =
-        Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(rules.versions);
-    let decision = rules
-        .release
-        .decide(&claims.claims, &asked)
-        .map_err(|error| {
-            tracing::error!(%error, "the release policy failed");
-            Refusal::new(
-                ErrorKind::PolicyEngineError,
-                "the release policy failed: its owner finds the cause in the broker's log",
-            )
-        })?;
+    let versions = Versions {
+        policy: scope,
+        release: version,
+        ..Versions::default()
+    };
+    let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(versions);
+    entry.attestation.clone_from(&claims.id);
+    let decision = policy.decide(&claims.claims, &asked).map_err(|error| {
+        tracing::error!(%error, "the release policy failed");
+        Refusal::new(
+            ErrorKind::PolicyEngineError,
+            "the release policy failed: its owner finds the cause in the broker's log",
+        )
+    })?;
+    entry.claims = Judged::by_policy(decision.judgements, &decision.reasons);
     if !decision.allowed {
-        let ticket = broker.deny(entry.denied(decision.reasons)).await;
+        let ticket = broker.deny(entry.denied()).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
-    let secret = broker
-        .store
-        .resource(&path)
-        .await
-        .map_err(super::owner::storage)?;
+    let secret = broker.store.resource(&path).await.map_err(super::storage)?;
     if secret.is_none() {
         entry.result = Outcome::Absent;
     }

@@ -6,13 +6,19 @@
 mod guest;
 mod health;
 mod observe;
-mod owner;
+mod policy;
+mod record;
+mod reference;
+mod resource;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
 use axum::{
-    Router,
-    extract::{DefaultBodyLimit, OriginalUri, rejection::BytesRejection},
+    Json, Router,
+    extract::{
+        DefaultBodyLimit, OriginalUri, Query,
+        rejection::{BytesRejection, QueryRejection},
+    },
     middleware,
     routing::{get, post},
 };
@@ -22,9 +28,17 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use health::{document, monitor};
 pub(crate) use observe::Peer;
-pub(crate) use owner::PolicyMessage;
+pub(crate) use policy::PolicyMessage;
+pub(crate) use reference::{CORIM, MESSAGE_VERSION, ReferenceMessage, SAMPLE};
 
-use crate::{broker::Broker, refusal::Refusal};
+use crate::{
+    admin::Administrator,
+    broker::Broker,
+    record::{Entry, Kind, Outcome},
+    refusal::Refusal,
+    session::seconds,
+    store::StoreError,
+};
 
 /// A policy in base64 within JSON.
 const POLICY_BODY_BYTES: usize = limit::POLICY_BYTES / 3 * 4 + 4096;
@@ -49,29 +63,11 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
         .route(
             "/resource/{repository}/{kind}/{tag}",
             get(guest::resource)
-                .post(owner::set_resource)
-                .delete(owner::delete_resource)
+                .post(resource::set_resource)
+                .delete(resource::delete_resource)
                 .layer(capped(limit::RESOURCE_BYTES)),
         );
-    let owner = Router::new()
-        .route("/resource", get(owner::list_resources))
-        .route(
-            "/resource-policy",
-            get(owner::release_policies).post(owner::set_release_policy),
-        )
-        .route("/resource-policy/{id}", get(owner::policy))
-        .route("/attestation-policy", post(owner::set_appraisal_policy))
-        .route("/attestation-policy/{id}", get(owner::policy))
-        .route("/reference-value", post(owner::set_reference_values))
-        .route("/reference-value/{*id}", get(owner::reference_value))
-        .route("/explain/{ticket}", get(owner::explain))
-        .route("/record", get(owner::record))
-        .route(
-            "/resource-history/{repository}/{kind}/{tag}",
-            get(owner::resource_history),
-        )
-        .route("/key", get(owner::key_status))
-        .layer(capped(POLICY_BODY_BYTES));
+    let owner = administered().layer(capped(POLICY_BODY_BYTES));
     Router::new()
         .nest(PREFIX, guest.merge(owner))
         .route("/healthz", get(health::healthz))
@@ -85,6 +81,56 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
             observe::observe,
         ))
         .with_state(broker)
+}
+
+/// What is for administrators alone.
+fn administered() -> Router<Arc<Broker>> {
+    Router::new()
+        .route("/resource", get(resource::list_resources))
+        .route(
+            "/resource-history/{repository}/{kind}/{tag}",
+            get(resource::resource_history),
+        )
+        .route("/key", get(resource::key_status))
+        .route(
+            "/resource-policy",
+            get(policy::release_policies)
+                .post(policy::set_root_policy)
+                .delete(policy::delete_root_policy),
+        )
+        .route(
+            "/resource-policy/{*scope}",
+            get(policy::release_policy)
+                .post(policy::set_release_policy)
+                .delete(policy::delete_release_policy),
+        )
+        .route(
+            "/resource-policy-history/{*scope}",
+            get(policy::release_history),
+        )
+        .route(
+            "/attestation-policy",
+            get(policy::appraisal_policies).post(policy::set_appraisal_policy),
+        )
+        .route(
+            "/attestation-policy/{id}",
+            get(policy::appraisal_policy).delete(policy::delete_appraisal_policy),
+        )
+        .route(
+            "/attestation-policy-history/{id}",
+            get(policy::appraisal_history),
+        )
+        .route(
+            "/reference-value",
+            get(reference::values).post(reference::set_values),
+        )
+        .route(
+            "/reference-value/{*name}",
+            get(reference::value).delete(reference::withdraw),
+        )
+        .route("/reference-value-history/{*name}", get(reference::history))
+        .route("/explain/{ticket}", get(record::explain))
+        .route("/record", get(record::record))
 }
 
 /// A body as it came, or why there is none.
@@ -117,6 +163,50 @@ pub(crate) fn from_json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
             format!("the body {form}: {place}"),
         )
     })
+}
+
+/// An answer in JSON, or a refusal.
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// A query without a member that nobody knows.
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    let Query(query) = query.map_err(|error| invalid(&error.body_text()))?;
+    Ok(query)
+}
+
+/// What a failure of the store is to a client; its cause goes to the log.
+fn storage(error: StoreError) -> Refusal {
+    if let StoreError::Limit(text) = error {
+        return invalid(&text);
+    }
+    tracing::error!(%error, "the store failed");
+    Refusal::new(
+        ErrorKind::StorageError,
+        "the store failed: see the broker's log",
+    )
+}
+
+/// What was changed here is decided by here at once.
+async fn refreshed(broker: &Broker) -> Result<(), Refusal> {
+    broker.rules.refresh().await.map_err(|error| {
+        tracing::error!(%error, "a change was kept and cannot be read back");
+        Refusal::new(
+            ErrorKind::StorageError,
+            "the change was kept and cannot be read back: see the broker's log",
+        )
+    })
+}
+
+fn administration(kind: Kind, result: Outcome, admin: &Administrator, about: String) -> Entry {
+    Entry::new(kind, result, admin.who(), about)
+}
+
+fn invalid(detail: &str) -> Refusal {
+    Refusal::new(ErrorKind::InvalidRequest, detail)
+}
+
+fn now() -> i64 {
+    i64::try_from(seconds(SystemTime::now())).unwrap_or(i64::MAX)
 }
 
 async fn unknown_path(OriginalUri(uri): OriginalUri) -> Refusal {

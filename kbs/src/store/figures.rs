@@ -2,7 +2,7 @@
 
 use sqlx::AnyPool;
 
-use super::{Store, record};
+use super::{Store, StoreError, record};
 
 /// What the metrics tell of a store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,6 +16,12 @@ pub(crate) struct Figures {
 }
 
 impl Store {
+    /// Whether the database answers.
+    pub(crate) async fn answers(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").fetch_one(&self.read).await?;
+        Ok(())
+    }
+
     pub(crate) fn figures(&self) -> Figures {
         let (reading, reading_idle) = connections(&self.read);
         let (writing, writing_idle) = connections(&self.writer.pool);

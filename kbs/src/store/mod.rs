@@ -5,11 +5,13 @@
 //! a copy of the database alone gives none away.
 
 mod address;
+mod change;
 mod figures;
+mod policy;
 mod probe;
 mod record;
+mod reference;
 mod resource;
-mod rules;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -21,10 +23,13 @@ use tokio::sync::mpsc;
 
 pub(crate) use address::Address;
 use address::Engine;
+pub(crate) use change::{Change, REFERENCES};
 pub(crate) use figures::Figures;
+pub use policy::PolicyVersion;
 pub(crate) use probe::{Found, probe};
+pub(crate) use reference::{Mode, Page, Touched};
+pub use reference::{ReferenceState, ReferenceVersion};
 pub use resource::{KeyStatus, Metadata};
-pub(crate) use rules::{Counters, REFERENCES};
 
 use crate::{master::MasterKeys, seal::SealError};
 
@@ -56,6 +61,7 @@ impl Writer {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Store {
     read: AnyPool,
     writer: Writer,
@@ -143,6 +149,9 @@ pub enum StoreError {
     /// The address.
     #[error("store: {0}")]
     Address(String),
+    /// More, or more of one thing, than is kept.
+    #[error("{0}")]
+    Limit(String),
     /// The record.
     #[error("store: the record cannot be written: {0}")]
     Record(String),

@@ -20,7 +20,7 @@ pub(super) const WAITING: usize = 4096;
 const PAGE: i64 = 1000;
 /// Entries that one step of retention removes.
 const REMOVED: i64 = 5000;
-const COLUMNS: usize = 10;
+const COLUMNS: usize = 11;
 
 /// An entry that waits for its batch.
 pub(super) struct Waiting {
@@ -43,7 +43,8 @@ impl Store {
     /// The refusal of a ticket.
     pub(crate) async fn ticket(&self, ticket: &str) -> Result<Option<Entry>, StoreError> {
         let row = sqlx::query(
-            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims
+            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims,
+                    attestation
              FROM record WHERE tenant = $1 AND ticket = $2 AND ticket <> ''",
         )
         .bind(TENANT)
@@ -61,7 +62,8 @@ impl Store {
         };
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let rows = sqlx::query(
-            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims
+            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims,
+                    attestation
              FROM record WHERE tenant = $1 AND id > $2 AND time >= $3 AND time < $4
              AND ($5 = '' OR kind = $5) AND ($6 = '' OR result = $6)
              AND substr(subject, 1, length($7)) = $7
@@ -132,7 +134,7 @@ pub(super) async fn insert(
     entries: &[&Entry],
 ) -> Result<(), StoreError> {
     let mut sql = "INSERT INTO record (tenant, time, kind, subject, resource, result, ticket, \
-                   evidence, versions, claims) VALUES "
+                   evidence, versions, claims, attestation) VALUES "
         .to_owned();
     for row in 0..entries.len() {
         sql.push_str(if row == 0 { "(" } else { ", (" });
@@ -157,7 +159,8 @@ pub(super) async fn insert(
             .bind(storable(&entry.ticket))
             .bind(storable(&entry.evidence))
             .bind(json(serde_json::to_string(&entry.versions))?)
-            .bind(json(serde_json::to_string(&entry.claims))?);
+            .bind(json(serde_json::to_string(&entry.claims))?)
+            .bind(storable(&entry.attestation));
     }
     query.execute(&mut **change).await?;
     Ok(())
@@ -182,5 +185,6 @@ fn entry(row: &sqlx::any::AnyRow) -> Result<Entry, StoreError> {
         evidence: text(7)?,
         versions: serde_json::from_str(&text(8)?).map_err(|_| broken())?,
         claims: serde_json::from_str(&text(9)?).map_err(|_| broken())?,
+        attestation: text(10)?,
     })
 }

@@ -2,17 +2,17 @@
 //!
 //! The text is SQLite's; the few words that PostgreSQL has other names for are replaced in it.
 
+use serde::Deserialize;
 use sqlx::{Any, AnyPool, Row, Transaction};
 
 use super::{Engine, StoreError, TENANT, record, resource};
 use crate::{
-    denial::Denial,
     master::MasterKeys,
-    record::{Entry, Kind, Outcome},
+    record::{Entry, Judged, Kind, Outcome},
 };
 
 /// Each step brings the database from the version of its index to the next one.
-pub(super) const STEPS: [&str; 2] = [
+pub(super) const STEPS: [&str; 3] = [
     "
     CREATE TABLE resource (
         path TEXT PRIMARY KEY, sealed BLOB NOT NULL, bytes INTEGER NOT NULL,
@@ -69,6 +69,31 @@ pub(super) const STEPS: [&str; 2] = [
     CREATE INDEX record_time ON record (tenant, time);
     CREATE INDEX record_ticket ON record (tenant, ticket);
     ",
+    // Policies that end, changes in their order, and reference values with who, from when, until when.
+    r#"
+    ALTER TABLE record ADD COLUMN attestation TEXT NOT NULL DEFAULT '';
+    ALTER TABLE policy ADD COLUMN present INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE change ADD COLUMN moment INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX change_moment ON change (tenant, moment);
+    ALTER TABLE reference_value RENAME TO old_reference_value;
+    CREATE TABLE reference_value (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, name TEXT NOT NULL,
+        value TEXT NOT NULL, provenance TEXT NOT NULL, not_before INTEGER, not_after INTEGER,
+        state TEXT NOT NULL, version INTEGER NOT NULL, changed INTEGER NOT NULL,
+        updated INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX reference_value_name ON reference_value (tenant, name);
+    CREATE INDEX reference_value_changed ON reference_value (tenant, changed);
+    INSERT INTO change (tenant, what, counter)
+        SELECT DISTINCT tenant, 'reference-value', 1 FROM old_reference_value WHERE true
+        ON CONFLICT DO NOTHING;
+    INSERT INTO reference_value (tenant, name, value, provenance, state, version, changed, updated)
+        SELECT o.tenant, o.id, o.value, '{"by":"administrator","who":"not known any more"}',
+        'active', c.counter, c.counter, o.updated
+        FROM old_reference_value o JOIN change c
+        ON c.tenant = o.tenant AND c.what = 'reference-value' ORDER BY o.id;
+    DROP TABLE old_reference_value;
+    "#,
 ];
 /// Any number that no other program of the database takes: brokers that start at once migrate one
 /// after the other.
@@ -163,6 +188,16 @@ async fn adopt_resources(
     let drop = "DROP TABLE old_resource; DROP TABLE old_policy; DROP TABLE old_reference_value;";
     sqlx::raw_sql(drop).execute(&mut **change).await?;
     Ok(())
+}
+
+/// A refusal, as it was kept before there was a record.
+#[derive(Deserialize)]
+struct Denial {
+    ticket: String,
+    time: String,
+    step: String,
+    subject: String,
+    reasons: Vec<Judged>,
 }
 
 async fn adopt_denials(change: &mut Transaction<'static, Any>) -> Result<(), StoreError> {

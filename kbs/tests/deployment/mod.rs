@@ -234,13 +234,24 @@ pub(crate) struct Guest {
 impl Guest {
     /// Asks for a challenge and prepares an honest answer.
     pub(crate) async fn challenged(deployment: &Deployment, init_data: Option<&str>) -> Self {
-        let body = serde_json::to_vec(&AuthRequest::new("sample")).unwrap();
+        let mut guest = Self::asked(deployment, "sample", init_data).await;
+        guest.prove();
+        guest
+    }
+
+    /// Asks for a challenge as a guest of some kind, and has no evidence yet.
+    pub(crate) async fn asked(
+        deployment: &Deployment,
+        kind: &str,
+        init_data: Option<&str>,
+    ) -> Self {
+        let body = serde_json::to_vec(&AuthRequest::new(kind)).unwrap();
         let answer = deployment.ask(Method::POST, "auth", &[], body).await;
         assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
         let challenge: AuthResponse = serde_json::from_slice(&answer.body).unwrap();
         challenge.check_hash().unwrap();
         let key = TeeKeyPair::generate(KeyKind::P256).unwrap();
-        let mut guest = Self {
+        Self {
             cookie: answer.cookie(),
             request: AttestRequest {
                 init_data: init_data.map(InitData::toml),
@@ -254,9 +265,7 @@ impl Guest {
                 },
             },
             key,
-        };
-        guest.prove();
-        guest
+        }
     }
 
     /// Makes evidence over the request as it is.

@@ -1,6 +1,6 @@
 //! Why evidence was refused, in words for the owner.
 
-use evidence::Tee;
+use evidence::{Device, Tee};
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,26 @@ pub enum Failure {
         /// What is wrong with it.
         detail: String,
     },
+    /// A device that no verifier knows.
+    #[error("there is no verifier for the device `{name}`")]
+    UnknownDevice {
+        /// What the guest said, shortened.
+        name: String,
+    },
+    /// A device that the operator did not turn on.
+    #[error("this broker does not accept the device `{device}`")]
+    DeviceNotAccepted {
+        /// The device.
+        device: Device,
+    },
+    /// A device's evidence, or the list of them, has another form.
+    #[error("the evidence of `{device}` is malformed: {detail}")]
+    DeviceMalformed {
+        /// The device, or `additional_evidence`.
+        device: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The evidence is for another challenge or another key.
     #[error("the evidence binds another challenge or key")]
     ReportData {
@@ -44,6 +64,9 @@ pub enum Failure {
     /// What only SEV-SNP has.
     #[error(transparent)]
     Snp(#[from] crate::snp::SnpFailure),
+    /// What only TDX has.
+    #[error(transparent)]
+    Tdx(#[from] crate::tdx::TdxFailure),
 }
 
 /// What the owner reads: the claim, what it should be, what it is, and the fix.
@@ -63,47 +86,80 @@ impl Failure {
     /// The refusal for the owner.
     #[must_use]
     pub fn explain(&self) -> Explanation {
+        let told = |claim, expected: &str, found: &str, fix: &str| Explanation {
+            claim,
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+            fix: fix.to_owned(),
+        };
         match self {
-            Self::UnknownKind { name } => Explanation {
-                claim: "tee",
-                expected: names(),
-                found: name.clone(),
-                fix: "run the guest with a kind of TEE that this broker verifies".to_owned(),
-            },
-            Self::NotAccepted { kind } => Explanation {
-                claim: "tee",
-                expected: "a kind that `attestation.accept` lists".to_owned(),
-                found: kind.to_string(),
-                fix: format!(
-                    "run the guest in a TEE; for development only, list `{kind}` in \
-                     `attestation.accept` of the broker's configuration"
-                ),
-            },
-            Self::Malformed { detail, .. } => Explanation {
-                claim: "primary_evidence",
-                expected: "evidence in this kind's form".to_owned(),
-                found: detail.clone(),
-                fix: "let guest and broker be of versions that share a form of evidence".to_owned(),
-            },
             Self::Snp(failure) => failure.explain(),
-            Self::ReportData { expected, found } => Explanation {
-                claim: "report_data",
-                expected: expected.clone(),
-                found: found.clone(),
-                fix: "the evidence is old, or somebody put another key into the request: attest \
-                      again, and look at who carries the guest's traffic"
-                    .to_owned(),
-            },
-            Self::InitData { bound, sent } => Explanation {
-                claim: "init_data",
-                expected: bound.clone(),
-                found: sent.clone(),
-                fix: "start the pod with the init-data that was measured: what the guest read \
-                      differs from what its launch bound"
-                    .to_owned(),
-            },
+            Self::Tdx(failure) => failure.explain(),
+            Self::UnknownKind { name } => told(
+                "tee",
+                &Tee::ALL.map(Tee::name).join(", "),
+                name,
+                "run the guest with a kind of TEE that this broker verifies",
+            ),
+            Self::NotAccepted { kind } => told(
+                "tee",
+                "a kind that `attestation.accept` lists",
+                kind.name(),
+                &accepting(*kind),
+            ),
+            Self::Malformed { detail, .. } => told(
+                "primary_evidence",
+                "evidence in this kind's form",
+                detail,
+                FORM,
+            ),
+            Self::UnknownDevice { name } => told(
+                DEVICES,
+                &Device::ALL.map(Device::name).join(", "),
+                name,
+                "send no evidence of devices that this broker cannot verify",
+            ),
+            Self::DeviceNotAccepted { device } => told(
+                DEVICES,
+                "a device that `attestation.accept_devices` lists",
+                device.name(),
+                &format!("for development only, list `{device}` in `attestation.accept_devices`"),
+            ),
+            Self::DeviceMalformed { detail, .. } => told(
+                DEVICES,
+                "a map from devices to evidence in their forms",
+                detail,
+                FORM,
+            ),
+            Self::ReportData { expected, found } => told(
+                "report_data",
+                expected,
+                found,
+                "the evidence is old, or somebody put another key into the request: attest again, \
+                 and look at who carries the guest's traffic",
+            ),
+            Self::InitData { bound, sent } => told(
+                "init_data",
+                bound,
+                sent,
+                "start the pod with the init-data that was measured: what the guest read differs \
+                 from what its launch bound",
+            ),
         }
     }
+}
+
+const DEVICES: &str = "additional_evidence";
+const FORM: &str = "let guest and broker be of versions that share a form of evidence";
+
+fn accepting(kind: Tee) -> String {
+    if kind.is_hardware() {
+        return format!("list `{kind}` in `attestation.accept` of the broker's configuration");
+    }
+    format!(
+        "run the guest in a TEE; for development only, list `{kind}` in `attestation.accept` of \
+         the broker's configuration"
+    )
 }
 
 /// A piece of a hostile text that is safe to print.
@@ -113,9 +169,4 @@ pub(crate) fn shorten(text: &str) -> String {
         .filter(|c| !c.is_control())
         .take(SHOWN)
         .collect()
-}
-
-fn names() -> String {
-    let names: Vec<_> = crate::VERIFIED.iter().map(|kind| kind.name()).collect();
-    names.join(", ")
 }

@@ -6,9 +6,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod device;
 mod failure;
-mod sample;
+pub mod sample;
 pub mod snp;
+pub mod tdx;
 
 use std::collections::BTreeSet;
 
@@ -20,21 +22,14 @@ pub use failure::{Explanation, Failure};
 /// Bytes of the digest that the evidence binds; attesters pad it to their own field.
 pub const REPORT_DATA_BYTES: usize = 48;
 
-/// The kinds that have a verifier.
-pub const VERIFIED: [Tee; 1] = [Tee::Sample];
-
-/// The kind of this name, if the configuration accepts it and a verifier is there for it.
+/// Reads the name of a kind, where the broker's configuration lists it.
 ///
 /// # Errors
-/// When the name is unknown, has no verifier, or is not listed by the configuration.
+/// When the name is unknown, or is not listed.
 pub fn accept(name: &str, accepted: &BTreeSet<Tee>) -> Result<Tee, Failure> {
-    let unknown = || Failure::UnknownKind {
+    let kind: Tee = name.parse().map_err(|_| Failure::UnknownKind {
         name: failure::shorten(name),
-    };
-    let kind: Tee = name.parse().map_err(|_| unknown())?;
-    if !VERIFIED.contains(&kind) {
-        return Err(unknown());
-    }
+    })?;
     if !accepted.contains(&kind) {
         return Err(Failure::NotAccepted { kind });
     }
@@ -62,17 +57,4 @@ pub struct Claims {
     /// Hex of the init-data's digest that the launch bound, where it bound one. When this is absent,
     /// whatever init-data the guest sent is its own word only.
     pub init_data: Option<String>,
-}
-
-/// Verifies evidence of a kind that was accepted.
-///
-/// # Errors
-/// Names the binding or the member that is wrong, or the kind where it has no verifier.
-pub fn verify(kind: Tee, evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
-    match kind {
-        Tee::Sample => sample::verify(evidence, bindings),
-        Tee::Snp | Tee::Tdx | Tee::SimSnp | Tee::SimTdx => Err(Failure::UnknownKind {
-            name: kind.to_string(),
-        }),
-    }
 }

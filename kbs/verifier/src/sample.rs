@@ -16,7 +16,11 @@ use crate::{Bindings, Claims, Failure, REPORT_DATA_BYTES};
 /// Characters of the longest member.
 const TEXT_CHARS: usize = 256;
 
-pub(crate) fn verify(evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
+/// Verifies that a sample binds what it must; there is nothing else to verify.
+///
+/// # Errors
+/// Names the member or the binding that is wrong.
+pub fn verify(evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
     let sample =
         SampleEvidence::deserialize(evidence).map_err(|error| malformed(&error.to_string()))?;
     let texts = [
@@ -60,7 +64,7 @@ pub(crate) fn verify(evidence: &Value, bindings: &Bindings) -> Result<Claims, Fa
 }
 
 /// The digest, bare or padded with zeros as a TEE's field would be.
-fn binds(found: &[u8], expected: &[u8; REPORT_DATA_BYTES]) -> bool {
+pub(crate) fn binds(found: &[u8], expected: &[u8; REPORT_DATA_BYTES]) -> bool {
     found.len() <= FIELD_BYTES
         && found
             .split_at_checked(REPORT_DATA_BYTES)
@@ -161,8 +165,11 @@ mod tests {
         let none = BTreeSet::new();
         let failure = accept("sample", &none).unwrap_err();
         assert_eq!(failure, Failure::NotAccepted { kind: Tee::Sample });
-        assert!(accept("sample", &BTreeSet::from([Tee::Sample])).is_ok());
-        for name in ["snp", "tdx", "sim-snp", "Sample", ""] {
+        for kind in Tee::ALL {
+            let all = BTreeSet::from(Tee::ALL);
+            assert_eq!(accept(kind.name(), &all).unwrap(), kind);
+        }
+        for name in ["sgx", "Sample", "sampledevice", ""] {
             let failure = accept(name, &BTreeSet::from(Tee::ALL)).unwrap_err();
             assert!(failure.to_string().contains("not configured"), "{name}");
         }

@@ -13,6 +13,7 @@ mod host;
 mod image;
 pub mod mutate;
 mod secret;
+mod tdx;
 mod vsock;
 
 /// One decoder and inputs that it accepts.
@@ -34,6 +35,7 @@ pub fn targets() -> Vec<Target> {
         host::TARGETS,
         image::TARGETS,
         secret::TARGETS,
+        tdx::TARGETS,
         vsock::TARGETS,
     ]
     .concat()

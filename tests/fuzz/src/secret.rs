@@ -13,7 +13,7 @@ use ocicrypt::keyprovider;
 use ocicrypt::options::{PrivateOptions, PublicOptions};
 use ocicrypt::packet::Packet;
 use serde::de::DeserializeOwned;
-use verifier::{Bindings, REPORT_DATA_BYTES, verify};
+use verifier::{Bindings, REPORT_DATA_BYTES, sample::verify as verify_sample};
 
 use crate::{Target, text, texts};
 
@@ -154,7 +154,7 @@ fn sample(data: &[u8]) {
         init_data: None,
     };
     if let Ok(value) = serde_json::from_slice(data) {
-        let _ = verify(evidence::Tee::Sample, &value, &bindings);
+        let _ = verify_sample(&value, &bindings);
     }
 }
 

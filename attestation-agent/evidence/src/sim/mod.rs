@@ -3,3 +3,7 @@
 //! A verifier believes such a root only where the operator gave it one, and then as a simulated kind.
 
 pub mod snp;
+pub mod tdx;
+mod x509;
+
+pub use x509::Validity;

@@ -64,6 +64,12 @@ impl Crl {
         })
     }
 
+    /// Who revoked what is on it.
+    #[must_use]
+    pub fn issuer(&self) -> Role {
+        self.issuer
+    }
+
     /// That the list is current and that it does not have the certificate.
     pub(super) fn clears(&self, standing: &Standing, now: i64) -> Result<(), SnpFailure> {
         if !(self.from..=self.until).contains(&now) {

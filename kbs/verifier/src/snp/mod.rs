@@ -22,7 +22,7 @@ use serde_json::Value;
 pub use crl::{CRL_BYTES, Crl};
 pub use failure::SnpFailure;
 pub use role::Role;
-pub use roots::Roots;
+pub use roots::{ROOTS_DIGEST_BYTES, Roots};
 pub use vek::Vek;
 
 use crate::{Bindings, Claims, Failure};

@@ -4,6 +4,7 @@
 //! are looked at in every verification.
 
 use evidence::{Tee, snp::Product};
+use ring::digest::{Context, SHA256};
 
 use super::{
     SnpFailure,
@@ -12,6 +13,9 @@ use super::{
 
 /// The most bytes of a development root's certificates in PEM.
 const PEM_BYTES: usize = 64 * 1024;
+
+/// Bytes of [`Roots::digest`].
+pub const ROOTS_DIGEST_BYTES: usize = 32;
 
 const AMD: [(Product, [&str; 3]); 3] = [
     (
@@ -45,6 +49,7 @@ const AMD: [(Product, [&str; 3]); 3] = [
 pub struct Roots {
     kind: Tee,
     lines: Vec<Line>,
+    digest: [u8; ROOTS_DIGEST_BYTES],
 }
 
 /// One product's root and what it signed.
@@ -66,10 +71,10 @@ impl Roots {
             let [ark, ask, asvk] = pems.map(|pem| pem_to_der(pem.as_bytes()));
             Line::prepare(product, &ark?, &ask?, &asvk?)
         };
-        Ok(Self {
-            kind: Tee::Snp,
-            lines: AMD.into_iter().map(line).collect::<Result<_, _>>()?,
-        })
+        Ok(Self::of(
+            Tee::Snp,
+            AMD.into_iter().map(line).collect::<Result<_, _>>()?,
+        ))
     }
 
     /// A development root for [`Tee::SimSnp`]: its ARK, ASK and ASVK in PEM, in this order.
@@ -91,13 +96,33 @@ impl Roots {
         let der = |pem: &str| pem_to_der(pem.trim().as_bytes());
         let [ark, ask, asvk] = [der(ark)?, der(ask)?, der(asvk)?];
         let line = |product| Line::prepare(product, &ark, &ask, &asvk);
-        Ok(Self {
-            kind: Tee::SimSnp,
-            lines: Product::ALL
-                .map(line)
-                .into_iter()
-                .collect::<Result<_, _>>()?,
-        })
+        let lines = Product::ALL.map(line).into_iter();
+        Ok(Self::of(Tee::SimSnp, lines.collect::<Result<_, _>>()?))
+    }
+
+    fn of(kind: Tee, lines: Vec<Line>) -> Self {
+        let mut digest = Context::new(&SHA256);
+        digest.update(kind.name().as_bytes());
+        for line in &lines {
+            digest.update(line.product.name().as_bytes());
+            for issuer in [&line.ark, &line.ask, &line.asvk] {
+                digest.update(&issuer.der);
+            }
+        }
+        let mut bytes = [0; ROOTS_DIGEST_BYTES];
+        bytes.copy_from_slice(digest.finish().as_ref());
+        Self {
+            kind,
+            lines,
+            digest: bytes,
+        }
+    }
+
+    /// The SHA-256 of their kind and certificates. What was prepared with these roots may be kept
+    /// under it, so that it is never found for others.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; ROOTS_DIGEST_BYTES] {
+        &self.digest
     }
 
     /// The kind of evidence that these roots stand for.

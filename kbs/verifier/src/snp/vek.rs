@@ -2,7 +2,7 @@
 //!
 //! Its extensions say for which chip and for which firmware versions the key was derived.
 
-use evidence::snp::{CertificateKind, Product, SigningKey, SnpEvidence, Tcb};
+use evidence::snp::{Certificate, CertificateKind, Product, SigningKey, SnpEvidence, Tcb};
 use x509_parser::certificate::X509Certificate;
 
 use super::{
@@ -75,13 +75,26 @@ impl Vek {
     /// The key that the evidence brings.
     ///
     /// # Errors
-    /// When there is none or more than one, when an ARK, ASK or ASVK beside it is not the prepared
-    /// one, or as in [`prepare`](Self::prepare).
+    /// When there is none, and as in [`brought`](Self::brought) and
+    /// [`from_certificate`](Self::from_certificate).
     pub fn from_evidence(
         roots: &Roots,
         product: Product,
         evidence: &SnpEvidence,
     ) -> Result<Self, SnpFailure> {
+        let certificate = Self::brought(roots, product, evidence)?.ok_or(SnpFailure::NoKey)?;
+        Self::from_certificate(roots, product, certificate)
+    }
+
+    /// The certificate of a key that the evidence brings, as it is: nothing checked it yet.
+    ///
+    /// # Errors
+    /// When there is more than one, or when an ARK, ASK or ASVK beside it is not the prepared one.
+    pub fn brought<'a>(
+        roots: &Roots,
+        product: Product,
+        evidence: &'a SnpEvidence,
+    ) -> Result<Option<&'a Certificate>, SnpFailure> {
         let line = roots.line(product)?;
         let mut keys = Vec::new();
         for certificate in evidence.certificates() {
@@ -107,20 +120,30 @@ impl Vek {
             }
         }
         match keys[..] {
-            [] => Err(SnpFailure::NoKey),
-            [key] => {
-                let vek = Self::prepare(roots, product, &key.data)?;
-                let said = match key.kind {
-                    CertificateKind::Vlek => Role::Vlek,
-                    _ => Role::Vcek,
-                };
-                if vek.role() != said {
-                    return Err(form(said, "its name is of another kind of key"));
-                }
-                Ok(vek)
-            }
+            [] => Ok(None),
+            [key] => Ok(Some(key)),
             [..] => Err(SnpFailure::ManyKeys),
         }
+    }
+
+    /// The key in a certificate from the host's table.
+    ///
+    /// # Errors
+    /// When it is another kind of key than the host says, or as in [`prepare`](Self::prepare).
+    pub fn from_certificate(
+        roots: &Roots,
+        product: Product,
+        certificate: &Certificate,
+    ) -> Result<Self, SnpFailure> {
+        let vek = Self::prepare(roots, product, &certificate.data)?;
+        let said = match certificate.kind {
+            CertificateKind::Vlek => Role::Vlek,
+            _ => Role::Vcek,
+        };
+        if vek.role() != said {
+            return Err(form(said, "its name is of another kind of key"));
+        }
+        Ok(vek)
     }
 
     /// Whether it is a chip's key or a loaded one.

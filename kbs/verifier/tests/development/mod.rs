@@ -5,10 +5,7 @@ use std::{fs, path::Path, process, sync::LazyLock};
 use evidence::{
     init_data::{Algorithm, InitDataDigest},
     sim::snp::{Chip, DevelopmentRoot, Validity},
-    snp::{
-        FirmwareVersion, Generation, GuestPolicy, KeyInfo, PlatformInfo, Product, Report,
-        Signature, SigningKey, SnpEvidence, Tcb,
-    },
+    snp::{Generation, Product, Report, SnpEvidence},
 };
 use verifier::{
     Bindings, Claims, Failure,
@@ -53,14 +50,7 @@ impl Case {
         let report = report(version, generation, &init_data);
         let crl = ROOT.crl(0, VALIDITY, &[99]).unwrap();
         Self {
-            chip: Chip {
-                generation,
-                chip_id: report.chip_id,
-                tcb: report.reported_tcb,
-                key: SigningKey::Vcek,
-                serial: 0,
-                validity: VALIDITY,
-            },
+            chip: Chip::of(&report, generation, VALIDITY),
             report,
             rules: Rules::default(),
             bindings: Bindings {
@@ -115,53 +105,17 @@ pub(crate) fn crl(authority: usize, product: Product, serials: &[u64], validity:
 }
 
 fn report(version: u32, generation: Generation, init_data: &InitDataDigest) -> Report {
-    let tcb = Tcb {
-        fmc: generation.has_fmc().then_some(1),
-        bootloader: 9,
-        tee: 2,
-        snp: 23,
-        microcode: 213,
-    };
-    let mut chip_id = [0; 64];
-    chip_id[..generation.chip_id_bytes()].fill(0xc1);
     let mut report_data = [0; 64];
     report_data[..48].fill(7);
-    let firmware = FirmwareVersion {
-        major: 1,
-        minor: 58,
-        build: 3,
-    };
-    let (family, model) = generation.cpu();
-    let vector = (version >= 5).then_some(3);
     Report {
-        version,
         guest_svn: 4,
-        policy: GuestPolicy(0x3_0000),
         family_id: [1; 16],
         image_id: [2; 16],
-        vmpl: 0,
-        sig_algo: 1,
-        current_tcb: tcb,
-        plat_info: PlatformInfo(0x25),
-        key_info: KeyInfo(0),
         report_data,
         measurement: [3; 48],
         host_data: init_data.as_bytes().try_into().unwrap(),
         id_key_digest: [4; 48],
         author_key_digest: [5; 48],
-        report_id: [6; 32],
-        report_id_ma: [0xff; 32],
-        reported_tcb: tcb,
-        cpuid_fam_id: Some(family),
-        cpuid_mod_id: Some(model),
-        cpuid_step: Some(1),
-        chip_id,
-        committed_tcb: tcb,
-        current: firmware,
-        committed: firmware,
-        launch_tcb: tcb,
-        launch_mit_vector: vector,
-        current_mit_vector: vector,
-        signature: Signature::default(),
+        ..Report::simulated(version, generation)
     }
 }

@@ -4,13 +4,10 @@ use ring::{
     rand::SystemRandom,
     signature::{RSA_PSS_SHA384, RsaKeyPair},
 };
-use time::OffsetDateTime;
-use yasna::{
-    DERWriter, DERWriterSeq, Tag, construct_der,
-    models::{ObjectIdentifier, UTCTime},
-};
+use yasna::{DERWriter, DERWriterSeq, Tag, construct_der};
 
-use super::{SimError, root::Validity};
+use super::SimError;
+use crate::sim::x509::{BASIC_CONSTRAINTS, Validity, name, oid, utc};
 
 /// AMD's arc for the extensions of VCEK and VLEK.
 pub(super) const AMD: [u64; 8] = [1, 3, 6, 1, 4, 1, 3704, 1];
@@ -21,9 +18,6 @@ const RSASSA_PSS: &[u64] = &[1, 2, 840, 113_549, 1, 1, 10];
 const RSA: &[u64] = &[1, 2, 840, 113_549, 1, 1, 1];
 const EC: &[u64] = &[1, 2, 840, 10_045, 2, 1];
 const P384: &[u64] = &[1, 3, 132, 0, 34];
-const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
-const COMMON_NAME: &[u64] = &[2, 5, 4, 3];
-const ORGANIZATION: &[u64] = &[2, 5, 4, 10];
 
 pub(super) struct Certificate<'a> {
     pub(super) serial: u64,
@@ -44,8 +38,9 @@ pub(super) enum Key<'a> {
 
 impl Certificate<'_> {
     pub(super) fn sign(&self, with: &RsaKeyPair) -> Result<Vec<u8>, SimError> {
-        let from = date(self.validity.from)?;
-        let until = date(self.validity.until)?;
+        let Validity { from, until } = self.validity;
+        let from = utc(from).ok_or(SimError::Date(from))?;
+        let until = utc(until).ok_or(SimError::Date(until))?;
         let body = construct_der(|w| {
             w.write_sequence(|w| {
                 w.next().write_tagged(Tag::context(0), |w| w.write_u8(2));
@@ -114,8 +109,8 @@ pub(super) fn crl(
     serials: &[u64],
     with: &RsaKeyPair,
 ) -> Result<Vec<u8>, SimError> {
-    let from = date(validity.from)?;
-    let until = date(validity.until)?;
+    let from = utc(validity.from).ok_or(SimError::Date(validity.from))?;
+    let until = utc(validity.until).ok_or(SimError::Date(validity.until))?;
     let body = construct_der(|w| {
         w.write_sequence(|w| {
             w.next().write_u8(1);
@@ -174,32 +169,4 @@ fn algorithm(w: DERWriter<'_>) {
             w.next().write_tagged(Tag::context(3), |w| w.write_u8(1));
         });
     });
-}
-
-fn name(w: DERWriter<'_>, common: &str) {
-    w.write_sequence(|w| {
-        for (id, value) in [
-            (ORGANIZATION, "Cloister development"),
-            (COMMON_NAME, common),
-        ] {
-            w.next().write_set(|w| {
-                w.next().write_sequence(|w| {
-                    oid(w.next(), id);
-                    w.next().write_utf8_string(value);
-                });
-            });
-        }
-    });
-}
-
-fn oid(w: DERWriter<'_>, id: &[u64]) {
-    w.write_oid(&ObjectIdentifier::from_slice(id));
-}
-
-fn date(seconds: i64) -> Result<UTCTime, SimError> {
-    let date = OffsetDateTime::from_unix_timestamp(seconds)
-        .ok()
-        .filter(|date| (1950..2050).contains(&date.year()))
-        .ok_or(SimError::Date(seconds))?;
-    Ok(UTCTime::from_datetime(date))
 }

@@ -1,6 +1,7 @@
 //! A simulated SEV-SNP platform: AMD's chain with the same kinds of keys, chips, and signed reports.
 
 mod der;
+mod platform;
 mod root;
 
 use ring::{
@@ -8,8 +9,9 @@ use ring::{
     signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair},
 };
 
-pub use root::{Chip, ChipKey, DevelopmentRoot, Validity};
+pub use root::{Chip, ChipKey, DevelopmentRoot};
 
+pub use super::x509::Validity;
 use crate::snp::{Report, ReportError, Signature, SnpEvidence};
 
 /// What goes wrong in the simulator.

@@ -14,7 +14,10 @@ use super::{
     SimError,
     der::{self, Certificate, Key},
 };
-use crate::snp::{self, CertificateKind, Generation, SigningKey, Tcb};
+use crate::{
+    sim::x509::Validity,
+    snp::{self, CertificateKind, Generation, SigningKey, Tcb},
+};
 
 /// Bits of the keys, as AMD's.
 const RSA_BITS: usize = 4096;
@@ -22,15 +25,6 @@ const RSA_BITS: usize = 4096;
 const NAMES: [&str; 3] = ["ARK-Development", "SEV-Development", "SEV-VLEK-Development"];
 const CERTIFICATE: &str = "CERTIFICATE";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
-
-/// From when until when a certificate or a list holds, in seconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Validity {
-    /// The first second.
-    pub from: i64,
-    /// The last second.
-    pub until: i64,
-}
 
 /// ARK, ASK and ASVK with their keys. To make one takes seconds: keep its bundle.
 pub struct DevelopmentRoot {

@@ -1,10 +1,12 @@
 //! The same tests on both databases.
 
+mod rule;
+
 use std::{path::PathBuf, sync::Arc};
 
 use kbs_protocol::ResourcePath;
 use policies::release::Reason;
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::Row;
 use support::postgres::Postgres;
 
@@ -14,6 +16,7 @@ use crate::{
     record::{Entry, Kind, Outcome, Search},
     seal::Sealer,
 };
+use rule::*;
 
 /// An empty database, which may be opened more than once.
 struct Place {
@@ -70,7 +73,11 @@ on_both!(
     resources_are_versioned_and_survive,
     another_key_or_another_place_opens_nothing,
     rotation_wraps_anew_while_others_read,
-    policies_and_values_count_their_changes,
+    a_policy_has_versions_and_an_end,
+    changes_are_told_once_and_in_their_order,
+    reference_values_replace_or_stay_beside_one_another,
+    a_list_of_reference_values_comes_in_whole_names,
+    reference_values_are_bounded_and_a_refused_change_leaves_nothing,
     entries_are_kept_in_order_and_found,
     retention_takes_the_oldest,
     a_newer_database_is_left_alone,
@@ -194,31 +201,6 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
 }
 
-async fn policies_and_values_count_their_changes(place: Place) {
-    let (one, two) = (place.open().await, place.open().await);
-    assert!(two.counters().await.unwrap().is_empty());
-    for text in ["first", "second"] {
-        one.set_policy("p", text, 1, &entry("p")).await.unwrap();
-    }
-    let values = |text: Value| text.as_object().unwrap().clone();
-    let both = values(json!({"svn": ["1"], "other": 2}));
-    one.set_reference_values(&both, 1, &entry("v"))
-        .await
-        .unwrap();
-    let change = values(json!({"svn": ["2"]}));
-    two.set_reference_values(&change, 2, &entry("v"))
-        .await
-        .unwrap();
-    assert_eq!(
-        two.policy("p").await.unwrap(),
-        Some((2, "second".to_owned()))
-    );
-    let counters = one.counters().await.unwrap();
-    assert_eq!((counters["p"], counters[REFERENCES]), (2, 2));
-    let kept = one.reference_values().await.unwrap();
-    assert_eq!((&kept["svn"], &kept["other"]), (&json!(["2"]), &json!(2)));
-}
-
 async fn entries_are_kept_in_order_and_found(place: Place) {
     let store = place.open().await;
     let reason = Reason {
@@ -240,7 +222,7 @@ async fn entries_are_kept_in_order_and_found(place: Place) {
         let entry = made(number);
         let denied = number % 4 == 0;
         store.record(if denied {
-            entry.denied(vec![reason.clone()])
+            entry.denied().judging([reason.clone()])
         } else {
             entry
         })
@@ -256,7 +238,7 @@ async fn entries_are_kept_in_order_and_found(place: Place) {
     let found = store.search(&denied).await.unwrap();
     assert_eq!(found.len(), 10);
     assert!(found.windows(2).all(|pair| pair[0].id < pair[1].id));
-    assert_eq!(found[0].claims, vec![reason]);
+    assert_eq!(found[0].claims, vec![reason.into()]);
     let explained = store.ticket(&found[3].ticket).await.unwrap().unwrap();
     assert_eq!(explained, found[3]);
     assert_eq!(store.ticket("").await.unwrap(), None);
@@ -367,11 +349,18 @@ async fn a_file_of_the_first_schema_is_brought_over_whole() {
     );
     let listed = store.list_resources().await.unwrap();
     assert_eq!((listed[0].version, listed[0].updated), (5, 6));
-    assert_eq!(
-        store.policy("p").await.unwrap(),
-        Some((1, "text".to_owned()))
-    );
-    assert_eq!(store.reference_values().await.unwrap()["svn"], json!(["1"]));
+    let kept = store.policy("p", None).await.unwrap();
+    assert_eq!(kept, Some("text".to_owned()));
+    let values = store.references_after(0).await.unwrap();
+    let svn = &values.values[0];
+    assert_eq!((svn.name.as_str(), values.version), ("svn", 1));
+    assert_eq!(svn.at(std::time::SystemTime::now()), Some(json!(["1"])));
+    let changes = store.changes(-1).await.unwrap();
+    let told: Vec<_> = changes
+        .iter()
+        .map(|one| (one.what.as_str(), one.present))
+        .collect();
+    assert_eq!(told, [("p", true), (REFERENCES, false)]);
     let ticket = store.ticket("t1").await.unwrap().unwrap();
     assert_eq!(
         (ticket.kind, ticket.resource.as_str()),
@@ -384,5 +373,5 @@ async fn a_file_of_the_first_schema_is_brought_over_whole() {
         .fetch_one(&again.read)
         .await
         .unwrap();
-    assert_eq!(row.try_get::<i64, _>(0).unwrap(), 2);
+    assert_eq!(row.try_get::<i64, _>(0).unwrap(), 3);
 }

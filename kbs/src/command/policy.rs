@@ -1,0 +1,207 @@
+//! `kbs policy`: what releases and appraisals are decided by, for each scope.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use clap::{Args, Subcommand};
+use http::Method;
+use policies::{
+    release::pin_init_data,
+    scopes::{Prefix, Selector},
+};
+
+use super::{Connection, read_capped};
+use crate::{
+    route::PolicyMessage,
+    rules::{Attached, RELEASE_POLICY},
+    store::PolicyVersion,
+};
+
+const RELEASE: &str = RELEASE_POLICY;
+const APPRAISAL: &str = "attestation-policy";
+
+/// Which policy; without either, the release policy of all paths.
+#[derive(Debug, Args)]
+pub(super) struct Scope {
+    /// The release policy of what is below a path prefix: repository/type/tag, or a beginning of it.
+    #[arg(long, value_name = "PREFIX", conflicts_with = "appraisal")]
+    scope: Option<Prefix>,
+    /// The appraisal policy of this name and class of evidence.
+    #[arg(long, value_name = "NAME_CLASS", num_args = 0..=1, default_missing_value = "default_cpu")]
+    appraisal: Option<Selector>,
+}
+
+impl Scope {
+    fn attached(self) -> Attached {
+        match (self.scope, self.appraisal) {
+            (_, Some(selector)) => Attached::Appraisal(selector),
+            (scope, None) => Attached::Release(scope.unwrap_or_default()),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// Decide by a Rego file from now on.
+    Set {
+        #[command(flatten)]
+        scope: Scope,
+        /// The Rego text; standard input where absent.
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// Print a Rego text: the one in force, or another version.
+    #[command(visible_alias = "show")]
+    Get {
+        #[command(flatten)]
+        scope: Scope,
+        /// The number of a version; 0 is what is built in.
+        #[arg(long)]
+        version: Option<i64>,
+        /// Write it to a file.
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// List the policies in force by their ids.
+    List,
+    /// Decide by the next wider scope, or by what is built in, from now on.
+    Delete {
+        #[command(flatten)]
+        scope: Scope,
+    },
+    /// Show the versions that are kept of a policy, the oldest first.
+    History {
+        #[command(flatten)]
+        scope: Scope,
+    },
+    /// Release only to guests of one kind that were launched with one init-data.
+    Pin {
+        /// Hex of the init-data's digest.
+        #[arg(long)]
+        init_data_digest: String,
+        /// The kind of TEE, by name.
+        #[arg(long)]
+        tee: String,
+        /// Only what is below a path prefix.
+        #[arg(long, value_name = "PREFIX")]
+        scope: Option<Prefix>,
+        /// Print the policy, and leave the one in force.
+        #[arg(long)]
+        print: bool,
+    },
+}
+
+impl Policy {
+    pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
+        match self {
+            Self::Set { scope, file } => {
+                let text = read_capped(file.as_deref())?;
+                set(connection, &scope.attached(), &text).await
+            }
+            Self::Get {
+                scope,
+                version,
+                file,
+            } => {
+                let text = get(connection, &scope.attached(), version).await?;
+                match file {
+                    Some(path) => {
+                        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+                    }
+                    None => Ok(io::stdout().write_all(&text)?),
+                }
+            }
+            Self::List => {
+                for endpoint in [RELEASE, APPRAISAL] {
+                    let answer = connection.ask(Method::GET, endpoint, "").await?;
+                    let ids: Vec<String> =
+                        serde_json::from_slice(&answer).context("read the answer")?;
+                    ids.iter().for_each(|id| println!("{id}"));
+                }
+                Ok(())
+            }
+            Self::Delete { scope } => {
+                let path = address(&scope.attached());
+                connection.ask(Method::DELETE, &path, "").await?;
+                Ok(())
+            }
+            Self::History { scope } => {
+                let path = named(&scope.attached(), "-history");
+                let answer = connection.ask(Method::GET, &path, "").await?;
+                let versions: Vec<PolicyVersion> =
+                    serde_json::from_slice(&answer).context("read the answer")?;
+                for version in &versions {
+                    println!("{}", serde_json::to_string(version)?);
+                }
+                Ok(())
+            }
+            Self::Pin {
+                init_data_digest,
+                tee,
+                scope,
+                print,
+            } => {
+                let text = pin_init_data(&init_data_digest, &tee)?;
+                if print {
+                    return Ok(io::stdout().write_all(text.as_bytes())?);
+                }
+                let scope = Attached::Release(scope.unwrap_or_default());
+                set(connection, &scope, text.as_bytes()).await
+            }
+        }
+    }
+}
+
+async fn set(connection: &Connection, scope: &Attached, rego: &[u8]) -> anyhow::Result<()> {
+    let message = PolicyMessage {
+        policy: BASE64_URL_SAFE_NO_PAD.encode(rego),
+        policy_id: Some(scope.to_string()),
+        kind: Some("rego".to_owned()),
+    };
+    let body = serde_json::to_vec(&message).context("make the request")?;
+    let path = match scope {
+        Attached::Release(_) => address(scope),
+        // Its id is in the message, as Trustee has it.
+        Attached::Appraisal(_) => APPRAISAL.to_owned(),
+    };
+    connection.ask(Method::POST, &path, body).await?;
+    Ok(())
+}
+
+async fn get(
+    connection: &Connection,
+    scope: &Attached,
+    version: Option<i64>,
+) -> anyhow::Result<Vec<u8>> {
+    let query = version.map_or_else(String::new, |number| format!("?version={number}"));
+    let path = format!("{}{query}", named(scope, ""));
+    let answer = connection.ask(Method::GET, &path, "").await?;
+    let message: PolicyMessage = serde_json::from_slice(&answer).context("read the answer")?;
+    BASE64_URL_SAFE_NO_PAD
+        .decode(message.policy)
+        .context("read the answer")
+}
+
+/// Where a policy is changed.
+fn address(scope: &Attached) -> String {
+    match scope {
+        Attached::Release(_) => scope.to_string(),
+        Attached::Appraisal(_) => named(scope, ""),
+    }
+}
+
+/// Where it is read: the policy of all paths too has a name behind the endpoint's.
+fn named(scope: &Attached, what: &str) -> String {
+    match scope {
+        Attached::Release(prefix) if *prefix == Prefix::default() => {
+            format!("{RELEASE}{what}/{RELEASE}")
+        }
+        Attached::Release(prefix) => format!("{RELEASE}{what}/{prefix}"),
+        Attached::Appraisal(selector) => format!("{APPRAISAL}{what}/{selector}"),
+    }
+}

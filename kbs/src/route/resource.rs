@@ -1,0 +1,81 @@
+//! What the owner asks about secrets: set, list, history, deletion, and the keys that they are under.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use kbs_protocol::ErrorKind;
+
+use super::{Answer, Body, administration, guest::resource_path, now, storage, whole};
+use crate::{
+    admin::right,
+    auth::Admin,
+    broker::Broker,
+    record::{Kind, Outcome},
+    refusal::Refusal,
+    store::{KeyStatus, Metadata},
+};
+
+pub(super) async fn set_resource(
+    State(broker): State<Arc<Broker>>,
+    admin: Admin<right::WriteResource>,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+    body: Body,
+) -> Result<(), Refusal> {
+    let path = resource_path(&repository, &kind, &tag)?;
+    let secret = whole(body)?;
+    let entry = administration(Kind::Resource, Outcome::Set, &admin, path.to_string());
+    broker
+        .store
+        .set_resource(&path, &secret, now(), &entry)
+        .await
+        .map_err(storage)?;
+    tracing::info!(role = admin.role, %path, "resource set");
+    Ok(())
+}
+
+pub(super) async fn delete_resource(
+    State(broker): State<Arc<Broker>>,
+    admin: Admin<right::DeleteResource>,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+) -> Result<(), Refusal> {
+    let path = resource_path(&repository, &kind, &tag)?;
+    let entry = administration(Kind::Resource, Outcome::Deleted, &admin, path.to_string());
+    let deleted = broker.store.delete_resource(&path, now(), &entry).await;
+    if !deleted.map_err(storage)? {
+        return Err(Refusal::new(
+            ErrorKind::ResourceNotFound,
+            "there is no such resource",
+        ));
+    }
+    tracing::info!(role = admin.role, %path, "resource deleted");
+    Ok(())
+}
+
+pub(super) async fn list_resources(
+    State(broker): State<Arc<Broker>>,
+    admin: Admin<right::ReadMetadata>,
+) -> Answer<Vec<Metadata>> {
+    let mut all = broker.store.list_resources().await.map_err(storage)?;
+    all.retain(|one| admin.may_with(&one.path));
+    Ok(Json(all))
+}
+
+pub(super) async fn resource_history(
+    State(broker): State<Arc<Broker>>,
+    _: Admin<right::ReadMetadata>,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+) -> Answer<Vec<Metadata>> {
+    let path = resource_path(&repository, &kind, &tag)?;
+    let versions = broker.store.resource_history(&path).await;
+    versions.map(Json).map_err(storage)
+}
+
+pub(super) async fn key_status(
+    State(broker): State<Arc<Broker>>,
+    _: Admin<right::ReadKey>,
+) -> Answer<KeyStatus> {
+    broker.store.key_status().await.map(Json).map_err(storage)
+}

@@ -1,0 +1,274 @@
+//! By what is decided: which policy holds for a path or a guest's selection, and which reference values
+//! hold at this moment.
+//!
+//! Texts stay in the store until a decision asks for one; what is in memory is which version is
+//! attached where. A change, here or at another broker on the same store, moves just what changed.
+
+mod attached;
+mod cache;
+mod reference;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use kbs_protocol::{ErrorKind, ResourcePath};
+use policies::{
+    PolicyError,
+    appraisal::{self, AppraisalPolicy, ReferenceValues},
+    release::{self, ReleasePolicy},
+    scopes::{Scopes, Selection, Selector},
+};
+
+pub(crate) use attached::{Attached, RELEASE_POLICY};
+
+use crate::{
+    current::Current,
+    refusal::Refusal,
+    store::{Change, REFERENCES, Store, StoreError},
+};
+use cache::Compiled;
+use reference::References;
+
+/// The rules as the store has them, or had them less than a second ago.
+pub(crate) struct Rules {
+    store: Store,
+    known: Current<Known>,
+    release: Compiled<ReleasePolicy>,
+    appraisal: Compiled<AppraisalPolicy>,
+    default_release: Arc<ReleasePolicy>,
+    default_appraisal: Arc<AppraisalPolicy>,
+    /// Versions that do not compile: they are told once, and not tried again.
+    broken: Mutex<BTreeMap<String, i64>>,
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+/// What is attached where, in which version, and the last change that is in it.
+#[derive(Clone)]
+struct Known {
+    moment: i64,
+    release: Scopes<i64>,
+    appraisal: Selection<i64>,
+    references: Arc<References>,
+}
+
+impl Rules {
+    pub(crate) async fn open(store: Store) -> Result<Self, RuleError> {
+        let built_in = |error| RuleError::Policy("built in".to_owned(), error);
+        let rules = Self {
+            store,
+            known: Current::new(Known {
+                moment: -1,
+                release: Scopes::default(),
+                appraisal: Selection::default(),
+                references: Arc::default(),
+            }),
+            release: Compiled::default(),
+            appraisal: Compiled::default(),
+            default_release: Arc::new(
+                ReleasePolicy::from_rego(release::DEFAULT).map_err(built_in)?,
+            ),
+            default_appraisal: Arc::new(
+                AppraisalPolicy::from_rego(appraisal::DEFAULT).map_err(built_in)?,
+            ),
+            broken: Mutex::default(),
+            refreshing: tokio::sync::Mutex::default(),
+        };
+        rules.refresh().await?;
+        Ok(rules)
+    }
+
+    /// Decides by what is in the store now.
+    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+        let _turn = self.refreshing.lock().await;
+        let known = self.known.load();
+        let changes = self.store.changes(known.moment).await?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let mut next = (*known).clone();
+        for change in &changes {
+            next.take(change)?;
+        }
+        if changes.iter().any(|change| change.what == REFERENCES) {
+            let version = next.references.version();
+            let touched = self.store.references_after(version).await?;
+            next.references = Arc::new(next.references.with(touched));
+        }
+        tracing::info!(
+            changes = changes.len(),
+            references = next.references.version(),
+            "policies or reference values changed"
+        );
+        self.known.replace(next);
+        Ok(())
+    }
+
+    /// The policy that decides about a path, the id of its scope, and its version: that of the most
+    /// specific scope, and the built-in one where none is attached.
+    pub(crate) async fn release_for(
+        &self,
+        path: &ResourcePath,
+    ) -> Result<(Arc<ReleasePolicy>, String, i64), RuleError> {
+        let known = self.known.load();
+        let Some((prefix, &version)) = known.release.of(&path.segments()) else {
+            let policy = Arc::clone(&self.default_release);
+            return Ok((policy, RELEASE_POLICY.to_owned(), 0));
+        };
+        let id = Attached::Release(prefix.clone()).to_string();
+        let policy = self
+            .compiled(&self.release, &id, version, ReleasePolicy::from_rego)
+            .await?;
+        Ok((policy, id, version))
+    }
+
+    /// The policy of a guest's selection, and its version. Only what is selected by no name is built
+    /// in: a name that is not there is no reason to take another.
+    pub(crate) async fn appraisal_for(
+        &self,
+        selector: &Selector,
+    ) -> Result<(Arc<AppraisalPolicy>, i64), RuleError> {
+        let known = self.known.load();
+        let Some(&version) = known.appraisal.of(selector) else {
+            if selector.is_default() {
+                return Ok((Arc::clone(&self.default_appraisal), 0));
+            }
+            return Err(RuleError::Absent(selector.to_string()));
+        };
+        let id = selector.as_str();
+        let policy = self
+            .compiled(&self.appraisal, id, version, AppraisalPolicy::from_rego)
+            .await?;
+        Ok((policy, version))
+    }
+
+    /// The reference values that hold at a moment, and the number of their last change.
+    pub(crate) fn references(&self, now: SystemTime) -> (ReferenceValues, i64) {
+        let references = Arc::clone(&self.known.load().references);
+        (references.at(now), references.version())
+    }
+
+    /// The ids of all release policies, or of all appraisal policies; the built-in one is among them.
+    pub(crate) fn ids(&self, root: &Attached) -> Vec<String> {
+        let known = self.known.load();
+        let mut ids = vec![root.to_string()];
+        match root {
+            Attached::Release(_) => ids.extend(
+                known
+                    .release
+                    .iter()
+                    .map(|(prefix, _)| Attached::Release(prefix.clone()).to_string()),
+            ),
+            Attached::Appraisal(_) => {
+                ids.extend(
+                    known
+                        .appraisal
+                        .iter()
+                        .map(|(selector, _)| selector.to_string()),
+                );
+            }
+        }
+        ids.sort();
+        ids.dedup();
+        ids
+    }
+
+    async fn compiled<T: Send + 'static>(
+        &self,
+        cache: &Compiled<T>,
+        id: &str,
+        version: i64,
+        compile: fn(&str) -> Result<T, PolicyError>,
+    ) -> Result<Arc<T>, RuleError> {
+        if let Some(policy) = cache.get(id, version) {
+            return Ok(policy);
+        }
+        let broken = || self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if broken().get(id) == Some(&version) {
+            return Err(RuleError::Broken(id.to_owned()));
+        }
+        let rego = self.store.policy(id, Some(version)).await?;
+        let rego = rego.ok_or(StoreError::Content("policy"))?;
+        let made = tokio::task::spawn_blocking(move || compile(&rego)).await;
+        let error = match made {
+            Ok(Ok(policy)) => {
+                let policy = Arc::new(policy);
+                cache.put(id, version, Arc::clone(&policy));
+                return Ok(policy);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(
+            id,
+            version,
+            error,
+            "a stored policy cannot be used: set it again"
+        );
+        broken().insert(id.to_owned(), version);
+        Err(RuleError::Broken(id.to_owned()))
+    }
+}
+
+impl Known {
+    fn take(&mut self, change: &Change) -> Result<(), StoreError> {
+        let unknown = |_| StoreError::Content("policy's id");
+        self.moment = change.moment;
+        if change.what == REFERENCES {
+            return Ok(());
+        }
+        match Attached::from_id(&change.what).map_err(unknown)? {
+            Attached::Release(prefix) if change.present => {
+                self.release
+                    .attach(prefix, change.version)
+                    .map_err(unknown)?;
+            }
+            Attached::Release(prefix) => {
+                self.release.detach(&prefix);
+            }
+            Attached::Appraisal(selector) if change.present => {
+                self.appraisal
+                    .attach(selector, change.version)
+                    .map_err(unknown)?;
+            }
+            Attached::Appraisal(selector) => {
+                self.appraisal.detach(&selector);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// There is nothing to decide by.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    /// A guest selected a policy that is not there.
+    #[error("there is no appraisal policy `{0}`: `kbs policy set --appraisal {0}` makes it")]
+    Absent(String),
+    /// A stored policy that does not compile.
+    #[error("the policy `{0}` cannot be used: its owner finds the cause in the broker's log")]
+    Broken(String),
+    /// A policy that does not compile, with its cause.
+    #[error("the policy `{0}`: {1}")]
+    Policy(String, PolicyError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<RuleError> for Refusal {
+    fn from(error: RuleError) -> Self {
+        let kind = match &error {
+            RuleError::Absent(_) => ErrorKind::InvalidRequest,
+            RuleError::Broken(_) | RuleError::Policy(..) => ErrorKind::PolicyEngineError,
+            RuleError::Store(cause) => {
+                tracing::error!(error = %cause, "a policy cannot be read");
+                let detail = "a policy cannot be read: see the broker's log";
+                return Self::new(ErrorKind::StorageError, detail);
+            }
+        };
+        Self::new(kind, error.to_string())
+    }
+}

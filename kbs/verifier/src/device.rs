@@ -1,0 +1,137 @@
+//! Devices beside the CPU: the map of their evidence, and CoCo's unsigned `sampledevice`.
+//!
+//! A device's evidence binds the challenge and the guest's key, as the CPU's does. The CPU's evidence
+//! binds the text of the whole map, so that no device can be dropped or exchanged on the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use evidence::{Device, sample::SampleEvidence};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{Failure, REPORT_DATA_BYTES, failure::shorten, sample::binds};
+
+/// The most devices of one guest.
+const DEVICES: usize = 16;
+const MAP: &str = "additional_evidence";
+
+/// What a verified device says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceClaims {
+    /// Which device it is.
+    pub device: Device,
+    /// What only this device has.
+    pub evidence: Value,
+}
+
+/// Reads the map and accepts the devices that the configuration lists. An empty text is an empty map.
+///
+/// # Errors
+/// When the text is no map, or a device is unknown or not listed.
+pub fn accept(text: &str, accepted: &BTreeSet<Device>) -> Result<BTreeMap<Device, Value>, Failure> {
+    if text.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let map: BTreeMap<String, Value> =
+        serde_json::from_str(text).map_err(|error| malformed(MAP, &error.to_string()))?;
+    if map.len() > DEVICES {
+        return Err(malformed(MAP, "there are more than 16 devices"));
+    }
+    let one = |(name, evidence): (String, Value)| {
+        let device: Device = name.parse().map_err(|_| Failure::UnknownDevice {
+            name: shorten(&name),
+        })?;
+        if !accepted.contains(&device) {
+            return Err(Failure::DeviceNotAccepted { device });
+        }
+        Ok((device, evidence))
+    };
+    map.into_iter().map(one).collect()
+}
+
+/// Verifies one device's evidence.
+///
+/// # Errors
+/// Names the member or the binding that is wrong.
+pub fn verify(
+    device: Device,
+    evidence: &Value,
+    report_data: &[u8; REPORT_DATA_BYTES],
+) -> Result<DeviceClaims, Failure> {
+    match device {
+        Device::Sample => sample(evidence, report_data),
+    }
+}
+
+fn sample(
+    evidence: &Value,
+    report_data: &[u8; REPORT_DATA_BYTES],
+) -> Result<DeviceClaims, Failure> {
+    let device = Device::Sample;
+    let wrong = |detail: &str| malformed(device.name(), detail);
+    let sample =
+        SampleEvidence::deserialize(evidence).map_err(|error| wrong(&error.to_string()))?;
+    if sample.init_data.is_some() {
+        return Err(wrong("a device binds no init-data"));
+    }
+    let found = sample
+        .report_data()
+        .map_err(|error| wrong(&error.to_string()))?;
+    if !binds(&found, report_data) {
+        return Err(Failure::ReportData {
+            expected: hex::encode(report_data),
+            found: hex::encode(found),
+        });
+    }
+    Ok(DeviceClaims {
+        device,
+        evidence: json!({ "svn": sample.svn }),
+    })
+}
+
+fn malformed(device: &'static str, detail: &str) -> Failure {
+    Failure::DeviceMalformed {
+        device,
+        detail: shorten(detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+
+    use super::*;
+
+    fn listed() -> BTreeSet<Device> {
+        BTreeSet::from(Device::ALL)
+    }
+
+    #[test]
+    fn a_listed_device_that_binds_the_challenge_is_verified() {
+        let bound = [7; REPORT_DATA_BYTES];
+        let text =
+            json!({"sampledevice": {"svn": "1", "report_data": BASE64_STANDARD.encode(bound)}});
+        let devices = accept(&text.to_string(), &listed()).unwrap();
+        let evidence = &devices[&Device::Sample];
+        let claims = verify(Device::Sample, evidence, &bound).unwrap();
+        assert_eq!(claims.evidence, json!({"svn": "1"}));
+        let other = verify(Device::Sample, evidence, &[8; REPORT_DATA_BYTES]);
+        assert!(matches!(other, Err(Failure::ReportData { .. })));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_judged_is_refused_by_name() {
+        for (text, word) in [
+            (r#"{"nvidia":{}}"#, "nvidia"),
+            (r#"{"sampledevice":{}}"#, "does not accept"),
+            ("[]", "malformed"),
+            ("x", "malformed"),
+        ] {
+            let failure = accept(text, &BTreeSet::new()).unwrap_err();
+            assert!(failure.to_string().contains(word), "{failure}");
+            assert_eq!(failure.explain().claim, "additional_evidence");
+        }
+        assert!(accept("", &BTreeSet::new()).unwrap().is_empty());
+        assert!(accept("{}", &BTreeSet::new()).unwrap().is_empty());
+    }
+}
