@@ -155,7 +155,7 @@ impl Entry {
             resource,
             result,
             ticket: match kind {
-                Kind::Attest | Kind::Release => new_ticket(),
+                Kind::Attest | Kind::Release => ticket(),
                 Kind::Resource | Kind::Policy | Kind::Reference => String::new(),
             },
             evidence: String::new(),
@@ -189,7 +189,7 @@ impl Entry {
 }
 
 /// A text that nobody guesses.
-fn new_ticket() -> String {
+pub(crate) fn ticket() -> String {
     let mut random = [0; TICKET_CHARS];
     rand::rng().fill_bytes(&mut random);
     random

@@ -6,7 +6,9 @@
 
 mod address;
 mod change;
+mod figures;
 mod policy;
+mod probe;
 mod record;
 mod reference;
 mod resource;
@@ -22,7 +24,9 @@ use tokio::sync::mpsc;
 pub(crate) use address::Address;
 use address::Engine;
 pub(crate) use change::{Change, REFERENCES};
+pub(crate) use figures::Figures;
 pub use policy::PolicyVersion;
+pub(crate) use probe::{Found, probe};
 pub(crate) use reference::{Mode, Page, Touched};
 pub use reference::{ReferenceState, ReferenceVersion};
 pub use resource::{KeyStatus, Metadata};
