@@ -33,6 +33,7 @@ mod signer;
 mod store;
 pub mod token;
 mod upkeep;
+mod verified;
 mod verify;
 
 pub use broker::{Broker, OpenError};

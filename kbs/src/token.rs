@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -30,7 +31,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::session::seconds;
+use crate::{broker::guest, session::seconds, verified::Verified};
 
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// Where the guest's key is in the claims.
@@ -48,6 +49,7 @@ pub struct TokenSigner {
     jwk: Value,
     issuer: String,
     lifetime: Duration,
+    verified: Verified,
 }
 
 impl std::fmt::Debug for TokenSigner {
@@ -134,6 +136,7 @@ impl TokenSigner {
             jwk,
             issuer: issuer.to_owned(),
             lifetime,
+            verified: Verified::default(),
         })
     }
 
@@ -187,10 +190,16 @@ impl TokenSigner {
     ///
     /// # Errors
     /// When it is not ours, altered, or past its time.
-    pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+    pub(crate) fn verify(&self, token: &str) -> Result<Arc<Claims>, TokenError> {
         if token.len() > TOKEN_BYTES {
             return Err(TokenError::TooLarge);
         }
+        let claims = self.verified.or(token, || self.verify_anew(token))?;
+        claims.holds(SystemTime::now())?;
+        Ok(claims)
+    }
+
+    fn verify_anew(&self, token: &str) -> Result<Claims, TokenError> {
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Foreign)?;
         let payload = signed.strip_prefix(&self.head).ok_or(TokenError::Foreign)?;
         let decode = |text| {
@@ -207,19 +216,13 @@ impl TokenSigner {
             return Err(TokenError::Foreign);
         }
         let expires = claims["exp"].as_u64().ok_or(TokenError::Foreign)?;
-        if expires <= seconds(SystemTime::now()) {
-            return Err(TokenError::Expired);
-        }
         let tee_pubkey = claims
             .pointer(TEE_PUBKEY)
             .and_then(|key| TeePubKey::deserialize(key).ok())
             .ok_or(TokenError::Foreign)?;
-        let id = claims["jti"].as_str().unwrap_or_default().to_owned();
-        Ok(Claims {
-            claims,
-            tee_pubkey,
-            id,
-        })
+        let claims = Claims::new(claims, tee_pubkey, expires);
+        claims.holds(SystemTime::now())?;
+        Ok(claims)
     }
 }
 
@@ -261,14 +264,37 @@ impl Serialize for Submod {
 }
 
 /// The claims of a verified token.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Claims {
+#[derive(Debug)]
+pub(crate) struct Claims {
     /// All of them, as a release policy sees them.
-    pub claims: Value,
+    pub(crate) claims: Value,
     /// The key that a resource is sealed to.
-    pub tee_pubkey: TeePubKey,
+    pub(crate) tee_pubkey: TeePubKey,
     /// The ticket of the attestation.
-    pub id: String,
+    pub(crate) id: String,
+    /// How the record names the guest.
+    pub(crate) subject: String,
+    /// Seconds since 1970 from which on it does not hold.
+    expires: u64,
+}
+
+impl Claims {
+    pub(crate) fn new(claims: Value, tee_pubkey: TeePubKey, expires: u64) -> Self {
+        Self {
+            id: claims["jti"].as_str().unwrap_or_default().to_owned(),
+            subject: guest(&tee_pubkey),
+            claims,
+            tee_pubkey,
+            expires,
+        }
+    }
+
+    fn holds(&self, now: SystemTime) -> Result<(), TokenError> {
+        if self.expires <= seconds(now) {
+            return Err(TokenError::Expired);
+        }
+        Ok(())
+    }
 }
 
 /// A new P-256 private key in PKCS#8 PEM, and its public half.
@@ -316,6 +342,8 @@ fn base64url(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kbs_protocol::{KeyKind, TeeKeyPair};
     use policies::appraisal::Status;
 
