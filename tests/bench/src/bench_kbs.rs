@@ -1,6 +1,6 @@
 //! `bench-kbs`: measures the broker, and prints each figure as a line that a script can read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +9,13 @@ use bench::figure::{Figure, median};
 use bench::kbs::broker::{self, Broker};
 use bench::kbs::core::{Cores, pin};
 use bench::kbs::crypto::Crypto;
-use bench::kbs::guest::{Guest, Kind, Work};
+use bench::kbs::guest::{Attester, Guest, Kind, Work};
 use bench::kbs::load::{self, Done};
 use clap::Parser;
 use evidence::init_data::InitData;
-use support::State;
+use evidence::sim::snp::{Chip, DevelopmentRoot, Validity};
+use evidence::snp::{Generation, Report};
+use support::{State, product};
 
 /// Measures the key broker on two cores of this machine: one for it, one for its guests.
 #[derive(Parser)]
@@ -30,6 +32,9 @@ struct Options {
     /// Resources in the store of the broker that is compared.
     #[arg(long, default_value_t = 10_000)]
     resources: usize,
+    /// Release policies in it, each for a part of the resources.
+    #[arg(long, default_value_t = 1000)]
+    policies: usize,
     /// A file with the share of single faults in percent whose cause was named, as the corpus's test
     /// leaves it.
     #[arg(long)]
@@ -38,18 +43,39 @@ struct Options {
 
 const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
 const SECRET_BYTES: usize = 32;
-const RELEASE_POLICY: &str = "resource-policy";
+/// Parts of the resources' paths.
+const TENANTS: usize = 1000;
+const VALIDITY: Validity = Validity {
+    from: 1_700_000_000,
+    until: 2_400_000_000,
+};
+/// About when an AMD platform of today was made; any would do.
+const GENERATION: Generation = Generation::Genoa;
 /// The load at which latencies are taken, as a share of the most.
-const LOAD: f64 = 0.8;
+const SHARE: f64 = 0.8;
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let cores = Cores::choose()?;
     pin(cores.guests)?;
     let state = State::new()?;
-    let small = Stage::start(&state, "small", 0, &options, cores)?;
-    let large = Stage::start(&state, "large", options.resources, &options, cores)?;
-    let mut figures = measure(small, large, &options, cores)?;
+    let root = development_root()?;
+    let certificates = state.file("sim-snp.pem", root.certificates_pem()?)?;
+    let set = Set {
+        state: &state,
+        options: &options,
+        cores,
+        root: &root,
+        certificates: &certificates,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut figures = runtime.block_on(async {
+        let small = Stage::start(&set, "small", 0, 0).await?;
+        let large = Stage::start(&set, "large", options.resources, options.policies).await?;
+        measure(small, large, &options, cores).await
+    })?;
     if let Some(path) = &options.explained {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -62,164 +88,252 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Making a root takes seconds, so the build directory keeps it.
+fn development_root() -> Result<DevelopmentRoot> {
+    let kept = product::target_dir().join("bench-sim-snp-root.pem");
+    if let Ok(text) = std::fs::read_to_string(&kept) {
+        return Ok(DevelopmentRoot::from_pem(&text)?);
+    }
+    let root = DevelopmentRoot::generate(VALIDITY)?;
+    std::fs::write(&kept, root.to_pem()?.as_bytes())?;
+    Ok(root)
+}
+
+/// What both brokers are made from.
+struct Set<'a> {
+    state: &'a State,
+    options: &'a Options,
+    cores: Cores,
+    root: &'a DevelopmentRoot,
+    certificates: &'a Path,
+}
+
+impl Set<'_> {
+    fn snp(&self) -> Result<Attester> {
+        let report = Report {
+            measurement: [0xab; 48],
+            ..Report::simulated(3, GENERATION)
+        };
+        let chip = Chip::of(&report, GENERATION, VALIDITY);
+        Ok(Attester::Snp(Box::new(report), self.root.chip(&chip)?))
+    }
+}
+
 /// A broker with its guests.
 struct Stage {
     broker: Broker,
-    attesting: Vec<Guest>,
+    sample: Vec<Guest>,
+    snp: Vec<Guest>,
     fetching: Vec<Guest>,
 }
 
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Load {
+    Sample,
+    Snp,
+    Release,
+}
+
 impl Stage {
-    fn start(
-        state: &State,
-        name: &str,
-        more: usize,
-        options: &Options,
-        cores: Cores,
-    ) -> Result<Self> {
-        let broker = Broker::start(state, name, &["sample"], cores)?;
-        let resources: Vec<(String, Vec<u8>)> = (0..options.connections + more)
+    async fn start(set: &Set<'_>, name: &str, more: usize, policies: usize) -> Result<Self> {
+        let guests = set.options.connections;
+        let broker = Broker::start(set.state, name, set.certificates, set.cores)?;
+        let resources: Vec<(String, Vec<u8>)> = (0..guests + more)
             .map(|number| {
                 let byte = u8::try_from(number % 251).unwrap_or(0);
-                (format!("bench/key/{number}"), vec![byte; SECRET_BYTES])
+                let path = format!("{}/key/{number}", tenant(number));
+                (path, vec![byte; SECRET_BYTES])
             })
             .collect();
-        broker.put(&resources)?;
+        broker.put(&resources).await?;
         let digest = InitData::parse(INIT_DATA.as_bytes())?.digest().hex();
-        broker.release_policy(RELEASE_POLICY, &broker::pinned("sample", &digest)?)?;
-        let start = |init_data: Option<&str>| {
+        let rego = broker::pinned("sample", &digest)?;
+        let scopes: Vec<String> = (0..policies).map(tenant).collect();
+        broker.release_policies(&[String::new()], &rego).await?;
+        broker.release_policies(&scopes, &rego).await?;
+        // Guests of a large store are spread over all of it.
+        let asked: Vec<_> = resources
+            .iter()
+            .step_by(resources.len() / guests)
+            .take(guests)
+            .collect();
+        let start = async |attester: Attester, init_data: Option<&str>| {
             let kind = Arc::new(Kind {
-                name: "sample",
+                attester,
                 init_data: init_data.map(str::to_owned),
             });
-            // Guests of a large store are spread over all of it.
-            let step = resources.len() / options.connections.max(1);
-            resources
-                .iter()
-                .step_by(step.max(1))
-                .take(options.connections)
-                .map(|(path, secret)| Guest::start(broker.address(), &kind, path, secret))
-                .collect::<Result<Vec<_>>>()
+            let mut all = Vec::new();
+            for (path, secret) in &asked {
+                all.push(Guest::start(broker.address(), &kind, path, secret).await?);
+            }
+            anyhow::Ok(all)
         };
-        let attesting = start(None)?;
-        let mut fetching = start(Some(INIT_DATA))?;
-        fetching.iter_mut().try_for_each(Guest::check)?;
+        let sample = start(Attester::Sample, None).await?;
+        let snp = start(set.snp()?, None).await?;
+        let mut fetching = start(Attester::Sample, Some(INIT_DATA)).await?;
+        for guest in &mut fetching {
+            guest.check().await?;
+        }
         Ok(Self {
             broker,
-            attesting,
+            sample,
+            snp,
             fetching,
         })
     }
 
-    fn saturate(&mut self, work: Work, time: Duration) -> Result<Done> {
-        let guests = match work {
-            Work::Attest => &mut self.attesting,
-            Work::Release => &mut self.fetching,
+    async fn run(&mut self, load: Load, time: Duration, rate: Option<f64>) -> Result<Done> {
+        let (guests, work) = match load {
+            Load::Sample => (&mut self.sample, Work::Attest),
+            Load::Snp => (&mut self.snp, Work::Attest),
+            Load::Release => (&mut self.fetching, Work::Release),
         };
-        load::saturate(&self.broker, guests, work, time)
-    }
-
-    fn pace(&mut self, work: Work, time: Duration, rate: f64) -> Result<Done> {
-        let guests = match work {
-            Work::Attest => &mut self.attesting,
-            Work::Release => &mut self.fetching,
-        };
-        load::pace(&self.broker, guests, work, time, rate)
+        match rate {
+            None => load::saturate(&self.broker, guests, work, time).await,
+            Some(rate) => load::pace(&self.broker, guests, work, time, rate).await,
+        }
     }
 }
 
+fn tenant(number: usize) -> String {
+    format!("tenant{}", number % TENANTS)
+}
+
+/// What the rounds gave.
+#[derive(Default)]
+struct Measured {
+    crypto: Vec<Crypto>,
+    sample: Vec<Done>,
+    snp: Vec<Done>,
+    release: Vec<Done>,
+    /// Of the large store, over the small one of the same round.
+    change: Vec<f64>,
+}
+
 /// The small broker and the large one in turns, so that the machine's mood is the same for both.
-fn measure(
+async fn measure(
     mut small: Stage,
     mut large: Stage,
     options: &Options,
     cores: Cores,
 ) -> Result<Vec<Figure>> {
     let time = Duration::from_secs_f64(options.seconds);
-    let (mut cryptos, mut attests, mut releases) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut large_attests, mut large_releases) = (Vec::new(), Vec::new());
+    let mut all = Measured::default();
+    // The first round warms up.
     for round in 0..=options.rounds {
-        pin(cores.broker)?;
-        let crypto = Crypto::measure()?;
-        pin(cores.guests)?;
-        let attest = small.saturate(Work::Attest, time)?;
-        let release = small.saturate(Work::Release, time)?;
-        let large_attest = large.saturate(Work::Attest, time)?;
-        let large_release = large.saturate(Work::Release, time)?;
-        eprintln!(
-            "round {round}: sample attestation {:.0} us ({:.0}/s), release {:.0} us ({:.0}/s); \
-             large store: {:.0} us, {:.0} us",
-            attest.micros(),
-            attest.rate(),
-            release.micros(),
-            release.rate(),
-            large_attest.micros(),
-            large_release.micros(),
-        );
-        // The first round warms up.
+        let one = turn(&mut small, &mut large, time, cores).await?;
         if round > 0 {
-            cryptos.push(crypto);
-            attests.push(attest);
-            releases.push(release);
-            large_attests.push(large_attest);
-            large_releases.push(large_release);
+            all.crypto.extend(one.crypto);
+            all.sample.extend(one.sample);
+            all.snp.extend(one.snp);
+            all.release.extend(one.release);
+            all.change.extend(one.change);
         }
     }
-    let micros = |all: &[Done]| median(&all.iter().map(Done::micros).collect::<Vec<_>>());
-    let most = |all: &[Done]| median(&all.iter().map(Done::rate).collect::<Vec<_>>());
-    let crypto = Crypto::median(&cryptos);
-    let (attest, release) = (micros(&attests), micros(&releases));
+    let mut figures = costs(&all);
+    let rates = [
+        (Load::Sample, rate(&all.sample), "kbs.attest.sample"),
+        (Load::Release, rate(&all.release), "kbs.resource"),
+    ];
+    let mut worst: f64 = 0.0;
+    let mut rss: f64 = 0.0;
+    for (load, rate, name) in rates {
+        let mut paced = Vec::new();
+        for _ in 0..options.rounds {
+            paced.push(small.run(load, time, Some(rate * SHARE)).await?);
+        }
+        let of = |of: &dyn Fn(&Done) -> f64| median(&paced.iter().map(of).collect::<Vec<_>>());
+        let (p50, p99) = (of(&|one| one.quantile(0.5)), of(&|one| one.quantile(0.99)));
+        figures.push(Figure::new(format!("{name}_p50_ms"), p50 * 1000.0, "ms"));
+        figures.push(Figure::new(format!("{name}_p99_ms"), p99 * 1000.0, "ms"));
+        worst = worst.max(of(&|one| one.quantile(0.99) / one.quantile(0.5)));
+        rss = rss.max(small.broker.rss_mib()?);
+    }
+    figures.push(Figure::new("kbs.p99_over_p50", worst, "ratio").at_most(5.0));
+    figures.push(Figure::new("kbs.rss_mib", rss, "MiB").at_most(40.0));
+    let large = large.broker.rss_mib()?;
+    figures.push(Figure::new("kbs.large_store_rss_mib", large, "MiB"));
+    Ok(figures)
+}
+
+async fn turn(
+    small: &mut Stage,
+    large: &mut Stage,
+    time: Duration,
+    cores: Cores,
+) -> Result<Measured> {
+    pin(cores.broker)?;
+    let crypto = Crypto::measure()?;
+    pin(cores.guests)?;
+    let sample = small.run(Load::Sample, time, None).await?;
+    let large_sample = large.run(Load::Sample, time, None).await?;
+    let release = small.run(Load::Release, time, None).await?;
+    let large_release = large.run(Load::Release, time, None).await?;
+    let snp = small.run(Load::Snp, time, None).await?;
+    let said = |done: &Done| format!("{:.0} us ({:.0}/s)", done.micros(), done.rate());
+    eprintln!(
+        "sample {}, with a large store {}; release {}, with a large store {}; snp {}",
+        said(&sample),
+        said(&large_sample),
+        said(&release),
+        said(&large_release),
+        said(&snp),
+    );
+    let change = [(&sample, &large_sample), (&release, &large_release)]
+        .map(|(small, large)| large.micros() / small.micros());
+    Ok(Measured {
+        crypto: vec![crypto],
+        sample: vec![sample],
+        snp: vec![snp],
+        release: vec![release],
+        change: vec![change.into_iter().fold(0.0, f64::max)],
+    })
+}
+
+fn micros(all: &[Done]) -> f64 {
+    median(&all.iter().map(Done::micros).collect::<Vec<_>>())
+}
+
+fn rate(all: &[Done]) -> f64 {
+    median(&all.iter().map(Done::rate).collect::<Vec<_>>())
+}
+
+fn costs(all: &Measured) -> Vec<Figure> {
+    let crypto = Crypto::median(&all.crypto);
+    let (sample, snp, release) = (micros(&all.sample), micros(&all.snp), micros(&all.release));
+    let over = |ours: &[Done], theirs: fn(&Crypto) -> f64| {
+        let ratios = ours.iter().zip(&all.crypto);
+        median(
+            &ratios
+                .map(|(ours, crypto)| ours.micros() / theirs(crypto))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let change = (median(&all.change) - 1.0) * 100.0;
     let mut figures = crypto_figures(&crypto);
     figures.extend([
-        Figure::new("kbs.attest.sample_us", attest, "us"),
+        Figure::new("kbs.attest.sample_us", sample, "us"),
+        Figure::new("kbs.attest.snp_us", snp, "us"),
         Figure::new("kbs.resource.us", release, "us"),
-        Figure::new("kbs.attest.sample_per_core_second", 1e6 / attest, "/s").at_least(5000.0),
-        Figure::new("kbs.resource.per_core_second", 1e6 / release, "/s").at_least(10_000.0),
+        Figure::new(
+            "kbs.attest.over_crypto",
+            over(&all.snp, Crypto::attestation),
+            "ratio",
+        )
+        .at_most(1.6),
         Figure::new(
             "kbs.resource.over_crypto",
-            release / crypto.release(),
+            over(&all.release, Crypto::release),
             "ratio",
         )
         .at_most(2.0),
+        Figure::new("kbs.attest.sample_per_core_second", 1e6 / sample, "/s").at_least(5000.0),
+        Figure::new("kbs.attest.snp_per_core_second", 1e6 / snp, "/s"),
+        Figure::new("kbs.resource.per_core_second", 1e6 / release, "/s").at_least(10_000.0),
+        Figure::new("kbs.large_store_percent", change, "percent").at_most(10.0),
     ]);
-    let change = [
-        micros(&large_attests) / attest,
-        micros(&large_releases) / release,
-    ];
-    let change = change.into_iter().fold(0.0, f64::max) - 1.0;
-    figures.push(Figure::new("kbs.large_store_percent", change * 100.0, "percent").at_most(10.0));
-    let mut ratios = Vec::new();
-    let mut rss: f64 = 0.0;
-    for (work, rate, name) in [
-        (Work::Attest, most(&attests), "kbs.attest.sample"),
-        (Work::Release, most(&releases), "kbs.resource"),
-    ] {
-        let paced: Vec<Done> = (0..options.rounds)
-            .map(|_| small.pace(work, time, rate * LOAD))
-            .collect::<Result<_>>()?;
-        let of = |share: f64| {
-            median(
-                &paced
-                    .iter()
-                    .map(|one| one.quantile(share) * 1000.0)
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let ratio = |one: &Done| one.quantile(0.99) / one.quantile(0.5);
-        ratios.push(median(&paced.iter().map(ratio).collect::<Vec<_>>()));
-        figures.push(Figure::new(format!("{name}_p50_ms"), of(0.5), "ms"));
-        figures.push(Figure::new(format!("{name}_p99_ms"), of(0.99), "ms"));
-        rss = rss.max(small.broker.rss_mib()?);
-    }
-    let ratio = ratios.into_iter().fold(0.0, f64::max);
-    figures.push(Figure::new("kbs.p99_over_p50", ratio, "ratio").at_most(5.0));
-    figures.push(Figure::new("kbs.rss_mib", rss, "MiB").at_most(40.0));
-    figures.push(Figure::new(
-        "kbs.large_store_rss_mib",
-        large.broker.rss_mib()?,
-        "MiB",
-    ));
-    Ok(figures)
+    figures
 }
 
 fn crypto_figures(crypto: &Crypto) -> Vec<Figure> {

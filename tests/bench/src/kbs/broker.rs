@@ -3,11 +3,11 @@
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use futures_util::future::try_join_all;
 use kbs_protocol::PREFIX;
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::json;
@@ -33,21 +33,19 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Sets it up in a directory of its own and starts it on its core.
+    /// Sets it up in a directory of its own and starts it on its core. It accepts what proves
+    /// nothing, and simulated SEV-SNP under this root.
     ///
     /// # Errors
     /// When `kbs` is not built, or does not listen in time.
-    pub fn start(state: &State, name: &str, accept: &[&str], cores: Cores) -> Result<Self> {
+    pub fn start(state: &State, name: &str, root: &Path, cores: Cores) -> Result<Self> {
         let dir = state.path().join(name);
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let mut init = kbs()?;
         init.args(["init", "--listen", &address.to_string(), "--dir"]);
         init.arg(&dir);
-        for kind in accept {
-            init.args(["--accept", kind]);
-        }
         within(COMMAND, &mut init)?.ok()?;
-        without_tls(&dir.join("kbs.toml"))?;
+        configure(&dir.join("kbs.toml"), root)?;
         let mut serve = kbs()?;
         serve.args(["serve", "--config"]).arg(dir.join("kbs.toml"));
         pin(cores.broker)?;
@@ -115,45 +113,39 @@ impl Broker {
     ///
     /// # Errors
     /// When the broker refuses.
-    pub fn put(&self, resources: &[(String, Vec<u8>)]) -> Result<()> {
+    pub async fn put(&self, resources: &[(String, Vec<u8>)]) -> Result<()> {
         let share = resources.len().div_ceil(FILLERS).max(1);
-        thread::scope(|scope| {
-            let threads: Vec<_> = resources
-                .chunks(share)
-                .map(|some| scope.spawn(|| self.put_some(some)))
-                .collect();
-            for thread in threads {
-                thread.join().map_err(|_| anyhow!("a thread panicked"))??;
-            }
-            Ok(())
-        })
+        let parts = resources.chunks(share).map(|some| self.put_some(some));
+        try_join_all(parts).await.map(drop)
     }
 
-    fn put_some(&self, resources: &[(String, Vec<u8>)]) -> Result<()> {
-        let mut connection = Connection::open(self.address)?;
+    async fn put_some(&self, resources: &[(String, Vec<u8>)]) -> Result<()> {
+        let mut connection = Connection::open(self.address).await?;
         for (path, secret) in resources {
             let request = format!("POST {PREFIX}/resource/{path}");
-            connection.ask(&request, &self.authorization(), secret)?;
+            connection
+                .ask(&request, &self.authorization(), secret)
+                .await?;
         }
         Ok(())
     }
 
-    /// Sets the release policy under an id.
+    /// Sets the release policies of path prefixes; that of all paths is the one of "".
     ///
     /// # Errors
     /// When the broker refuses.
-    pub fn release_policy(&self, id: &str, rego: &str) -> Result<()> {
-        let message = json!({
-            "type": "rego", "policy_id": id, "policy": BASE64_URL_SAFE_NO_PAD.encode(rego),
-        });
-        let headers = format!("{}content-type: application/json\r\n", self.authorization());
-        Connection::open(self.address)?
-            .ask(
-                &format!("POST {PREFIX}/resource-policy"),
-                &headers,
-                &serde_json::to_vec(&message)?,
-            )
-            .map(drop)
+    pub async fn release_policies(&self, scopes: &[String], rego: &str) -> Result<()> {
+        let message = json!({ "type": "rego", "policy": BASE64_URL_SAFE_NO_PAD.encode(rego) });
+        let message = serde_json::to_vec(&message)?;
+        let json = "content-type: application/json\r\n";
+        let headers = self.authorization() + json;
+        let mut connection = Connection::open(self.address).await?;
+        for scope in scopes {
+            let slash = if scope.is_empty() { "" } else { "/" };
+            let request = format!("POST {PREFIX}/resource-policy{slash}{scope}");
+            connection.ask(&request, &headers, &message).await?;
+        }
+        Ok(())
     }
 
     fn authorization(&self) -> String {
@@ -178,10 +170,22 @@ fn kbs() -> Result<Command> {
 }
 
 /// TLS costs what it costs with anybody; here it would hide the broker.
-fn without_tls(path: &Path) -> Result<()> {
+fn configure(path: &Path, root: &Path) -> Result<()> {
     let text = std::fs::read_to_string(path)?;
     let mut config: toml::Table = text.parse().context("read the configuration")?;
     ensure!(config.remove("tls").is_some(), "`kbs init` made no [tls]");
     config.insert("insecure_http".to_owned(), true.into());
+    let root = root.to_str().context("a path that is not text")?;
+    let attestation = toml::toml! {
+        accept = ["sample", "sim-snp"]
+    };
+    let attestation: toml::Table = attestation
+        .into_iter()
+        .chain([(
+            "development".to_owned(),
+            toml::Table::from_iter([("snp_root".to_owned(), root.into())]).into(),
+        )])
+        .collect();
+    config.insert("attestation".to_owned(), attestation.into());
     std::fs::write(path, config.to_string()).context("write the configuration")
 }

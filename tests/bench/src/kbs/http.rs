@@ -1,13 +1,13 @@
 //! The least client that keeps a connection: the guests share a core, and it must not be what is
 //! measured.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::io::Write;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES: usize = 1024 * 1024;
 
 /// A connection to the broker.
@@ -31,10 +31,11 @@ impl Connection {
     ///
     /// # Errors
     /// When nobody listens.
-    pub fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).context("connect to the broker")?;
+    pub async fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address)
+            .await
+            .context("connect to the broker")?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self {
             stream,
             buffer: Vec::with_capacity(16 * 1024),
@@ -45,7 +46,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the broker refuses or breaks off.
-    pub fn ask(&mut self, request: &str, headers: &str, body: &[u8]) -> Result<Answer> {
+    pub async fn ask(&mut self, request: &str, headers: &str, body: &[u8]) -> Result<Answer> {
         self.buffer.clear();
         write!(
             self.buffer,
@@ -53,10 +54,10 @@ impl Connection {
             body.len()
         )?;
         self.buffer.extend_from_slice(body);
-        self.stream.write_all(&self.buffer)?;
+        self.stream.write_all(&self.buffer).await?;
         self.buffer.clear();
         let head = loop {
-            self.read_more()?;
+            self.read_more().await?;
             if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 4;
             }
@@ -71,7 +72,7 @@ impl Connection {
             .map(str::to_owned);
         ensure!(length <= ANSWER_BYTES, "an answer of {length} bytes");
         while self.buffer.len() < head + length {
-            self.read_more()?;
+            self.read_more().await?;
         }
         let body = self.buffer[head..].to_vec();
         if !success {
@@ -80,11 +81,9 @@ impl Connection {
         Ok(Answer { cookie, body })
     }
 
-    fn read_more(&mut self) -> Result<()> {
-        let mut chunk = [0; 16 * 1024];
-        let read = self.stream.read(&mut chunk)?;
+    async fn read_more(&mut self) -> Result<()> {
+        let read = self.stream.read_buf(&mut self.buffer).await?;
         ensure!(read > 0, "the broker broke off");
-        self.buffer.extend_from_slice(&chunk[..read]);
         Ok(())
     }
 }

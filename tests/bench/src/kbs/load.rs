@@ -1,9 +1,13 @@
 //! Load: as fast as it goes, or at a rate.
+//!
+//! All guests run in one thread that never sleeps: a thread that the broker's answer had to wake would
+//! be the broker's work, and a guest elsewhere is none.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
+use futures_util::future::try_join_all;
+use tokio::task::yield_now;
 
 use super::broker::Broker;
 use super::guest::{Guest, Work};
@@ -53,53 +57,59 @@ impl Done {
 ///
 /// # Errors
 /// When one of them is refused.
-pub fn saturate(broker: &Broker, guests: &mut [Guest], work: Work, time: Duration) -> Result<Done> {
-    run(broker, guests, work, time, None)
+pub async fn saturate(
+    broker: &Broker,
+    guests: &mut [Guest],
+    work: Work,
+    time: Duration,
+) -> Result<Done> {
+    run(broker, guests, work, time, None).await
 }
 
 /// All guests together work at this rate a second, each in turn.
 ///
 /// # Errors
 /// When one of them is refused.
-pub fn pace(
+pub async fn pace(
     broker: &Broker,
     guests: &mut [Guest],
     work: Work,
     time: Duration,
     rate: f64,
 ) -> Result<Done> {
-    run(broker, guests, work, time, Some(rate))
+    run(broker, guests, work, time, Some(rate)).await
 }
 
-fn run(
+async fn run(
     broker: &Broker,
     guests: &mut [Guest],
     work: Work,
     time: Duration,
     rate: Option<f64>,
 ) -> Result<Done> {
-    guests.iter_mut().try_for_each(Guest::reconnect)?;
+    for guest in &mut *guests {
+        guest.reconnect().await?;
+    }
     let (before, start) = (broker.cpu()?, Instant::now());
     let end = start + time;
     let count = f64::from(u32::try_from(guests.len())?);
     let turn = rate.map(|rate| Duration::from_secs_f64(1.0 / rate));
     let period = rate.map(|rate| Duration::from_secs_f64(count / rate));
     let mut due = start;
-    let results = thread::scope(|scope| {
-        let threads: Vec<_> = guests
-            .iter_mut()
-            .map(|guest| {
-                let first = due;
-                due += turn.unwrap_or_default();
-                scope.spawn(move || toil(guest, work, first, end, period))
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| anyhow!("a guest panicked"))?)
-            .collect::<Result<Vec<_>>>()
-    })
-    .context("a guest failed")?;
+    let toiling = guests.iter_mut().map(|guest| {
+        let first = due;
+        due += turn.unwrap_or_default();
+        toil(guest, work, first, end, period)
+    });
+    let awake = async {
+        loop {
+            yield_now().await;
+        }
+    };
+    let results = tokio::select! {
+        results = try_join_all(toiling) => results.context("a guest failed")?,
+        () = awake => Vec::new(),
+    };
     let cpu = broker.cpu()?.saturating_sub(before);
     let mut latencies = results.concat();
     latencies.sort_by(f64::total_cmp);
@@ -113,7 +123,7 @@ fn run(
 
 /// One guest's requests. A request that is late counts from when it was due, since a real guest
 /// would have waited from then on.
-fn toil(
+async fn toil(
     guest: &mut Guest,
     work: Work,
     mut due: Instant,
@@ -123,13 +133,17 @@ fn toil(
     let mut latencies = Vec::new();
     loop {
         match period {
-            Some(_) => thread::sleep(due.saturating_duration_since(Instant::now())),
             None => due = Instant::now(),
+            Some(_) => {
+                while Instant::now() < due {
+                    yield_now().await;
+                }
+            }
         }
         if due >= end {
             return Ok(latencies);
         }
-        guest.work(work)?;
+        guest.work(work).await?;
         latencies.push(due.elapsed().as_secs_f64());
         due += period.unwrap_or_default();
     }
