@@ -42,7 +42,7 @@ impl<R> Deref for Admin<R> {
 
 /// A guest whose token this broker signed and that still holds.
 #[derive(Debug)]
-pub(crate) struct Attested(pub(crate) Claims);
+pub(crate) struct Attested(pub(crate) Arc<Claims>);
 
 /// What a cookie carries: a challenge before, a token after.
 pub(crate) enum Session<'a> {

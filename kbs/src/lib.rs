@@ -39,6 +39,7 @@ mod telemetry;
 mod tls;
 pub mod token;
 mod upkeep;
+mod verified;
 mod verify;
 
 pub use broker::{Broker, OpenError};

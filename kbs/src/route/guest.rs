@@ -18,7 +18,7 @@ use super::{Body, from_json};
 use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
-    broker::{Broker, guest},
+    broker::Broker,
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
 };
@@ -86,7 +86,7 @@ pub(super) async fn resource(
         method: "GET",
     };
     let (policy, scope, version) = broker.rules.release_for(&path).await?;
-    let who = guest(&claims.tee_pubkey);
+    let who = claims.subject.clone();
     let versions = Versions {
         policy: scope,
         release: version,
