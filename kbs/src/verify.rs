@@ -75,16 +75,24 @@ impl Verifiers {
             let documents = Development::parse(&read(path, DEVELOPMENT_BYTES)?)?;
             collateral = collateral.with_development(documents);
         }
+        let tdx = accepts(Tee::Tdx).then(tdx::Roots::intel).transpose()?;
+        let simulated_tdx = tdx_root
+            .map(|pem| tdx::Roots::development(&pem))
+            .transpose()?;
+        for roots in snp.iter().chain(&simulated) {
+            collateral = collateral.with_snp_roots(roots);
+        }
+        for roots in tdx.iter().chain(&simulated_tdx) {
+            collateral = collateral.with_tdx_roots(roots);
+        }
         Ok(Self {
             kinds: accepted.clone(),
             devices: config.attestation.accept_devices.clone(),
             snp: snp.map(|roots| Snp::new(roots, CrlRule::Required)),
             // A development root may have revoked nothing, and have no list that says so.
             simulated_snp: simulated.map(|roots| Snp::new(roots, CrlRule::MayBeAbsent)),
-            tdx: accepts(Tee::Tdx).then(tdx::Roots::intel).transpose()?,
-            simulated_tdx: tdx_root
-                .map(|pem| tdx::Roots::development(&pem))
-                .transpose()?,
+            tdx,
+            simulated_tdx,
             collateral: Arc::new(collateral),
         })
     }
