@@ -7,7 +7,11 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Letters and digits that nobody takes for one another.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-const TICKET_CHARS: usize = 12;
+/// Of a ticket: characters that tell the time, and random ones behind them.
+const TIME_CHARS: usize = 7;
+const RANDOM_CHARS: usize = 10;
+/// Nanoseconds of one step of a ticket's time.
+const TIME_STEP: i128 = 16_000_000;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,7 +159,7 @@ impl Entry {
             resource,
             result,
             ticket: match kind {
-                Kind::Attest | Kind::Release => new_ticket(),
+                Kind::Attest | Kind::Release => ticket(),
                 Kind::Resource | Kind::Policy | Kind::Reference => String::new(),
             },
             evidence: String::new(),
@@ -188,14 +192,19 @@ impl Entry {
     }
 }
 
-/// A text that nobody guesses.
-fn new_ticket() -> String {
-    let mut random = [0; TICKET_CHARS];
+/// A text that nobody guesses. It begins with the time, so that the store's index of tickets grows at
+/// one end: at random places, each entry would write a page of its own.
+pub(crate) fn ticket() -> String {
+    let steps = OffsetDateTime::now_utc().unix_timestamp_nanos() / TIME_STEP;
+    let mut random = [0; RANDOM_CHARS];
     rand::rng().fill_bytes(&mut random);
-    random
-        .iter()
-        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
-        .collect()
+    let letter = |bits: usize| char::from(ALPHABET[bits % ALPHABET.len()]);
+    let time = (0..TIME_CHARS).rev().map(|at| {
+        let bits = steps >> (5 * at) & 31;
+        letter(usize::try_from(bits).unwrap_or(0))
+    });
+    let random = random.iter().map(|byte| letter(usize::from(*byte)));
+    time.chain(random).collect()
 }
 
 /// What is looked for; an absent member is not looked at.
@@ -256,4 +265,20 @@ pub(crate) fn from_millis(millis: i64) -> Option<String> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
         .ok()
         .map(rfc3339)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tickets_are_told_apart_and_later_ones_come_later() {
+        let first = ticket();
+        std::thread::sleep(std::time::Duration::from_millis(40));
+        let second = ticket();
+        assert!(first < second, "{first} {second}");
+        assert_eq!(first.len(), TIME_CHARS + RANDOM_CHARS);
+        let many: std::collections::BTreeSet<_> = (0..10_000).map(|_| ticket()).collect();
+        assert_eq!(many.len(), 10_000);
+    }
 }

@@ -4,12 +4,14 @@
 //! Trustee's it has a `kid`, and the key is published at `/.well-known/jwks.json`.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use kbs_protocol::{TeePubKey, limit::TOKEN_BYTES};
 use p256::{
     SecretKey,
@@ -17,11 +19,19 @@ use p256::{
     pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding},
 };
 use policies::appraisal::Appraisal;
-use serde_json::{Map, Value, json};
+use ring::{
+    rand::SystemRandom,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
+        UnparsedPublicKey,
+    },
+};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::session::seconds;
+use crate::{broker::guest, session::seconds, verified::Verified};
 
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// Where the guest's key is in the claims.
@@ -30,20 +40,56 @@ const TEE_PUBKEY: &str =
 
 /// Signs tokens and verifies its own.
 pub struct TokenSigner {
-    key: EncodingKey,
-    verifying: DecodingKey,
-    header: Header,
+    key: EcdsaKeyPair,
+    random: SystemRandom,
+    /// The header in base64url, with its dot. It is the same in all tokens, so that one with
+    /// another header is not ours, whatever it says.
+    head: String,
+    kid: String,
     jwk: Value,
     issuer: String,
     lifetime: Duration,
+    verified: Verified,
 }
 
 impl std::fmt::Debug for TokenSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenSigner")
-            .field("kid", &self.header.kid)
+            .field("kid", &self.kid)
             .finish_non_exhaustive()
     }
+}
+
+#[derive(Serialize)]
+struct Header<'a> {
+    typ: &'a str,
+    alg: &'a str,
+    kid: &'a str,
+}
+
+/// What is signed; see [RFC 7519](https://www.rfc-editor.org/rfc/rfc7519) and the EAR draft.
+#[derive(Serialize)]
+struct Issued<'a> {
+    eat_profile: &'a str,
+    iss: &'a str,
+    jti: &'a str,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    #[serde(rename = "ear.verifier-id")]
+    verifier: VerifierId<'a>,
+    #[serde(serialize_with = "by_name")]
+    submods: &'a [Submod],
+}
+
+#[derive(Serialize)]
+struct VerifierId<'a> {
+    developer: &'a str,
+    build: &'a str,
+}
+
+fn by_name<S: Serializer>(submods: &[Submod], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(submods.iter().map(|part| (&part.name, part)))
 }
 
 impl TokenSigner {
@@ -59,9 +105,6 @@ impl TokenSigner {
     fn from_pem(pem: &str, issuer: &str, lifetime: Duration) -> Result<Self, TokenError> {
         let secret = SecretKey::from_pem(pem).map_err(|_| TokenError::Key)?;
         let public = secret.public_key();
-        let spki = public
-            .to_public_key_pem(LineEnding::LF)
-            .map_err(|_| TokenError::Key)?;
         let der = public.to_public_key_der().map_err(|_| TokenError::Key)?;
         let kid = hex::encode(&Sha256::digest(der.as_bytes())[..16]);
         let point = public.to_sec1_bytes();
@@ -70,16 +113,30 @@ impl TokenSigner {
             "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid,
             "x": base64url(x), "y": base64url(y),
         });
+        let random = SystemRandom::new();
+        let scalar = Zeroizing::new(secret.to_bytes());
+        let key = EcdsaKeyPair::from_private_key_and_public_key(
+            &ECDSA_P256_SHA256_FIXED_SIGNING,
+            &scalar,
+            &point,
+            &random,
+        )
+        .map_err(|_| TokenError::Key)?;
+        let header = Header {
+            typ: "JWT",
+            alg: "ES256",
+            kid: &kid,
+        };
+        let header = serde_json::to_vec(&header).map_err(|_| TokenError::Key)?;
         Ok(Self {
-            key: EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|_| TokenError::Key)?,
-            verifying: DecodingKey::from_ec_pem(spki.as_bytes()).map_err(|_| TokenError::Key)?,
-            header: Header {
-                kid: Some(kid),
-                ..Header::new(Algorithm::ES256)
-            },
+            key,
+            random,
+            head: base64url(&header) + ".",
+            kid,
             jwk,
             issuer: issuer.to_owned(),
             lifetime,
+            verified: Verified::default(),
         })
     }
 
@@ -100,25 +157,29 @@ impl TokenSigner {
         now: SystemTime,
     ) -> Result<String, TokenError> {
         let now = seconds(now);
-        let submods: Map<_, _> = submods
-            .iter()
-            .map(|part| (part.name.clone(), part.claims()))
-            .collect();
-        let claims = json!({
-            "eat_profile": PROFILE,
-            "iss": self.issuer,
-            "jti": id,
-            "iat": now,
-            "nbf": now,
-            "exp": now.saturating_add(self.lifetime.as_secs()),
-            "ear.verifier-id": {
-                "developer": "cloister",
-                "build": concat!("cloister-kbs ", env!("CARGO_PKG_VERSION")),
+        let claims = Issued {
+            eat_profile: PROFILE,
+            iss: &self.issuer,
+            jti: id,
+            iat: now,
+            nbf: now,
+            exp: now.saturating_add(self.lifetime.as_secs()),
+            verifier: VerifierId {
+                developer: "cloister",
+                build: concat!("cloister-kbs ", env!("CARGO_PKG_VERSION")),
             },
-            "submods": submods,
-        });
-        let token =
-            jsonwebtoken::encode(&self.header, &claims, &self.key).map_err(|_| TokenError::Sign)?;
+            submods,
+        };
+        let claims = serde_json::to_vec(&claims).map_err(|_| TokenError::Sign)?;
+        let mut token = String::with_capacity(self.head.len() + claims.len() / 3 * 4 + 96);
+        token.push_str(&self.head);
+        BASE64_URL_SAFE_NO_PAD.encode_string(&claims, &mut token);
+        let signature = self
+            .key
+            .sign(&self.random, token.as_bytes())
+            .map_err(|_| TokenError::Sign)?;
+        token.push('.');
+        BASE64_URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
         if token.len() > TOKEN_BYTES {
             return Err(TokenError::TooLarge);
         }
@@ -129,30 +190,39 @@ impl TokenSigner {
     ///
     /// # Errors
     /// When it is not ours, altered, or past its time.
-    pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+    pub(crate) fn verify(&self, token: &str) -> Result<Arc<Claims>, TokenError> {
         if token.len() > TOKEN_BYTES {
             return Err(TokenError::TooLarge);
         }
-        let mut rule = Validation::new(Algorithm::ES256);
-        rule.leeway = 0;
-        rule.set_issuer(&[&self.issuer]);
-        rule.set_required_spec_claims(&["exp", "iss"]);
-        let claims = jsonwebtoken::decode::<Value>(token, &self.verifying, &rule)
-            .map_err(|error| match error.kind() {
-                jsonwebtoken::errors::ErrorKind::ExpiredSignature => TokenError::Expired,
-                _ => TokenError::Foreign,
-            })?
-            .claims;
+        let claims = self.verified.or(token, || self.verify_anew(token))?;
+        claims.holds(SystemTime::now())?;
+        Ok(claims)
+    }
+
+    fn verify_anew(&self, token: &str) -> Result<Claims, TokenError> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Foreign)?;
+        let payload = signed.strip_prefix(&self.head).ok_or(TokenError::Foreign)?;
+        let decode = |text| {
+            BASE64_URL_SAFE_NO_PAD
+                .decode(text)
+                .map_err(|_| TokenError::Foreign)
+        };
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key())
+            .verify(signed.as_bytes(), &decode(signature)?)
+            .map_err(|_| TokenError::Foreign)?;
+        let claims: Value =
+            serde_json::from_slice(&decode(payload)?).map_err(|_| TokenError::Foreign)?;
+        if claims["iss"] != self.issuer.as_str() {
+            return Err(TokenError::Foreign);
+        }
+        let expires = claims["exp"].as_u64().ok_or(TokenError::Foreign)?;
         let tee_pubkey = claims
             .pointer(TEE_PUBKEY)
-            .and_then(|key| serde_json::from_value(key.clone()).ok())
+            .and_then(|key| TeePubKey::deserialize(key).ok())
             .ok_or(TokenError::Foreign)?;
-        let id = claims["jti"].as_str().unwrap_or_default().to_owned();
-        Ok(Claims {
-            claims,
-            tee_pubkey,
-            id,
-        })
+        let claims = Claims::new(claims, tee_pubkey, expires);
+        claims.holds(SystemTime::now())?;
+        Ok(claims)
     }
 }
 
@@ -169,33 +239,62 @@ pub struct Submod {
     pub evidence: Value,
 }
 
-impl Submod {
-    fn claims(&self) -> Value {
-        let mut claims = json!({
-            "ear.status": self.appraisal.status.as_str(),
-            "ear.trustworthiness-vector": self.appraisal.vector,
-            "ear.appraisal-policy-id": self.policy,
-            "ear.veraison.annotated-evidence": self.evidence,
-        });
+impl Serialize for Submod {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        const OURS: [&str; 4] = [
+            "ear.status",
+            "ear.trustworthiness-vector",
+            "ear.appraisal-policy-id",
+            "ear.veraison.annotated-evidence",
+        ];
+        let mut members = to.serialize_map(None)?;
+        members.serialize_entry(OURS[0], self.appraisal.status.as_str())?;
+        members.serialize_entry(OURS[1], &self.appraisal.vector)?;
+        members.serialize_entry(OURS[2], &self.policy)?;
+        members.serialize_entry(OURS[3], &self.evidence)?;
+        let mut names = BTreeSet::from(OURS);
         for extension in &self.appraisal.extensions {
             // A policy adds members and replaces none.
-            if claims.get(&extension.name).is_none() {
-                claims[&extension.name] = extension.value.clone();
+            if names.insert(&extension.name) {
+                members.serialize_entry(&extension.name, &extension.value)?;
             }
         }
-        claims
+        members.end()
     }
 }
 
 /// The claims of a verified token.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Claims {
+#[derive(Debug)]
+pub(crate) struct Claims {
     /// All of them, as a release policy sees them.
-    pub claims: Value,
+    pub(crate) claims: Value,
     /// The key that a resource is sealed to.
-    pub tee_pubkey: TeePubKey,
+    pub(crate) tee_pubkey: TeePubKey,
     /// The ticket of the attestation.
-    pub id: String,
+    pub(crate) id: String,
+    /// How the record names the guest.
+    pub(crate) subject: String,
+    /// Seconds since 1970 from which on it does not hold.
+    expires: u64,
+}
+
+impl Claims {
+    pub(crate) fn new(claims: Value, tee_pubkey: TeePubKey, expires: u64) -> Self {
+        Self {
+            id: claims["jti"].as_str().unwrap_or_default().to_owned(),
+            subject: guest(&tee_pubkey),
+            claims,
+            tee_pubkey,
+            expires,
+        }
+    }
+
+    fn holds(&self, now: SystemTime) -> Result<(), TokenError> {
+        if self.expires <= seconds(now) {
+            return Err(TokenError::Expired);
+        }
+        Ok(())
+    }
 }
 
 /// A new P-256 private key in PKCS#8 PEM, and its public half.
@@ -238,7 +337,6 @@ pub enum TokenError {
 }
 
 fn base64url(bytes: &[u8]) -> String {
-    use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 

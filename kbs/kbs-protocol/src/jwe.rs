@@ -15,13 +15,20 @@ use p256::elliptic_curve::{
     sec1::{FromSec1Point, ModulusSize, ToSec1Point},
 };
 use rand::Rng;
+use ring::{
+    agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral},
+    rand::SystemRandom,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
     KeyError, Secret, TeeKeyPair, TeePubKey,
-    key::{ECDH_ES_A256KW, PrivateKey, RSA_OAEP_256, Recipient, coordinates, encode, point},
+    key::{
+        ECDH_ES_A256KW, P256_CURVE, P521_CURVE, PrivateKey, RSA_OAEP_256, Recipient, coordinates,
+        coordinates_of, encode, point,
+    },
     limit::{JWE_BYTES, RESOURCE_BYTES},
 };
 
@@ -57,8 +64,8 @@ pub fn seal(to: &TeePubKey, resource: &[u8]) -> Result<Jwe, JweError> {
     let mut content_key = Zeroizing::new([0; KEY_BYTES]);
     rand::rng().fill_bytes(&mut *content_key);
     let (header, encrypted_key) = match Recipient::try_from(to)? {
-        Recipient::P256(key) => wrap_ec("P-256", &key, &content_key)?,
-        Recipient::P521(key) => wrap_ec("P-521", &key, &content_key)?,
+        Recipient::P256(key) => wrap_p256(&key, &content_key)?,
+        Recipient::P521(key) => wrap_ec(P521_CURVE, &key, &content_key)?,
         Recipient::Rsa(key) => {
             let wrapped = key
                 .oaep_encrypt_with_rng::<Sha256, _>(&mut rand::rng(), &*content_key)
@@ -126,8 +133,8 @@ impl TeeKeyPair {
 
     fn unwrap(&self, header: &Header, wrapped: &[u8]) -> Result<ContentKey, JweError> {
         match &self.0 {
-            PrivateKey::P256(key) => unwrap_ec("P-256", key, header, wrapped),
-            PrivateKey::P521(key) => unwrap_ec("P-521", key, header, wrapped),
+            PrivateKey::P256(key) => unwrap_ec(P256_CURVE, key, header, wrapped),
+            PrivateKey::P521(key) => unwrap_ec(P521_CURVE, key, header, wrapped),
             PrivateKey::Rsa(key) => {
                 header.check_alg(RSA_OAEP_256)?;
                 let plain = key
@@ -213,6 +220,24 @@ pub enum JweError {
     Altered,
 }
 
+/// The curve of nearly every guest, by the library that is fastest at it.
+fn wrap_p256(
+    to: &p256::PublicKey,
+    content_key: &[u8; KEY_BYTES],
+) -> Result<(Header, Vec<u8>), JweError> {
+    let ephemeral = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new())
+        .map_err(|_| JweError::Wrap)?;
+    let public = ephemeral.compute_public_key().map_err(|_| JweError::Wrap)?;
+    let to = UnparsedPublicKey::new(&ECDH_P256, to.to_sec1_bytes());
+    let wrapping_key = agree_ephemeral(ephemeral, &to, concat_kdf).map_err(|_| JweError::Wrap)?;
+    wrapped(
+        P256_CURVE,
+        coordinates_of(public.as_ref()),
+        &wrapping_key,
+        content_key,
+    )
+}
+
 fn wrap_ec<C>(
     curve: &str,
     to: &PublicKey<C>,
@@ -225,11 +250,21 @@ where
 {
     let ephemeral = ecdh::EphemeralSecret::<C>::generate_from_rng(&mut rand::rng());
     let wrapping_key = concat_kdf(ephemeral.diffie_hellman(to).raw_secret_bytes());
+    let point = coordinates(&ephemeral.public_key());
+    wrapped(curve, point, &wrapping_key, content_key)
+}
+
+/// The content key under the wrapping key, and the header that tells how it was agreed on.
+fn wrapped(
+    curve: &str,
+    (x, y): (String, String),
+    wrapping_key: &ContentKey,
+    content_key: &[u8; KEY_BYTES],
+) -> Result<(Header, Vec<u8>), JweError> {
     let mut wrapped = vec![0; WRAPPED_BYTES];
-    KwAes256::new((&*wrapping_key).into())
+    KwAes256::new((&**wrapping_key).into())
         .wrap_key(content_key, &mut wrapped)
         .map_err(|_| JweError::Wrap)?;
-    let (x, y) = coordinates(&ephemeral.public_key());
     let epk = Epk {
         crv: curve.to_owned(),
         kty: "EC".to_owned(),

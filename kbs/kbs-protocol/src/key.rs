@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) const ECDH_ES_A256KW: &str = "ECDH-ES+A256KW";
 pub(crate) const RSA_OAEP_256: &str = "RSA-OAEP-256";
-const P256_CURVE: &str = "P-256";
-const P521_CURVE: &str = "P-521";
+pub(crate) const P256_CURVE: &str = "P-256";
+pub(crate) const P521_CURVE: &str = "P-521";
 
 /// Bits of an RSA key that we make, and the fewest that we accept.
 const RSA_BITS: usize = 2048;
@@ -191,8 +191,13 @@ where
     FieldBytesSize<C>: ModulusSize,
     AffinePoint<C>: FromSec1Point<C> + ToSec1Point<C>,
 {
-    let point = key.to_sec1_point(false);
-    let (x, y) = point.as_bytes()[1..].split_at((point.len() - 1) / 2);
+    coordinates_of(key.to_sec1_point(false).as_bytes())
+}
+
+/// The same of a point in its uncompressed form.
+pub(crate) fn coordinates_of(point: &[u8]) -> (String, String) {
+    let point = point.get(1..).unwrap_or_default();
+    let (x, y) = point.split_at(point.len() / 2);
     (encode(x), encode(y))
 }
 

@@ -18,7 +18,7 @@ use super::{Body, from_json};
 use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
-    broker::{Broker, guest},
+    broker::Broker,
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
 };
@@ -27,8 +27,6 @@ const PLUGIN: &str = "resource";
 
 /// The longest token that also goes into the cookie; a client with a longer one sends it itself.
 const COOKIE_TOKEN_BYTES: usize = 16 * 1024;
-
-pub(super) async fn healthz(_: Anyone) {}
 
 pub(super) async fn jwks(State(broker): State<Arc<Broker>>, _: Anyone) -> Json<Value> {
     Json(broker.signer.jwks())
@@ -88,7 +86,7 @@ pub(super) async fn resource(
         method: "GET",
     };
     let (policy, scope, version) = broker.rules.release_for(&path).await?;
-    let who = guest(&claims.tee_pubkey);
+    let who = claims.subject.clone();
     let versions = Versions {
         policy: scope,
         release: version,

@@ -6,7 +6,10 @@
 
 mod address;
 mod change;
+mod figures;
 mod policy;
+mod probe;
+mod reader;
 mod record;
 mod reference;
 mod resource;
@@ -22,7 +25,9 @@ use tokio::sync::mpsc;
 pub(crate) use address::Address;
 use address::Engine;
 pub(crate) use change::{Change, REFERENCES};
+pub(crate) use figures::Figures;
 pub use policy::PolicyVersion;
+pub(crate) use probe::{Found, probe};
 pub(crate) use reference::{Mode, Page, Touched};
 pub use reference::{ReferenceState, ReferenceVersion};
 pub use resource::{KeyStatus, Metadata};
@@ -62,6 +67,7 @@ pub(crate) struct Store {
     read: AnyPool,
     writer: Writer,
     keys: Arc<dyn MasterKeys>,
+    reader: mpsc::Sender<reader::Waiting>,
     recorder: mpsc::Sender<record::Waiting>,
 }
 
@@ -82,10 +88,13 @@ impl Store {
         let read = connect(address, CONNECTIONS).await?;
         let (recorder, waiting) = mpsc::channel(record::WAITING);
         tokio::spawn(record::write_batches(writer.clone(), waiting));
+        let (reader, waiting) = mpsc::channel(reader::WAITING);
+        tokio::spawn(reader::read_batches(read.clone(), waiting));
         Ok(Self {
             read,
             writer,
             keys,
+            reader,
             recorder,
         })
     }
@@ -112,6 +121,8 @@ async fn connect(address: &Address, connections: u32) -> Result<AnyPool, StoreEr
     let pool = AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)
+        // A file does not go away as a server does.
+        .test_before_acquire(!sqlite)
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 if sqlite {
@@ -148,6 +159,9 @@ pub enum StoreError {
     /// More, or more of one thing, than is kept.
     #[error("{0}")]
     Limit(String),
+    /// A resource.
+    #[error("store: a resource cannot be read: {0}")]
+    Read(String),
     /// The record.
     #[error("store: the record cannot be written: {0}")]
     Record(String),

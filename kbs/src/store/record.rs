@@ -4,12 +4,12 @@
 //! One task takes all that wait and writes them as one transaction, so that the disk is waited for
 //! once for all of them.
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write};
 
-use sqlx::{Any, Row, Transaction};
+use sqlx::{AnyConnection, Row};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Store, StoreError, TENANT, Writer};
+use super::{Engine, Store, StoreError, TENANT, Writer};
 use crate::record::{Entry, Search, from_millis, from_word, millis, word};
 
 /// Entries of one transaction.
@@ -123,47 +123,93 @@ pub(super) async fn write_batches(writer: Writer, mut waiting: mpsc::Receiver<Wa
 }
 
 async fn write(writer: &Writer, entries: &[&Entry]) -> Result<(), StoreError> {
+    if writer.engine == Engine::Sqlite {
+        // One statement is a transaction by itself.
+        return insert(&mut *writer.pool.acquire().await?, entries).await;
+    }
     let mut change = writer.begin().await?;
     insert(&mut change, entries).await?;
     Ok(change.commit().await?)
 }
 
-/// Adds entries as a part of a transaction, in one statement.
+/// A value of a row.
+#[derive(PartialEq, Eq, Hash)]
+enum Value {
+    Number(i64),
+    Text(String),
+}
+
+/// Adds entries as a part of a transaction, in one statement. Rows share most of their values, and
+/// each is bound once.
 pub(super) async fn insert(
-    change: &mut Transaction<'static, Any>,
+    connection: &mut AnyConnection,
     entries: &[&Entry],
 ) -> Result<(), StoreError> {
     let mut sql = "INSERT INTO record (tenant, time, kind, subject, resource, result, ticket, \
                    evidence, versions, claims, attestation) VALUES "
         .to_owned();
-    for row in 0..entries.len() {
+    let mut numbers = HashMap::new();
+    for (row, entry) in entries.iter().enumerate() {
         sql.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..COLUMNS {
+        for (column, value) in row_of(entry)?.into_iter().enumerate() {
+            let next = numbers.len() + 1;
+            let number = *numbers.entry(value).or_insert(next);
             let comma = if column == 0 { "" } else { ", " };
-            let number = row * COLUMNS + column + 1;
             // A `String` takes any text.
             let _ = write!(sql, "{comma}${number}");
         }
         sql.push(')');
     }
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(entries.len() == 1);
-    for entry in entries {
-        let json = |text: Result<String, _>| text.map_err(|_| StoreError::Content("entry"));
-        query = query
-            .bind(TENANT)
-            .bind(millis(&entry.time).ok_or(StoreError::Time)?)
-            .bind(word(&entry.kind))
-            .bind(storable(&entry.subject))
-            .bind(storable(&entry.resource))
-            .bind(word(&entry.result))
-            .bind(storable(&entry.ticket))
-            .bind(storable(&entry.evidence))
-            .bind(json(serde_json::to_string(&entry.versions))?)
-            .bind(json(serde_json::to_string(&entry.claims))?)
-            .bind(storable(&entry.attestation));
+    let mut values: Vec<_> = numbers.into_iter().collect();
+    values.sort_unstable_by_key(|(_, number)| *number);
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
+    for (value, _) in values {
+        query = match value {
+            Value::Number(number) => query.bind(number),
+            Value::Text(text) => query.bind(text),
+        };
     }
-    query.execute(&mut **change).await?;
+    query.execute(connection).await?;
     Ok(())
+}
+
+fn row_of(entry: &Entry) -> Result<[Value; COLUMNS], StoreError> {
+    let json = |text: Result<String, _>| text.map_err(|_| StoreError::Content("entry"));
+    let texts = [
+        word(&entry.kind),
+        storable(&entry.subject),
+        storable(&entry.resource),
+        word(&entry.result),
+        storable(&entry.ticket),
+        storable(&entry.evidence),
+        json(serde_json::to_string(&entry.versions))?,
+        json(serde_json::to_string(&entry.claims))?,
+        storable(&entry.attestation),
+    ];
+    let [
+        kind,
+        subject,
+        resource,
+        result,
+        ticket,
+        evidence,
+        versions,
+        claims,
+        attestation,
+    ] = texts.map(Value::Text);
+    Ok([
+        Value::Text(TENANT.to_owned()),
+        Value::Number(millis(&entry.time).ok_or(StoreError::Time)?),
+        kind,
+        subject,
+        resource,
+        result,
+        ticket,
+        evidence,
+        versions,
+        claims,
+        attestation,
+    ])
 }
 
 /// PostgreSQL keeps no zero in a text.

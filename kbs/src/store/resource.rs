@@ -91,25 +91,14 @@ impl Store {
         path: &ResourcePath,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         let name = path.to_string();
-        let row = sqlx::query(
-            "SELECT v.version, v.sealed, v.wrapped, v.master
-             FROM resource r JOIN resource_version v
-             ON v.tenant = r.tenant AND v.path = r.path AND v.version = r.version
-             WHERE r.tenant = $1 AND r.path = $2 AND r.present = 1",
-        )
-        .bind(TENANT)
-        .bind(&name)
-        .fetch_optional(&self.read)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let version: i64 = row.try_get(0)?;
-        let sealed: Vec<u8> = row.try_get(1)?;
-        let wrapped = Wrapped {
-            bytes: row.try_get(2)?,
-            master: row.try_get(3)?,
+        let Some(stored) = self.stored(&name).await? else {
+            return Ok(None);
         };
-        let key = self.keys.unwrap(&key_place(&name, version), &wrapped)?;
-        let opened = sealer(&key)?.open(&place(&name, version), &sealed)?;
+        let version = stored.version;
+        let key = self
+            .keys
+            .unwrap(&key_place(&name, version), &stored.wrapped)?;
+        let opened = sealer(&key)?.open(&place(&name, version), &stored.sealed)?;
         Ok(Some(opened))
     }
 

@@ -115,7 +115,7 @@ fn certificates() -> Vec<Case> {
             "no certificates",
             |r| evidence(r)["cert_chain"] = json!([]),
             "vek",
-            "no certificate",
+            "Genoa",
         ),
         message("the certificate twice", twice, "vek", "more than one"),
         message(
@@ -218,7 +218,7 @@ fn form() -> Vec<Case> {
             "evidence of another kind",
             |r| *evidence(r) = json!({"svn": "1", "report_data": ""}),
             CLAIM,
-            "svn",
+            "report_data",
         ),
         message(
             "a member that is unknown",

@@ -14,6 +14,7 @@ pub struct Figure {
     name: String,
     value: f64,
     unit: &'static str,
+    goal: Option<(&'static str, f64)>,
 }
 
 impl Figure {
@@ -24,7 +25,22 @@ impl Figure {
             name: name.into(),
             value,
             unit,
+            goal: None,
         }
+    }
+
+    /// The same, held to at most this.
+    #[must_use]
+    pub fn at_most(self, goal: f64) -> Self {
+        let goal = Some(("<=", goal));
+        Self { goal, ..self }
+    }
+
+    /// The same, held to at least this.
+    #[must_use]
+    pub fn at_least(self, goal: f64) -> Self {
+        let goal = Some((">=", goal));
+        Self { goal, ..self }
     }
 
     /// The same figure of a variant: `start.own_ms` of `microvm` is `start.microvm.own_ms`.
@@ -46,8 +62,14 @@ impl fmt::Display for Figure {
             medium if medium < 100.0 => 1,
             _ => 0,
         };
-        let Self { name, value, unit } = self;
-        write!(f, "FIGURE {name} {value:.decimals$} {unit} -")
+        let Self {
+            name, value, unit, ..
+        } = self;
+        write!(f, "FIGURE {name} {value:.decimals$} {unit} ")?;
+        match self.goal {
+            None => f.write_str("-"),
+            Some((bound, goal)) => write!(f, "{bound}{goal}"),
+        }
     }
 }
 
@@ -73,6 +95,19 @@ mod tests {
         assert_eq!(line(1234.56), "FIGURE a.b 1235 ms -");
         assert_eq!(line(56.78), "FIGURE a.b 56.8 ms -");
         assert_eq!(line(1.234), "FIGURE a.b 1.23 ms -");
+    }
+
+    #[test]
+    fn a_goal_stands_at_the_end() {
+        let figure = Figure::new("a.b", 1.42, "ratio");
+        assert_eq!(
+            figure.clone().at_most(1.6).to_string(),
+            "FIGURE a.b 1.42 ratio <=1.6"
+        );
+        assert_eq!(
+            figure.at_least(5000.0).to_string(),
+            "FIGURE a.b 1.42 ratio >=5000"
+        );
     }
 
     #[test]

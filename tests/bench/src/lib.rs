@@ -7,5 +7,6 @@
 
 pub mod bare;
 pub mod figure;
+pub mod kbs;
 pub mod pod;
 pub mod start;
