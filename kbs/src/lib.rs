@@ -20,6 +20,7 @@ mod broker;
 pub mod collateral;
 pub mod command;
 pub mod config;
+mod decided;
 mod explain;
 mod master;
 mod record;

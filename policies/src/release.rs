@@ -24,6 +24,8 @@ const ANSWER: &str = "data.cloister_release.answer";
 const PLAIN: &str = "data.cloister_release.plain";
 const PLUGIN: &str = "resource";
 const METHOD: &str = "GET";
+/// The one function with another answer each time that the engine has, `time.now_ns`.
+const CLOCK: &str = "now_ns";
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -36,6 +38,7 @@ const PIN_INIT_DATA: &str = include_str!("../release/pin_init_data.rego");
 #[derive(Debug)]
 pub struct ReleasePolicy {
     pool: Pool<()>,
+    clock: bool,
 }
 
 /// What is asked for; `data` to the policy.
@@ -71,7 +74,15 @@ impl ReleasePolicy {
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
             pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual())?,
+            clock: rego.contains(CLOCK),
         })
+    }
+
+    /// Whether it may decide otherwise at another time. Without it, a decision depends on the claims
+    /// and the request alone: nothing else that a policy can ask changes.
+    #[must_use]
+    pub fn looks_at_the_clock(&self) -> bool {
+        self.clock
     }
 
     /// Decides about one release.
