@@ -1,86 +1,208 @@
-//! Administrators: a signed token with a role and an end, under a key that the configuration names.
+//! Administrators: a signed token with a role and an end, under a key that the configuration names or
+//! that an issuer publishes, and what the role may do.
+
+mod issuer;
+pub(crate) mod right;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::session::seconds;
+use crate::{config, session::seconds};
+
+pub(crate) use issuer::Issuer;
+pub use issuer::IssuerError;
+use issuer::VerifyError;
+use right::{Grant, Permission};
 
 /// Bytes of a token worth looking at.
 const TOKEN_BYTES: usize = 16 * 1024;
-/// The audience of tokens that we make; a token without an audience is taken too, as Trustee does.
+/// The audience of tokens that we make.
 const AUDIENCE: &str = "kbs";
-
-/// What an administrator's token says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Claims {
-    role: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sub: Option<String>,
-    exp: u64,
-}
+/// The claim with the role in a token under one of our own keys, as Trustee has it.
+const ROLE_CLAIM: &str = "role";
+/// Roles of one token, and characters of a name on the record.
+const ROLES: usize = 64;
+const NAME_CHARS: usize = 128;
 
 /// Verifies administrators' tokens.
-pub struct AdminKeys {
-    keys: Vec<(Algorithm, DecodingKey)>,
-    roles: BTreeSet<String>,
+pub struct Admins {
+    keys: Vec<DecodingKey>,
+    audiences: BTreeSet<String>,
+    roles: BTreeMap<String, Grant>,
+    issuers: Vec<Arc<Issuer>>,
 }
 
-impl std::fmt::Debug for AdminKeys {
+impl std::fmt::Debug for Admins {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AdminKeys")
+        f.debug_struct("Admins")
             .field("keys", &self.keys.len())
-            .field("roles", &self.roles)
-            .finish()
+            .field("roles", &self.roles.keys())
+            .finish_non_exhaustive()
     }
 }
 
-impl AdminKeys {
-    /// Reads public keys in PEM: Ed25519 or P-256.
+/// Whose token it is, and what its roles allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Administrator {
+    /// The roles in the token that are known here.
+    pub(crate) role: String,
+    /// `sub` of the token, where it has one.
+    name: Option<String>,
+    grants: Vec<Grant>,
+}
+
+impl Administrator {
+    /// Without a resource's path, whether there is any for which it is allowed.
+    pub(crate) fn may(&self, permission: Permission, path: Option<&str>) -> bool {
+        let mut grants = self.grants.iter();
+        grants.any(|grant| grant.allows(permission, path))
+    }
+
+    /// As the record names them.
+    pub(crate) fn who(&self) -> String {
+        match &self.name {
+            Some(name) => format!("role {} {name}", self.role),
+            None => format!("role {}", self.role),
+        }
+    }
+}
+
+impl Admins {
+    /// Reads public keys, and what is there of the issuers' keys.
     ///
     /// # Errors
-    /// When one cannot be read, or is another kind of key.
-    pub fn read(paths: &[PathBuf], roles: &BTreeSet<String>) -> Result<Self, AdminError> {
-        let keys = paths.iter().map(|path| public_key(path));
-        let keys = keys.collect::<Result<_, _>>()?;
+    /// When a file cannot be read, or holds another kind of key.
+    pub fn read(config: &config::Admin) -> Result<Self, AdminError> {
+        let keys = config.public_keys.iter().map(|path| read_key(path));
+        let issuers = config.issuer.iter().map(|one| {
+            Issuer::new(one)
+                .map(Arc::new)
+                .map_err(|cause| AdminError::Issuer {
+                    issuer: one.issuer.clone(),
+                    cause,
+                })
+        });
+        let all = |name: &String| (name.clone(), Grant::everything());
+        let some = |role: &config::Role| {
+            let grant = Grant::new(role.allow.clone(), role.resource_prefix.as_deref());
+            (role.name.clone(), grant)
+        };
         Ok(Self {
-            keys,
-            roles: roles.clone(),
+            keys: keys.collect::<Result<_, _>>()?,
+            audiences: config.audiences.clone(),
+            roles: config
+                .roles
+                .iter()
+                .map(all)
+                .chain(config.role.iter().map(some))
+                .collect(),
+            issuers: issuers.collect::<Result<_, _>>()?,
         })
     }
 
-    /// The role in a token, if it is under one of the keys and may administer.
+    /// Whose keys have to be kept fresh.
+    pub(crate) fn issuers(&self) -> &[Arc<Issuer>] {
+        &self.issuers
+    }
+
+    /// Who sends a token, if it verifies and one of its roles is known.
     ///
     /// # Errors
-    /// When it is under none, has ended, or its role may not.
-    pub(crate) fn verify(&self, token: &str) -> Result<String, AdminError> {
+    /// When it does not verify, has ended, or none of its roles is known.
+    pub(crate) async fn verify(&self, token: &str) -> Result<Administrator, AdminError> {
         if token.len() > TOKEN_BYTES {
             return Err(AdminError::Token);
         }
-        let claims = self
-            .keys
-            .iter()
-            .find_map(|(algorithm, key)| {
-                let mut rule = Validation::new(*algorithm);
-                rule.validate_nbf = true;
-                rule.set_audience(&[AUDIENCE]);
-                rule.set_required_spec_claims(&["exp"]);
-                jsonwebtoken::decode::<Claims>(token, key, &rule).ok()
-            })
-            .ok_or(AdminError::Token)?
-            .claims;
-        if self.roles.contains(&claims.role) {
-            return Ok(claims.role);
-        }
-        Err(AdminError::Role { role: claims.role })
+        // What it says of itself only tells by whose keys to judge it.
+        let issuer = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token)
+            .ok()
+            .and_then(|claims| {
+                let named = claims.get("iss")?.as_str()?;
+                self.issuers.iter().find(|one| one.name == named)
+            });
+        let Some(issuer) = issuer else {
+            return self.administrator(&self.verify_own(token)?, ROLE_CLAIM);
+        };
+        let claims = issuer.verify(token).await.map_err(|error| match error {
+            VerifyError::Token => AdminError::Token,
+            VerifyError::NoKeys => AdminError::Unavailable {
+                issuer: issuer.name.clone(),
+            },
+        })?;
+        self.administrator(&claims, &issuer.role_claim)
     }
+
+    /// The claims of a token under one of our own keys. One without an audience is taken too, as
+    /// Trustee does.
+    fn verify_own(&self, token: &str) -> Result<Value, AdminError> {
+        let audiences: Vec<&String> = self.audiences.iter().collect();
+        let verified = self.keys.iter().find_map(|key| {
+            let mut rule = Validation::new_for_family(key.family());
+            rule.validate_nbf = true;
+            rule.set_audience(&audiences);
+            rule.set_required_spec_claims(&["exp"]);
+            jsonwebtoken::decode::<Value>(token, key, &rule).ok()
+        });
+        Ok(verified.ok_or(AdminError::Token)?.claims)
+    }
+
+    fn administrator(&self, claims: &Value, role_claim: &str) -> Result<Administrator, AdminError> {
+        let found = roles_in(claims, role_claim);
+        let known: Vec<&str> = found
+            .iter()
+            .copied()
+            .filter(|role| self.roles.contains_key(*role))
+            .collect();
+        if known.is_empty() {
+            let role = found.first().map_or("", |role| role);
+            return Err(AdminError::Role {
+                role: role.chars().take(NAME_CHARS).collect(),
+            });
+        }
+        let name = claims.get("sub").and_then(Value::as_str);
+        Ok(Administrator {
+            grants: known
+                .iter()
+                .filter_map(|role| self.roles.get(*role).cloned())
+                .collect(),
+            role: known.join("+"),
+            name: name.map(|name| name.chars().take(NAME_CHARS).collect()),
+        })
+    }
+}
+
+/// One role, or a list of them.
+fn roles_in<'a>(claims: &'a Value, claim: &str) -> Vec<&'a str> {
+    let found = if claim.starts_with('/') {
+        claims.pointer(claim)
+    } else {
+        claims.get(claim)
+    };
+    match found {
+        Some(Value::String(role)) => vec![role],
+        Some(Value::Array(roles)) => roles.iter().take(ROLES).filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn read_key(path: &Path) -> Result<DecodingKey, AdminError> {
+    let pem = read(path)?;
+    DecodingKey::from_ec_pem(&pem)
+        .or_else(|_| DecodingKey::from_ed_pem(&pem))
+        .or_else(|_| DecodingKey::from_rsa_pem(&pem))
+        .map_err(|_| AdminError::Key {
+            path: path.to_owned(),
+        })
 }
 
 /// Makes an administrator's token with a private key in PKCS#8 PEM, P-256 or Ed25519.
@@ -89,24 +211,21 @@ impl AdminKeys {
 /// When the key cannot be read or does not sign.
 pub fn make_token(key: &Path, role: &str, lifetime: Duration) -> Result<String, AdminError> {
     #[derive(Serialize)]
-    struct Made<'a> {
-        #[serde(flatten)]
-        claims: Claims,
+    struct Claims<'a> {
+        role: &'a str,
         iss: &'a str,
         aud: [&'a str; 1],
         iat: u64,
+        exp: u64,
     }
     let (algorithm, encoding) = private_key(key)?;
     let now = seconds(SystemTime::now());
-    let claims = Made {
-        claims: Claims {
-            role: role.to_owned(),
-            sub: None,
-            exp: now.saturating_add(lifetime.as_secs()),
-        },
+    let claims = Claims {
+        role,
         iss: "kbs token",
         aud: [AUDIENCE],
         iat: now,
+        exp: now.saturating_add(lifetime.as_secs()),
     };
     jsonwebtoken::encode(&Header::new(algorithm), &claims, &encoding).map_err(|_| AdminError::Key {
         path: key.to_owned(),
@@ -153,7 +272,7 @@ pub enum AdminError {
         source: std::io::Error,
     },
     /// A key of another kind.
-    #[error("{path} is no Ed25519 or P-256 key in PEM", path = path.display())]
+    #[error("{path} is not a key in PEM of a kind that is taken here, such as Ed25519 or P-256", path = path.display())]
     Key {
         /// The file.
         path: PathBuf,
@@ -167,39 +286,121 @@ pub enum AdminError {
         /// The role.
         role: String,
     },
+    /// A role that may, but not this.
+    #[error("role `{role}` lacks the permission `{permission}`{place}", permission = permission.name())]
+    Permission {
+        /// The role.
+        role: String,
+        /// What it lacks.
+        permission: Permission,
+        /// For which resource, if for one.
+        place: String,
+    },
+    /// An issuer that cannot be used.
+    #[error("issuer {issuer}: {cause}")]
+    Issuer {
+        /// The issuer.
+        issuer: String,
+        /// Why.
+        cause: IssuerError,
+    },
+    /// An issuer that has not answered yet.
+    #[error("the keys of the issuer {issuer} could not be fetched: try again in ten seconds")]
+    Unavailable {
+        /// The issuer.
+        issuer: String,
+    },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_token_is_taken_for_its_key_role_and_time_only() {
+    fn config(public_key: &Path) -> config::Admin {
+        let text = format!(
+            "public_keys = [{public_key:?}]
+             [[role]]\nname = \"auditor\"\nallow = [\"record:read\"]
+             [[role]]\nname = \"team\"\nallow = [\"resource:write\"]\nresource_prefix = \"team\""
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    fn claims(more: &Value) -> Value {
+        let mut claims = serde_json::json!({"exp": seconds(SystemTime::now()) + 60});
+        for (name, value) in more.as_object().unwrap() {
+            claims[name] = value.clone();
+        }
+        claims
+    }
+
+    #[tokio::test]
+    async fn a_token_is_taken_for_its_key_role_and_time_only() {
         let dir = tempfile::tempdir().unwrap();
         let (private, public) = (dir.path().join("a.key"), dir.path().join("a.pub"));
         let (key, cert) = crate::token::new_key().unwrap();
         fs::write(&private, key.as_bytes()).unwrap();
         fs::write(&public, cert).unwrap();
-        let roles = BTreeSet::from(["admin".to_owned()]);
-        let keys = AdminKeys::read(std::slice::from_ref(&public), &roles).unwrap();
+        let admins = Admins::read(&config(&public)).unwrap();
         let make =
             |role: &str, life| make_token(&private, role, Duration::from_secs(life)).unwrap();
-        assert_eq!(keys.verify(&make("admin", 60)).unwrap(), "admin");
+        let admin = admins.verify(&make("admin", 60)).await.unwrap();
+        assert_eq!(admin.who(), "role admin");
+        assert!(Permission::ALL.iter().all(|right| admin.may(*right, None)));
         assert!(matches!(
-            keys.verify(&make("reader", 60)),
+            admins.verify(&make("reader", 60)).await,
             Err(AdminError::Role { .. })
         ));
-        assert!(matches!(keys.verify("a.b.c"), Err(AdminError::Token)));
+        assert!(matches!(
+            admins.verify("a.b.c").await,
+            Err(AdminError::Token)
+        ));
         let (other, _) = crate::token::new_key().unwrap();
         fs::write(&private, other.as_bytes()).unwrap();
         assert!(matches!(
-            keys.verify(&make("admin", 60)),
+            admins.verify(&make("admin", 60)).await,
             Err(AdminError::Token)
         ));
     }
 
-    #[test]
-    fn ed25519_keys_of_openssl_are_taken() {
+    #[tokio::test]
+    async fn tokens_of_trustees_form_are_taken_and_roles_allow_what_they_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let public = dir.path().join("a.pub");
+        let (key, cert) = crate::token::new_key().unwrap();
+        fs::write(&public, cert).unwrap();
+        let admins = Admins::read(&config(&public)).unwrap();
+        let key = EncodingKey::from_ec_pem(key.as_bytes()).unwrap();
+        let sign = |more: Value| {
+            jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims(&more), &key).unwrap()
+        };
+        for good in [
+            serde_json::json!({"role": "admin"}),
+            serde_json::json!({"role": "admin", "aud": "kbs", "iss": "somebody"}),
+            serde_json::json!({"role": "admin", "aud": ["kbs", "other"]}),
+        ] {
+            assert!(admins.verify(&sign(good)).await.is_ok());
+        }
+        for bad in [
+            serde_json::json!({"role": "admin", "aud": "other"}),
+            serde_json::json!({"role": "admin", "exp": 1}),
+            serde_json::json!({"role": "admin", "nbf": seconds(SystemTime::now()) + 1000}),
+        ] {
+            assert!(matches!(
+                admins.verify(&sign(bad)).await,
+                Err(AdminError::Token)
+            ));
+        }
+        let both = serde_json::json!({"role": ["team", "auditor", "x"], "sub": "me"});
+        let both = admins.verify(&sign(both)).await.unwrap();
+        assert_eq!(both.who(), "role team+auditor me");
+        assert!(both.may(Permission::ReadRecord, None));
+        assert!(both.may(Permission::WriteResource, Some("team/key/a")));
+        assert!(!both.may(Permission::WriteResource, Some("other/key/a")));
+        assert!(!both.may(Permission::WritePolicy, None));
+    }
+
+    #[tokio::test]
+    async fn ed25519_keys_of_openssl_are_taken() {
         // RFC 8032, section 7.1, test 1.
         const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
         const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
@@ -207,9 +408,8 @@ mod tests {
         let (private, public) = (dir.path().join("a.key"), dir.path().join("a.pub"));
         fs::write(&private, PRIVATE).unwrap();
         fs::write(&public, PUBLIC).unwrap();
-        let roles = BTreeSet::from(["admin".to_owned()]);
-        let keys = AdminKeys::read(&[public], &roles).unwrap();
+        let admins = Admins::read(&config(&public)).unwrap();
         let token = make_token(&private, "admin", Duration::from_secs(60)).unwrap();
-        assert_eq!(keys.verify(&token).unwrap(), "admin");
+        assert_eq!(admins.verify(&token).await.unwrap().role, "admin");
     }
 }

@@ -95,20 +95,23 @@ pub(crate) async fn attest(
     let selector = Selector::new(name, CPU_CLASS).map_err(no_policy)?;
     // A name that no policy has is refused before evidence is looked at.
     let (policy, version) = broker.rules.appraisal_for(&selector).await?;
-    let (references, reference_version) = broker.rules.references(now);
-    let entry = entry(&challenge, &request).by(Versions {
+    let mut entry = entry(&challenge, &request).by(Versions {
         policy: selector.to_string(),
         appraisal: version,
-        references: reference_version,
         ..Versions::default()
     });
-    let rules = Rules {
-        broker,
-        cpu: policy,
-        references,
-    };
     let judged = match judge(broker, &challenge, &request, now).await {
-        Ok(parts) => appraise(&rules, &challenge, parts).await,
+        Ok(parts) => {
+            // What holds now, and not before collateral was waited for.
+            let (references, number) = broker.rules.references(SystemTime::now());
+            entry.versions.references = number;
+            let rules = Rules {
+                broker,
+                cpu: policy,
+                references,
+            };
+            appraise(&rules, &challenge, parts).await
+        }
         Err(verdict) => Err(verdict),
     };
     match judged {

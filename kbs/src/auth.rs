@@ -1,13 +1,13 @@
 //! Who asks. Each handler takes exactly one of these, so none can be reached without its check.
 
-use std::sync::Arc;
+use std::{marker::PhantomData, ops::Deref, sync::Arc};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, RawPathParams};
 use http::{HeaderMap, header, request::Parts};
-use kbs_protocol::{ErrorKind, SESSION_COOKIE};
+use kbs_protocol::{ErrorKind, ResourcePath, SESSION_COOKIE};
 
 use crate::{
-    admin::AdminError,
+    admin::{AdminError, Administrator, right::Right},
     broker::Broker,
     refusal::Refusal,
     token::{Claims, TokenError},
@@ -17,10 +17,27 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Anyone;
 
-/// An administrator.
+/// An administrator who may do what the mark `R` stands for: with the resource that the path names, or
+/// where it names none, with at least one.
 #[derive(Debug)]
-pub(crate) struct Admin {
-    pub(crate) role: String,
+pub(crate) struct Admin<R> {
+    administrator: Administrator,
+    needs: PhantomData<R>,
+}
+
+impl<R: Right> Admin<R> {
+    /// Whether they may do it with this resource: for handlers that give several.
+    pub(crate) fn may_with(&self, path: &ResourcePath) -> bool {
+        self.may(R::NEEDS, Some(&path.to_string()))
+    }
+}
+
+impl<R> Deref for Admin<R> {
+    type Target = Administrator;
+
+    fn deref(&self) -> &Administrator {
+        &self.administrator
+    }
 }
 
 /// A guest whose token this broker signed and that still holds.
@@ -46,7 +63,7 @@ impl FromRequestParts<Arc<Broker>> for Anyone {
     }
 }
 
-impl FromRequestParts<Arc<Broker>> for Admin {
+impl<R: Right> FromRequestParts<Arc<Broker>> for Admin<R> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self, Refusal> {
@@ -56,17 +73,47 @@ impl FromRequestParts<Arc<Broker>> for Admin {
                 "no administrator's token: `kbs token` makes one",
             )
         })?;
-        let role = broker.admins.verify(token).map_err(|error| {
-            let kind = match &error {
-                AdminError::Role { .. } => ErrorKind::AdminRoleDenied,
-                AdminError::Token | AdminError::Read { .. } | AdminError::Key { .. } => {
-                    ErrorKind::AdminAuthAccess
-                }
-            };
-            Refusal::new(kind, error.to_string())
-        })?;
-        Ok(Self { role })
+        let administrator = broker.admins.verify(token).await.map_err(|e| refuse(&e))?;
+        let path = named_resource(parts).await;
+        if !administrator.may(R::NEEDS, path.as_deref()) {
+            return Err(refuse(&AdminError::Permission {
+                role: administrator.role,
+                permission: R::NEEDS,
+                place: path.map_or_else(String::new, |path| format!(" for {path}")),
+            }));
+        }
+        Ok(Self {
+            administrator,
+            needs: PhantomData,
+        })
     }
+}
+
+fn refuse(error: &AdminError) -> Refusal {
+    let kind = match error {
+        AdminError::Role { .. } | AdminError::Permission { .. } => ErrorKind::AdminRoleDenied,
+        AdminError::Unavailable { .. } => ErrorKind::IssuerUnavailable,
+        AdminError::Token
+        | AdminError::Read { .. }
+        | AdminError::Key { .. }
+        | AdminError::Issuer { .. } => ErrorKind::AdminAuthAccess,
+    };
+    Refusal::new(kind, error.to_string())
+}
+
+/// The resource that the request's path names, where its route is one of a resource.
+async fn named_resource(parts: &mut Parts) -> Option<String> {
+    let named = RawPathParams::from_request_parts(parts, &()).await.ok()?;
+    let segment = |wanted: &str| {
+        let mut named = named.iter();
+        named.find_map(|(name, value)| (name == wanted).then_some(value))
+    };
+    Some(format!(
+        "{}/{}/{}",
+        segment("repository")?,
+        segment("kind")?,
+        segment("tag")?
+    ))
 }
 
 impl FromRequestParts<Arc<Broker>> for Attested {

@@ -1,15 +1,24 @@
 //! The broker's state: its keys, the rules that it decides by, and the store.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use kbs_protocol::{ErrorKind, TeePubKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
-    admin::{AdminError, AdminKeys},
+    admin::{AdminError, Admins},
     config::{self, Config},
+    limit::Limiter,
     master::{KeyRing, Source},
+    metrics::Metrics,
     record::Entry,
     refusal::Refusal,
     rules::{RuleError, Rules},
@@ -17,10 +26,13 @@ use crate::{
     session::Challenges,
     signer::{SignerError, Signers},
     store::{Address, Store, StoreError},
+    telemetry::Traces,
     token::{TokenError, TokenSigner},
     verify::{VerifierError, Verifiers},
 };
 
+/// For the store to answer who asks whether the broker is ready.
+const READY_TIME: Duration = Duration::from_secs(2);
 /// Bytes of a guest's key's digest in the record.
 const SUBJECT_BYTES: usize = 16;
 
@@ -32,11 +44,16 @@ pub struct Broker {
     pub(crate) token_seconds: u32,
     pub(crate) secure_cookie: bool,
     pub(crate) signer: TokenSigner,
-    pub(crate) admins: AdminKeys,
+    pub(crate) admins: Admins,
     pub(crate) store: Store,
     pub(crate) rules: Rules,
     pub(crate) signers: Signers,
     pub(crate) retention: config::Record,
+    pub(crate) metrics: Metrics,
+    pub(crate) limiter: Limiter,
+    pub(crate) traces: Option<Traces>,
+    /// It was told to stop.
+    leaving: AtomicBool,
 }
 
 /// How the record names a guest: by its key, which ties its releases to its attestation.
@@ -82,16 +99,39 @@ impl Broker {
                 &config.token.issuer,
                 config.token_lifetime(),
             )?,
-            admins: AdminKeys::read(&config.admin.public_keys, &config.admin.roles)?,
+            admins: Admins::read(&config.admin)?,
             signers: Signers::read(&config.reference)?,
             rules: Rules::open(store.clone()).await?,
             store,
             retention: config.record.clone(),
+            metrics: Metrics::new(),
+            limiter: Limiter::new(&config.limits),
+            traces: None,
+            leaving: AtomicBool::new(false),
         })
+    }
+
+    /// Whoever sends guests here shall send them elsewhere from now on.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// What it lacks to judge and to release; empty when it is ready.
+    pub(crate) async fn missing(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if self.leaving.load(Ordering::Relaxed) {
+            missing.push("it was told to stop");
+        }
+        let answer = tokio::time::timeout(READY_TIME, self.store.answers()).await;
+        if !matches!(answer, Ok(Ok(()))) {
+            missing.push("the store does not answer");
+        }
+        missing
     }
 
     /// Puts a decision on the record; what is not on it is not answered.
     pub(crate) async fn keep(&self, entry: Entry) -> Result<(), Refusal> {
+        self.metrics.decided(&entry);
         self.store.record(entry).await.map_err(|error| {
             tracing::error!(%error, "a decision could not be recorded");
             Refusal::new(
@@ -105,6 +145,7 @@ impl Broker {
     /// stands and only its explanation is lost.
     pub(crate) async fn deny(&self, entry: Entry) -> String {
         let ticket = entry.ticket.clone();
+        self.metrics.decided(&entry);
         tracing::info!(
             ticket,
             subject = entry.subject,
@@ -119,10 +160,16 @@ impl Broker {
 }
 
 async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
-    let unusable = |name: &PathBuf| {
-        let path = name.clone();
-        move |source| OpenError::Key { path, source }
-    };
+    let keys = master_keys(config)?;
+    Ok(Store::open(&store_address(config)?, Arc::new(keys)).await?)
+}
+
+fn unusable(name: &Path) -> impl FnOnce(KeyFileError) -> OpenError {
+    let path = name.to_owned();
+    move |source| OpenError::Key { path, source }
+}
+
+pub(crate) fn master_keys(config: &config::Store) -> Result<KeyRing, OpenError> {
     let named = PathBuf::from(config.key_env.clone().unwrap_or_default());
     let (source, name) = match &config.key {
         Some(path) => (Source::File(path.clone()), path),
@@ -131,8 +178,11 @@ async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
             &named,
         ),
     };
-    let keys = KeyRing::read(source).map_err(unusable(name))?;
-    let address = match (&config.database, &config.url_file) {
+    KeyRing::read(source).map_err(unusable(name))
+}
+
+pub(crate) fn store_address(config: &config::Store) -> Result<Address, OpenError> {
+    Ok(match (&config.database, &config.url_file) {
         (Some(file), _) => Address::file(file)?,
         (None, Some(file)) => {
             let url = std::fs::read_to_string(file)
@@ -141,8 +191,7 @@ async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
             Address::server(Zeroizing::new(url).trim())?
         }
         (None, None) => return Err(StoreError::Address("there is none".to_owned()).into()),
-    };
-    Ok(Store::open(&address, Arc::new(keys)).await?)
+    })
 }
 
 /// The broker cannot start.

@@ -1,6 +1,9 @@
 //! The broker's configuration: one TOML file, every key known, relative paths from its own directory.
 
+mod admin;
+mod operation;
 mod reference;
+mod suggestion;
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +20,9 @@ pub use reference::Reference;
 
 use crate::collateral;
 
+pub use admin::{Admin, Issuer, Role};
+pub use operation::{Format, Limits, Log, Telemetry};
+
 /// Bytes of the file.
 const CONFIG_BYTES: usize = 1024 * 1024;
 
@@ -26,6 +32,12 @@ const CONFIG_BYTES: usize = 1024 * 1024;
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where to serve metrics, in plain HTTP: a port of its own for the operator's network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Seconds between the first word that it stops, on `/readyz`, and the end of its listening.
+    #[serde(default = "default_drain")]
+    pub drain_seconds: u32,
     /// The server's certificate. Without this table the broker serves plain HTTP, which needs
     /// `insecure_http = true`.
     pub tls: Option<Tls>,
@@ -47,6 +59,15 @@ pub struct Config {
     pub reference: Reference,
     /// Who administers.
     pub admin: Admin,
+    /// How often one client may ask.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How it logs.
+    #[serde(default)]
+    pub log: Log,
+    /// Where traces go.
+    #[serde(default)]
+    pub telemetry: Telemetry,
     /// Where the vendors' certificates and lists come from.
     #[serde(default)]
     pub collateral: collateral::Config,
@@ -169,17 +190,6 @@ impl Default for Attestation {
     }
 }
 
-/// `[admin]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Admin {
-    /// Public keys in PEM, Ed25519 or P-256, whose tokens are taken.
-    pub public_keys: Vec<PathBuf>,
-    /// The roles that may administer.
-    #[serde(default = "default_roles")]
-    pub roles: BTreeSet<String>,
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
@@ -196,6 +206,7 @@ impl Config {
         let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             detail: error.to_string(),
+            meant: suggestion::suggestion(error.message()),
         })?;
         config.check()?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
@@ -225,6 +236,19 @@ impl Config {
                 "lifetime_seconds and challenge_seconds must be 1 to 86400",
             ));
         }
+        if self.drain_seconds > 600 {
+            return Err(ConfigError::Check("drain_seconds must be at most 600"));
+        }
+        if self.limits.requests_per_second > 0 && self.limits.burst == 0 {
+            return Err(ConfigError::Check("[limits] burst must be 1 or more"));
+        }
+        let collector = self.telemetry.otlp_endpoint.as_deref();
+        if collector.is_some_and(|uri| !uri.starts_with("http://") && !uri.starts_with("https://"))
+        {
+            return Err(ConfigError::Check(
+                "[telemetry] otlp_endpoint is not an address such as http://127.0.0.1:4318",
+            ));
+        }
         if self.tls.is_some() == self.insecure_http {
             return Err(ConfigError::Check(
                 "give either a [tls] table, or `insecure_http = true` where TLS ends elsewhere",
@@ -245,11 +269,7 @@ impl Config {
                 "[record] days and rows must be 1 or more",
             ));
         }
-        if self.admin.public_keys.is_empty() || self.admin.roles.is_empty() {
-            return Err(ConfigError::Check(
-                "[admin] needs at least one public key and one role: nothing is anonymous",
-            ));
-        }
+        self.admin.check()?;
         let Attestation {
             accept,
             development,
@@ -277,12 +297,13 @@ impl Config {
                 .flat_map(|t| [&mut t.certificate, &mut t.key]),
         );
         paths.extend(self.attestation.challenge_key.iter_mut());
+        paths.extend(self.admin.paths());
+        paths.extend(self.telemetry.ca.iter_mut());
         let development = &mut self.attestation.development;
         paths.extend(development.snp_root.iter_mut());
         paths.extend(development.tdx_root.iter_mut());
         paths.extend(development.collateral.iter_mut());
         paths.extend(self.reference.signers.iter_mut());
-        paths.extend(self.admin.public_keys.iter_mut());
         for path in paths {
             *path = base.join(&*path);
         }
@@ -302,24 +323,33 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// Not TOML, or with a key that is unknown or of another type.
-    #[error("{path}: {detail}", path = path.display())]
+    #[error("{path}: {detail}{hint}", path = path.display(), hint = hint(meant.as_deref()))]
     Parse {
         /// The file.
         path: PathBuf,
         /// What and where.
         detail: String,
+        /// The nearest word that is known.
+        meant: Option<String>,
     },
     /// The keys do not go together.
     #[error("configuration: {0}")]
     Check(&'static str),
+    /// `[admin]` does not go together.
+    #[error("configuration: [admin] {0}")]
+    Admin(String),
+}
+
+fn hint(meant: Option<&str>) -> String {
+    meant.map_or_else(String::new, |word| format!("did you mean `{word}`?"))
 }
 
 fn default_issuer() -> String {
     "cloister-kbs".to_owned()
 }
 
-fn default_roles() -> BTreeSet<String> {
-    BTreeSet::from(["admin".to_owned()])
+fn default_drain() -> u32 {
+    2
 }
 
 fn five_minutes() -> u32 {
@@ -367,7 +397,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (change, word) in [
-            ("listne = 1\n", "listne"),
+            ("listne = 1\n", "did you mean `listen`?"),
             ("insecure_http = true\n", "either"),
         ] {
             let error = read(&format!("{change}{GOOD}")).unwrap_err().to_string();
@@ -378,6 +408,31 @@ mod tests {
             ("[token]", "url_file = \"u\"\n[token]", "either `database`"),
             ("[token]", "key_env = \"K\"\n[token]", "either `key`"),
             ("[token]", "[record]\ndays = 0\n[token]", "[record]"),
+            (
+                "[store]",
+                "[store]\ndatabas = \"x\"",
+                "did you mean `database`?",
+            ),
+            (
+                "[admin]",
+                "[[admin.role]]\nname = \"r\"\nallow = [\"record:raed\"]\n[admin]",
+                "did you mean `record:read`?",
+            ),
+            (
+                "[admin]",
+                "[[admin.role]]\nname = \"admin\"\nallow = []\n[admin]",
+                "given twice",
+            ),
+            (
+                "[admin]",
+                "[[admin.role]]\nname = \"r\"\nallow = [\"key:read\"]\nresource_prefix = \"a\"\n[admin]",
+                "does not narrow `key:read`",
+            ),
+            (
+                "[admin]",
+                "[[admin.issuer]]\nissuer = \"i\"\naudience = \"a\"\njwks_uri = \"u\"\njwks_file = \"f\"\n[admin]",
+                "or neither",
+            ),
             ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
             (
                 "[admin]",

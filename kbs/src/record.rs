@@ -107,23 +107,26 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// What a policy judged, with its advice on what does not hold.
+    /// What a policy judged, with its advice on what does not hold. That it refuses as a whole is no
+    /// cause beside the causes that it names.
     pub(crate) fn by_policy(judgements: Vec<Judgement>, reasons: &[Reason]) -> Vec<Self> {
-        let advice = |claim: &str| reasons.iter().find(|reason| reason.claim == claim);
-        let mut judged: Vec<_> = judgements
-            .into_iter()
-            .map(|one| Self {
-                fix: match one.holds {
-                    true => String::new(),
-                    false => advice(&one.claim).map_or(String::new(), |reason| reason.fix.clone()),
-                },
+        let known = |claim: &str| reasons.iter().find(|reason| reason.claim == claim);
+        let mut judged = Vec::with_capacity(judgements.len());
+        for one in judgements {
+            let advice = known(&one.claim).filter(|_| !one.holds);
+            let whole = !one.holds && one.claim == one.rule;
+            if whole && advice.is_none() && !reasons.is_empty() {
+                continue;
+            }
+            judged.push(Self {
+                fix: advice.map_or(String::new(), |reason| reason.fix.clone()),
                 claim: one.claim,
                 expected: one.expected,
                 found: one.found,
                 holds: one.holds,
                 rule: one.rule,
-            })
-            .collect();
+            });
+        }
         for reason in reasons {
             if !judged.iter().any(|one| one.claim == reason.claim) {
                 judged.push(reason.clone().into());
@@ -156,7 +159,7 @@ impl Entry {
             resource,
             result,
             ticket: match kind {
-                Kind::Attest | Kind::Release => new_ticket(),
+                Kind::Attest | Kind::Release => ticket(),
                 Kind::Resource | Kind::Policy | Kind::Reference => String::new(),
             },
             evidence: String::new(),
@@ -191,7 +194,7 @@ impl Entry {
 
 /// A text that nobody guesses. It begins with the time, so that the store's index of tickets grows at
 /// one end: at random places, each entry would write a page of its own.
-fn new_ticket() -> String {
+pub(crate) fn ticket() -> String {
     let steps = OffsetDateTime::now_utc().unix_timestamp_nanos() / TIME_STEP;
     let mut random = [0; RANDOM_CHARS];
     rand::rng().fill_bytes(&mut random);
@@ -270,12 +273,12 @@ mod tests {
 
     #[test]
     fn tickets_are_told_apart_and_later_ones_come_later() {
-        let first = new_ticket();
+        let first = ticket();
         std::thread::sleep(std::time::Duration::from_millis(40));
-        let second = new_ticket();
+        let second = ticket();
         assert!(first < second, "{first} {second}");
         assert_eq!(first.len(), TIME_CHARS + RANDOM_CHARS);
-        let many: std::collections::BTreeSet<_> = (0..10_000).map(|_| new_ticket()).collect();
+        let many: std::collections::BTreeSet<_> = (0..10_000).map(|_| ticket()).collect();
         assert_eq!(many.len(), 10_000);
     }
 }

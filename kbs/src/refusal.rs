@@ -1,17 +1,28 @@
-//! A refusal on its way out: kind, text and perhaps a ticket, as the protocol's JSON.
+//! A refusal on its way out: kind, text and ticket, as the protocol's JSON.
 
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header};
 use kbs_protocol::{ErrorInformation, ErrorKind};
+
+use crate::record;
 
 /// What a handler gives instead of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     kind: ErrorKind,
     body: ErrorInformation,
+    retry_after: Option<u64>,
+}
+
+/// What a refusal told, left on its answer for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) kind: ErrorKind,
+    pub(crate) ticket: String,
+    pub(crate) detail: String,
 }
 
 impl Refusal {
@@ -19,24 +30,40 @@ impl Refusal {
         Self {
             kind,
             body: ErrorInformation::new(kind, detail),
+            retry_after: None,
         }
     }
 
+    /// With the ticket of an entry of the record. Others get a ticket of their own, which is in the
+    /// log.
     pub(crate) fn with_ticket(mut self, ticket: impl Into<String>) -> Self {
         self.body = self.body.with_ticket(ticket);
+        self
+    }
+
+    /// The client may come again after so many seconds.
+    pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
         self
     }
 }
 
 impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
+    fn into_response(mut self) -> Response {
         let status =
             StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        tracing::info!(
-            kind = self.kind.name(),
-            ticket = self.body.ticket.as_deref(),
-            "refused"
-        );
-        (status, Json(self.body)).into_response()
+        let ticket = self.body.ticket.get_or_insert_with(record::ticket).clone();
+        let told = Told {
+            kind: self.kind,
+            ticket,
+            detail: self.body.detail.clone(),
+        };
+        let mut response = (status, Json(self.body)).into_response();
+        response.extensions_mut().insert(told);
+        if let Some(seconds) = self.retry_after {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
 }

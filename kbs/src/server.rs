@@ -1,6 +1,12 @@
 //! TLS and HTTP in front of the routes: bounded connections, bounded waiting, and an end in order.
 
-use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1};
@@ -8,27 +14,28 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rustls::{
-    ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, oneshot, watch},
     task::JoinSet,
 };
-use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
 
 use crate::{
     broker::{Broker, OpenError},
-    config::{Config, Tls},
-    route, upkeep,
+    config::Config,
+    route::{self, Peer},
+    telemetry::{Exporter, TelemetryError, Traces},
+    tls::{Identity, TlsError},
+    upkeep,
 };
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 4096;
+/// The same on the port for metrics.
+const MONITOR_CONNECTIONS: usize = 64;
 /// For the TLS handshake, and for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For requests that run when the broker is told to stop.
@@ -39,7 +46,10 @@ const HEAD_BYTES: usize = 256 * 1024;
 /// A broker that listens and does not serve yet.
 pub struct Server {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    monitor: Option<TcpListener>,
+    tls: Option<Arc<Identity>>,
+    drain: Duration,
+    exporter: Option<Exporter>,
     broker: Arc<Broker>,
 }
 
@@ -53,24 +63,26 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// Opens the broker and its port.
+    /// Opens the broker and its ports.
     ///
     /// # Errors
     /// Names the file, key or address that cannot be used.
     pub async fn bind(config: &Config) -> Result<Self, ServeError> {
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
-        let broker = Arc::new(Broker::open(config).await?);
-        let listener =
-            TcpListener::bind(config.listen)
-                .await
-                .map_err(|source| ServeError::Bind {
-                    address: config.listen,
-                    source,
-                })?;
+        let tls = config.tls.as_ref().map(Identity::read).transpose()?;
+        let mut broker = Broker::open(config).await?;
+        let (traces, exporter) = Traces::new(&config.telemetry)?.unzip();
+        broker.traces = traces;
+        let monitor = match config.metrics_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         Ok(Self {
-            listener,
-            tls,
-            broker,
+            listener: listen(config.listen).await?,
+            monitor,
+            tls: tls.map(Arc::new),
+            drain: Duration::from_secs(config.drain_seconds.into()),
+            exporter,
+            broker: Arc::new(broker),
         })
     }
 
@@ -82,26 +94,101 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` ends, then lets running requests finish.
+    /// Where it serves metrics, if it does.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn monitor_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.monitor
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()
+    }
+
+    /// Serves until `stop` ends. Then it says that it is not ready any more, waits for who reads that,
+    /// and lets running requests finish.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let app = route::router(Arc::clone(&self.broker));
-        let upkeep = tokio::spawn(upkeep::run(Arc::clone(&self.broker)));
+        let broker = self.broker;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(upkeep::run(Arc::clone(&broker)));
+        for issuer in broker.admins.issuers() {
+            tasks.spawn(Arc::clone(issuer).keep_fresh());
+        }
+        if let Some(tls) = &self.tls {
+            tasks.spawn(Arc::clone(tls).watch(Arc::clone(&broker)));
+        }
+        let (finish, finished) = oneshot::channel();
+        let exporter = self.exporter.map(|one| tokio::spawn(one.run(finished)));
         let (leave, left) = watch::channel(false);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut doors = JoinSet::new();
+        let door = Door {
+            listener: self.listener,
+            tls: self.tls,
+            app: route::router(Arc::clone(&broker)),
+            connections: CONNECTIONS,
+            open: broker.metrics.connections.clone(),
+        };
+        doors.spawn(door.attend(left.clone()));
+        if let Some(listener) = self.monitor {
+            let door = Door {
+                listener,
+                tls: None,
+                app: route::monitor(Arc::clone(&broker)),
+                connections: MONITOR_CONNECTIONS,
+                open: Gauge::default(),
+            };
+            doors.spawn(door.attend(left));
+        }
+        stop.await;
+        tracing::info!("told to stop");
+        broker.leave();
+        tokio::time::sleep(self.drain).await;
+        leave.send_replace(true);
+        while doors.join_next().await.is_some() {}
+        if let Some(exporter) = exporter {
+            // Either it hears that it has to finish, or it has already.
+            let _ = finish.send(());
+            let _ = exporter.await;
+        }
+        tasks.shutdown().await;
+        broker.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Bind { address, source })
+}
+
+/// A port, and what is served there.
+struct Door {
+    listener: TcpListener,
+    tls: Option<Arc<Identity>>,
+    app: Router,
+    connections: usize,
+    /// How many are open.
+    open: Gauge,
+}
+
+impl Door {
+    /// Takes connections until it is told to leave, then lets running requests finish.
+    async fn attend(self, mut left: watch::Receiver<bool>) {
+        let places = Arc::new(Semaphore::new(self.connections));
         let mut guests = JoinSet::new();
-        tokio::pin!(stop);
         loop {
             let place = Arc::clone(&places).acquire_owned();
             let accepted = tokio::select! {
-                () = &mut stop => break,
+                () = told_to_leave(&mut left) => break,
                 Some(_) = guests.join_next(), if !guests.is_empty() => continue,
                 accepted = async { (place.await, self.listener.accept().await) } => accepted,
             };
             let (Ok(place), accepted) = accepted else {
                 break;
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, mostly: a pause lets some end.
                     tracing::warn!(%error, "accept failed");
@@ -109,28 +196,42 @@ impl Server {
                     continue;
                 }
             };
-            let (app, tls, left) = (app.clone(), self.tls.clone(), left.clone());
+            let (app, tls, left) = (self.app.clone(), self.tls.clone(), left.clone());
+            let open = Open::new(&self.open);
             guests.spawn(async move {
-                greet(stream, tls, app, left).await;
-                drop(place);
+                greet(stream, peer.ip(), tls, app, left).await;
+                drop((place, open));
             });
         }
         drop(self.listener);
-        leave.send_replace(true);
         let finish = async { while guests.join_next().await.is_some() {} };
         if tokio::time::timeout(FAREWELL, finish).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
         guests.shutdown().await;
-        upkeep.abort();
-        self.broker.store.close().await;
-        tracing::info!("stopped");
+    }
+}
+
+/// Counted for as long as it is there.
+struct Open(Gauge);
+
+impl Open {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
 async fn greet(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    peer: IpAddr,
+    tls: Option<Arc<Identity>>,
     app: Router,
     mut left: watch::Receiver<bool>,
 ) {
@@ -138,24 +239,24 @@ async fn greet(
         tracing::debug!(%error, "no TCP_NODELAY");
     }
     let Some(tls) = tls else {
-        return serve(stream, app, left).await;
+        return serve(stream, peer, app, left).await;
     };
     let greeted = tokio::select! {
-        greeted = tokio::time::timeout(PATIENCE, tls.accept(stream)) => greeted,
+        greeted = tokio::time::timeout(PATIENCE, tls.shown().acceptor.accept(stream)) => greeted,
         () = told_to_leave(&mut left) => return,
     };
     match greeted {
-        Ok(Ok(stream)) => serve(stream, app, left).await,
+        Ok(Ok(stream)) => serve(stream, peer, app, left).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
-async fn serve<S>(stream: S, app: Router, mut left: watch::Receiver<bool>)
+async fn serve<S>(stream: S, peer: IpAddr, app: Router, mut left: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = tower_service(app);
+    let service = tower_service(app, peer);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -179,34 +280,21 @@ async fn told_to_leave(left: &mut watch::Receiver<bool>) {
     drop(left.wait_for(|leave| *leave).await);
 }
 
-/// Axum takes its own body; hyper gives its own.
+/// Axum takes its own body; hyper gives its own, and knows nothing of who sends it.
 fn tower_service(
     app: Router,
+    peer: IpAddr,
 ) -> impl hyper::service::Service<
     http::Request<Incoming>,
     Response = http::Response<Body>,
     Error = Infallible,
     Future: Send,
 > {
-    TowerToHyperService::new(app)
-}
-
-fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
-    let broken = |path: &PathBuf, detail: &str| ServeError::TlsFile {
-        path: path.clone(),
-        detail: detail.to_owned(),
+    let named = move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        request
     };
-    let chain = CertificateDer::pem_file_iter(&tls.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|error| broken(&tls.key, &error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| broken(&tls.certificate, &error.to_string()))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    TowerToHyperService::new(app.map_request(named))
 }
 
 /// The broker cannot serve.
@@ -216,13 +304,11 @@ pub enum ServeError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The certificate or its key.
-    #[error("TLS: {path}: {detail}", path = path.display())]
-    TlsFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        detail: String,
-    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Where traces go.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// The address.
     #[error("listen on {address}: {source}")]
     Bind {

@@ -17,7 +17,7 @@ parts := [{
 	"judgements": [
 		{
 			"claim": ["submods", name, "ear.veraison.annotated-evidence"],
-			"expected": "evidence of a hardware TEE",
+			"expected": "no simulated evidence",
 			"found": simulated,
 			"holds": real,
 			"rule": "allow",

@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use crate::engine::from_json;
 
-    fn one(judgement: serde_json::Value) -> Account {
+    fn one(judgement: &serde_json::Value) -> Account {
         let list = from_json(&json!([judgement]));
         account(Some(&list), None, str::to_owned).unwrap()
     }
@@ -255,7 +255,7 @@ mod tests {
     fn a_value_that_is_not_registered_is_told_apart_from_one_that_differs() {
         let judged = |expected: serde_json::Value, holds: bool| {
             one(
-                json!({"claim": ["snp", "measurement"], "expected": expected, "found": "cc",
+                &json!({"claim": ["snp", "measurement"], "expected": expected, "found": "cc",
                        "holds": holds, "rule": "executables", "reference": "m"}),
             )
         };
@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn texts_and_lists_have_an_end() {
         let long = vec!["ä".repeat(REASON_CHARS); 2 * SHOWN];
-        let account = one(json!({"claim": long, "expected": long, "found": long,
+        let account = one(&json!({"claim": long, "expected": long, "found": long,
                                  "holds": false, "rule": "x"}));
         let judgement = &account.judgements[0];
         for text in [&judgement.claim, &judgement.expected, &judgement.found] {

@@ -17,7 +17,7 @@ pub struct ErrorInformation {
     pub error_type: String,
     /// One sentence for a person, without secrets.
     pub detail: String,
-    /// What the owner gives to `kbs explain` to read why, where a cause was recorded.
+    /// What the client quotes: a decision's is given to `kbs explain`, any other is in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,
 }
@@ -75,6 +75,8 @@ pub enum ErrorKind {
     AdminAuthAccess,
     /// The administrator's role does not allow this.
     AdminRoleDenied,
+    /// The keys of the issuer of the administrator's token could not be fetched.
+    IssuerUnavailable,
     /// The release policy says no.
     PolicyDeny,
     /// There is no such resource.
@@ -99,11 +101,15 @@ pub enum ErrorKind {
     CollateralUnavailable,
     /// The broker did not answer in its own time.
     Timeout,
+    /// The broker starts, stops, or lacks something.
+    NotReady,
+    /// A defect of the broker.
+    Internal,
 }
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::InvalidRequest,
         Self::ProtocolVersion,
         Self::TeeNotAccepted,
@@ -116,6 +122,7 @@ impl ErrorKind {
         Self::TokenVerifierError,
         Self::AdminAuthAccess,
         Self::AdminRoleDenied,
+        Self::IssuerUnavailable,
         Self::PolicyDeny,
         Self::ResourceNotFound,
         Self::TicketNotFound,
@@ -128,6 +135,8 @@ impl ErrorKind {
         Self::NotImplemented,
         Self::CollateralUnavailable,
         Self::Timeout,
+        Self::NotReady,
+        Self::Internal,
     ];
 
     /// The name that follows [`ERROR_TYPE_PREFIX`].
@@ -146,6 +155,7 @@ impl ErrorKind {
             Self::TokenVerifierError => "TokenVerifierError",
             Self::AdminAuthAccess => "AdminAuthAccess",
             Self::AdminRoleDenied => "AdminRoleDenied",
+            Self::IssuerUnavailable => "IssuerUnavailable",
             Self::PolicyDeny => "PolicyDeny",
             Self::ResourceNotFound => "ResourceNotFound",
             Self::TicketNotFound => "TicketNotFound",
@@ -158,6 +168,8 @@ impl ErrorKind {
             Self::NotImplemented => "NotImplemented",
             Self::CollateralUnavailable => "CollateralUnavailable",
             Self::Timeout => "Timeout",
+            Self::NotReady => "NotReady",
+            Self::Internal => "Internal",
         }
     }
 
@@ -183,9 +195,12 @@ impl ErrorKind {
             Self::MethodNotAllowed => 405,
             Self::PayloadTooLarge => 413,
             Self::TooManyRequests => 429,
-            Self::PolicyEngineError | Self::StorageError => 500,
+            Self::PolicyEngineError | Self::StorageError | Self::Internal => 500,
             Self::NotImplemented => 501,
-            Self::CollateralUnavailable | Self::Timeout => 503,
+            Self::CollateralUnavailable
+            | Self::IssuerUnavailable
+            | Self::NotReady
+            | Self::Timeout => 503,
         }
     }
 }

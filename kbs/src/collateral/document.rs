@@ -154,6 +154,12 @@ impl Document {
         !matches!(self.item, Item::Vcek { .. })
     }
 
+    /// Whether a guest chooses its name by evidence that nothing has verified yet, so that there is no
+    /// end of them.
+    pub(super) fn is_named_by_guests(&self) -> bool {
+        matches!(self.item, Item::Vcek { .. } | Item::TcbInfo { .. })
+    }
+
     pub(super) fn place(&self, services: &Services) -> Place {
         let Services {
             amd_kds,

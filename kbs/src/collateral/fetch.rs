@@ -1,7 +1,7 @@
 //! Asks AMD's and Intel's services for documents, or those that stand in for them.
 //!
-//! Certificates of chips and lists have a lane each, so that many unknown chips do not keep a list from
-//! being renewed.
+//! Documents that guests name have a lane of their own, so that many unknown chips do not keep a list
+//! from being renewed.
 
 use std::{
     fs,
@@ -51,8 +51,8 @@ pub(super) struct Fetcher {
     /// For real and for simulated kinds.
     services: [Option<Services>; 2],
     pub(super) holds: Holds,
-    chips: Semaphore,
-    lists: Semaphore,
+    named: Semaphore,
+    others: Semaphore,
 }
 
 /// Why an attempt failed, and whether another one may be made at once.
@@ -87,8 +87,8 @@ impl Fetcher {
             client,
             services,
             holds: Holds::new(),
-            chips: Semaphore::new(LANE),
-            lists: Semaphore::new(LANE),
+            named: Semaphore::new(LANE),
+            others: Semaphore::new(LANE),
         })
     }
 
@@ -125,9 +125,10 @@ impl Fetcher {
     }
 
     async fn attempt(&self, document: &Document, place: &Place) -> Result<Held, CollateralError> {
-        let lane = match document.item {
-            Item::Vcek { .. } => &self.chips,
-            _ => &self.lists,
+        let lane = if document.is_named_by_guests() {
+            &self.named
+        } else {
+            &self.others
         };
         let _turn = lane.acquire().await.map_err(|_| CollateralError::Busy {
             document: document.clone(),

@@ -35,8 +35,14 @@ where
         Self { open, most }
     }
 
-    /// Joins the work for `key`, or starts it. Nothing where too much is under way.
-    pub(super) fn join<F>(self: &Arc<Self>, key: &K, work: impl FnOnce() -> F) -> Option<Arrival<V>>
+    /// Joins the work for `key`, or starts it. Nothing where too much is under way, unless the key is
+    /// one of a few.
+    pub(super) fn join<F>(
+        self: &Arc<Self>,
+        key: &K,
+        is_one_of_few: bool,
+        work: impl FnOnce() -> F,
+    ) -> Option<Arrival<V>>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -44,7 +50,7 @@ where
         if let Some(arrival) = open.get(key) {
             return Some(Arrival(arrival.clone()));
         }
-        if open.len() >= self.most {
+        if open.len() >= self.most && !is_one_of_few {
             return None;
         }
         let (tell, arrival) = watch::channel(None);
@@ -107,22 +113,26 @@ mod tests {
                 works.fetch_add(1, Ordering::SeqCst) + 1
             }
         };
-        let first = flights.join(&1, start).unwrap();
-        let second = flights.join(&1, start).unwrap();
-        assert!(flights.join(&2, start).is_none());
+        let first = flights.join(&1, false, start).unwrap();
+        let second = flights.join(&1, false, start).unwrap();
+        assert!(flights.join(&2, false, start).is_none());
+        assert!(flights.join(&3, true, || async { 0 }).is_some());
         go.notify_one();
         assert_eq!(first.wait().await, Some(1));
         assert_eq!(second.wait().await, Some(1));
         go.notify_one();
-        assert_eq!(flights.join(&2, start).unwrap().wait().await, Some(2));
+        assert_eq!(
+            flights.join(&2, false, start).unwrap().wait().await,
+            Some(2)
+        );
     }
 
     #[tokio::test]
     async fn work_that_breaks_off_is_not_waited_for_and_can_be_started_anew() {
         let flights = Arc::new(Flights::<u8, u32>::new(1));
-        let broken = flights.join(&1, || async { panic!("on purpose") });
+        let broken = flights.join(&1, false, || async { panic!("on purpose") });
         assert_eq!(broken.unwrap().wait().await, None);
-        let again = flights.join(&1, || async { 7 });
+        let again = flights.join(&1, false, || async { 7 });
         assert_eq!(again.unwrap().wait().await, Some(7));
     }
 }

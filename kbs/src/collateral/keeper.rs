@@ -156,7 +156,9 @@ impl Keeper {
         trust: Trust,
         now: i64,
     ) -> Option<Arrival<Outcome>> {
-        self.renewals.join(key, || {
+        let mut documents = key.want.documents().iter();
+        let is_one_of_few = !documents.any(Document::is_named_by_guests);
+        self.renewals.join(key, is_one_of_few, || {
             let (keeper, key) = (Arc::clone(self), key.clone());
             async move {
                 let known = keeper.ready.get(&key);
@@ -174,17 +176,18 @@ impl Keeper {
         self: &Arc<Self>,
         document: &Document,
     ) -> Option<Arrival<Result<Held, CollateralError>>> {
-        self.fetches.join(document, || {
-            let (keeper, document) = (Arc::clone(self), document.clone());
-            async move {
-                if let Some(arrived) = keeper.arrived.get(&document) {
-                    return Ok(arrived);
+        self.fetches
+            .join(document, !document.is_named_by_guests(), || {
+                let (keeper, document) = (Arc::clone(self), document.clone());
+                async move {
+                    if let Some(arrived) = keeper.arrived.get(&document) {
+                        return Ok(arrived);
+                    }
+                    let held = keeper.fetcher.get(&document).await?;
+                    keeper.arrived.insert(document, held.clone());
+                    Ok(held)
                 }
-                let held = keeper.fetcher.get(&document).await?;
-                keeper.arrived.insert(document, held.clone());
-                Ok(held)
-            }
-        })
+            })
     }
 
     /// Copies of documents on the disk, whose form is right and which nothing verified yet.

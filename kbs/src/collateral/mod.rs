@@ -176,7 +176,7 @@ impl Collateral {
         let crls = match (crls, rules.crl) {
             (Ok(crls), _) => crls,
             (Err(error), CrlRule::MayBeAbsent) => {
-                tracing::warn!(%error, "judged without a list of revoked certificates");
+                tracing::debug!(%error, "judged without a list of revoked certificates");
                 [].into()
             }
             (Err(error), CrlRule::Required) => return Err(error),

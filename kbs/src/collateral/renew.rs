@@ -192,12 +192,15 @@ impl<'a> Search<'a> {
         Ok(Arc::new(kept))
     }
 
+    /// None of what was fetched is to be asked for again soon: which of it is wrong cannot be told.
     fn refuse_fetched(&self, cause: &str) -> CollateralError {
-        let fetched = (0..self.parts.len()).filter(|at| self.fetched[*at]);
-        let refused = fetched.map(|at| self.refuse(at, cause.to_owned())).last();
-        refused.unwrap_or_else(|| CollateralError::Absent {
+        let mut error = CollateralError::Absent {
             document: self.want.first().clone(),
-        })
+        };
+        for at in (0..self.parts.len()).filter(|at| self.fetched[*at]) {
+            error = self.refuse(at, cause.to_owned());
+        }
+        error
     }
 
     /// Remembers that the service's answer is no good.

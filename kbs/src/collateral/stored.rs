@@ -111,7 +111,7 @@ impl Held {
         let age = now.saturating_sub(self.stored.fetched);
         let ends_soon = now >= self.until.saturating_sub(lifetime / 4);
         // A copy from the future is of a clock that was wrong.
-        let is_old = age < 0 || age >= DAY_SECONDS;
+        let is_old = !(0..DAY_SECONDS).contains(&age);
         let is_due = is_old || (ends_soon && age >= HOUR_SECONDS.min(lifetime / 8));
         self.document().is_reissued() && is_due
     }

@@ -38,6 +38,9 @@ pub struct Connection {
         conflicts_with = "admin_token"
     )]
     admin_key: Option<PathBuf>,
+    /// The role of the token that is made with --admin-key.
+    #[arg(long, global = true, env = "KBS_ADMIN_ROLE", default_value = "admin")]
+    admin_role: String,
     /// An administrator's token, as `kbs token` prints it.
     #[arg(long, global = true, env = "KBS_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
@@ -81,7 +84,7 @@ impl Connection {
     fn token(&self) -> anyhow::Result<String> {
         match (&self.admin_token, &self.admin_key) {
             (Some(token), _) => Ok(token.trim().to_owned()),
-            (None, Some(key)) => Ok(make_token(key, "admin", TOKEN_LIFETIME)?),
+            (None, Some(key)) => Ok(make_token(key, &self.admin_role, TOKEN_LIFETIME)?),
             (None, None) => anyhow::bail!("give --admin-key or --admin-token"),
         }
     }

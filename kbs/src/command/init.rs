@@ -20,7 +20,9 @@ use time::{Duration, OffsetDateTime};
 
 use crate::{
     collateral,
-    config::{Admin, Attestation, Config, Record, Reference, Store, Tls, Token},
+    config::{
+        Admin, Attestation, Config, Limits, Log, Record, Reference, Store, Telemetry, Tls, Token,
+    },
     seal::Sealer,
     token::new_key,
 };
@@ -28,6 +30,12 @@ use crate::{
 /// A root that guests pin in init-data must outlive the pods that pin it.
 const ROOT_DAYS: i64 = 3650;
 const SERVER_DAYS: i64 = 825;
+/// The configuration's name in the directory.
+pub(super) const CONFIG: &str = "kbs.toml";
+/// The certificate that guests and owners pin.
+pub(super) const ROOT: &str = "tls-root.pem";
+/// The administrator's private key.
+pub(super) const ADMIN_KEY: &str = "admin.key";
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
 
@@ -49,6 +57,38 @@ pub(super) struct Init {
 
 impl Init {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        self.make()?;
+        let dir = &self.dir;
+        println!("made {}", dir.display());
+        println!(
+            "  start it:       kbs serve --config {}",
+            dir.join(CONFIG).display()
+        );
+        println!("  guests pin:     {}", dir.join(ROOT).display());
+        println!(
+            "  administer by:  --admin-key {}",
+            dir.join(ADMIN_KEY).display()
+        );
+        if self.accept.iter().any(|kind| !kind.is_hardware()) {
+            println!(
+                "  simulated evidence is accepted: anybody can make it, so use no real secret"
+            );
+        }
+        Ok(())
+    }
+
+    /// What a broker for development is made of: it accepts what anybody can make of nothing.
+    pub(super) fn development(dir: PathBuf, listen: SocketAddr) -> Self {
+        Self {
+            dir,
+            names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            listen,
+            accept: vec![Tee::Sample],
+        }
+    }
+
+    /// Makes the directory and all that is in it, and says nothing.
+    pub(super) fn make(&self) -> anyhow::Result<()> {
         let dir = &self.dir;
         fs::DirBuilder::new()
             .recursive(true)
@@ -60,36 +100,23 @@ impl Init {
         }
         self.write_certificates()?;
         let (admin, admin_public) = new_key()?;
-        write(dir, "admin.key", PRIVATE, &admin)?;
+        write(dir, ADMIN_KEY, PRIVATE, &admin)?;
         write(dir, "admin.pub", PUBLIC, &admin_public)?;
         let (token, _) = new_key()?;
         write(dir, "token.key", PRIVATE, &token)?;
         write(dir, "store.key", PRIVATE, &Sealer::new_key())?;
         let config = toml::to_string(&self.config()).context("write the configuration")?;
-        write(dir, "kbs.toml", PUBLIC, &config)?;
+        write(dir, CONFIG, PUBLIC, &config)?;
         // The defaults must be ones that `serve` takes, so they are read back.
-        Config::read(&dir.join("kbs.toml"))?;
-        println!("made {}", dir.display());
-        println!(
-            "  start it:       kbs serve --config {}",
-            dir.join("kbs.toml").display()
-        );
-        println!("  guests pin:     {}", dir.join("tls-root.pem").display());
-        println!(
-            "  administer by:  --admin-key {}",
-            dir.join("admin.key").display()
-        );
-        if self.accept.iter().any(|kind| !kind.is_hardware()) {
-            println!(
-                "  simulated evidence is accepted: anybody can make it, so use no real secret"
-            );
-        }
+        Config::read(&dir.join(CONFIG))?;
         Ok(())
     }
 
     fn config(&self) -> Config {
         Config {
             listen: self.listen,
+            metrics_listen: None,
+            drain_seconds: 2,
             tls: Some(Tls {
                 certificate: "server.pem".into(),
                 key: "server.key".into(),
@@ -115,7 +142,17 @@ impl Init {
             admin: Admin {
                 public_keys: vec!["admin.pub".into()],
                 roles: BTreeSet::from(["admin".to_owned()]),
+                audiences: BTreeSet::from(["kbs".to_owned()]),
+                role: Vec::new(),
+                issuer: Vec::new(),
             },
+            limits: Limits {
+                // All clients are on this machine, where one address is many of them.
+                exempt_loopback: self.listen.ip().is_loopback(),
+                ..Limits::default()
+            },
+            log: Log::default(),
+            telemetry: Telemetry::default(),
             collateral: collateral::Config::default(),
         }
     }
@@ -145,7 +182,7 @@ impl Init {
         let server_key = KeyPair::generate()?;
         let certificate = server.signed_by(&server_key, &issuer)?;
         let dir = &self.dir;
-        write(dir, "tls-root.pem", PUBLIC, &issuer.pem())?;
+        write(dir, ROOT, PUBLIC, &issuer.pem())?;
         write(dir, "tls-root.key", PRIVATE, &root_pem)?;
         let chain = certificate.pem() + &issuer.pem();
         write(dir, "server.pem", PUBLIC, &chain)?;

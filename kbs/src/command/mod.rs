@@ -2,9 +2,12 @@
 
 mod client;
 mod collateral;
+mod config;
+mod dev;
 mod explain;
 mod init;
 mod key;
+mod log;
 mod policy;
 mod record;
 mod reference;
@@ -15,7 +18,7 @@ mod token;
 use std::{
     fs,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::Context;
@@ -38,10 +41,11 @@ enum Verb {
     /// Make a directory with keys, a TLS root and certificate, and a configuration.
     Init(init::Init),
     /// Run the broker.
-    Serve {
-        /// The configuration file.
-        #[arg(long, short, env = "KBS_CONFIG_FILE")]
-        config: PathBuf,
+    Serve(serve::Serve),
+    /// Look at a configuration.
+    Config {
+        #[command(subcommand)]
+        verb: config::Config,
     },
     /// Set, list and delete resources.
     Resource {
@@ -88,6 +92,8 @@ enum Verb {
         #[command(subcommand)]
         verb: key::Key,
     },
+    /// Print the OpenAPI document of what a broker serves.
+    Openapi,
     /// Look after certificates, lists and statements of AMD and Intel.
     Collateral {
         #[command(subcommand)]
@@ -105,7 +111,8 @@ impl Command {
     pub async fn run(self) -> anyhow::Result<()> {
         match self.verb {
             Verb::Init(init) => init.run(),
-            Verb::Serve { config } => serve::run(&config).await,
+            Verb::Serve(serve) => serve.run().await,
+            Verb::Config { verb } => verb.run().await,
             Verb::Resource { connection, verb } => verb.run(&connection).await,
             Verb::Policy { connection, verb } => verb.run(&connection).await,
             Verb::Reference { connection, verb } => verb.run(&connection).await,
@@ -117,6 +124,10 @@ impl Command {
             Verb::Record { connection, verb } => verb.run(&connection).await,
             Verb::Key { connection, verb } => verb.run(&connection).await,
             Verb::Collateral { verb } => verb.run().await,
+            Verb::Openapi => {
+                print!("{}", crate::route::document());
+                Ok(())
+            }
             Verb::Token(token) => token.run(),
         }
     }

@@ -1,41 +1,72 @@
-//! `kbs serve`: logs as JSON lines on stderr, and a line on stdout when it listens.
+//! `kbs serve`: logs on stderr, and a line on stdout when it listens.
 
-use std::{io::Write, path::Path};
+use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context;
+use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
+use super::{dev::Dev, log};
 use crate::{Server, config::Config};
 
-pub(super) async fn run(path: &Path) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("KBS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-    let config = Config::read(path)?;
-    let server = Server::bind(&config).await?;
-    let address = server.address().context("ask for the port")?;
-    let scheme = if config.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    tracing::info!(%address, accept = ?config.attestation.accept, "listening");
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    let mut out = std::io::stdout();
-    writeln!(out, "listening on {scheme}://{address}").context("say that it listens")?;
-    out.flush().context("say that it listens")?;
-    server
-        .run(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The configuration file.
+    #[arg(long, short, env = "KBS_CONFIG_FILE", required_unless_present = "dev")]
+    config: Option<PathBuf>,
+    /// Run a broker for development: it makes its keys itself, accepts evidence that anybody can
+    /// make, and says what to do next.
+    #[arg(long)]
+    dev: bool,
+    /// With --dev: its directory, made when absent [default: cloister/kbs-dev among the user's data].
+    #[arg(long, requires = "dev")]
+    dir: Option<PathBuf>,
+    /// With --dev: where to listen [default: 127.0.0.1:8080, or as before].
+    #[arg(long, requires = "dev")]
+    listen: Option<SocketAddr>,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let (dev, config) = match &self.config {
+            Some(path) if !self.dev => (None, Config::read(path)?),
+            _ => {
+                let (dev, config) = Dev::prepare(self.dir, self.listen)?;
+                (Some(dev), config)
             }
-        })
-        .await;
-    Ok(())
+        };
+        log::start(config.log.format)?;
+        let server = Server::bind(&config).await?;
+        let address = server.address().context("ask for the port")?;
+        let scheme = if config.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        if let Some(monitor) = server.monitor_address().context("ask for the port")? {
+            tracing::info!(address = %monitor, "metrics");
+        }
+        tracing::info!(%address, accept = ?config.attestation.accept, "listening");
+        let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+        let url = format!("{scheme}://{address}");
+        let mut text = format!("listening on {url}\n");
+        if let Some(dev) = dev {
+            tracing::warn!("for development only: anybody can make the evidence that is accepted");
+            text += &dev.instructions(&config, &url)?;
+        }
+        let mut out = std::io::stdout();
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .context("say that it listens")?;
+        server
+            .run(async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            })
+            .await;
+        Ok(())
+    }
 }

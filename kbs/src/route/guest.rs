@@ -28,8 +28,6 @@ const PLUGIN: &str = "resource";
 /// The longest token that also goes into the cookie; a client with a longer one sends it itself.
 const COOKIE_TOKEN_BYTES: usize = 16 * 1024;
 
-pub(super) async fn healthz(_: Anyone) {}
-
 pub(super) async fn jwks(State(broker): State<Arc<Broker>>, _: Anyone) -> Json<Value> {
     Json(broker.signer.jwks())
 }

@@ -4,35 +4,35 @@
 //! [`Attested`](crate::auth::Attested); there is none without.
 
 mod guest;
+mod health;
+mod observe;
 mod policy;
 mod record;
 mod reference;
 mod resource;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
     extract::{
-        DefaultBodyLimit, MatchedPath, OriginalUri, Query, Request,
+        DefaultBodyLimit, OriginalUri, Query,
         rejection::{BytesRejection, QueryRejection},
     },
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
+    middleware,
     routing::{get, post},
 };
 use bytes::Bytes;
 use kbs_protocol::{ErrorKind, PREFIX, limit};
 use serde::de::DeserializeOwned;
 
+pub(crate) use health::{document, monitor};
+pub(crate) use observe::Peer;
 pub(crate) use policy::PolicyMessage;
 pub(crate) use reference::{CORIM, MESSAGE_VERSION, ReferenceMessage, SAMPLE};
 
 use crate::{
-    auth::Admin,
+    admin::Administrator,
     broker::Broker,
     record::{Entry, Kind, Outcome},
     refusal::Refusal,
@@ -40,22 +40,25 @@ use crate::{
     store::StoreError,
 };
 
-/// How long an answer may take, from the head of the request to the head of the answer.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// A policy in base64 within JSON.
 const POLICY_BODY_BYTES: usize = limit::POLICY_BYTES / 3 * 4 + 4096;
 
 /// Everything that the broker serves.
 pub(crate) fn router(broker: Arc<Broker>) -> Router {
     let capped = |bytes| DefaultBodyLimit::max(bytes);
+    let limited = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
     let guest = Router::new()
         .route(
             "/auth",
-            post(guest::auth).layer(capped(limit::AUTH_BODY_BYTES)),
+            post(guest::auth)
+                .layer::<_, Infallible>(limited.clone())
+                .layer(capped(limit::AUTH_BODY_BYTES)),
         )
         .route(
             "/attest",
-            post(guest::attest).layer(capped(limit::ATTEST_BODY_BYTES)),
+            post(guest::attest)
+                .layer::<_, Infallible>(limited)
+                .layer(capped(limit::ATTEST_BODY_BYTES)),
         )
         .route(
             "/resource/{repository}/{kind}/{tag}",
@@ -67,11 +70,16 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
     let owner = administered().layer(capped(POLICY_BODY_BYTES));
     Router::new()
         .nest(PREFIX, guest.merge(owner))
-        .route("/healthz", get(guest::healthz))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/openapi.json", get(health::openapi))
         .route("/.well-known/jwks.json", get(guest::jwks))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&broker),
+            observe::observe,
+        ))
         .with_state(broker)
 }
 
@@ -189,8 +197,8 @@ async fn refreshed(broker: &Broker) -> Result<(), Refusal> {
     })
 }
 
-fn administration(kind: Kind, result: Outcome, admin: &Admin, about: String) -> Entry {
-    Entry::new(kind, result, format!("role {}", admin.role), about)
+fn administration(kind: Kind, result: Outcome, admin: &Administrator, about: String) -> Entry {
+    Entry::new(kind, result, admin.who(), about)
 }
 
 fn invalid(detail: &str) -> Refusal {
@@ -199,24 +207,6 @@ fn invalid(detail: &str) -> Refusal {
 
 fn now() -> i64 {
     i64::try_from(seconds(SystemTime::now())).unwrap_or(i64::MAX)
-}
-
-/// Logs each request without its query, headers or body, and bounds its time.
-async fn observe(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let method = request.method().clone();
-    let answer = tokio::time::timeout(ANSWER_TIME, next.run(request)).await;
-    let response = answer.unwrap_or_else(|_| {
-        Refusal::new(ErrorKind::Timeout, "no answer in time: try again later").into_response()
-    });
-    tracing::info!(
-        %method,
-        route = path.as_ref().map(MatchedPath::as_str),
-        status = response.status().as_u16(),
-        micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
-        "request"
-    );
-    response
 }
 
 async fn unknown_path(OriginalUri(uri): OriginalUri) -> Refusal {

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, Body, administration, from_json, invalid, now, query, refreshed, storage};
 use crate::{
+    admin::{Administrator, right},
     auth::Admin,
     broker::Broker,
     record::{Kind, Outcome},
@@ -53,21 +54,21 @@ pub(super) struct Wanted {
 
 pub(super) async fn release_policies(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
 ) -> Answer<Vec<String>> {
     list(&broker, &Attached::root()).await
 }
 
 pub(super) async fn appraisal_policies(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
 ) -> Answer<Vec<String>> {
     list(&broker, &Attached::Appraisal(Selector::default())).await
 }
 
 pub(super) async fn set_root_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     body: Body,
 ) -> Result<(), Refusal> {
     set(&broker, &admin, &Attached::root(), from_json(body)?).await
@@ -75,7 +76,7 @@ pub(super) async fn set_root_policy(
 
 pub(super) async fn set_release_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     Path(scope): Path<String>,
     body: Body,
 ) -> Result<(), Refusal> {
@@ -84,7 +85,7 @@ pub(super) async fn set_release_policy(
 
 pub(super) async fn set_appraisal_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     body: Body,
 ) -> Result<(), Refusal> {
     let mut message: PolicyMessage = from_json(body)?;
@@ -97,7 +98,7 @@ pub(super) async fn set_appraisal_policy(
 
 pub(super) async fn release_policy(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
     Path(scope): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Answer<PolicyMessage> {
@@ -106,7 +107,7 @@ pub(super) async fn release_policy(
 
 pub(super) async fn appraisal_policy(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
     Path(id): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Answer<PolicyMessage> {
@@ -115,14 +116,14 @@ pub(super) async fn appraisal_policy(
 
 pub(super) async fn delete_root_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
 ) -> Result<(), Refusal> {
     delete(&broker, &admin, &Attached::root()).await
 }
 
 pub(super) async fn delete_release_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     Path(scope): Path<String>,
 ) -> Result<(), Refusal> {
     delete(&broker, &admin, &below(&scope)?).await
@@ -130,7 +131,7 @@ pub(super) async fn delete_release_policy(
 
 pub(super) async fn delete_appraisal_policy(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WritePolicy>,
     Path(id): Path<String>,
 ) -> Result<(), Refusal> {
     delete(&broker, &admin, &appraisal_scope(&id)?).await
@@ -138,7 +139,7 @@ pub(super) async fn delete_appraisal_policy(
 
 pub(super) async fn release_history(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
     Path(scope): Path<String>,
 ) -> Answer<Vec<PolicyVersion>> {
     history(&broker, &readable(&scope)?).await
@@ -146,7 +147,7 @@ pub(super) async fn release_history(
 
 pub(super) async fn appraisal_history(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadPolicy>,
     Path(id): Path<String>,
 ) -> Answer<Vec<PolicyVersion>> {
     history(&broker, &appraisal_scope(&id)?).await
@@ -188,7 +189,7 @@ async fn list(broker: &Broker, root: &Attached) -> Answer<Vec<String>> {
 
 async fn set(
     broker: &Broker,
-    admin: &Admin,
+    admin: &Administrator,
     scope: &Attached,
     message: PolicyMessage,
 ) -> Result<(), Refusal> {
@@ -232,7 +233,7 @@ async fn read(broker: &Broker, scope: &Attached, version: Option<i64>) -> Answer
     }))
 }
 
-async fn delete(broker: &Broker, admin: &Admin, scope: &Attached) -> Result<(), Refusal> {
+async fn delete(broker: &Broker, admin: &Administrator, scope: &Attached) -> Result<(), Refusal> {
     let id = scope.to_string();
     let entry = administration(Kind::Policy, Outcome::Deleted, admin, id.clone());
     let deleted = broker.store.delete_policy(&id, now(), &entry).await;

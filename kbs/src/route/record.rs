@@ -10,6 +10,7 @@ use kbs_protocol::ErrorKind;
 
 use super::{Answer, invalid, query, storage};
 use crate::{
+    admin::right,
     auth::Admin,
     broker::Broker,
     explain::Explained,
@@ -20,14 +21,14 @@ use crate::{
 
 pub(super) async fn explain(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadTicket>,
     Path(ticket): Path<String>,
 ) -> Answer<Explained> {
     let entry = broker.store.ticket(&ticket).await.map_err(storage)?;
     let decision = entry.ok_or_else(|| {
         Refusal::new(
             ErrorKind::TicketNotFound,
-            "no such ticket, or it is older than the record goes",
+            "no such ticket on the record: it is of an error and so in the broker's log, or too old",
         )
     })?;
     let attestation = match decision.attestation.as_str() {
@@ -39,7 +40,7 @@ pub(super) async fn explain(
 
 pub(super) async fn record(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadRecord>,
     search: Result<Query<Search>, QueryRejection>,
 ) -> Answer<Vec<Entry>> {
     let search = query(search)?;

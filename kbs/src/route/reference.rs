@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use super::{Answer, Body, administration, from_json, invalid, now, query, refreshed, storage};
 use crate::{
+    admin::{Administrator, right},
     auth::Admin,
     broker::Broker,
     record::{Kind, Outcome, millis},
@@ -67,7 +68,7 @@ pub(super) struct Wanted {
 
 pub(super) async fn set_values(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WriteReference>,
     body: Body,
 ) -> Result<(), Refusal> {
     let message: ReferenceMessage = from_json(body)?;
@@ -97,7 +98,7 @@ pub(super) async fn set_values(
 
 pub(super) async fn values(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadReference>,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Answer<Vec<ReferenceVersion>> {
     let page = query(page)?;
@@ -111,7 +112,7 @@ pub(super) async fn values(
 /// What policies see of a name now, as Trustee answers.
 pub(super) async fn value(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadReference>,
     Path(name): Path<String>,
 ) -> Answer<Value> {
     let (values, _) = broker.rules.references(SystemTime::now());
@@ -120,7 +121,7 @@ pub(super) async fn value(
 
 pub(super) async fn withdraw(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WriteReference>,
     Path(name): Path<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<(), Refusal> {
@@ -141,7 +142,7 @@ pub(super) async fn withdraw(
 
 pub(super) async fn history(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadReference>,
     Path(name): Path<String>,
 ) -> Answer<Vec<ReferenceVersion>> {
     let history = broker
@@ -155,7 +156,7 @@ pub(super) async fn history(
 fn document(
     broker: &Broker,
     message: &ReferenceMessage,
-    admin: &Admin,
+    admin: &Administrator,
 ) -> Result<Vec<ReferenceValue>, Refusal> {
     let payload = BASE64_STANDARD
         .decode(&message.payload)
@@ -175,7 +176,7 @@ fn document(
     }
 }
 
-fn sample(payload: &[u8], admin: &Admin) -> Result<Vec<ReferenceValue>, Refusal> {
+fn sample(payload: &[u8], admin: &Administrator) -> Result<Vec<ReferenceValue>, Refusal> {
     let values: Map<String, Value> = serde_json::from_slice(payload)
         .map_err(|_| invalid("payload: not a JSON map from name to value"))?;
     if values.is_empty() || values.len() > REFERENCE_VALUES {

@@ -10,6 +10,7 @@ use kbs_protocol::ErrorKind;
 
 use super::{Answer, Body, administration, guest::resource_path, now, storage, whole};
 use crate::{
+    admin::right,
     auth::Admin,
     broker::Broker,
     record::{Kind, Outcome},
@@ -19,7 +20,7 @@ use crate::{
 
 pub(super) async fn set_resource(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::WriteResource>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
     body: Body,
 ) -> Result<(), Refusal> {
@@ -37,7 +38,7 @@ pub(super) async fn set_resource(
 
 pub(super) async fn delete_resource(
     State(broker): State<Arc<Broker>>,
-    admin: Admin,
+    admin: Admin<right::DeleteResource>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
 ) -> Result<(), Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
@@ -55,19 +56,16 @@ pub(super) async fn delete_resource(
 
 pub(super) async fn list_resources(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    admin: Admin<right::ReadMetadata>,
 ) -> Answer<Vec<Metadata>> {
-    broker
-        .store
-        .list_resources()
-        .await
-        .map(Json)
-        .map_err(storage)
+    let mut all = broker.store.list_resources().await.map_err(storage)?;
+    all.retain(|one| admin.may_with(&one.path));
+    Ok(Json(all))
 }
 
 pub(super) async fn resource_history(
     State(broker): State<Arc<Broker>>,
-    _: Admin,
+    _: Admin<right::ReadMetadata>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
 ) -> Answer<Vec<Metadata>> {
     let path = resource_path(&repository, &kind, &tag)?;
@@ -75,6 +73,9 @@ pub(super) async fn resource_history(
     versions.map(Json).map_err(storage)
 }
 
-pub(super) async fn key_status(State(broker): State<Arc<Broker>>, _: Admin) -> Answer<KeyStatus> {
+pub(super) async fn key_status(
+    State(broker): State<Arc<Broker>>,
+    _: Admin<right::ReadKey>,
+) -> Answer<KeyStatus> {
     broker.store.key_status().await.map(Json).map_err(storage)
 }

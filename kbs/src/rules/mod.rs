@@ -7,11 +7,7 @@
 mod attached;
 mod reference;
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, PoisonError, RwLock},
-    time::SystemTime,
-};
+use std::{num::NonZeroUsize, sync::Arc, time::SystemTime};
 
 use kbs_protocol::{ErrorKind, ResourcePath};
 use policies::{
@@ -25,6 +21,7 @@ use policies::{
 pub(crate) use attached::{Attached, RELEASE_POLICY};
 
 use crate::{
+    current::Current,
     refusal::Refusal,
     store::{Change, REFERENCES, Store, StoreError},
 };
@@ -229,23 +226,6 @@ impl Known {
             }
         }
         Ok(())
-    }
-}
-
-/// A value that is replaced while requests read it.
-struct Current<T>(RwLock<Arc<T>>);
-
-impl<T> Current<T> {
-    fn new(value: T) -> Self {
-        Self(RwLock::new(Arc::new(value)))
-    }
-
-    fn load(&self) -> Arc<T> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn replace(&self, value: T) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
     }
 }
 

@@ -135,6 +135,35 @@ async fn a_slow_answer_holds_up_its_own_guest_only_and_is_kept_when_it_comes() {
 }
 
 #[tokio::test]
+async fn many_chips_that_nobody_answers_for_hold_up_no_list() {
+    let lab = Lab::new().await;
+    let collateral = Arc::new(lab.open());
+    let held: Vec<_> = (1..=40)
+        .map(|chip| Arc::new(Machine::new(Generation::Milan, chip)))
+        .map(|machine| {
+            let release = lab.service.hold(&machine.path());
+            let collateral = Arc::clone(&collateral);
+            let waiting = tokio::spawn(async move { machine.asks(&collateral).await.map(drop) });
+            (release, waiting)
+        })
+        .collect();
+    // As many as may be asked for at once.
+    while lab.service.asked().len() < 16 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = Machine::new(Generation::Genoa, 1);
+    lab.knows(&other);
+    let evidence = other.case.evidence();
+    let (rules, now) = (Rules::default(), SystemTime::now());
+    let set = collateral.snp(&ROOTS, &evidence, &rules, now).await;
+    assert_eq!(set.unwrap().crls.len(), 1);
+    assert!(held.iter().all(|(_, waiting)| !waiting.is_finished()));
+    for (_, waiting) in &held {
+        waiting.abort();
+    }
+}
+
+#[tokio::test]
 async fn after_a_restart_the_disk_answers_and_nobody_is_asked() {
     let lab = Lab::new().await;
     let machine = Machine::new(Generation::Genoa, 1);
@@ -163,6 +192,9 @@ async fn after_a_restart_the_disk_answers_and_nobody_is_asked() {
     assert_eq!(lab.service.asked().len(), asked);
 }
 
+/// Changes a file of the cache, of which it gets the good bytes.
+type BreakIn = (&'static str, fn(&Path, &[u8]));
+
 #[tokio::test]
 async fn whatever_stands_in_the_cache_is_fetched_anew() {
     let lab = Lab::new().await;
@@ -175,7 +207,7 @@ async fn whatever_stands_in_the_cache_is_fetched_anew() {
         .iter()
         .map(|name| fs::read(cache.join(name)).unwrap())
         .collect();
-    let break_in: [(&str, fn(&Path, &[u8])); 7] = [
+    let break_in: [BreakIn; 7] = [
         ("empty", |path, _| fs::write(path, "").unwrap()),
         ("garbage", |path, _| fs::write(path, [0xff; 999]).unwrap()),
         ("half", |path, good| {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
@@ -153,11 +154,14 @@ pub(crate) fn later(days: u64) -> SystemTime {
     SystemTime::now() + Duration::from_secs(days * 24 * 3600)
 }
 
-/// From ten days before now and `shift` days until `days` after now.
+/// When the tests began: what is dated by it is dated alike.
+static START: LazyLock<i64> = LazyLock::new(now);
+
+/// From ten days before the start and `shift` days until `days` after the start.
 pub(crate) fn around(shift: i64, days: i64) -> Validity {
     Validity {
-        from: now() + (shift - 10) * DAY,
-        until: now() + days * DAY,
+        from: *START + (shift - 10) * DAY,
+        until: *START + days * DAY,
     }
 }
 

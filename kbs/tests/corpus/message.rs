@@ -1,6 +1,7 @@
 //! Faults of the request on its way: the launch was good, and something was changed or lost.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use evidence::snp::SnpEvidence;
 use kbs_protocol::{AttestRequest, KeyKind, TeeKeyPair, TeePubKey};
 use serde_json::{Value, json};
 
@@ -22,10 +23,11 @@ fn evidence(request: &mut AttestRequest) -> &mut Value {
 
 /// Changes one byte of the report.
 fn byte(request: &mut AttestRequest, at: usize, value: u8) {
-    let report = &mut evidence(request)["attestation_report"];
-    let mut bytes = BASE64_STANDARD.decode(report.as_str().unwrap()).unwrap();
+    let evidence = evidence(request);
+    let sent: SnpEvidence = serde_json::from_value(evidence.clone()).unwrap();
+    let mut bytes = *sent.bytes();
     bytes[at] = value;
-    *report = BASE64_STANDARD.encode(bytes).into();
+    evidence["attestation_report"] = BASE64_STANDARD.encode(bytes).into();
 }
 
 fn certificate(request: &mut AttestRequest) -> &mut Value {
@@ -113,7 +115,7 @@ fn certificates() -> Vec<Case> {
             "no certificates",
             |r| evidence(r)["cert_chain"] = json!([]),
             "vek",
-            "no certificate",
+            "Genoa",
         ),
         message("the certificate twice", twice, "vek", "more than one"),
         message(
@@ -216,7 +218,7 @@ fn form() -> Vec<Case> {
             "evidence of another kind",
             |r| *evidence(r) = json!({"svn": "1", "report_data": ""}),
             CLAIM,
-            "svn",
+            "report_data",
         ),
         message(
             "a member that is unknown",

@@ -54,6 +54,21 @@ impl Deployment {
         Self { dir, url, child }
     }
 
+    /// What `kbs serve --dev` makes of nothing, and what it prints.
+    pub(crate) fn start_dev() -> (Self, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let (child, url, printed) = spawn_dev(&dir.path().join("broker"));
+        (Self { dir, url, child }, printed)
+    }
+
+    /// Kills it and starts it again with `--dev`.
+    pub(crate) fn restart_dev(&mut self) {
+        self.crash();
+        let (child, url, _) = spawn_dev(&self.dir.path().join("broker"));
+        self.child = child;
+        self.url = url;
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join("broker").join(name)
     }
@@ -324,9 +339,29 @@ fn spawn(broker: &Path) -> (Child, String) {
     BufReader::new(child.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
-    let url = line
-        .trim()
-        .strip_prefix("listening on ")
+    let url = listening(&line)
         .unwrap_or_else(|| panic!("{}", fs::read_to_string(broker.join("log")).unwrap()));
-    (child, url.to_owned())
+    (child, url)
+}
+
+fn spawn_dev(dir: &Path) -> (Child, String, String) {
+    let mut child = kbs()
+        .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--dir"])
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut printed = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    while !printed.contains("TICKET") {
+        let read = lines.read_line(&mut printed).unwrap();
+        assert!(read > 0, "it ended after {printed:?}");
+    }
+    let url = listening(printed.lines().next().unwrap()).unwrap();
+    (child, url, printed)
+}
+
+fn listening(line: &str) -> Option<String> {
+    Some(line.trim().strip_prefix("listening on ")?.to_owned())
 }

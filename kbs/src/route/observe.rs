@@ -1,0 +1,167 @@
+//! What every answer has in common: a bounded time, a line of the log, a count, and where it is an
+//! error, the protocol's body with a ticket that the log has too.
+
+use std::{
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use http::{StatusCode, header};
+use kbs_protocol::ErrorKind;
+
+use crate::{
+    broker::Broker,
+    metrics::Answered,
+    refusal::{Refusal, Told},
+    telemetry::Ended,
+};
+
+/// How long an answer may take, from the head of the request to the head of the answer.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+
+/// Who is at the other end of the connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Logs each request without its query, headers or body.
+pub(super) async fn observe(
+    State(broker): State<Arc<Broker>>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let start = Instant::now();
+    let method = request.method().clone();
+    let route = path.as_ref().map(MatchedPath::as_str);
+    let traces = broker.traces.as_ref();
+    let span = traces.and_then(|all| all.begin(request.headers(), request.uri().path()));
+    let response = answer(next.run(request)).await;
+    let told = response.extensions().get::<Told>();
+    let took = start.elapsed();
+    broker.metrics.answered(&Answered {
+        method: &method,
+        route,
+        status: response.status(),
+        error: told.map(|told| told.kind),
+        took,
+    });
+    if let Some((traces, span)) = traces.zip(span) {
+        let ended = Ended {
+            method: &method,
+            route,
+            status: response.status(),
+            error: told.map(|told| told.kind),
+            ticket: told.map(|told| told.ticket.as_str()),
+        };
+        traces.end(span, &ended);
+    }
+    tracing::info!(
+        %method,
+        route,
+        status = response.status().as_u16(),
+        micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        kind = told.map(|told| told.kind.name()),
+        ticket = told.map(|told| told.ticket.as_str()),
+        detail = told.map(|told| told.detail.as_str()),
+        "request"
+    );
+    response
+}
+
+/// The answer, in time and whatever becomes of its handler: a panic is an answer too.
+async fn answer(running: impl Future<Output = Response>) -> Response {
+    let caught = AssertUnwindSafe(running).catch_unwind();
+    match tokio::time::timeout(ANSWER_TIME, caught).await {
+        Ok(Ok(response)) => with_body(response),
+        Ok(Err(_)) => Refusal::new(
+            ErrorKind::Internal,
+            "a defect of the broker: its log has more under this ticket",
+        )
+        .into_response(),
+        Err(_) => {
+            Refusal::new(ErrorKind::Timeout, "no answer in time: try again later").into_response()
+        }
+    }
+}
+
+/// An error that no handler made, such as a path that is not UTF-8, in the form of the others.
+fn with_body(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    if !is_error || response.extensions().get::<Told>().is_some() {
+        return response;
+    }
+    let (kind, detail) = match status {
+        StatusCode::NOT_FOUND => (ErrorKind::InvalidRequestPath, "no such endpoint"),
+        StatusCode::METHOD_NOT_ALLOWED => (
+            ErrorKind::MethodNotAllowed,
+            "this endpoint has no such method",
+        ),
+        StatusCode::PAYLOAD_TOO_LARGE => (
+            ErrorKind::PayloadTooLarge,
+            "the body is larger than this endpoint takes",
+        ),
+        status if status.is_client_error() => (
+            ErrorKind::InvalidRequest,
+            "the path, the query or the body cannot be read",
+        ),
+        _ => (ErrorKind::Internal, "the request failed"),
+    };
+    let mut refusal = Refusal::new(kind, detail).into_response();
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        refusal.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    refusal
+}
+
+/// Lets a client in as often as the configuration says.
+pub(super) async fn limit(
+    State(broker): State<Arc<Broker>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(Peer(peer)) = request.extensions().get::<Peer>().copied() else {
+        return next.run(request).await;
+    };
+    let client = broker.limiter.client(peer, request.headers());
+    match broker.limiter.admit(client, Instant::now()) {
+        Ok(()) => next.run(request).await,
+        Err(seconds) => Refusal::new(
+            ErrorKind::TooManyRequests,
+            format!("too many requests of one address: try again in {seconds} s"),
+        )
+        .retry_after(seconds)
+        .into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered_with_a_ticket() {
+        let answer = answer(async { panic!("a secret") }).await;
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let told = answer.extensions().get::<Told>().unwrap();
+        assert_eq!(told.kind, ErrorKind::Internal);
+        assert!(!told.ticket.is_empty() && !told.detail.contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn an_error_that_no_handler_made_has_the_body_of_the_others() {
+        let bare = async { (StatusCode::BAD_REQUEST, "not ours").into_response() };
+        let answer = answer(bare).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+        let told = answer.extensions().get::<Told>().unwrap();
+        assert_eq!(told.kind, ErrorKind::InvalidRequest);
+    }
+}
