@@ -137,8 +137,8 @@ pub(crate) async fn attest(
 
 fn entry(challenge: &Challenge, request: &AttestRequest) -> Entry {
     let subject = guest(&request.runtime_data.tee_pubkey);
-    let evidence = request.tee_evidence.primary_evidence.to_string();
-    let digest = hex::encode(Sha256::digest(evidence));
+    let evidence = serde_json::to_vec(&request.tee_evidence.primary_evidence);
+    let digest = hex::encode(Sha256::digest(evidence.unwrap_or_default()));
     Entry::new(
         Kind::Attest,
         Outcome::Allowed,

@@ -22,6 +22,7 @@ pub mod collateral;
 pub mod command;
 pub mod config;
 mod current;
+mod decided;
 mod explain;
 mod limit;
 mod master;

@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::{broker::guest, session::seconds, verified::Verified};
+use crate::{broker::guest, decided::Decided, session::seconds, verified::Verified};
 
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// Where the guest's key is in the claims.
@@ -274,6 +274,8 @@ pub(crate) struct Claims {
     pub(crate) id: String,
     /// How the record names the guest.
     pub(crate) subject: String,
+    /// What was decided about it.
+    pub(crate) decided: Decided,
     /// Seconds since 1970 from which on it does not hold.
     expires: u64,
 }
@@ -283,6 +285,7 @@ impl Claims {
         Self {
             id: claims["jti"].as_str().unwrap_or_default().to_owned(),
             subject: guest(&tee_pubkey),
+            decided: Decided::default(),
             claims,
             tee_pubkey,
             expires,

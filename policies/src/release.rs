@@ -27,6 +27,8 @@ const PLAIN: &str = "data.cloister_release.plain";
 const BARE: &str = "data.cloister_release.asked";
 const PLUGIN: &str = "resource";
 const METHOD: &str = "GET";
+/// The one function with another answer each time that the engine has, `time.now_ns`.
+const CLOCK: &str = "now_ns";
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -40,6 +42,7 @@ const PIN_INIT_DATA: &str = include_str!("../release/pin_init_data.rego");
 pub struct ReleasePolicy {
     pool: Pool<()>,
     sees_path: bool,
+    clock: bool,
 }
 
 /// What is asked for; `data` to the policy.
@@ -76,7 +79,15 @@ impl ReleasePolicy {
         Ok(Self {
             pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual())?,
             sees_path: names_data(rego),
+            clock: rego.contains(CLOCK),
         })
+    }
+
+    /// Whether it may decide otherwise at another time. Without it, a decision depends on the claims
+    /// and the request alone: nothing else that a policy can ask changes.
+    #[must_use]
+    pub fn looks_at_the_clock(&self) -> bool {
+        self.clock
     }
 
     /// Decides about one release.

@@ -79,12 +79,6 @@ pub(super) async fn resource(
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Result<Json<Jwe>, Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
-    let asked = Release {
-        plugin: PLUGIN,
-        resource_path: &path.segments(),
-        query,
-        method: "GET",
-    };
     let (policy, scope, version) = broker.rules.release_for(&path).await?;
     let who = claims.subject.clone();
     let versions = Versions {
@@ -92,16 +86,31 @@ pub(super) async fn resource(
         release: version,
         ..Versions::default()
     };
-    let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string()).by(versions);
+    let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string());
     entry.attestation.clone_from(&claims.id);
-    let decision = policy.decide(&claims.claims, &asked).map_err(|error| {
+    let unusual = !query.is_empty();
+    let asked = Release {
+        plugin: PLUGIN,
+        resource_path: &path.segments(),
+        query,
+        method: "GET",
+    };
+    let decide = || policy.decide(&claims.claims, &asked);
+    let decision = if unusual {
+        decide().map(Arc::new)
+    } else {
+        let policy = (&*policy, versions.policy.as_str(), version);
+        claims.decided.or(policy, &entry.resource, decide)
+    };
+    let decision = decision.map_err(|error| {
         tracing::error!(%error, "the release policy failed");
         Refusal::new(
             ErrorKind::PolicyEngineError,
             "the release policy failed: its owner finds the cause in the broker's log",
         )
     })?;
-    entry.claims = Judged::by_policy(decision.judgements, &decision.reasons);
+    let mut entry = entry.by(versions);
+    entry.claims = Judged::by_policy(decision.judgements.clone(), &decision.reasons);
     if !decision.allowed {
         let ticket = broker.deny(entry.denied()).await;
         let detail = "the release policy refuses: the owner reads why with `kbs explain`";

@@ -6,6 +6,7 @@
 
 mod address;
 mod change;
+mod checkpoint;
 mod figures;
 mod policy;
 mod probe;
@@ -90,6 +91,9 @@ impl Store {
         tokio::spawn(record::write_batches(writer.clone(), waiting));
         let (reader, waiting) = mpsc::channel(reader::WAITING);
         tokio::spawn(reader::read_batches(read.clone(), waiting));
+        if engine == Engine::Sqlite {
+            tokio::spawn(checkpoint::run(read.clone()));
+        }
         Ok(Self {
             read,
             writer,
@@ -129,6 +133,7 @@ async fn connect(address: &Address, connections: u32) -> Result<AnyPool, StoreEr
                     let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
                                     PRAGMA synchronous = FULL;";
                     connection.execute(settings).await?;
+                    connection.execute(checkpoint::NOT_BY_WRITERS).await?;
                 }
                 Ok(())
             })

@@ -4,7 +4,7 @@
 //! One task takes all that wait and writes them as one transaction, so that the disk is waited for
 //! once for all of them.
 
-use std::{collections::HashMap, fmt::Write};
+use std::fmt::Write;
 
 use sqlx::{AnyConnection, Row};
 use tokio::sync::{mpsc, oneshot};
@@ -133,14 +133,14 @@ async fn write(writer: &Writer, entries: &[&Entry]) -> Result<(), StoreError> {
 }
 
 /// A value of a row.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq)]
 enum Value {
     Number(i64),
     Text(String),
 }
 
-/// Adds entries as a part of a transaction, in one statement. Rows share most of their values, and
-/// each is bound once.
+/// Adds entries as a part of a transaction, in one statement. A value that is the same as in the row
+/// before it is bound once for both.
 pub(super) async fn insert(
     connection: &mut AnyConnection,
     entries: &[&Entry],
@@ -148,22 +148,33 @@ pub(super) async fn insert(
     let mut sql = "INSERT INTO record (tenant, time, kind, subject, resource, result, ticket, \
                    evidence, versions, claims, attestation) VALUES "
         .to_owned();
-    let mut numbers = HashMap::new();
-    for (row, entry) in entries.iter().enumerate() {
-        sql.push_str(if row == 0 { "(" } else { ", (" });
+    let mut values: Vec<Value> = Vec::new();
+    // Of the row before, where its columns are among the values.
+    let mut before: Option<[usize; COLUMNS]> = None;
+    for entry in entries {
+        let mut places = [0; COLUMNS];
         for (column, value) in row_of(entry)?.into_iter().enumerate() {
-            let next = numbers.len() + 1;
-            let number = *numbers.entry(value).or_insert(next);
-            let comma = if column == 0 { "" } else { ", " };
+            let same = before.map(|places| places[column]);
+            places[column] = match same.filter(|place| values.get(*place) == Some(&value)) {
+                Some(place) => place,
+                None => {
+                    values.push(value);
+                    values.len() - 1
+                }
+            };
+            let comma = match (column, before) {
+                (0, None) => "(",
+                (0, Some(_)) => ", (",
+                _ => ", ",
+            };
             // A `String` takes any text.
-            let _ = write!(sql, "{comma}${number}");
+            let _ = write!(sql, "{comma}${}", places[column] + 1);
         }
         sql.push(')');
+        before = Some(places);
     }
-    let mut values: Vec<_> = numbers.into_iter().collect();
-    values.sort_unstable_by_key(|(_, number)| *number);
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
-    for (value, _) in values {
+    for value in values {
         query = match value {
             Value::Number(number) => query.bind(number),
             Value::Text(text) => query.bind(text),
@@ -174,41 +185,23 @@ pub(super) async fn insert(
 }
 
 fn row_of(entry: &Entry) -> Result<[Value; COLUMNS], StoreError> {
-    let json = |text: Result<String, _>| text.map_err(|_| StoreError::Content("entry"));
-    let texts = [
-        word(&entry.kind),
-        storable(&entry.subject),
-        storable(&entry.resource),
-        word(&entry.result),
-        storable(&entry.ticket),
-        storable(&entry.evidence),
+    let json = |text: Result<String, _>| {
+        text.map(Value::Text)
+            .map_err(|_| StoreError::Content("entry"))
+    };
+    let text = |text: &str| Value::Text(storable(text));
+    Ok([
+        text(TENANT),
+        Value::Number(millis(&entry.time).ok_or(StoreError::Time)?),
+        Value::Text(word(&entry.kind)),
+        text(&entry.subject),
+        text(&entry.resource),
+        Value::Text(word(&entry.result)),
+        text(&entry.ticket),
+        text(&entry.evidence),
         json(serde_json::to_string(&entry.versions))?,
         json(serde_json::to_string(&entry.claims))?,
-        storable(&entry.attestation),
-    ];
-    let [
-        kind,
-        subject,
-        resource,
-        result,
-        ticket,
-        evidence,
-        versions,
-        claims,
-        attestation,
-    ] = texts.map(Value::Text);
-    Ok([
-        Value::Text(TENANT.to_owned()),
-        Value::Number(millis(&entry.time).ok_or(StoreError::Time)?),
-        kind,
-        subject,
-        resource,
-        result,
-        ticket,
-        evidence,
-        versions,
-        claims,
-        attestation,
+        text(&entry.attestation),
     ])
 }
 

@@ -43,6 +43,8 @@ struct Options {
 
 const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
 const SECRET_BYTES: usize = 32;
+/// Resources that one guest asks for: more than the broker keeps decisions for.
+const EACH: usize = 16;
 /// Parts of the resources' paths.
 const TENANTS: usize = 1000;
 const VALIDITY: Validity = Validity {
@@ -133,13 +135,14 @@ enum Load {
     Sample,
     Snp,
     Release,
+    Another,
 }
 
 impl Stage {
     async fn start(set: &Set<'_>, name: &str, more: usize, policies: usize) -> Result<Self> {
         let guests = set.options.connections;
         let broker = Broker::start(set.state, name, set.certificates, set.cores)?;
-        let resources: Vec<(String, Vec<u8>)> = (0..guests + more)
+        let resources: Vec<(String, Vec<u8>)> = (0..guests * EACH + more)
             .map(|number| {
                 let byte = u8::try_from(number % 251).unwrap_or(0);
                 let path = format!("{}/key/{number}", tenant(number));
@@ -154,8 +157,8 @@ impl Stage {
         broker.release_policies(&scopes, &rego).await?;
         // Guests of a large store are spread over all of it.
         let asked: Vec<_> = resources
-            .iter()
-            .step_by(resources.len() / guests)
+            .chunks(resources.len() / guests)
+            .filter_map(|part| part.get(..EACH))
             .take(guests)
             .collect();
         let start = async |attester: Attester, init_data: Option<&str>| {
@@ -164,8 +167,8 @@ impl Stage {
                 init_data: init_data.map(str::to_owned),
             });
             let mut all = Vec::new();
-            for (path, secret) in &asked {
-                all.push(Guest::start(broker.address(), &kind, path, secret).await?);
+            for resources in &asked {
+                all.push(Guest::start(broker.address(), &kind, resources).await?);
             }
             anyhow::Ok(all)
         };
@@ -188,6 +191,7 @@ impl Stage {
             Load::Sample => (&mut self.sample, Work::Attest),
             Load::Snp => (&mut self.snp, Work::Attest),
             Load::Release => (&mut self.fetching, Work::Release),
+            Load::Another => (&mut self.fetching, Work::Another),
         };
         match rate {
             None => load::saturate(&self.broker, guests, work, time).await,
@@ -207,6 +211,7 @@ struct Measured {
     sample: Vec<Done>,
     snp: Vec<Done>,
     release: Vec<Done>,
+    another: Vec<Done>,
     /// Of the large store, over the small one of the same round.
     change: Vec<f64>,
 }
@@ -228,6 +233,7 @@ async fn measure(
             all.sample.extend(one.sample);
             all.snp.extend(one.snp);
             all.release.extend(one.release);
+            all.another.extend(one.another);
             all.change.extend(one.change);
         }
     }
@@ -270,14 +276,17 @@ async fn turn(
     let large_sample = large.run(Load::Sample, time, None).await?;
     let release = small.run(Load::Release, time, None).await?;
     let large_release = large.run(Load::Release, time, None).await?;
+    let another = small.run(Load::Another, time, None).await?;
     let snp = small.run(Load::Snp, time, None).await?;
     let said = |done: &Done| format!("{:.0} us ({:.0}/s)", done.micros(), done.rate());
     eprintln!(
-        "sample {}, with a large store {}; release {}, with a large store {}; snp {}",
+        "sample {}, with a large store {}; release {}, with a large store {}, of \
+         another resource {}; snp {}",
         said(&sample),
         said(&large_sample),
         said(&release),
         said(&large_release),
+        said(&another),
         said(&snp),
     );
     let change = [(&sample, &large_sample), (&release, &large_release)]
@@ -287,6 +296,7 @@ async fn turn(
         sample: vec![sample],
         snp: vec![snp],
         release: vec![release],
+        another: vec![another],
         change: vec![change.into_iter().fold(0.0, f64::max)],
     })
 }
@@ -316,6 +326,7 @@ fn costs(all: &Measured) -> Vec<Figure> {
         Figure::new("kbs.attest.sample_us", sample, "us"),
         Figure::new("kbs.attest.snp_us", snp, "us"),
         Figure::new("kbs.resource.us", release, "us"),
+        Figure::new("kbs.resource.another_us", micros(&all.another), "us"),
         Figure::new(
             "kbs.attest.over_crypto",
             over(&all.snp, Crypto::attestation),

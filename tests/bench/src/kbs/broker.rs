@@ -1,7 +1,7 @@
 //! A real broker on a core of its own, as `kbs init` sets it up, without TLS.
 
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -165,8 +165,12 @@ pub fn pinned(kind: &str, digest: &str) -> Result<String> {
 }
 
 fn kbs() -> Result<Command> {
-    let program: PathBuf = product::bin("kbs")?;
-    Ok(Command::new(program))
+    let mut kbs = Command::new(product::bin("kbs")?);
+    // As a service's manager starts it. A developer's shell may ask for backtraces, and then each
+    // error within a policy costs one.
+    kbs.env_remove("RUST_BACKTRACE");
+    kbs.env_remove("RUST_LIB_BACKTRACE");
+    Ok(kbs)
 }
 
 /// TLS costs what it costs with anybody; here it would hide the broker.

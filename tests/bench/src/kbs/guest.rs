@@ -23,8 +23,10 @@ use super::http::Connection;
 pub enum Work {
     /// `auth` and `attest`, to a token.
     Attest,
-    /// One resource by its token.
+    /// One resource by its token, each time the same.
     Release,
+    /// One resource by its token, each time another.
+    Another,
 }
 
 /// What guests of one kind share.
@@ -84,20 +86,19 @@ pub struct Guest {
     key: TeeKeyPair,
     auth: Vec<u8>,
     bearer: String,
-    resource: String,
-    secret: Vec<u8>,
+    resources: Vec<(String, Vec<u8>)>,
+    turn: usize,
 }
 
 impl Guest {
-    /// Connects a guest that will ask for `resource`, and attests it once.
+    /// Connects a guest that will ask for these resources, and attests it once.
     ///
     /// # Errors
     /// When the broker refuses.
     pub async fn start(
         address: SocketAddr,
         kind: &Arc<Kind>,
-        resource: &str,
-        secret: &[u8],
+        resources: &[(String, Vec<u8>)],
     ) -> Result<Self> {
         let mut guest = Self {
             address,
@@ -106,8 +107,11 @@ impl Guest {
             key: TeeKeyPair::generate(KeyKind::P256)?,
             auth: serde_json::to_vec(&AuthRequest::new(kind.attester.name()))?,
             bearer: String::new(),
-            resource: format!("GET {PREFIX}/resource/{resource}"),
-            secret: secret.to_vec(),
+            resources: resources
+                .iter()
+                .map(|(path, secret)| (format!("GET {PREFIX}/resource/{path}"), secret.clone()))
+                .collect(),
+            turn: 0,
         };
         guest.attest().await?;
         Ok(guest)
@@ -130,6 +134,10 @@ impl Guest {
         match work {
             Work::Attest => self.attest().await,
             Work::Release => self.fetch().await.map(drop),
+            Work::Another => {
+                self.turn += 1;
+                self.fetch().await.map(drop)
+            }
         }
     }
 
@@ -173,21 +181,27 @@ impl Guest {
     }
 
     async fn fetch(&mut self) -> Result<Jwe> {
-        let answer = self
-            .connection
-            .ask(&self.resource, &self.bearer, b"")
-            .await?;
+        let at = self.turn % self.resources.len().max(1);
+        let (request, _) = self.resources.get(at).context("nothing to ask for")?;
+        let answer = self.connection.ask(request, &self.bearer, b"").await?;
         serde_json::from_slice(&answer.body).context("read the resource")
     }
 
-    /// Fetches once, and opens what came: the load is a load of right answers.
+    /// Fetches each resource once, and opens what came: the load is a load of right answers.
     ///
     /// # Errors
-    /// When the secret is not the one that was stored.
+    /// When a secret is not the one that was stored.
     pub async fn check(&mut self) -> Result<()> {
-        let jwe = self.fetch().await?;
-        let opened = self.key.open(&jwe)?;
-        ensure!(opened.expose() == self.secret, "another secret came");
+        for turn in 0..self.resources.len() {
+            self.turn = turn;
+            let jwe = self.fetch().await?;
+            let opened = self.key.open(&jwe)?;
+            let right = self
+                .resources
+                .get(turn)
+                .map(|(_, secret)| secret.as_slice());
+            ensure!(right == Some(opened.expose()), "another secret came");
+        }
         Ok(())
     }
 }

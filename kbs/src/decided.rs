@@ -1,0 +1,106 @@
+//! What a policy said about a guest's last few requests: a guest asks for the same key again for each
+//! layer of its image and for each of its containers.
+//!
+//! A decision is kept beside the verified token that it was made for, by the policy's id and version and
+//! the path, on which alone it depends: a policy that looks at the clock is asked each time. Each answer
+//! is recorded as any other.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use policies::{
+    PolicyError,
+    release::{Decision, ReleasePolicy},
+};
+
+/// Decisions that are kept of one token.
+const KEPT: usize = 4;
+
+/// The decisions about one token.
+#[derive(Debug, Default)]
+pub(crate) struct Decided(Mutex<Vec<Kept>>);
+
+#[derive(Debug)]
+struct Kept {
+    policy: String,
+    version: i64,
+    path: String,
+    decision: Arc<Decision>,
+}
+
+impl Decided {
+    /// The decision that is kept, and else the one that `decide` makes.
+    pub(crate) fn or(
+        &self,
+        (policy, id, version): (&ReleasePolicy, &str, i64),
+        path: &str,
+        decide: impl FnOnce() -> Result<Decision, PolicyError>,
+    ) -> Result<Arc<Decision>, PolicyError> {
+        if policy.looks_at_the_clock() {
+            return decide().map(Arc::new);
+        }
+        let same = |kept: &Kept| kept.version == version && kept.path == path && kept.policy == id;
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = lock().iter().find(|kept| same(kept)) {
+            return Ok(Arc::clone(&kept.decision));
+        }
+        let decision = Arc::new(decide()?);
+        let mut all = lock();
+        if all.len() >= KEPT {
+            all.remove(0);
+        }
+        all.push(Kept {
+            policy: id.to_owned(),
+            version,
+            path: path.to_owned(),
+            decision: Arc::clone(&decision),
+        });
+        Ok(decision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use policies::release::DENY_ALL;
+
+    use super::*;
+
+    fn decision(allowed: bool) -> Decision {
+        Decision {
+            allowed,
+            reasons: Vec::new(),
+            judgements: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_same_question_is_asked_once_and_any_other_anew() {
+        let policy = ReleasePolicy::from_rego(DENY_ALL).unwrap();
+        let decided = Decided::default();
+        let ask = |id, version, path, allowed| {
+            let asked = (&policy, id, version);
+            let decision = decided.or(asked, path, || Ok(decision(allowed)));
+            decision.unwrap().allowed
+        };
+        assert!(ask("a", 1, "x", true));
+        assert!(ask("a", 1, "x", false), "kept");
+        assert!(!ask("a", 2, "x", false), "another version");
+        assert!(!ask("b", 1, "x", false), "another policy");
+        assert!(!ask("a", 1, "y", false), "another path");
+        for path in ["1", "2", "3", "4"] {
+            ask("a", 1, path, false);
+        }
+        assert!(!ask("a", 1, "x", false), "forgotten");
+    }
+
+    #[test]
+    fn a_policy_that_looks_at_the_clock_is_asked_each_time() {
+        let text = "package policy\nallow if time.now_ns() > 0";
+        let policy = ReleasePolicy::from_rego(text).unwrap();
+        let decided = Decided::default();
+        for allowed in [true, false] {
+            let asked = (&policy, "a", 1);
+            let found = decided.or(asked, "x", || Ok(decision(allowed))).unwrap();
+            assert_eq!(found.allowed, allowed);
+        }
+    }
+}
