@@ -253,7 +253,7 @@ async fn the_cause_of_a_refusal_is_named() {
         cases.len() - missed.len(),
         cases.len()
     );
-    println!("FIGURE kbs.explain.exact_percent {exact} % >={GOAL}");
+    println!("FIGURE kbs.explain.exact_percent {exact} percent >={GOAL}");
     for (name, missed) in &missed {
         println!("  {name}: {missed:?}");
     }

@@ -27,8 +27,9 @@ const PLAIN: &str = "data.cloister_release.plain";
 const BARE: &str = "data.cloister_release.asked";
 const PLUGIN: &str = "resource";
 const METHOD: &str = "GET";
-/// The one function with another answer each time that the engine has, `time.now_ns`.
-const CLOCK: &str = "now_ns";
+/// How the functions are called that answer otherwise each time, `time.now_ns` and `rand.intn`. A name
+/// may be written with an escape, and a policy that has any is taken for one that calls them.
+const CHANGING: [&str; 3] = ["now_ns", "intn", "\\u"];
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -42,7 +43,7 @@ const PIN_INIT_DATA: &str = include_str!("../release/pin_init_data.rego");
 pub struct ReleasePolicy {
     pool: Pool<()>,
     sees_path: bool,
-    clock: bool,
+    changes: bool,
 }
 
 /// What is asked for; `data` to the policy.
@@ -79,15 +80,15 @@ impl ReleasePolicy {
         Ok(Self {
             pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual())?,
             sees_path: names_data(rego),
-            clock: rego.contains(CLOCK),
+            changes: CHANGING.iter().any(|name| rego.contains(name)),
         })
     }
 
-    /// Whether it may decide otherwise at another time. Without it, a decision depends on the claims
-    /// and the request alone: nothing else that a policy can ask changes.
+    /// Whether it may decide otherwise about the same request, because it looks at the clock or throws
+    /// a die. Else a decision depends on the claims and the request alone.
     #[must_use]
-    pub fn looks_at_the_clock(&self) -> bool {
-        self.clock
+    pub fn changes_its_mind(&self) -> bool {
+        self.changes
     }
 
     /// Decides about one release.

@@ -57,12 +57,13 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
         .route(
             "/attest",
             post(guest::attest)
-                .layer::<_, Infallible>(limited)
+                .layer::<_, Infallible>(limited.clone())
                 .layer(capped(limit::ATTEST_BODY_BYTES)),
         )
         .route(
             "/resource/{repository}/{kind}/{tag}",
             get(guest::resource)
+                .layer::<_, Infallible>(limited)
                 .post(resource::set_resource)
                 .delete(resource::delete_resource)
                 .layer(capped(limit::RESOURCE_BYTES)),
