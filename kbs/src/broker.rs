@@ -22,7 +22,7 @@ use crate::{
     record::Entry,
     refusal::Refusal,
     rules::{RuleError, Rules},
-    seal::{KeyFileError, Sealer},
+    seal::KeyFileError,
     session::Challenges,
     signer::{SignerError, Signers},
     store::{Address, Store, StoreError},

@@ -10,6 +10,7 @@ mod policy;
 mod record;
 mod reference;
 mod resource;
+mod rest;
 
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 

@@ -1,10 +1,10 @@
 //! `bench-kbs`: measures the broker, and prints each figure as a line that a script can read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::figure::{Figure, median};
 use bench::kbs::broker::{self, Broker};
 use bench::kbs::core::{Cores, pin};
