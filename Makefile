@@ -53,6 +53,7 @@ bench: build ## Measure starts, sizes and memory, and print them as FIGURE lines
 bench-kbs: ## Measure the key broker against the cryptography that it cannot do without
 	$(STATIC_CARGO) build --release -p kbs -p bench --bin kbs --bin bench-kbs $(CARGO_FLAGS)
 	@$(BIN)/bench-kbs
+	@$(STATIC_CARGO) test --release -p kbs --test explain $(CARGO_FLAGS) -- --nocapture | grep '^FIGURE'
 
 guest-kernel: ## Compile a smaller, faster kernel for the guest (a quarter of an hour; optional)
 	@.ci/setup guest-kernel

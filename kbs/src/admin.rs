@@ -131,7 +131,7 @@ impl Admins {
                 self.issuers.iter().find(|one| one.name == named)
             });
         let Some(issuer) = issuer else {
-            return self.administrator(&self.verify_own(token)?, ROLE_CLAIM);
+            return self.administrator(&self.verify_own(token)?, ROLE_CLAIM, None);
         };
         let claims = issuer.verify(token).await.map_err(|error| match error {
             VerifyError::Token => AdminError::Token,
@@ -139,7 +139,7 @@ impl Admins {
                 issuer: issuer.name.clone(),
             },
         })?;
-        self.administrator(&claims, &issuer.role_claim)
+        self.administrator(&claims, &issuer.role_claim, Some(&issuer.name))
     }
 
     /// The claims of a token under one of our own keys. One without an audience is taken too, as
@@ -156,7 +156,13 @@ impl Admins {
         Ok(verified.ok_or(AdminError::Token)?.claims)
     }
 
-    fn administrator(&self, claims: &Value, role_claim: &str) -> Result<Administrator, AdminError> {
+    /// A name is its issuer's, so the record has both.
+    fn administrator(
+        &self,
+        claims: &Value,
+        role_claim: &str,
+        issuer: Option<&str>,
+    ) -> Result<Administrator, AdminError> {
         let found = roles_in(claims, role_claim);
         let known: Vec<&str> = found
             .iter()
@@ -176,7 +182,10 @@ impl Admins {
                 .filter_map(|role| self.roles.get(*role).cloned())
                 .collect(),
             role: known.join("+"),
-            name: name.map(|name| name.chars().take(NAME_CHARS).collect()),
+            name: name.map(|name| {
+                let name: String = name.chars().take(NAME_CHARS).collect();
+                issuer.map_or(name.clone(), |issuer| format!("{name} of {issuer}"))
+            }),
         })
     }
 }

@@ -9,7 +9,6 @@ use kbs_protocol::{
 };
 use policies::{
     appraisal::{AppraisalPolicy, ReferenceValues},
-    release::Reason,
     scopes::{ScopeError, Selector},
 };
 use serde_json::{Map, Value, json, value::RawValue};
@@ -97,17 +96,19 @@ pub(crate) async fn attest(
     let name = challenge.policy.as_deref();
     let selector = Selector::new(name, CPU_CLASS).map_err(no_policy)?;
     // A name that no policy has is refused before evidence is looked at.
-    let (policy, version) = broker.rules.appraisal_for(&selector).await?;
-    let mut entry = entry(&challenge, &request).by(Versions {
-        policy: selector.to_string(),
-        appraisal: version,
-        ..Versions::default()
-    });
+    broker.rules.appraisal_for(&selector).await?;
+    let mut entry = entry(&challenge, &request);
     let judged = match judge(broker, &challenge, &request, now).await {
         Ok(parts) => {
-            // What holds now, and not before collateral was waited for.
+            // By what holds now, and not by what held before collateral was waited for.
+            let (policy, version) = broker.rules.appraisal_for(&selector).await?;
             let (references, number) = broker.rules.references(SystemTime::now());
-            entry.versions.references = number;
+            entry = entry.by(Versions {
+                policy: selector.to_string(),
+                appraisal: version,
+                references: number,
+                ..Versions::default()
+            });
             let rules = Rules {
                 broker,
                 cpu: policy,
@@ -130,17 +131,26 @@ pub(crate) async fn attest(
             Ok(token)
         }
         Err(Verdict::Refused(refusal)) => Err(refusal),
-        Err(Verdict::Denied(reason)) => {
-            let ticket = broker.deny(entry.denied().judging([reason])).await;
-            let detail = "the evidence was refused: the owner reads why with `kbs explain`";
-            Err(Refusal::new(ErrorKind::AttestationError, detail).with_ticket(ticket))
+        Err(Verdict::Denied(kind, cause)) => {
+            let ticket = broker.deny(entry.denied().judging([cause])).await;
+            let detail = match kind {
+                ErrorKind::CollateralUnavailable => {
+                    "what the vendor says of this hardware cannot be had now: try again later"
+                }
+                ErrorKind::PolicyEngineError => {
+                    "the appraisal policy failed: its owner reads why with `kbs explain`"
+                }
+                _ => "the evidence was refused: the owner reads why with `kbs explain`",
+            };
+            Err(Refusal::new(kind, detail).with_ticket(ticket))
         }
     }
 }
 
 fn entry(challenge: &Challenge, request: &Request) -> Entry {
     let subject = guest(&request.runtime_data.tee_pubkey);
-    let digest = digest(request.tee_evidence.primary_evidence.get());
+    let evidence = serde_json::to_string(&request.tee_evidence);
+    let digest = digest(&evidence.unwrap_or_default());
     Entry::new(
         Kind::Attest,
         Outcome::Allowed,
@@ -176,13 +186,13 @@ struct Rules<'a> {
 enum Verdict {
     /// The request or the broker is at fault.
     Refused(Refusal),
-    /// The evidence is at fault, which the owner will want to understand.
-    Denied(Reason),
+    /// What the owner will want to understand: evidence that is at fault, or could not be judged.
+    Denied(ErrorKind, Judged),
 }
 
 impl From<Failure> for Verdict {
     fn from(failure: Failure) -> Self {
-        Self::Denied(reason(failure.explain()))
+        refused(failure.explain())
     }
 }
 
@@ -200,16 +210,17 @@ impl From<RuleError> for Verdict {
 
 impl From<NotVerified> for Verdict {
     fn from(not: NotVerified) -> Self {
-        match not {
+        match &not {
             NotVerified::Collateral(error) if error.retry_helps() => {
-                tracing::warn!(%error, "evidence cannot be judged now");
-                let detail = "what the vendor says of this hardware cannot be had now: try again \
-                              later";
-                Self::Refused(Refusal::new(ErrorKind::CollateralUnavailable, detail))
+                Self::Denied(ErrorKind::CollateralUnavailable, judged(not.explain()))
             }
-            not => Self::Denied(reason(not.explain())),
+            NotVerified::Collateral(_) | NotVerified::Failed(_) => refused(not.explain()),
         }
     }
+}
+
+fn refused(explanation: Explanation) -> Verdict {
+    Verdict::Denied(ErrorKind::AttestationError, judged(explanation))
 }
 
 /// What was verified of one part of a guest, in the form that policies read.
@@ -227,8 +238,8 @@ async fn judge(
     let runtime = &request.runtime_data;
     let kind = broker.verifiers.accept(&challenge.tee)?;
     if runtime.nonce != challenge.nonce {
-        return Err(Verdict::Denied(Reason {
-            claim: "nonce".to_owned(),
+        return Err(refused(Explanation {
+            claim: "nonce",
             expected: challenge.nonce.clone(),
             found: runtime.nonce.chars().take(limit::NONCE_CHARS).collect(),
             fix: "answer the challenge that came with this cookie".to_owned(),
@@ -301,11 +312,7 @@ async fn appraise(
         let appraisal = policy
             .appraise(&part.evidence, &rules.references)
             .map_err(|error| {
-                tracing::error!(%error, "the appraisal policy failed");
-                Verdict::Refused(Refusal::new(
-                    ErrorKind::PolicyEngineError,
-                    "the appraisal policy failed: its owner finds the cause in the broker's log",
-                ))
+                Verdict::Denied(ErrorKind::PolicyEngineError, Judged::failing(&error))
             })?;
         submods.push(Submod {
             name,
@@ -370,11 +377,13 @@ fn invalid(detail: impl Into<String>) -> Verdict {
     Verdict::Refused(Refusal::new(ErrorKind::InvalidRequest, detail))
 }
 
-fn reason(explanation: Explanation) -> Reason {
-    Reason {
+fn judged(explanation: Explanation) -> Judged {
+    Judged {
         claim: explanation.claim.to_owned(),
         expected: explanation.expected,
         found: explanation.found,
+        holds: false,
+        rule: "verifier".to_owned(),
         fix: explanation.fix,
     }
 }

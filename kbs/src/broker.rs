@@ -22,7 +22,7 @@ use crate::{
     record::Entry,
     refusal::Refusal,
     rules::{RuleError, Rules},
-    seal::{KeyFileError, Sealer},
+    seal::KeyFileError,
     session::Challenges,
     signer::{SignerError, Signers},
     store::{Address, Store, StoreError},
@@ -77,20 +77,14 @@ impl Broker {
     /// # Errors
     /// Names the file or the step that failed.
     pub async fn open(config: &Config) -> Result<Self, OpenError> {
-        let sealer = |path: &PathBuf| {
-            Sealer::read(path).map_err(|source| OpenError::Key {
-                path: path.clone(),
-                source,
-            })
-        };
         let store = open_store(&config.store).await?;
-        let challenge_key = match &config.attestation.challenge_key {
-            Some(path) => sealer(path)?,
-            None => Sealer::ephemeral(),
+        let challenge_keys = match &config.attestation.challenge_key {
+            Some(path) => KeyRing::read(Source::File(path.clone())).map_err(unusable(path))?,
+            None => KeyRing::ephemeral(),
         };
         Ok(Self {
             verifiers: Verifiers::open(config)?,
-            challenges: Challenges::new(challenge_key, config.challenge_lifetime()),
+            challenges: Challenges::new(challenge_keys, config.challenge_lifetime()),
             challenge_seconds: config.attestation.challenge_seconds,
             token_seconds: config.token.lifetime_seconds,
             secure_cookie: config.tls.is_some(),
@@ -125,6 +119,9 @@ impl Broker {
         let answer = tokio::time::timeout(READY_TIME, self.store.answers()).await;
         if !matches!(answer, Ok(Ok(()))) {
             missing.push("the store does not answer");
+        }
+        if self.rules.are_stale() {
+            missing.push("what changed in the store cannot be read");
         }
         missing
     }

@@ -15,7 +15,7 @@ use crate::{
     broker::{OpenError, master_keys, store_address},
     config::Config,
     master::MasterKeys,
-    seal::Sealer,
+    master::{KeyRing, Source},
     session::seconds,
     store::{Found, StoreError, probe},
     telemetry::Traces,
@@ -76,7 +76,7 @@ pub(crate) async fn findings(config: &Config) -> Vec<Finding> {
     found.extend(private_files(config));
     found.push(Finding::of("token", token_key(config)));
     if let Some(path) = &config.attestation.challenge_key {
-        let read = Sealer::read(path).map(|_| path.display().to_string());
+        let read = KeyRing::read(Source::File(path.clone())).map(|_| path.display().to_string());
         let named = read.map_err(|error| format!("{}: {error}", path.display()));
         found.push(Finding::of("challenge", named));
     }

@@ -23,6 +23,9 @@ use crate::collateral;
 pub use admin::{Admin, Issuer, Role};
 pub use operation::{Format, Limits, Log, Telemetry};
 
+const LONGEST_TOKEN_SECONDS: u32 = 24 * 3600;
+/// A guest answers within seconds.
+const LONGEST_CHALLENGE_SECONDS: u32 = 15 * 60;
 /// Bytes of the file.
 const CONFIG_BYTES: usize = 1024 * 1024;
 
@@ -107,7 +110,7 @@ pub struct Store {
 pub struct Record {
     /// Days for which an entry is kept.
     pub days: u32,
-    /// Entries that are kept; beyond it the oldest go.
+    /// Refusals that are kept; beyond it the oldest go. Releases and administration go by `days` alone.
     pub rows: u32,
 }
 
@@ -147,13 +150,28 @@ pub struct Attestation {
     /// Seconds for which a challenge holds.
     #[serde(default = "five_minutes")]
     pub challenge_seconds: u32,
-    /// A key file like the store's. Brokers that share it take each other's challenges; without
-    /// one, a challenge ends with the process.
+    /// A key file like the store's, with one key or several: the newest seals, and all of them open.
+    /// Brokers that share it take each other's challenges; without one, a challenge ends with the
+    /// process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub challenge_key: Option<PathBuf>,
+    /// The generation that reports of version 2 are taken to be of, since they do not name theirs:
+    /// `milan` where all hosts are. Without it such reports are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snp_version_2: Option<OldGeneration>,
     /// The roots of simulated evidence.
     #[serde(default, skip_serializing_if = "Development::is_none")]
     pub development: Development,
+}
+
+/// A generation with firmware that writes reports of version 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OldGeneration {
+    /// EPYC 7003.
+    Milan,
+    /// EPYC 9004.
+    Genoa,
 }
 
 /// `[attestation.development]`: who signs simulated evidence. Whoever has its keys can make evidence
@@ -185,6 +203,7 @@ impl Default for Attestation {
             accept_devices: BTreeSet::new(),
             challenge_seconds: five_minutes(),
             challenge_key: None,
+            snp_version_2: None,
             development: Development::default(),
         }
     }
@@ -226,14 +245,14 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        const LONGEST_SECONDS: u32 = 24 * 3600;
-        let lifetimes = [
-            self.token.lifetime_seconds,
-            self.attestation.challenge_seconds,
-        ];
-        if lifetimes.iter().any(|s| !(1..=LONGEST_SECONDS).contains(s)) {
+        if !(1..=LONGEST_TOKEN_SECONDS).contains(&self.token.lifetime_seconds) {
             return Err(ConfigError::Check(
-                "lifetime_seconds and challenge_seconds must be 1 to 86400",
+                "token.lifetime_seconds must be 1 to 86400",
+            ));
+        }
+        if !(1..=LONGEST_CHALLENGE_SECONDS).contains(&self.attestation.challenge_seconds) {
+            return Err(ConfigError::Check(
+                "attestation.challenge_seconds must be 1 to 900",
             ));
         }
         if self.drain_seconds > 600 {

@@ -4,9 +4,7 @@
 //! newest wraps, and all of them unwrap. That is what makes rotation possible while brokers run.
 
 use std::{
-    env, fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    env, fs, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -14,7 +12,10 @@ use std::{
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::seal::{KeyFileError, SealError, Sealer};
+use crate::{
+    collateral::replace,
+    seal::{KeyFileError, SealError, Sealer},
+};
 
 /// Keys in one file; more are a file that is no key file.
 const KEYS: usize = 64;
@@ -52,6 +53,8 @@ pub(crate) enum Source {
     File(PathBuf),
     /// A variable; a comma or a space parts keys as well.
     Environment(String),
+    /// Nowhere: the keys end with this process.
+    Nowhere,
 }
 
 type Keys = Vec<(String, Sealer)>;
@@ -66,6 +69,30 @@ impl KeyRing {
     pub(crate) fn read(source: Source) -> Result<Self, KeyFileError> {
         let keys = RwLock::new(Arc::new(parse(&source)?));
         Ok(Self { source, keys })
+    }
+
+    /// One key that nobody else has.
+    pub(crate) fn ephemeral() -> Self {
+        let keys = vec![("0".to_owned(), Sealer::ephemeral())];
+        Self {
+            source: Source::Nowhere,
+            keys: RwLock::new(Arc::new(keys)),
+        }
+    }
+
+    /// As [`unwrap`](MasterKeys::unwrap), without looking for keys that were added: for what anybody
+    /// may send.
+    pub(crate) fn open(
+        &self,
+        context: &str,
+        sealed: &Wrapped,
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let keys = self.keys();
+        let (_, sealer) = keys
+            .iter()
+            .find(|(id, _)| *id == sealed.master)
+            .ok_or(SealError)?;
+        sealer.open(context, &sealed.bytes)
     }
 
     fn keys(&self) -> Arc<Keys> {
@@ -114,6 +141,9 @@ impl MasterKeys for KeyRing {
     }
 
     fn reload(&self) -> Result<(), KeyFileError> {
+        if self.source == Source::Nowhere {
+            return Ok(());
+        }
         let keys = parse(&self.source)?;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(())
@@ -128,21 +158,8 @@ pub(crate) fn rotate(path: &Path) -> Result<String, KeyFileError> {
         return Err(KeyFileError::Form);
     }
     let key = Sealer::new_key();
-    let next = path.with_extension("next");
-    let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&next)?;
-        file.write_all(text.trim_end().as_bytes())?;
-        file.write_all(b"\n")?;
-        file.write_all(key.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&next, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(KeyFileError::Write)?;
+    let whole = Zeroizing::new(format!("{}\n{}", text.trim_end(), *key));
+    replace(path, whole.as_bytes()).map_err(KeyFileError::Write)?;
     let ids = keys_of(&key)?;
     Ok(ids.into_iter().map(|(id, _)| id).collect())
 }
@@ -153,6 +170,7 @@ fn parse(source: &Source) -> Result<Keys, KeyFileError> {
         Source::Environment(name) => {
             Zeroizing::new(env::var(name).map_err(|_| KeyFileError::Environment)?)
         }
+        Source::Nowhere => return Err(KeyFileError::Form),
     };
     keys_of(&text)
 }

@@ -1,6 +1,9 @@
 //! The record: each decision and each administration, as one entry that is never changed.
 
-use policies::release::{Judgement, Reason};
+use policies::{
+    PolicyError,
+    release::{Judgement, Reason},
+};
 use rand::Rng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -76,7 +79,7 @@ pub struct Entry {
     pub result: Outcome,
     /// By what a decision is asked for later; empty where there was none to make.
     pub ticket: String,
-    /// SHA-256 in hex of the evidence as it was sent, without blanks; empty where there is none.
+    /// SHA-256 in hex of `tee-evidence` as it was sent, without blanks; empty where there is none.
     pub evidence: String,
     /// By which policies and reference values.
     pub versions: Versions,
@@ -107,6 +110,19 @@ pub struct Judged {
 }
 
 impl Judged {
+    /// A policy that could not decide.
+    pub(crate) fn failing(error: &PolicyError) -> Self {
+        tracing::error!(%error, "a policy failed");
+        Self {
+            claim: "data.policy".to_owned(),
+            expected: "a decision".to_owned(),
+            found: error.to_string(),
+            holds: false,
+            rule: "engine".to_owned(),
+            fix: "correct the policy and set it again".to_owned(),
+        }
+    }
+
     /// What a policy judged, with its advice on what does not hold. That it refuses as a whole is no
     /// cause beside the causes that it names.
     pub(crate) fn by_policy(judgements: Vec<Judgement>, reasons: &[Reason]) -> Vec<Self> {

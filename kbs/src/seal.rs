@@ -1,6 +1,6 @@
 //! Bytes sealed with a key that only the broker has: cookies, and resources at rest.
 
-use std::{fs, io, path::Path};
+use std::io;
 
 use aes_gcm::{
     Aes256Gcm,
@@ -22,12 +22,6 @@ impl Sealer {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         rand::rng().fill_bytes(&mut *key);
         Self(Aes256Gcm::new((&*key).into()))
-    }
-
-    /// Reads a key file: 64 hex digits.
-    pub(crate) fn read(path: &Path) -> Result<Self, KeyFileError> {
-        let text = Zeroizing::new(fs::read_to_string(path).map_err(KeyFileError::Read)?);
-        Self::from_hex(text.trim())
     }
 
     /// A key of 64 hex digits.

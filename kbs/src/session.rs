@@ -13,7 +13,10 @@ use base64::{
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::seal::{SealError, Sealer};
+use crate::{
+    master::{KeyRing, MasterKeys, Wrapped},
+    seal::SealError,
+};
 
 const CONTEXT: &str = "kbs challenge 1";
 const NONCE_BYTES: usize = 32;
@@ -36,13 +39,20 @@ pub(crate) struct Challenge {
 
 /// Makes challenges and takes them back.
 pub(crate) struct Challenges {
-    sealer: Sealer,
+    keys: KeyRing,
     lifetime: Duration,
 }
 
 impl Challenges {
-    pub(crate) fn new(sealer: Sealer, lifetime: Duration) -> Self {
-        Self { sealer, lifetime }
+    pub(crate) fn new(keys: KeyRing, lifetime: Duration) -> Self {
+        Self { keys, lifetime }
+    }
+
+    /// Looks for keys that were added; those that are known stay where that fails.
+    pub(crate) fn reload_keys(&self) {
+        if let Err(error) = self.keys.reload() {
+            tracing::error!(%error, "the challenges' key cannot be read again");
+        }
     }
 
     /// A challenge, and the cookie that carries it.
@@ -61,8 +71,9 @@ impl Challenges {
             expires: seconds(now).saturating_add(self.lifetime.as_secs()),
         };
         let plain = serde_json::to_vec(&challenge).map_err(|_| SessionError::Foreign)?;
-        let sealed = self.sealer.seal(CONTEXT, &plain)?;
-        Ok((challenge, BASE64_URL_SAFE_NO_PAD.encode(sealed)))
+        let sealed = self.keys.wrap(CONTEXT, &plain)?;
+        let text = BASE64_URL_SAFE_NO_PAD.encode(sealed.bytes);
+        Ok((challenge, format!("{}.{text}", sealed.master)))
     }
 
     /// The challenge in a cookie, if it is ours and still holds.
@@ -70,10 +81,14 @@ impl Challenges {
         if cookie.len() > COOKIE_CHARS {
             return Err(SessionError::Foreign);
         }
-        let sealed = BASE64_URL_SAFE_NO_PAD
-            .decode(cookie)
-            .map_err(|_| SessionError::Foreign)?;
-        let plain = self.sealer.open(CONTEXT, &sealed)?;
+        let (key, text) = cookie.split_once('.').ok_or(SessionError::Foreign)?;
+        let sealed = Wrapped {
+            master: key.to_owned(),
+            bytes: BASE64_URL_SAFE_NO_PAD
+                .decode(text)
+                .map_err(|_| SessionError::Foreign)?,
+        };
+        let plain = self.keys.open(CONTEXT, &sealed)?;
         let challenge: Challenge =
             serde_json::from_slice(&plain).map_err(|_| SessionError::Foreign)?;
         if challenge.expires <= seconds(now) {
@@ -107,13 +122,20 @@ pub(crate) fn seconds(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{master::Source, seal::Sealer};
 
     const LIFE: Duration = Duration::from_secs(300);
 
     #[test]
     fn a_challenge_holds_for_its_time_at_every_broker_with_the_key() {
-        let key = Sealer::new_key();
-        let broker = || Challenges::new(Sealer::from_hex(key.trim()).ok().unwrap(), LIFE);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), Sealer::new_key().as_bytes()).unwrap();
+        let keys = || {
+            KeyRing::read(Source::File(file.path().to_owned()))
+                .ok()
+                .unwrap()
+        };
+        let broker = || Challenges::new(keys(), LIFE);
         let challenges = broker();
         let now = SystemTime::now();
         let (challenge, cookie) = challenges.issue("sample", None, now).unwrap();
@@ -123,13 +145,24 @@ mod tests {
             challenges.open(&cookie, now + LIFE),
             Err(SessionError::Expired)
         );
+        assert_eq!(broker().open(&cookie, now), Ok(challenge.clone()));
+
+        // A key that is added seals from then on, and the old one still opens.
+        crate::master::rotate(file.path()).unwrap();
         assert_eq!(broker().open(&cookie, now), Ok(challenge));
+        let (_, newer) = broker().issue("sample", None, now).unwrap();
+        assert_ne!(
+            newer.split_once('.').unwrap().0,
+            cookie.split_once('.').unwrap().0
+        );
+        challenges.reload_keys();
+        assert!(challenges.open(&newer, now).is_ok());
     }
 
     #[test]
     fn a_cookie_of_another_broker_or_of_nobody_is_refused() {
-        let ours = Challenges::new(Sealer::ephemeral(), LIFE);
-        let theirs = Challenges::new(Sealer::ephemeral(), LIFE);
+        let ours = Challenges::new(KeyRing::ephemeral(), LIFE);
+        let theirs = Challenges::new(KeyRing::ephemeral(), LIFE);
         let now = SystemTime::now();
         let (_, cookie) = theirs.issue("sample", None, now).unwrap();
         let long = "A".repeat(5000);

@@ -11,32 +11,56 @@ use crate::{broker::Broker, session::seconds, store::StoreError};
 
 /// Between two looks: others' changes are in force within twice this.
 const LOOK: Duration = Duration::from_millis(400);
-/// Between two rounds of retention, in looks.
-const RETENTION: u32 = 150;
+/// Between two rounds of retention.
+const RETENTION: Duration = Duration::from_secs(60);
 const DAY_SECONDS: u64 = 24 * 3600;
 
+/// Each on its own, so that a long rotation or a long retention delays no change of a policy.
 pub(crate) async fn run(broker: Arc<Broker>) {
     let collateral = Arc::clone(&broker.verifiers.collateral);
-    tokio::join!(look_after(broker), collateral.run());
+    tokio::join!(
+        refresh(&broker),
+        rewrap(&broker),
+        retain(&broker),
+        collateral.run()
+    );
 }
 
-async fn look_after(broker: Arc<Broker>) {
-    let mut looks = tokio::time::interval(LOOK);
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut looks = tokio::time::interval(period);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    for round in 0_u32.. {
+    looks
+}
+
+async fn refresh(broker: &Broker) {
+    let mut looks = every(LOOK);
+    loop {
         looks.tick().await;
         if let Err(error) = broker.rules.refresh().await {
             tracing::error!(%error, "changes of the store cannot be read");
         }
+    }
+}
+
+async fn rewrap(broker: &Broker) {
+    let mut looks = every(LOOK);
+    loop {
+        looks.tick().await;
         broker.store.reload_keys();
+        broker.challenges.reload_keys();
         match broker.store.rewrap().await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "data keys wrapped anew"),
             Err(error) => tracing::error!(%error, "data keys cannot be wrapped anew"),
         }
-        if round.is_multiple_of(RETENTION)
-            && let Err(error) = forget(&broker).await
-        {
+    }
+}
+
+async fn retain(broker: &Broker) {
+    let mut looks = every(RETENTION);
+    loop {
+        looks.tick().await;
+        if let Err(error) = forget(broker).await {
             tracing::error!(%error, "old entries of the record cannot be removed");
         }
     }

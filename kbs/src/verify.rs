@@ -11,7 +11,7 @@ use std::{
     time::SystemTime,
 };
 
-use evidence::{Device, Tee};
+use evidence::{Device, Tee, snp::Generation};
 use serde_json::{Value, value::RawValue};
 use verifier::{
     Bindings, Claims, Explanation, Failure, device, sample,
@@ -21,7 +21,7 @@ use verifier::{
 
 use crate::{
     collateral::{Collateral, CollateralError, DEVELOPMENT_BYTES, Development},
-    config::Config,
+    config::{Config, OldGeneration},
     session::seconds,
 };
 
@@ -42,16 +42,6 @@ pub(crate) struct Verifiers {
 struct Snp {
     roots: snp::Roots,
     rules: snp::Rules,
-}
-
-impl Snp {
-    fn new(roots: snp::Roots, crl: CrlRule) -> Self {
-        let rules = snp::Rules {
-            crl,
-            version_2: None,
-        };
-        Self { roots, rules }
-    }
 }
 
 impl Verifiers {
@@ -75,16 +65,34 @@ impl Verifiers {
             let documents = Development::parse(&read(path, DEVELOPMENT_BYTES)?)?;
             collateral = collateral.with_development(documents);
         }
+        let tdx = accepts(Tee::Tdx).then(tdx::Roots::intel).transpose()?;
+        let simulated_tdx = tdx_root
+            .map(|pem| tdx::Roots::development(&pem))
+            .transpose()?;
+        let version_2 = config.attestation.snp_version_2.map(|old| match old {
+            OldGeneration::Milan => Generation::Milan,
+            OldGeneration::Genoa => Generation::Genoa,
+        });
+        let with = |crl| {
+            move |roots| Snp {
+                roots,
+                rules: snp::Rules { crl, version_2 },
+            }
+        };
+        for roots in snp.iter().chain(&simulated) {
+            collateral = collateral.with_snp_roots(roots);
+        }
+        for roots in tdx.iter().chain(&simulated_tdx) {
+            collateral = collateral.with_tdx_roots(roots);
+        }
         Ok(Self {
             kinds: accepted.clone(),
             devices: config.attestation.accept_devices.clone(),
-            snp: snp.map(|roots| Snp::new(roots, CrlRule::Required)),
+            snp: snp.map(with(CrlRule::Required)),
             // A development root may have revoked nothing, and have no list that says so.
-            simulated_snp: simulated.map(|roots| Snp::new(roots, CrlRule::MayBeAbsent)),
-            tdx: accepts(Tee::Tdx).then(tdx::Roots::intel).transpose()?,
-            simulated_tdx: tdx_root
-                .map(|pem| tdx::Roots::development(&pem))
-                .transpose()?,
+            simulated_snp: simulated.map(with(CrlRule::MayBeAbsent)),
+            tdx,
+            simulated_tdx,
             collateral: Arc::new(collateral),
         })
     }

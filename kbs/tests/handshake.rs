@@ -142,7 +142,7 @@ async fn a_denied_guest_learns_a_ticket_and_its_owner_the_cause() {
 
     let told = deployment.own(&["explain", &ticket]);
     for word in [
-        "resource refused",
+        "refused at",
         PATH,
         "expected",
         &digest_of(INIT_DATA),

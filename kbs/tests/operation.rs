@@ -69,7 +69,7 @@ fn monitor(deployment: &Deployment) -> String {
     format!("http://{}", line["fields"]["address"].as_str().unwrap())
 }
 
-fn with_metrics(config: String) -> String {
+fn with_metrics(config: &str) -> String {
     format!("metrics_listen = \"127.0.0.1:0\"\n{config}")
 }
 
@@ -163,8 +163,24 @@ async fn every_error_has_a_ticket_that_the_log_has_too() {
 }
 
 #[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let deployment = Deployment::start(&["sample"]);
+    for _ in 0..20 {
+        for (path, kind) in [
+            ("auth", ErrorKind::PayloadTooLarge),
+            ("resource/a/b/c", ErrorKind::AdminAuthAccess),
+            ("nowhere", ErrorKind::InvalidRequestPath),
+        ] {
+            let large = vec![b'x'; 6 << 20];
+            let answer = deployment.ask(Method::POST, path, &[], large).await;
+            assert_eq!(answer.refusal().0, kind);
+        }
+    }
+}
+
+#[tokio::test]
 async fn metrics_are_on_a_port_of_their_own_and_name_no_resource() {
-    let deployment = Deployment::start_with(&["sample"], with_metrics);
+    let deployment = Deployment::start_with(&["sample"], |config| with_metrics(&config));
     let secret = deployment.write("secret", SECRET);
     deployment.own(&["resource", "set", "treasure/island/map", "--file", &secret]);
     let policy = deployment.write("policy.rego", ALLOW_ALL);
@@ -208,7 +224,7 @@ async fn metrics_are_on_a_port_of_their_own_and_name_no_resource() {
 #[tokio::test]
 async fn a_broker_says_that_it_is_not_ready_before_it_stops_listening() {
     let mut deployment = Deployment::start_with(&["sample"], |config| {
-        with_metrics(config.replace("drain_seconds = 2", "drain_seconds = 4"))
+        with_metrics(&config.replace("drain_seconds = 2", "drain_seconds = 4"))
     });
     let url = monitor(&deployment);
     let ready = deployment.ask(Method::GET, "/readyz", &[], "").await;

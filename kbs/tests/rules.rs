@@ -135,6 +135,11 @@ async fn policies_are_listed_read_by_version_and_deleted() {
         owner.own(&["policy", "list"]),
         "resource-policy\ndefault_cpu\n"
     );
+}
+
+#[tokio::test]
+async fn a_policy_that_is_not_there_and_a_scope_that_cannot_be_are_told_apart() {
+    let owner = Owner::start();
     for (method, path, kind) in [
         (
             Method::GET,

@@ -1,7 +1,8 @@
 # Asks the owner's policy for all at once: the claims become `input`, and the request `data`, as Trustee
 # has them. Data that came in by the engine's own door would have the policy analysed again for each
-# request; what nearly every request has in common is there from the start. A rule that the policy does
-# not have gives an empty list.
+# request; what nearly every request has in common is there from the start, and `asked` itself is the
+# question to a policy that does not look at the rest. A rule that the policy does not have gives an empty
+# list.
 package cloister_release
 
 plain := value if {

@@ -20,7 +20,6 @@ parts := [{
 			"expected": "no simulated evidence",
 			"found": simulated,
 			"holds": real,
-			"rule": "allow",
 			"fix": "run the guest in a TEE, or for development set a release policy that asks for this kind by name",
 		},
 		{
@@ -28,7 +27,6 @@ parts := [{
 			"expected": "default",
 			"found": appraiser,
 			"holds": chosen,
-			"rule": "allow",
 			"fix": "start the guest without a policy selector, or set a release policy that accepts this appraisal policy by name",
 		},
 		{
@@ -36,7 +34,6 @@ parts := [{
 			"expected": "affirming",
 			"found": status,
 			"holds": affirmed,
-			"rule": "allow",
 			"fix": "register reference values for what this guest runs, or set a release policy that names it",
 		},
 	],
@@ -57,7 +54,6 @@ judgements := [
 		"expected": "resource",
 		"found": data.plugin,
 		"holds": data.plugin == "resource",
-		"rule": "allow",
 		"fix": "the default policy releases resources only: write a rule for this plugin",
 	},
 	{
@@ -65,7 +61,6 @@ judgements := [
 		"expected": "at least one appraised part",
 		"found": count(parts),
 		"holds": count(parts) > 0,
-		"rule": "allow",
 		"fix": "the token appraises nothing: attest again",
 	},
 	[part.judgements | some part in parts],

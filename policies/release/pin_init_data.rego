@@ -25,7 +25,6 @@ judgements := [
 		"expected": "resource",
 		"found": data.plugin,
 		"holds": data.plugin == "resource",
-		"rule": "allow",
 		"fix": "this policy releases resources only: write a rule for this plugin",
 	},
 	{
@@ -33,7 +32,6 @@ judgements := [
 		"expected": expected_tee,
 		"found": kinds,
 		"holds": expected_tee in kinds,
-		"rule": "allow",
 		"fix": "start the pod in this kind of TEE, or pin the kind that it has: kbs policy pin --tee KIND",
 	},
 	{
@@ -41,7 +39,6 @@ judgements := [
 		"expected": expected_init_data,
 		"found": init_data,
 		"holds": lower(init_data) == expected_init_data,
-		"rule": "allow",
 		"fix": "start the pod with the init-data that has this digest, or pin the digest of the one that it has: kbs policy pin --init-data-digest HEX",
 	},
 	{
@@ -49,7 +46,6 @@ judgements := [
 		"expected": "default",
 		"found": appraiser,
 		"holds": appraiser == "default",
-		"rule": "allow",
 		"fix": "start the pod without a policy selector, or set a release policy that accepts this appraisal policy by name",
 	},
 	{
@@ -57,7 +53,6 @@ judgements := [
 		"expected": statuses,
 		"found": status,
 		"holds": status in statuses,
-		"rule": "allow",
 		"fix": "register reference values for what this guest runs",
 	},
 ] if {

@@ -166,7 +166,10 @@ fn conclude(answer: &Rego) -> Result<Appraisal, PolicyError> {
     let mut account = account(
         answered(answer, "judgements"),
         answered(answer, "reasons"),
-        |rule| format!("{TRUST_CLAIMS}.{rule}"),
+        |rule| match rule {
+            Some(rule) => format!("{TRUST_CLAIMS}.{rule}"),
+            None => TRUST_CLAIMS.to_owned(),
+        },
     )?;
     if account.judgements.is_empty() {
         account.judgements = judged(&vector);

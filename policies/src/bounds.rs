@@ -72,6 +72,17 @@ pub(crate) fn before_parsing(rego: &str) -> Result<(), PolicyError> {
     Ok(())
 }
 
+/// Whether a policy names `data` other than by the words after it: `data.a` is no such name, `data[a]`
+/// is one, and so is a line that ends after it or its dot. What has a name that is no word is out of
+/// reach without.
+pub(crate) fn names_data(rego: &str) -> bool {
+    let whole = |token: &Token<'_>| match token {
+        Token::Name(name) => *name == "data" || *name == "data.",
+        _ => false,
+    };
+    tokens(rego).iter().any(whole)
+}
+
 /// Refuses functions that call themselves, and chains of rules that are too long for a stack.
 pub(crate) fn after_parsing(
     engine: &Engine,

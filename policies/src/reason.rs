@@ -57,11 +57,12 @@ pub(crate) struct Account {
     pub(crate) reasons: Vec<Reason>,
 }
 
-/// Reads both rules; `rule_of` makes a judgement's rule from the name that the policy gives it.
+/// Reads both rules; `rule_of` makes a judgement's rule from the name that the policy gives it, or from
+/// none.
 pub(crate) fn account(
     judgements: Option<&Value>,
     reasons: Option<&Value>,
-    rule_of: impl Fn(&str) -> String,
+    rule_of: impl Fn(Option<&str>) -> String,
 ) -> Result<Account, PolicyError> {
     let mut account = Account::default();
     for item in members(judgements, JUDGEMENTS, JUDGEMENT_EXPECTED)? {
@@ -84,8 +85,7 @@ pub(crate) fn account(
     Ok(account)
 }
 
-const JUDGEMENT_EXPECTED: &str =
-    "a list of objects with `claim`, `expected`, `found`, `holds` (a boolean) and `rule`";
+const JUDGEMENT_EXPECTED: &str = "a list of objects with `claim`, `expected`, `found`, `holds` (a boolean), and if need be `rule`, `fix`";
 const REASON_EXPECTED: &str = "a set of objects with `claim`, `expected`, `found` and `fix`";
 
 /// The members of a list or a set; lists in it stand for their members.
@@ -114,7 +114,7 @@ fn members<'a>(
 
 fn judgement(
     item: &Value,
-    rule_of: &impl Fn(&str) -> String,
+    rule_of: &impl Fn(Option<&str>) -> String,
 ) -> Result<(Judgement, String), PolicyError> {
     let member = |name: &str| member(item, name, JUDGEMENTS, JUDGEMENT_EXPECTED);
     let Value::Bool(holds) = member("holds")? else {
@@ -146,7 +146,10 @@ fn judgement(
         expected: shorten(&expected),
         found: listed(member("found")?),
         holds: *holds,
-        rule: shorten(&rule_of(&text(member("rule")?))),
+        rule: shorten(&match &item["rule"] {
+            Value::Undefined => rule_of(None),
+            rule => rule_of(Some(&text(rule))),
+        }),
     };
     Ok((judgement, fix))
 }
@@ -248,7 +251,10 @@ mod tests {
 
     fn one(judgement: &serde_json::Value) -> Account {
         let list = from_json(&json!([judgement]));
-        account(Some(&list), None, str::to_owned).unwrap()
+        account(Some(&list), None, |rule| {
+            rule.unwrap_or_default().to_owned()
+        })
+        .unwrap()
     }
 
     #[test]
@@ -284,7 +290,10 @@ mod tests {
         }
         let item = json!({"claim": "a", "expected": 1, "found": null, "holds": true, "rule": "x"});
         let many = from_json(&json!(vec![item; 2 * JUDGEMENT_COUNT]));
-        let account = super::account(Some(&many), None, str::to_owned).unwrap();
+        let account = super::account(Some(&many), None, |rule| {
+            rule.unwrap_or_default().to_owned()
+        })
+        .unwrap();
         assert_eq!(account.judgements.len(), JUDGEMENT_COUNT);
         assert_eq!(account.judgements[0].found, "absent");
     }
@@ -299,7 +308,10 @@ mod tests {
         ] {
             let value = from_json(&wrong);
             assert!(
-                account(Some(&value), None, str::to_owned).is_err(),
+                account(Some(&value), None, |rule| rule
+                    .unwrap_or_default()
+                    .to_owned())
+                .is_err(),
                 "{wrong}"
             );
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 pub use crate::reason::{Judgement, Reason};
 use crate::{
+    bounds::names_data,
     engine::{PolicyError, Pool, answered, ask, from_json},
     reason::{account, text},
 };
@@ -22,10 +23,13 @@ const ASK: &str = include_str!("../release/ask.rego");
 const ANSWER: &str = "data.cloister_release.answer";
 /// The same for a request that has what [`usual`] has.
 const PLAIN: &str = "data.cloister_release.plain";
+/// The same to a policy that does not look at the path: its input is the claims alone.
+const BARE: &str = "data.cloister_release.asked";
 const PLUGIN: &str = "resource";
 const METHOD: &str = "GET";
-/// The one function with another answer each time that the engine has, `time.now_ns`.
-const CLOCK: &str = "now_ns";
+/// How the functions are called that answer otherwise each time, `time.now_ns` and `rand.intn`. A name
+/// may be written with an escape, and a policy that has any is taken for one that calls them.
+const CHANGING: [&str; 3] = ["now_ns", "intn", "\\u"];
 
 /// What a new broker decides by: only a guest that the appraisal affirms, and no simulated one.
 pub const DEFAULT: &str = include_str!("../release/default.rego");
@@ -38,7 +42,8 @@ const PIN_INIT_DATA: &str = include_str!("../release/pin_init_data.rego");
 #[derive(Debug)]
 pub struct ReleasePolicy {
     pool: Pool<()>,
-    clock: bool,
+    sees_path: bool,
+    changes: bool,
 }
 
 /// What is asked for; `data` to the policy.
@@ -74,15 +79,16 @@ impl ReleasePolicy {
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
         Ok(Self {
             pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual())?,
-            clock: rego.contains(CLOCK),
+            sees_path: names_data(rego),
+            changes: CHANGING.iter().any(|name| rego.contains(name)),
         })
     }
 
-    /// Whether it may decide otherwise at another time. Without it, a decision depends on the claims
-    /// and the request alone: nothing else that a policy can ask changes.
+    /// Whether it may decide otherwise about the same request, because it looks at the clock or throws
+    /// a die. Else a decision depends on the claims and the request alone.
     #[must_use]
-    pub fn looks_at_the_clock(&self) -> bool {
-        self.clock
+    pub fn changes_its_mind(&self) -> bool {
+        self.changes
     }
 
     /// Decides about one release.
@@ -90,9 +96,12 @@ impl ReleasePolicy {
     /// # Errors
     /// When the policy fails. The caller denies.
     pub fn decide(&self, claims: &Value, asked: &Release<'_>) -> Result<Decision, PolicyError> {
-        let input = question(claims, asked);
         let plain = asked.plugin == PLUGIN && asked.method == METHOD && asked.query.is_empty();
-        let rule = if plain { PLAIN } else { ANSWER };
+        let (rule, input) = match (plain, self.sees_path) {
+            (true, false) => (BARE, from_json(claims)),
+            (true, true) => (PLAIN, question(claims, asked)),
+            (false, _) => (ANSWER, question(claims, asked)),
+        };
         self.pool.run(
             |_| Ok(()),
             |engine, ()| {
@@ -109,7 +118,10 @@ fn conclude(answer: &Rego) -> Result<Decision, PolicyError> {
     let mut account = account(
         answered(answer, "judgements"),
         answered(answer, "reasons"),
-        |rule| format!("data.{PACKAGE}.{rule}"),
+        |rule| match rule {
+            Some(rule) => format!("data.{PACKAGE}.{rule}"),
+            None => ALLOW.to_owned(),
+        },
     )?;
     if account.judgements.is_empty() {
         account.judgements.push(Judgement {
@@ -288,6 +300,36 @@ mod tests {
                 assert_eq!([&one.claim, &one.expected, &one.found, &one.rule], expected);
             }
         }
+    }
+
+    #[test]
+    fn a_policy_finds_the_path_however_it_looks_for_it() {
+        for look in [
+            r#"data["resource-path"][2] == "1""#,
+            r#"data["resource\u002dpath"][2] == "1""#,
+            r#"some part in data; part[2] == "1""#,
+            r#"some key, part in data; key == "resource-path"; part[2] == "1""#,
+            r#"data[name][2] == "1""#,
+            r#"d := data; d["resource-path"][2] == "1""#,
+            r#"object.get(data, ["resource-path", 2], "") == "1""#,
+            r#"object.get(data,"resource-path", [])[2] == "1""#,
+            "data[`resource-path`][2] == \"1\"",
+        ] {
+            let rego = format!("package policy\nname := \"resource-path\"\nallow if {{ {look} }}");
+            let policy = ReleasePolicy::from_rego(&rego).unwrap();
+            assert!(policy.sees_path, "{look}");
+            let other = Release {
+                method: "POST",
+                ..asked()
+            };
+            let plain = policy.decide(&json!({}), &asked()).ok();
+            assert_eq!(plain, policy.decide(&json!({}), &other).ok(), "{look}");
+        }
+        let import = "package policy\nimport data as d\nallow if d[\"resource-path\"][2] == \"1\"";
+        if let Ok(policy) = ReleasePolicy::from_rego(import) {
+            assert!(policy.sees_path);
+        }
+        assert!(!ReleasePolicy::from_rego(DEFAULT).unwrap().sees_path);
     }
 
     #[test]

@@ -102,14 +102,16 @@ pub(super) async fn resource(
         let policy = (&*policy, versions.policy.as_str(), version);
         claims.decided.or(policy, &entry.resource, decide)
     };
-    let decision = decision.map_err(|error| {
-        tracing::error!(%error, "the release policy failed");
-        Refusal::new(
-            ErrorKind::PolicyEngineError,
-            "the release policy failed: its owner finds the cause in the broker's log",
-        )
-    })?;
     let mut entry = entry.by(versions);
+    let decision = match decision {
+        Ok(decision) => decision,
+        Err(error) => {
+            let entry = entry.denied().judging([Judged::failing(&error)]);
+            let ticket = broker.deny(entry).await;
+            let detail = "the release policy failed: its owner reads why with `kbs explain`";
+            return Err(Refusal::new(ErrorKind::PolicyEngineError, detail).with_ticket(ticket));
+        }
+    };
     entry.claims = Judged::by_policy(decision.judgements.clone(), &decision.reasons);
     if !decision.allowed {
         let ticket = broker.deny(entry.denied()).await;

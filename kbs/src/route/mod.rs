@@ -10,6 +10,7 @@ mod policy;
 mod record;
 mod reference;
 mod resource;
+mod rest;
 
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
@@ -57,12 +58,13 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
         .route(
             "/attest",
             post(guest::attest)
-                .layer::<_, Infallible>(limited)
+                .layer::<_, Infallible>(limited.clone())
                 .layer(capped(limit::ATTEST_BODY_BYTES)),
         )
         .route(
             "/resource/{repository}/{kind}/{tag}",
             get(guest::resource)
+                .layer::<_, Infallible>(limited)
                 .post(resource::set_resource)
                 .delete(resource::delete_resource)
                 .layer(capped(limit::RESOURCE_BYTES)),

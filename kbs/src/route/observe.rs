@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use http::{StatusCode, header};
 use kbs_protocol::ErrorKind;
 
+use super::rest::Rest;
 use crate::{
     broker::Broker,
     metrics::Answered,
@@ -43,7 +44,11 @@ pub(super) async fn observe(
     let route = path.as_ref().map(MatchedPath::as_str);
     let traces = broker.traces.as_ref();
     let span = traces.and_then(|all| all.begin(request.headers(), request.uri().path()));
+    let (request, rest) = Rest::of(request);
     let response = answer(next.run(request)).await;
+    if let Some(rest) = rest {
+        rest.discard().await;
+    }
     let told = response.extensions().get::<Told>();
     let took = start.elapsed();
     broker.metrics.answered(&Answered {

@@ -7,7 +7,14 @@
 mod attached;
 mod reference;
 
-use std::{num::NonZeroUsize, sync::Arc, time::SystemTime};
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 
 use kbs_protocol::{ErrorKind, ResourcePath};
 use policies::{
@@ -30,6 +37,9 @@ use reference::References;
 /// Policies of each kind that stay compiled: a store has many more, of which few are asked at a time.
 const COMPILED: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
+/// Rules that are older do not decide. Changes are looked for several times a second.
+const STALE: Duration = Duration::from_secs(10);
+
 /// The rules as the store has them, or had them less than a second ago.
 pub(crate) struct Rules {
     store: Store,
@@ -39,6 +49,9 @@ pub(crate) struct Rules {
     default_release: Arc<ReleasePolicy>,
     default_appraisal: Arc<AppraisalPolicy>,
     refreshing: tokio::sync::Mutex<()>,
+    /// When the store was last read, in milliseconds after `opened`.
+    read: AtomicU64,
+    opened: Instant,
 }
 
 /// What is attached where, in which version, and the last change that is in it.
@@ -70,6 +83,8 @@ impl Rules {
                 AppraisalPolicy::from_rego(appraisal::DEFAULT).map_err(built_in)?,
             ),
             refreshing: tokio::sync::Mutex::default(),
+            read: AtomicU64::new(0),
+            opened: Instant::now(),
         };
         rules.refresh().await?;
         Ok(rules)
@@ -79,8 +94,10 @@ impl Rules {
     pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
         let _turn = self.refreshing.lock().await;
         let known = self.known.load();
+        let asked = self.opened.elapsed();
         let changes = self.store.changes(known.moment).await?;
         if changes.is_empty() {
+            self.reached(asked);
             return Ok(());
         }
         let mut next = (*known).clone();
@@ -98,7 +115,28 @@ impl Rules {
             "policies or reference values changed"
         );
         self.known.replace(next);
+        self.reached(asked);
         Ok(())
+    }
+
+    /// All that was in the store at that time is known.
+    fn reached(&self, after_opening: Duration) {
+        let millis = u64::try_from(after_opening.as_millis()).unwrap_or(u64::MAX);
+        self.read.store(millis, Ordering::Relaxed);
+    }
+
+    /// Whether the store may hold a change that has been there for long: another broker's revocation,
+    /// perhaps. Nothing is decided by such rules.
+    pub(crate) fn are_stale(&self) -> bool {
+        let read = Duration::from_millis(self.read.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(read) > STALE
+    }
+
+    fn known(&self) -> Result<Arc<Known>, RuleError> {
+        if self.are_stale() {
+            return Err(RuleError::Stale);
+        }
+        Ok(self.known.load())
     }
 
     /// The policy that decides about a path, the id of its scope, and its version: that of the most
@@ -107,7 +145,7 @@ impl Rules {
         &self,
         path: &ResourcePath,
     ) -> Result<(Arc<ReleasePolicy>, String, i64), RuleError> {
-        let known = self.known.load();
+        let known = self.known()?;
         let Some((prefix, &version)) = known.release.of(&path.segments()) else {
             let policy = Arc::clone(&self.default_release);
             return Ok((policy, RELEASE_POLICY.to_owned(), 0));
@@ -125,7 +163,7 @@ impl Rules {
         &self,
         selector: &Selector,
     ) -> Result<(Arc<AppraisalPolicy>, i64), RuleError> {
-        let known = self.known.load();
+        let known = self.known()?;
         let Some(&version) = known.appraisal.of(selector) else {
             if selector.is_default() {
                 return Ok((Arc::clone(&self.default_appraisal), 0));
@@ -241,6 +279,9 @@ pub enum RuleError {
     /// A policy that does not compile, with its cause.
     #[error("the policy `{0}`: {1}")]
     Policy(String, PolicyError),
+    /// The store could not be read for a while.
+    #[error("what changed in the store cannot be read: nothing is decided until it can")]
+    Stale,
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -251,6 +292,7 @@ impl From<RuleError> for Refusal {
         let kind = match &error {
             RuleError::Absent(_) => ErrorKind::InvalidRequest,
             RuleError::Broken(_) | RuleError::Policy(..) => ErrorKind::PolicyEngineError,
+            RuleError::Stale => ErrorKind::NotReady,
             RuleError::Store(cause) => {
                 tracing::error!(error = %cause, "a policy cannot be read");
                 let detail = "a policy cannot be read: see the broker's log";

@@ -84,14 +84,17 @@ impl Store {
         rows.iter().map(entry).collect()
     }
 
-    /// Removes some entries that are older than a time in milliseconds, or beyond a number of rows,
-    /// and gives how many.
+    /// Removes some entries that are older than a time in milliseconds, and refusals beyond a number of
+    /// rows, and gives how many. Guests write refusals as they like; nothing that they do removes a
+    /// release or an administration before its time.
     pub(crate) async fn forget(&self, before: i64, rows: i64) -> Result<u64, StoreError> {
         let mut change = self.begin().await?;
         let done = sqlx::query(
             "DELETE FROM record WHERE id IN (
                  SELECT id FROM record WHERE tenant = $1
-                 AND (time < $2 OR id <= (SELECT MAX(id) FROM record WHERE tenant = $1) - $3)
+                 AND (time < $2 OR (result = 'denied' AND id <= (
+                     SELECT id FROM record WHERE tenant = $1 AND result = 'denied'
+                     ORDER BY id DESC LIMIT 1 OFFSET $3)))
                  ORDER BY id LIMIT $4)",
         )
         .bind(TENANT)

@@ -119,8 +119,11 @@ pub(super) async fn migrate(
         sqlx::raw_sql(text).execute(&mut *change).await?;
         if number == 1 {
             adopt_resources(&mut change, keys).await?;
-            adopt_denials(&mut change).await?;
         }
+    }
+    if done < 2 {
+        // An entry of the record has the columns of the newest step.
+        adopt_denials(&mut change).await?;
     }
     if done < STEPS.len() {
         sqlx::query("UPDATE kbs_schema SET version = $1")

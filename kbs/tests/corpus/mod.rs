@@ -4,11 +4,12 @@ pub(crate) mod launch;
 pub(crate) mod message;
 pub(crate) mod reference;
 pub(crate) mod release;
+pub(crate) mod td;
 
 use kbs_protocol::AttestRequest;
 use serde_json::{Map, Value, json};
 
-use crate::platform::Platform;
+use crate::platform::{Platform, td::Td};
 
 /// One fault.
 pub(crate) struct Case {
@@ -26,6 +27,10 @@ pub(crate) enum Fault {
     Launch(fn(&mut Platform)),
     /// In the request, after evidence was made.
     Message(fn(&mut AttestRequest)),
+    /// In the launch of a TD or its platform, before evidence is made.
+    Td(fn(&mut Td)),
+    /// In a TD's request, after evidence was made.
+    TdMessage(fn(&mut AttestRequest)),
     /// In what the owner registered.
     Reference(fn(&mut Map<String, Value>)),
     /// In the request for the resource.
@@ -58,8 +63,9 @@ pub(crate) fn case(
     }
 }
 
-/// What is registered for the good launch of [`Platform::new`].
+/// What is registered for the good launches of [`Platform::new`] and [`Td::new`].
 pub(crate) fn references() -> Map<String, Value> {
+    let td = Td::new().body;
     let Value::Object(map) = json!({
         "snp_launch_measurement": ["ab".repeat(48)],
         "snp_bootloader": [9],
@@ -72,6 +78,10 @@ pub(crate) fn references() -> Map<String, Value> {
         "snp_guest_abi_minor": [0],
         "snp_single_socket": [false],
         "snp_smt_allowed": [true],
+        "mr_td": [hex::encode(td.mr_td)],
+        "rtmr_1": [hex::encode(td.rtmr[1])],
+        "rtmr_2": [hex::encode(td.rtmr[2])],
+        "xfam": [hex::encode(td.xfam)],
     }) else {
         unreachable!("an object is written above")
     };

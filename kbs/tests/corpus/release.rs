@@ -112,8 +112,8 @@ fn policies() -> Vec<Case> {
         release(
             "an appraisal that gives no claims",
             Appraisal(|_| "package policy\nother := 1\n".to_owned()),
-            "PolicyEngineError",
-            "appraisal policy",
+            "data.policy",
+            "trust_claims",
         ),
     ]
 }

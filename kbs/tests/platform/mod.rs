@@ -1,6 +1,8 @@
-//! A simulated SEV-SNP platform whose guests attest, under a development root that the build
+//! Simulated platforms whose guests attest: here SEV-SNP, under a development root that the build
 //! directory keeps: making one takes seconds.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
+
+pub(crate) mod td;
 
 use std::{fs, path::Path, process, sync::LazyLock};
 
@@ -36,19 +38,23 @@ fn root(name: &str) -> DevelopmentRoot {
     root
 }
 
-/// A broker that accepts simulated SEV-SNP, and whatever else is listed.
+/// A broker that accepts simulated SEV-SNP and TDX, and whatever else is listed.
 pub(crate) fn broker(also: &[&str]) -> Deployment {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("sim-snp-certificates-{}.pem", process::id()));
-    fs::write(&root, ROOT.certificates_pem().unwrap()).unwrap();
-    let kinds: Vec<_> = also
-        .iter()
-        .chain(&["sim-snp"])
-        .map(|kind| format!("{kind:?}"))
-        .collect();
+    let kept = |name: &str, text: &str| {
+        let name = format!("{}-{name}", process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let snp = kept("snp.pem", &ROOT.certificates_pem().unwrap());
+    let tdx = kept("tdx.pem", &td::TD_ROOT.certificates_pem().unwrap());
+    let collateral = kept("collateral.json", &td::collateral().to_string());
+    let kinds = also.iter().chain(&["sim-snp", "sim-tdx"]);
+    let kinds: Vec<_> = kinds.map(|kind| format!("{kind:?}")).collect();
     Deployment::start_with(&[], |config| {
         let table = format!(
-            "accept = [{}]\naccept_devices = [\"sampledevice\"]\ndevelopment = {{ snp_root = {root:?} }}",
+            "accept = [{}]\naccept_devices = [\"sampledevice\"]\n\
+             development = {{ snp_root = {snp:?}, tdx_root = {tdx:?}, collateral = {collateral:?} }}",
             kinds.join(", "),
         );
         config.replace("accept = []", &table)

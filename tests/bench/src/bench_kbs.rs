@@ -1,10 +1,10 @@
 //! `bench-kbs`: measures the broker, and prints each figure as a line that a script can read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bench::figure::{Figure, median};
 use bench::kbs::broker::{self, Broker};
 use bench::kbs::core::{Cores, pin};
@@ -35,10 +35,6 @@ struct Options {
     /// Release policies in it, each for a part of the resources.
     #[arg(long, default_value_t = 1000)]
     policies: usize,
-    /// A file with the share of single faults in percent whose cause was named, as the corpus's test
-    /// leaves it.
-    #[arg(long)]
-    explained: Option<PathBuf>,
 }
 
 const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
@@ -73,17 +69,11 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let mut figures = runtime.block_on(async {
+    let figures = runtime.block_on(async {
         let small = Stage::start(&set, "small", 0, 0).await?;
         let large = Stage::start(&set, "large", options.resources, options.policies).await?;
         measure(small, large, &options, cores).await
     })?;
-    if let Some(path) = &options.explained {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let percent = text.trim().parse().context("not a share in percent")?;
-        figures.push(Figure::new("kbs.explain.exact_percent", percent, "percent").at_least(95.0));
-    }
     for figure in figures {
         println!("{figure}");
     }

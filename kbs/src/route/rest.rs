@@ -1,0 +1,78 @@
+//! What a client still sends when its answer is there. A connection that is closed over bytes that
+//! nobody read is reset, and the answer is lost with it: so they are read, up to a bound.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::Request,
+};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+
+/// Bytes that are read for nothing.
+const BYTES: usize = 16 * 1024 * 1024;
+/// How long they are waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A body that its handler reads, and that is read on when the handler is done.
+#[derive(Clone)]
+pub(super) struct Rest(Arc<Mutex<Body>>);
+
+impl Rest {
+    /// The request with a body that can be read on; `None` where it has none.
+    pub(super) fn of(request: Request) -> (Request, Option<Self>) {
+        if request.body().is_end_stream() {
+            return (request, None);
+        }
+        let (parts, body) = request.into_parts();
+        let rest = Self(Arc::new(Mutex::new(body)));
+        let request = Request::from_parts(parts, Body::new(rest.clone()));
+        (request, Some(rest))
+    }
+
+    /// Reads what is left of it.
+    pub(super) async fn discard(mut self) {
+        let discard = async {
+            let mut left = BYTES;
+            while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(PATIENCE, discard).await.is_err() {
+            tracing::debug!("a client sends on after its answer, and slowly");
+        }
+    }
+}
+
+impl HttpBody for Rest {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut *body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        body.size_hint()
+    }
+}
