@@ -11,7 +11,7 @@ use policies::{
     appraisal::{AppraisalPolicy, ReferenceValues},
     scopes::{ScopeError, Selector},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, json, value::RawValue};
 use sha2::{Digest, Sha256, Sha384};
 use verifier::{Bindings, Explanation, Failure};
 
@@ -24,6 +24,9 @@ use crate::{
     token::Submod,
     verify::NotVerified,
 };
+
+/// A request whose evidence is read once, by its verifier.
+pub(crate) type Request = AttestRequest<Box<RawValue>>;
 
 /// The class of the primary evidence.
 const CPU_CLASS: &str = "cpu";
@@ -83,7 +86,7 @@ fn is_spoken(version: &str) -> bool {
 pub(crate) async fn attest(
     broker: &Arc<Broker>,
     cookie: &str,
-    request: AttestRequest,
+    request: Request,
 ) -> Result<String, Refusal> {
     let now = SystemTime::now();
     let challenge = broker
@@ -144,10 +147,10 @@ pub(crate) async fn attest(
     }
 }
 
-fn entry(challenge: &Challenge, request: &AttestRequest) -> Entry {
+fn entry(challenge: &Challenge, request: &Request) -> Entry {
     let subject = guest(&request.runtime_data.tee_pubkey);
-    let evidence = serde_json::to_vec(&request.tee_evidence);
-    let digest = hex::encode(Sha256::digest(evidence.unwrap_or_default()));
+    let evidence = serde_json::to_string(&request.tee_evidence);
+    let digest = digest(&evidence.unwrap_or_default());
     Entry::new(
         Kind::Attest,
         Outcome::Allowed,
@@ -155,6 +158,21 @@ fn entry(challenge: &Challenge, request: &AttestRequest) -> Entry {
         challenge.tee.clone(),
     )
     .on(digest)
+}
+
+/// SHA-256 in hex of JSON without the blanks between its tokens.
+fn digest(json: &str) -> String {
+    const BLANKS: [u8; 4] = *b" \t\n\r";
+    let mut hash = Sha256::new();
+    let (mut quoted, mut escaped) = (false, false);
+    let parts = json.as_bytes().split(|&byte| {
+        let blank = !quoted && BLANKS.contains(&byte);
+        quoted ^= byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        blank
+    });
+    parts.for_each(|part| hash.update(part));
+    hex::encode(hash.finalize())
 }
 
 /// By what one guest is appraised.
@@ -214,7 +232,7 @@ struct Part {
 async fn judge(
     broker: &Broker,
     challenge: &Challenge,
-    request: &AttestRequest,
+    request: &Request,
     now: SystemTime,
 ) -> Result<Vec<Part>, Verdict> {
     let runtime = &request.runtime_data;
@@ -248,8 +266,11 @@ async fn judge(
         .await?;
     let mut parts = vec![Part {
         class: CPU_CLASS,
-        evidence: annotate(&claims, request, init_data.as_ref()),
+        evidence: annotate(claims, request, init_data.as_ref()),
     }];
+    if devices.is_empty() {
+        return Ok(parts);
+    }
     let bound = device_report_data(&runtime.nonce, &runtime.tee_pubkey);
     for (device, evidence) in &devices {
         let claims = verifier::device::verify(*device, evidence, &bound)?;
@@ -305,14 +326,9 @@ async fn appraise(
 
 /// What was verified, in the form that appraisal and release policies read. Init-data is in it only
 /// if the launch bound it.
-fn annotate(
-    claims: &verifier::Claims,
-    request: &AttestRequest,
-    init_data: Option<&InitData>,
-) -> Value {
+fn annotate(claims: verifier::Claims, request: &Request, init_data: Option<&InitData>) -> Value {
     let runtime = &request.runtime_data;
     let mut annotated = json!({
-        claims.kind.name(): claims.evidence,
         "report_data": claims.report_data,
         "runtime_data_claims": {
             "nonce": runtime.nonce,
@@ -320,8 +336,9 @@ fn annotate(
             "additional-evidence": request.tee_evidence.additional_evidence,
         },
     });
-    if let Some(bound) = &claims.init_data {
-        annotated["init_data"] = Value::String(bound.clone());
+    annotated[claims.kind.name()] = claims.evidence;
+    if let Some(bound) = claims.init_data {
+        annotated["init_data"] = Value::String(bound);
         if let Some(init_data) = init_data {
             annotated["init_data_claims"] = init_data_claims(init_data);
         }
@@ -373,4 +390,19 @@ fn judged(explanation: Explanation) -> Judged {
 
 fn refuse_session(error: SessionError) -> Refusal {
     Refusal::new(ErrorKind::SessionNotFound, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_between_tokens_change_no_digest_and_others_do() {
+        let compact = r#"{"a":[1,2],"b \" c":"d\\"}"#;
+        let spaced = "{ \"a\" : [1,\n\t2],\r\n\"b \\\" c\": \"d\\\\\" }";
+        let expected = hex::encode(Sha256::digest(compact));
+        assert_eq!(digest(compact), expected);
+        assert_eq!(digest(spaced), expected);
+        assert_ne!(digest(&compact.replace("b ", "b")), expected);
+    }
 }

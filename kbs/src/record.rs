@@ -79,7 +79,7 @@ pub struct Entry {
     pub result: Outcome,
     /// By what a decision is asked for later; empty where there was none to make.
     pub ticket: String,
-    /// SHA-256 in hex of `tee-evidence` as JSON without blanks; empty where there is none.
+    /// SHA-256 in hex of `tee-evidence` as it was sent, without blanks; empty where there is none.
     pub evidence: String,
     /// By which policies and reference values.
     pub versions: Versions,

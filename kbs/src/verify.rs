@@ -12,7 +12,7 @@ use std::{
 };
 
 use evidence::{Device, Tee, snp::Generation};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use verifier::{
     Bindings, Claims, Explanation, Failure, device, sample,
     snp::{self, CrlRule, SnpFailure},
@@ -111,13 +111,13 @@ impl Verifiers {
     pub(crate) async fn verify(
         &self,
         kind: Tee,
-        evidence: &Value,
+        evidence: &RawValue,
         bindings: &Bindings,
         now: SystemTime,
     ) -> Result<Claims, NotVerified> {
         let off = || Failure::NotAccepted { kind };
         match kind {
-            Tee::Sample => Ok(sample::verify(evidence, bindings)?),
+            Tee::Sample => Ok(sample::verify(&value(kind, evidence)?, bindings)?),
             Tee::Snp | Tee::SimSnp => {
                 let snp = match kind {
                     Tee::Snp => &self.snp,
@@ -132,7 +132,8 @@ impl Verifiers {
                     _ => &self.simulated_tdx,
                 };
                 let roots = roots.as_ref().ok_or_else(off)?;
-                self.tdx(roots, evidence, bindings, now).await
+                self.tdx(roots, &value(kind, evidence)?, bindings, now)
+                    .await
             }
         }
     }
@@ -140,7 +141,7 @@ impl Verifiers {
     async fn snp(
         &self,
         snp: &Snp,
-        evidence: &Value,
+        evidence: &RawValue,
         bindings: &Bindings,
         now: SystemTime,
     ) -> Result<Claims, NotVerified> {
@@ -175,6 +176,14 @@ impl Verifiers {
             seconds(now),
         )?)
     }
+}
+
+/// Evidence that is small, or hardly more than one long text.
+fn value(kind: Tee, evidence: &RawValue) -> Result<Value, Failure> {
+    serde_json::from_str(evidence.get()).map_err(|error| Failure::Malformed {
+        kind,
+        detail: error.to_string(),
+    })
 }
 
 fn text(path: &Path) -> Result<String, VerifierError> {

@@ -93,17 +93,17 @@ impl AuthResponse {
     }
 }
 
-/// The guest answers the challenge.
+/// The guest answers the challenge. `E` is its evidence: JSON in whatever form the reader takes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct AttestRequest {
+pub struct AttestRequest<E = Value> {
     /// What the owner gave to the guest, in the clear; its digest is in the evidence.
     #[serde(default)]
     pub init_data: Option<InitData>,
     /// What the evidence binds.
     pub runtime_data: RuntimeData,
     /// The evidence.
-    pub tee_evidence: TeeEvidence,
+    pub tee_evidence: TeeEvidence<E>,
 }
 
 /// Init-data in the clear.
@@ -138,9 +138,9 @@ pub struct RuntimeData {
 
 /// Evidence of the CPU's TEE, and of devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TeeEvidence {
+pub struct TeeEvidence<E = Value> {
     /// The form depends on the TEE.
-    pub primary_evidence: Value,
+    pub primary_evidence: E,
     /// A JSON map from TEE to evidence as text, or empty.
     #[serde(default)]
     pub additional_evidence: String,

@@ -9,7 +9,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderName, header};
 use kbs_protocol::{
-    AttestRequest, AuthRequest, ErrorKind, Jwe, ResourcePath, SESSION_COOKIE, TokenResponse, seal,
+    AuthRequest, ErrorKind, Jwe, ResourcePath, SESSION_COOKIE, TokenResponse, seal,
 };
 use policies::release::Release;
 use serde_json::Value;
@@ -60,7 +60,7 @@ pub(super) async fn attest(
             "no challenge in the cookie: start with `auth`",
         ));
     };
-    let request: AttestRequest = from_json(body)?;
+    let request: attest::Request = from_json(body)?;
     let token = attest::attest(&broker, challenge, request).await?;
     let cookie = (token.len() <= COOKIE_TOKEN_BYTES)
         .then(|| cookie(&broker, TOKEN_MARK, &token, broker.token_seconds));

@@ -16,8 +16,7 @@ use evidence::{
     snp::{Generation, Product, Report, SIGNED_BYTES, SnpEvidence, Tcb},
 };
 use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 
 pub use crl::{CRL_BYTES, Crl};
 pub use failure::SnpFailure;
@@ -60,7 +59,7 @@ pub enum CrlRule {
 ///
 /// # Errors
 /// [`Failure::Malformed`] with the member that is wrong.
-pub fn parse(roots: &Roots, evidence: &Value) -> Result<SnpEvidence, Failure> {
+pub fn parse<'a>(roots: &Roots, evidence: impl Deserializer<'a>) -> Result<SnpEvidence, Failure> {
     SnpEvidence::deserialize(evidence).map_err(|error| Failure::Malformed {
         kind: roots.kind(),
         detail: crate::failure::shorten(&error.to_string()),
