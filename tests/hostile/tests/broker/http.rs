@@ -132,16 +132,13 @@ impl Connection {
         let written = stream.write_all(bytes);
         let (mut got, mut part) = (Vec::new(), [0; 16 * 1024]);
         loop {
-            if let Some((answer, whole)) = parse(&got, bodyless)? {
-                let more = whole && got.len() == answer.head.len() + answer.body.len();
+            if let Some((answer, true)) = parse(&got, bodyless)? {
+                let alone = got.len() == answer.head.len() + answer.body.len();
                 let closes = answer.header("connection") == Some("close");
-                if more && !closes && written.is_ok() {
+                if alone && !closes && written.is_ok() {
                     self.stream = Some(stream);
-                    return Ok(answer);
                 }
-                if whole {
-                    return Ok(answer);
-                }
+                return Ok(answer);
             }
             match stream.read(&mut part).map_err(|error| error.to_string())? {
                 0 => return Err(format!("broken off after {} bytes", got.len())),

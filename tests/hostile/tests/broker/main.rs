@@ -5,6 +5,7 @@
 //! `CLOISTER_HOSTILE=1000000` asks for so many instead; `CLOISTER_HOSTILE_SLICE=7` runs one slice.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod change;
 mod guest;
 mod http;
 mod judge;
@@ -17,9 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use change::Random;
 use guest::{Guest, KINDS};
 use http::Connection;
-use mutate::{Class, Random, Source};
+use mutate::{Class, Source};
 use served::{SECRET, Served};
 use support::State;
 
