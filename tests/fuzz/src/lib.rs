@@ -12,6 +12,7 @@ mod guest;
 mod host;
 mod image;
 pub mod mutate;
+mod rule;
 mod secret;
 mod tdx;
 mod vsock;
@@ -34,6 +35,7 @@ pub fn targets() -> Vec<Target> {
         guest::TARGETS,
         host::TARGETS,
         image::TARGETS,
+        rule::TARGETS,
         secret::TARGETS,
         tdx::TARGETS,
         vsock::TARGETS,
