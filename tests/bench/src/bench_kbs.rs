@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use bench::figure::{Figure, median};
 use bench::kbs::broker::{self, Broker};
-use bench::kbs::core::{Cores, pin};
+use bench::kbs::affinity::{Cores, pin};
 use bench::kbs::crypto::Crypto;
 use bench::kbs::guest::{Attester, Guest, Kind, Work};
 use bench::kbs::load::{self, Done};

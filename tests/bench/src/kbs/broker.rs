@@ -16,7 +16,7 @@ use support::product;
 use support::registry::free_port;
 use support::run::{Service, within};
 
-use super::core::{Cores, pin};
+use super::affinity::{Cores, pin};
 use super::http::Connection;
 
 const READY: Duration = Duration::from_secs(20);

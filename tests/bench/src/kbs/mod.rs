@@ -6,7 +6,7 @@
 //! slow guest or a busy machine changes little; only the latencies are the clock's.
 
 pub mod broker;
-pub mod core;
+pub mod affinity;
 pub mod crypto;
 pub mod guest;
 pub mod http;
