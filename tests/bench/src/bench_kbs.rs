@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bench::figure::{Figure, median};
-use bench::kbs::broker::{self, Broker};
 use bench::kbs::affinity::{Cores, pin};
+use bench::kbs::broker::{self, Broker};
 use bench::kbs::crypto::Crypto;
 use bench::kbs::guest::{Attester, Guest, Kind, Work};
 use bench::kbs::load::{self, Done};

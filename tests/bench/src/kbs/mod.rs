@@ -5,8 +5,8 @@
 //! SQLite, and the guests on another core. What is counted is its time on the processor, so that a
 //! slow guest or a busy machine changes little; only the latencies are the clock's.
 
-pub mod broker;
 pub mod affinity;
+pub mod broker;
 pub mod crypto;
 pub mod guest;
 pub mod http;
