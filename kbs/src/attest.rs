@@ -132,7 +132,7 @@ pub(crate) async fn attest(
         }
         Err(Verdict::Refused(refusal)) => Err(refusal),
         Err(Verdict::Denied(kind, cause)) => {
-            let ticket = broker.deny(entry.denied().judging([cause])).await;
+            let ticket = broker.deny(entry.denied().judging([*cause])).await;
             let detail = match kind {
                 ErrorKind::CollateralUnavailable => {
                     "what the vendor says of this hardware cannot be had now: try again later"
@@ -187,7 +187,7 @@ enum Verdict {
     /// The request or the broker is at fault.
     Refused(Refusal),
     /// What the owner will want to understand: evidence that is at fault, or could not be judged.
-    Denied(ErrorKind, Judged),
+    Denied(ErrorKind, Box<Judged>),
 }
 
 impl From<Failure> for Verdict {
@@ -211,16 +211,17 @@ impl From<RuleError> for Verdict {
 impl From<NotVerified> for Verdict {
     fn from(not: NotVerified) -> Self {
         match &not {
-            NotVerified::Collateral(error) if error.retry_helps() => {
-                Self::Denied(ErrorKind::CollateralUnavailable, judged(not.explain()))
-            }
+            NotVerified::Collateral(error) if error.retry_helps() => Self::Denied(
+                ErrorKind::CollateralUnavailable,
+                judged(not.explain()).into(),
+            ),
             NotVerified::Collateral(_) | NotVerified::Failed(_) => refused(not.explain()),
         }
     }
 }
 
 fn refused(explanation: Explanation) -> Verdict {
-    Verdict::Denied(ErrorKind::AttestationError, judged(explanation))
+    Verdict::Denied(ErrorKind::AttestationError, judged(explanation).into())
 }
 
 /// What was verified of one part of a guest, in the form that policies read.
@@ -312,7 +313,7 @@ async fn appraise(
         let appraisal = policy
             .appraise(&part.evidence, &rules.references)
             .map_err(|error| {
-                Verdict::Denied(ErrorKind::PolicyEngineError, Judged::failing(&error))
+                Verdict::Denied(ErrorKind::PolicyEngineError, Judged::failing(&error).into())
             })?;
         submods.push(Submod {
             name,

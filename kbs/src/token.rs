@@ -179,7 +179,7 @@ impl TokenSigner {
             .sign(&self.random, token.as_bytes())
             .map_err(|_| TokenError::Sign)?;
         token.push('.');
-        BASE64_URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
+        BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         if token.len() > TOKEN_BYTES {
             return Err(TokenError::TooLarge);
         }
