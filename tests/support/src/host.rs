@@ -224,6 +224,11 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    use anyhow::Context as _;
+
     use super::*;
 
     #[test]
@@ -237,10 +242,19 @@ mod tests {
     #[test]
     fn a_child_with_our_directory_in_its_words_is_ours_and_we_are_not() -> Result<()> {
         let state = crate::State::new()?;
-        let mut child = std::process::Command::new("tail")
-            .arg("-f")
-            .arg(state.file("watched", "")?)
+        // It speaks first: between exec's new memory and its words, a process shows none.
+        let mut child = Command::new("sh")
+            .args(["-c", "echo here; read end", "sh"])
+            .arg(state.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()?;
+        let mut said = [0; 4];
+        child
+            .stdout
+            .take()
+            .context("no output")?
+            .read_exact(&mut said)?;
         let pid = i32::try_from(child.id())?;
         let found = processes_of(state.path());
         assert_eq!(found.iter().map(|p| p.pid).collect::<Vec<_>>(), [pid]);
