@@ -48,6 +48,9 @@ pub(super) struct Keeper {
     pub(super) disk: Disk,
     pub(super) fetcher: Fetcher,
     ready: Shelf<Key, Arc<Kept>>,
+    /// What could not be had, and in which second of the epoch: a thousand guests of one second are
+    /// not a thousand looks at the disk.
+    missed: Shelf<Key, (i64, CollateralError)>,
     renewals: Arc<Flights<Key, Outcome>>,
     fetches: Arc<Flights<Document, Result<Held, CollateralError>>>,
     /// Fetched, and waiting for others to be verified with.
@@ -67,6 +70,7 @@ impl Keeper {
             disk: Disk::new(config.directory.clone()),
             fetcher: Fetcher::new(config)?,
             ready: Shelf::new(READY),
+            missed: Shelf::new(READY),
             renewals: Arc::new(Flights::new(FLIGHTS)),
             fetches: Arc::new(Flights::new(FLIGHTS)),
             arrived: Shelf::new(ARRIVED),
@@ -121,6 +125,9 @@ impl Keeper {
         if let Some(kept) = self.ready.get(&key).filter(|kept| kept.is_current(now)) {
             return Ok(kept);
         }
+        if let Some((_, error)) = self.missed.get(&key).filter(|(second, _)| *second == now) {
+            return Err(error);
+        }
         let document = key.want.first().clone();
         let Some(arrival) = self.renewal(&key, share(), now) else {
             return Err(CollateralError::Busy { document });
@@ -163,8 +170,9 @@ impl Keeper {
             async move {
                 let known = keeper.ready.get(&key);
                 let outcome = renew(&keeper, &key.want, &trust, known, now).await;
-                if let Ok(kept) = &outcome {
-                    keeper.ready.insert(key, Arc::clone(kept));
+                match &outcome {
+                    Ok(kept) => keeper.ready.insert(key, Arc::clone(kept)),
+                    Err(error) => keeper.missed.insert(key, (now, error.clone())),
                 }
                 outcome
             }

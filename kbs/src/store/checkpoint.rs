@@ -13,9 +13,9 @@ use sqlx::{AnyPool, Row};
 use super::StoreError;
 
 /// Between two rounds.
-const PAUSE: Duration = Duration::from_millis(500);
-/// Pages of a log that is worth a round, and of one that has to begin anew: 4 and 32 MiB.
-const WORTH: i64 = 1000;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Pages of a log that is worth a round, and of one that has to begin anew: 1 and 32 MiB.
+const WORTH: i64 = 250;
 const LONG: i64 = 8000;
 
 /// For connections that write.

@@ -2,9 +2,10 @@
 //!
 //! Decisions arrive by the thousand, and each has to be on the disk before its guest is answered.
 //! One task takes all that wait and writes them as one transaction, so that the disk is waited for
-//! once for all of them.
+//! once for all of them. Where several came at once, it lets a moment pass for their siblings: what
+//! a commit costs is then shared by many, and a guest that is alone waits for nobody.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use sqlx::{AnyConnection, Row};
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +15,8 @@ use crate::record::{Entry, Search, from_millis, from_word, millis, word};
 
 /// Entries of one transaction.
 const BATCH: usize = 512;
+/// How long a batch waits for siblings: less than a disk takes for a commit.
+const GATHER: Duration = Duration::from_millis(1);
 /// Entries that wait; further requests wait for a place.
 pub(super) const WAITING: usize = 4096;
 /// Entries of one answer.
@@ -111,7 +114,15 @@ impl Store {
 /// Writes what waits until the store is dropped.
 pub(super) async fn write_batches(writer: Writer, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut crowded = false;
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
+        if crowded && batch.len() < BATCH {
+            tokio::time::sleep(GATHER).await;
+            while let (true, Ok(one)) = (batch.len() < BATCH, waiting.try_recv()) {
+                batch.push(one);
+            }
+        }
+        crowded = batch.len() > 1;
         let entries: Vec<&Entry> = batch.iter().map(|one| &one.entry).collect();
         let written = write(&writer, &entries).await;
         if let Err(error) = &written {

@@ -35,6 +35,9 @@ struct Options {
     /// Release policies in it, each for a part of the resources.
     #[arg(long, default_value_t = 1000)]
     policies: usize,
+    /// Only this load on the small store and no figures: for a profiler.
+    #[arg(long)]
+    only: Option<Load>,
 }
 
 const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
@@ -70,7 +73,13 @@ fn main() -> Result<()> {
         .enable_all()
         .build()?;
     let figures = runtime.block_on(async {
-        let small = Stage::start(&set, "small", 0, 0).await?;
+        let mut small = Stage::start(&set, "small", 0, 0).await?;
+        if let Some(load) = options.only {
+            let time = Duration::from_secs_f64(options.seconds);
+            let done = small.run(load, time, None).await?;
+            eprintln!("{:.1} us, {:.0}/s", done.micros(), done.rate());
+            return Ok(Vec::new());
+        }
         let large = Stage::start(&set, "large", options.resources, options.policies).await?;
         measure(small, large, &options, cores).await
     })?;
@@ -120,7 +129,7 @@ struct Stage {
 }
 
 /// What is measured.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum Load {
     Sample,
     Snp,
