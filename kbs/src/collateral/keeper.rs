@@ -212,9 +212,9 @@ impl Keeper {
     /// Writes a verified document.
     pub(super) async fn write(&self, held: Held) -> io::Result<()> {
         let disk = self.disk.clone();
-        spawn_blocking(move || disk.write(&held))
-            .await
-            .map_err(io::Error::other)?
+        let written = spawn_blocking(move || disk.write(&held)).await;
+        self.missed.clear();
+        written.map_err(io::Error::other)?
     }
 
     /// All files of the cache.

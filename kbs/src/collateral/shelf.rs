@@ -52,6 +52,10 @@ impl<K: Eq + Hash + Clone, V: Clone> Shelf<K, V> {
         self.lock().map.remove(key);
     }
 
+    pub(super) fn clear(&self) {
+        self.lock().map.clear();
+    }
+
     /// All entries, in no order; this is no use of them.
     pub(super) fn all(&self) -> Vec<(K, V)> {
         let entries = self.lock();
