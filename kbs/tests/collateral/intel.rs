@@ -2,17 +2,17 @@
 
 use std::{fmt::Write, time::SystemTime};
 
-use evidence::sim::tdx::{Ca, Offer};
+use evidence::sim::tdx::{Ca, Offer, Platform};
 use kbs::collateral::{Collateral, CollateralError, Development};
 use verifier::tdx::{self, Needs, Parts};
 
 use crate::{
     lab::{Lab, around, later, now},
-    tdx_development::{Case, FMSPC, ROOT, ROOTS, offer, parts},
+    tdx_development::{Case, ROOT, ROOTS, VALIDITY, parts},
 };
 
 pub(crate) const NEEDS: Needs = Needs {
-    fmspc: FMSPC,
+    fmspc: Platform::simulated(VALIDITY).fmspc,
     ca: tdx::Ca::Platform,
 };
 const TCB_INFO: &str = "/tdx/certification/v4/tcb?fmspc=D0C06F000000";
@@ -24,14 +24,7 @@ const ALL: [&str; 4] = [TCB_INFO, QE_IDENTITY, PLATFORMS, ROOT_CRL];
 
 /// What holds from ten days before now and `shift`, for thirty days from now.
 pub(crate) fn dated(shift: i64) -> Offer {
-    let validity = around(shift, 30);
-    Offer {
-        tcb_info: validity,
-        qe_identity: validity,
-        pck_crl: validity,
-        root_ca_crl: validity,
-        ..offer()
-    }
+    Offer::simulated(around(shift, 30))
 }
 
 /// The service has these parts.

@@ -7,11 +7,11 @@ mod tdx_development;
 use evidence::{
     Tee,
     eventlog::EventKind,
-    sim::tdx::{Ca, DevelopmentRoot, LogBuilder, Status, Validity},
+    sim::tdx::{Ca, DevelopmentRoot, LogBuilder, Offer, Status, Validity},
     tdx::{Body15, Body15Ex, Quote, TdxEvidence},
 };
 use serde_json::json;
-use tdx_development::{Case, FMSPC, NOW, ROOT, ROOTS, VALIDITY, offer, parts};
+use tdx_development::{Case, NOW, ROOT, ROOTS, VALIDITY, parts};
 use verifier::{
     Failure,
     tdx::{self, Collateral, Document, Roots, TdxFailure},
@@ -234,7 +234,8 @@ fn a_foreign_platform_is_refused() {
     let quote = quoting.quote(case.header, case.body.clone()).unwrap();
     assert!(judged(&case, &quote).contains("ForeignRoot { document: Pck }"));
 
-    let failure = Collateral::prepare(&ROOTS, parts(&foreign, &offer())).unwrap_err();
+    let failure =
+        Collateral::prepare(&ROOTS, parts(&foreign, &Offer::simulated(VALIDITY))).unwrap_err();
     assert!(matches!(
         failure,
         TdxFailure::Chain {
@@ -242,8 +243,9 @@ fn a_foreign_platform_is_refused() {
             ..
         }
     ));
-    let mut mixed = parts(&ROOT, &offer());
-    mixed.tcb_info_issuer_chain = parts(&foreign, &offer()).tcb_info_issuer_chain;
+    let mut mixed = parts(&ROOT, &Offer::simulated(VALIDITY));
+    mixed.tcb_info_issuer_chain =
+        parts(&foreign, &Offer::simulated(VALIDITY)).tcb_info_issuer_chain;
     let failure = Collateral::prepare(&ROOTS, mixed).unwrap_err();
     assert!(matches!(
         failure,
@@ -278,9 +280,11 @@ fn a_development_root_is_one_certificate_and_not_intels() {
 
 #[test]
 fn a_quote_says_what_collateral_it_needs() {
-    let needs = tdx::needs(&Case::new().evidence()).unwrap();
-    assert_eq!((needs.fmspc, needs.ca.name()), (FMSPC, "platform"));
-    assert_eq!(Case::new().collateral().unwrap().needs(), needs);
+    let case = Case::new();
+    let needs = tdx::needs(&case.evidence()).unwrap();
+    let platform = (case.platform.fmspc, "platform");
+    assert_eq!((needs.fmspc, needs.ca.name()), platform);
+    assert_eq!(case.collateral().unwrap().needs(), needs);
 }
 
 #[test]

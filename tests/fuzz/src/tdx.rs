@@ -5,11 +5,8 @@ use std::sync::LazyLock;
 
 use evidence::{
     eventlog::{EventClaims, EventKind, EventLog},
-    sim::tdx::{
-        Ca, DevelopmentRoot, Enclave, Level, LogBuilder, Offer, Platform, QeLevel, SimError,
-        Status, Validity,
-    },
-    tdx::{Attributes, Body, Header, INTEL_QE, Quote, TdxEvidence},
+    sim::tdx::{DevelopmentRoot, Enclave, LogBuilder, Offer, Platform, SimError, Validity},
+    tdx::{Body, Header, Quote, TdxEvidence},
 };
 use verifier::{
     Bindings,
@@ -46,8 +43,6 @@ const VALIDITY: Validity = Validity {
     from: 1_700_000_000,
     until: 2_000_000_000,
 };
-const FMSPC: [u8; 6] = [0xd0, 0xc0, 0x6f, 0, 0, 0];
-const SEPTVE_DISABLE: u64 = 1 << 28;
 
 /// A simulated platform with all that a verification of its evidence needs.
 struct Simulated {
@@ -160,7 +155,8 @@ fn collaterals() -> Vec<Vec<u8>> {
 
 fn simulate() -> Option<Simulated> {
     let root = DevelopmentRoot::generate(VALIDITY).ok()?;
-    let collateral = serde_json::to_vec(&root.collateral(&offer()).ok()?).ok()?;
+    let collateral =
+        serde_json::to_vec(&root.collateral(&Offer::simulated(VALIDITY)).ok()?).ok()?;
     let roots = Roots::development(&root.certificates_pem().ok()?).ok()?;
     let parts = serde_json::from_slice(&collateral).ok()?;
     Some(Simulated {
@@ -172,70 +168,9 @@ fn simulate() -> Option<Simulated> {
 }
 
 fn guest(root: &DevelopmentRoot) -> Result<TdxEvidence, SimError> {
-    let platform = root.platform(&Platform {
-        ca: Ca::Platform,
-        ppid: [0xaa; 16],
-        fmspc: FMSPC,
-        cpu_svn: [5; 16],
-        pce_svn: 13,
-        sgx_type: 1,
-        instance: Some([0xbb; 16]),
-        serial: 40,
-        validity: VALIDITY,
-    })?;
-    let mut report_data = [0; 64];
-    report_data[..48].fill(7);
-    let body = Body {
-        tcb_svn: [5, 1, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5],
-        mr_seam: [1; 48],
-        mrsigner_seam: [0; 48],
-        seam_attributes: [0; 8],
-        td_attributes: Attributes(SEPTVE_DISABLE),
-        xfam: [0xe7, 2, 6, 0, 0, 0, 0, 0],
-        mr_td: [3; 48],
-        mr_config_id: [0; 48],
-        mr_owner: [0; 48],
-        mr_owner_config: [0; 48],
-        rtmr: log().registers(),
-        report_data,
-        tdx15: None,
-    };
-    let header = Header {
-        version: 5,
-        reserved: [0; 4],
-        vendor_id: INTEL_QE,
-        user_data: [0; 20],
-    };
+    let platform = root.platform(&Platform::simulated(VALIDITY))?;
+    let mut body = Body::simulated(log().registers());
+    body.report_data[..48].fill(7);
     let enclave = platform.enclave(&Enclave::default())?;
-    enclave.evidence(header, body, Some(log().finish()))
-}
-
-fn offer() -> Offer {
-    let status = Status::UpToDate;
-    let qe = QeLevel {
-        svn: 1,
-        date: VALIDITY.from,
-        status,
-    };
-    Offer {
-        ca: Ca::Platform,
-        fmspc: FMSPC,
-        tcb_info: VALIDITY,
-        qe_identity: VALIDITY,
-        pck_crl: VALIDITY,
-        root_ca_crl: VALIDITY,
-        levels: vec![Level {
-            sgx: [5; 16],
-            pce_svn: 13,
-            tdx: [5; 16],
-            date: VALIDITY.from,
-            status,
-            advisories: Vec::new(),
-        }],
-        module_levels: vec![qe.clone()],
-        enclave: Enclave::default(),
-        qe_levels: vec![qe],
-        revoked_platforms: vec![99],
-        revoked_authorities: Vec::new(),
-    }
+    enclave.evidence(Header::simulated(5), body, Some(log().finish()))
 }

@@ -9,7 +9,7 @@ use evidence::{
     sample::SampleEvidence,
     sim::{snp, tdx},
     snp::{Generation, Report},
-    tdx::{Attributes, Body, Header, INTEL_QE},
+    tdx::{Body, Header},
 };
 use kbs_protocol::{
     AttestRequest, AuthRequest, AuthResponse, InitData as Sent, Jwe, KeyKind, PREFIX, RuntimeData,
@@ -30,9 +30,6 @@ const TDX_VALIDITY: tdx::Validity = tdx::Validity {
     from: FROM,
     until: UNTIL,
 };
-const FMSPC: [u8; 6] = [0xd0, 0xc0, 0x6f, 0, 0, 0];
-const SEPT_VE_DISABLE: u64 = 1 << 28;
-const DATE: i64 = 1_710_288_000;
 
 /// The kinds, one slice each in turn.
 pub(crate) const KINDS: [Tee; 3] = [Tee::Sample, Tee::SimSnp, Tee::SimTdx];
@@ -160,85 +157,26 @@ fn of_td(number: u8, bound: &[u8], init_data: &InitDataDigest) -> Value {
         .event(2, EventKind::EfiPlatformFirmwareBlob2, &[number; 8])
         .event(3, EventKind::EventTag, b"quiet")
         .aael("coco.com", "pull", r#"{"image":"busybox"}"#);
-    let mut body = td_body(number, log.registers());
+    let mut body = Body {
+        mr_td: [number; 48],
+        ..Body::simulated(log.registers())
+    };
     body.report_data[..bound.len()].copy_from_slice(bound);
     let digest = init_data.as_bytes();
     body.mr_config_id[..digest.len()].copy_from_slice(digest);
-    let header = Header {
-        version: 4,
-        reserved: [0; 4],
-        vendor_id: INTEL_QE,
-        user_data: [8; 20],
-    };
-    let platform = TD_ROOT.platform(&td_platform()).unwrap();
+    let platform = TD_ROOT
+        .platform(&tdx::Platform::simulated(TDX_VALIDITY))
+        .unwrap();
     let enclave = platform.enclave(&tdx::Enclave::default()).unwrap();
-    let evidence = enclave.evidence(header, body, Some(log.finish())).unwrap();
+    let evidence = enclave
+        .evidence(Header::simulated(4), body, Some(log.finish()))
+        .unwrap();
     serde_json::to_value(evidence).unwrap()
-}
-
-fn td_body(number: u8, rtmr: [[u8; 48]; 4]) -> Body {
-    let mut tcb_svn = [5; 16];
-    // The module's version: the identity TDX_01.
-    tcb_svn[1] = 1;
-    Body {
-        tcb_svn,
-        mr_seam: [1; 48],
-        mrsigner_seam: [0; 48],
-        seam_attributes: [0; 8],
-        td_attributes: Attributes(SEPT_VE_DISABLE),
-        xfam: [0xe7, 2, 6, 0, 0, 0, 0, 0],
-        mr_td: [number; 48],
-        mr_config_id: [0; 48],
-        mr_owner: [4; 48],
-        mr_owner_config: [5; 48],
-        rtmr,
-        report_data: [0; 64],
-        tdx15: None,
-    }
-}
-
-fn td_platform() -> tdx::Platform {
-    tdx::Platform {
-        ca: tdx::Ca::Platform,
-        ppid: [0xaa; 16],
-        fmspc: FMSPC,
-        cpu_svn: [5; 16],
-        pce_svn: 13,
-        sgx_type: 1,
-        instance: Some([0xbb; 16]),
-        serial: 40,
-        validity: TDX_VALIDITY,
-    }
 }
 
 /// What the development root signed beside evidence, as a broker reads it.
 pub(crate) fn collateral() -> Value {
-    let qe = |svn, status| tdx::QeLevel {
-        svn,
-        date: DATE,
-        status,
-    };
-    let offer = tdx::Offer {
-        ca: tdx::Ca::Platform,
-        fmspc: FMSPC,
-        tcb_info: TDX_VALIDITY,
-        qe_identity: TDX_VALIDITY,
-        pck_crl: TDX_VALIDITY,
-        root_ca_crl: TDX_VALIDITY,
-        levels: vec![tdx::Level {
-            sgx: [5; 16],
-            pce_svn: 13,
-            tdx: [5; 16],
-            date: DATE,
-            status: tdx::Status::UpToDate,
-            advisories: Vec::new(),
-        }],
-        module_levels: vec![qe(5, tdx::Status::UpToDate)],
-        enclave: tdx::Enclave::default(),
-        qe_levels: vec![qe(8, tdx::Status::UpToDate)],
-        revoked_platforms: vec![99],
-        revoked_authorities: vec![99],
-    };
+    let offer = tdx::Offer::simulated(TDX_VALIDITY);
     let set = serde_json::to_value(TD_ROOT.collateral(&offer).unwrap()).unwrap();
     json!({"crls": [], "tdx": [set]})
 }

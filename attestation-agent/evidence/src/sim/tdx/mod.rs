@@ -8,6 +8,7 @@
 
 mod collateral;
 mod der;
+mod launch;
 mod log;
 mod platform;
 mod root;
