@@ -114,7 +114,8 @@ pub(crate) async fn attest(
                 cpu: policy,
                 references,
             };
-            appraise(&rules, &challenge, parts).await
+            let devices = &mut entry.versions.devices;
+            appraise(&rules, &challenge, parts, devices).await
         }
         Err(verdict) => Err(verdict),
     };
@@ -294,11 +295,12 @@ async fn judge(
     Ok(parts)
 }
 
-/// Asks the policy of each part's class.
+/// Asks the policy of each part's class, and notes which version that was.
 async fn appraise(
     rules: &Rules<'_>,
     challenge: &Challenge,
     parts: Vec<Part>,
+    versions: &mut BTreeMap<String, i64>,
 ) -> Result<Vec<Submod>, Verdict> {
     let mut counts = BTreeMap::new();
     let mut submods = Vec::with_capacity(parts.len());
@@ -311,7 +313,9 @@ async fn appraise(
             class => {
                 let name = challenge.policy.as_deref();
                 let selector = Selector::new(name, class).map_err(no_policy)?;
-                rules.broker.rules.appraisal_for(&selector).await?.0
+                let (policy, version) = rules.broker.rules.appraisal_for(&selector).await?;
+                versions.insert(class.to_owned(), version);
+                policy
             }
         };
         let appraisal = policy

@@ -1,5 +1,7 @@
 //! The record: each decision and each administration, as one entry that is never changed.
 
+use std::collections::BTreeMap;
+
 use policies::{
     PolicyError,
     release::{Judgement, Reason},
@@ -60,6 +62,17 @@ pub struct Versions {
     pub appraisal: i64,
     /// Of the reference values.
     pub references: i64,
+    /// Of the appraisal policies of devices, by their class.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, i64>,
+    /// Of the resource that was released.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub resource: i64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// One entry.

@@ -70,3 +70,17 @@ async fn a_second_start_has_the_keys_and_the_secrets_of_the_first() {
     let listed = broker.own(&["resource", "list"]);
     assert!(listed.contains("default/key/demo"), "{listed}");
 }
+
+#[test]
+fn a_configuration_beside_dev_is_refused_and_not_passed_over() {
+    let output = Command::new(env!("CARGO_BIN_EXE_kbs"))
+        .args(["serve", "--dev", "--config", "kbs.toml"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(
+        said.contains("--config") && said.contains("--dev"),
+        "{said}"
+    );
+}

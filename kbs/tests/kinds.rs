@@ -94,6 +94,8 @@ async fn a_device_is_a_part_of_the_token_and_binds_the_same_challenge() {
     let annotated = &parts["gpu0"]["ear.veraison.annotated-evidence"];
     assert_eq!(annotated["sampledevice"], json!({"svn": "1"}));
     assert_ne!(parts["gpu0"]["ear.status"], "affirming");
+    let told = deployment.own(&["record", "list", "--kind", "attest"]);
+    assert!(told.contains(r#""devices":{"gpu":0}"#), "{told}");
 
     // Dropped on the way, the CPU's evidence no longer fits.
     guest.request.tee_evidence.additional_evidence.clear();

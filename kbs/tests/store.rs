@@ -63,6 +63,7 @@ async fn each_decision_and_change_is_on_the_record() {
         ),
         (&0.into(), &1.into())
     );
+    assert_eq!(all[4]["versions"]["resource"], 1);
     let listed =
         lines(&deployment.own(&["record", "list", "--result", "denied", "--resource", "a/"]));
     assert_eq!(listed, [all[2].clone()]);

@@ -70,7 +70,11 @@ fn headline(entry: &Entry) -> String {
         time,
         ..
     } = entry;
-    format!("{step} of {resource} {result} at {time} ({subject})")
+    let version = match entry.versions.resource {
+        0 => String::new(),
+        version => format!(", version {version},"),
+    };
+    format!("{step} of {resource}{version} {result} at {time} ({subject})")
 }
 
 fn deciders(entry: &Entry) -> String {
@@ -80,12 +84,18 @@ fn deciders(entry: &Entry) -> String {
         version => format!("version {version}"),
     };
     match entry.kind {
-        Kind::Attest => format!(
-            "the appraisal policy {} ({}) and reference values {}",
-            versions.policy,
-            policy(versions.appraisal),
-            versions.references
-        ),
+        Kind::Attest => {
+            let device = |(class, version): (&String, &i64)| {
+                format!(", its policy for {class} ({})", policy(*version))
+            };
+            let devices: String = versions.devices.iter().map(device).collect();
+            format!(
+                "the appraisal policy {} ({}){devices} and reference values {}",
+                versions.policy,
+                policy(versions.appraisal),
+                versions.references
+            )
+        }
         Kind::Release => format!(
             "the release policy {} ({})",
             versions.policy,

@@ -16,7 +16,7 @@ pub(super) struct Serve {
     config: Option<PathBuf>,
     /// Run a broker for development: it makes its keys itself, accepts evidence that anybody can
     /// make, and says what to do next.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "config")]
     dev: bool,
     /// With --dev: its directory, made when absent [default: cloister/kbs-dev among the user's data].
     #[arg(long, requires = "dev")]
@@ -29,8 +29,8 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let (dev, config) = match &self.config {
-            Some(path) if !self.dev => (None, Config::read(path)?),
-            _ => {
+            Some(path) => (None, Config::read(path)?),
+            None => {
                 let (dev, config) = Dev::prepare(self.dir, self.listen)?;
                 (Some(dev), config)
             }

@@ -119,11 +119,12 @@ pub(super) async fn resource(
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
     let secret = broker.store.resource(&path).await.map_err(super::storage)?;
-    if secret.is_none() {
-        entry.result = Outcome::Absent;
+    match &secret {
+        Some((version, _)) => entry.versions.resource = *version,
+        None => entry.result = Outcome::Absent,
     }
     broker.keep(entry).await?;
-    let secret = secret
+    let (_, secret) = secret
         .ok_or_else(|| Refusal::new(ErrorKind::ResourceNotFound, "there is no such resource"))?;
     seal(&claims.tee_pubkey, &secret)
         .map(Json)

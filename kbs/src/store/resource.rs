@@ -89,7 +89,7 @@ impl Store {
     pub(crate) async fn resource(
         &self,
         path: &ResourcePath,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    ) -> Result<Option<(i64, Zeroizing<Vec<u8>>)>, StoreError> {
         let name = path.to_string();
         let Some(stored) = self.stored(&name).await? else {
             return Ok(None);
@@ -99,7 +99,7 @@ impl Store {
             .keys
             .unwrap(&key_place(&name, version), &stored.wrapped)?;
         let opened = sealer(&key)?.open(&place(&name, version), &stored.sealed)?;
-        Ok(Some(opened))
+        Ok(Some((version, opened)))
     }
 
     /// Deletes all versions, and writes the entry of the record. Whether there was one.

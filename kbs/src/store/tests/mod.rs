@@ -109,7 +109,7 @@ async fn resources_are_versioned_and_survive(place: Place) {
     first.close().await;
     let second = place.open().await;
     assert_eq!(
-        &**second.resource(&name).await.unwrap().unwrap(),
+        &**second.resource(&name).await.unwrap().unwrap().1,
         b"secret 12"
     );
     let listed = second.list_resources().await.unwrap();
@@ -194,7 +194,7 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     // The other broker knows the old key only, and meets both kinds.
     for number in 0..150 {
         let name = path(&format!("a/b/n{number}"));
-        assert_eq!(&**two.resource(&name).await.unwrap().unwrap(), b"kept");
+        assert_eq!(&**two.resource(&name).await.unwrap().unwrap().1, b"kept");
     }
     assert_eq!(one.rewrap().await.unwrap(), 50);
     assert_eq!(one.rewrap().await.unwrap(), 0);
@@ -346,7 +346,7 @@ async fn a_file_of_the_first_schema_is_brought_over_whole() {
     pool.close().await;
     let store = place.open().await;
     assert_eq!(
-        &**store.resource(&path("a/b/c")).await.unwrap().unwrap(),
+        &**store.resource(&path("a/b/c")).await.unwrap().unwrap().1,
         b"treasure"
     );
     let listed = store.list_resources().await.unwrap();
