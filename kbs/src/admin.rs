@@ -12,7 +12,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind as TokenFault,
+};
 use serde::Serialize;
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -146,14 +148,41 @@ impl Admins {
     /// Trustee does.
     fn verify_own(&self, token: &str) -> Result<Value, AdminError> {
         let audiences: Vec<&String> = self.audiences.iter().collect();
-        let verified = self.keys.iter().find_map(|key| {
+        let mut refusal = AdminError::Token;
+        for key in &self.keys {
             let mut rule = Validation::new_for_family(key.family());
             rule.validate_nbf = true;
             rule.set_audience(&audiences);
             rule.set_required_spec_claims(&["exp"]);
-            jsonwebtoken::decode::<Value>(token, key, &rule).ok()
-        });
-        Ok(verified.ok_or(AdminError::Token)?.claims)
+            match jsonwebtoken::decode::<Value>(token, key, &rule) {
+                Ok(verified) => return Ok(verified.claims),
+                Err(error) => refusal = self.refused(&error).unwrap_or(refusal),
+            }
+        }
+        Err(refusal)
+    }
+
+    /// What is wrong with a token that one of our keys signed. Claims are looked at when the signature
+    /// holds, so whoever reads this was given the token by us.
+    fn refused(&self, error: &jsonwebtoken::errors::Error) -> Option<AdminError> {
+        match error.kind() {
+            TokenFault::InvalidAudience => Some(AdminError::Audience {
+                taken: self
+                    .audiences
+                    .iter()
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+            TokenFault::ExpiredSignature => Some(AdminError::Time { fault: "has ended" }),
+            TokenFault::ImmatureSignature => Some(AdminError::Time {
+                fault: "does not hold yet",
+            }),
+            TokenFault::MissingRequiredClaim(_) => Some(AdminError::Time {
+                fault: "has no end: it needs `exp`",
+            }),
+            _ => None,
+        }
     }
 
     /// A name is its issuer's, so the record has both.
@@ -170,7 +199,11 @@ impl Admins {
             .filter(|role| self.roles.contains_key(*role))
             .collect();
         if known.is_empty() {
-            let role = found.first().map_or("", |role| role);
+            let Some(role) = found.first() else {
+                return Err(AdminError::NoRole {
+                    claim: role_claim.to_owned(),
+                });
+            };
             return Err(AdminError::Role {
                 role: role.chars().take(NAME_CHARS).collect(),
             });
@@ -286,9 +319,31 @@ pub enum AdminError {
         /// The file.
         path: PathBuf,
     },
-    /// Under none of the keys, altered, for another audience, without a role, or past its time.
-    #[error("the administrator's token does not verify: `kbs token` makes one")]
+    /// Under none of the keys, or altered.
+    #[error(
+        "the administrator's token does not verify by a key that is known here: `kbs token` makes one"
+    )]
     Token,
+    /// For somebody else.
+    #[error(
+        "the administrator's token is for another audience: `admin.audiences` takes {taken} in `aud`"
+    )]
+    Audience {
+        /// What `aud` may be.
+        taken: String,
+    },
+    /// Not at this time.
+    #[error("the administrator's token {fault}")]
+    Time {
+        /// What is wrong with its time.
+        fault: &'static str,
+    },
+    /// It says nothing of what its holder may do.
+    #[error("the administrator's token has no role: its claim `{claim}` names one")]
+    NoRole {
+        /// Where the role is looked for.
+        claim: String,
+    },
     /// A role that may not administer.
     #[error("role `{role}` is not allowed to administer")]
     Role {
@@ -389,15 +444,28 @@ mod tests {
         ] {
             assert!(admins.verify(&sign(good)).await.is_ok());
         }
-        for bad in [
-            serde_json::json!({"role": "admin", "aud": "other"}),
-            serde_json::json!({"role": "admin", "exp": 1}),
-            serde_json::json!({"role": "admin", "nbf": seconds(SystemTime::now()) + 1000}),
+        for (bad, word) in [
+            (
+                serde_json::json!({"role": "admin", "aud": "KBS"}),
+                "takes kbs in `aud`",
+            ),
+            (
+                serde_json::json!({"role": "admin", "aud": ["other"]}),
+                "audience",
+            ),
+            (serde_json::json!({"role": "admin", "exp": 1}), "has ended"),
+            (serde_json::json!({"role": "admin", "exp": "x"}), "`exp`"),
+            (
+                serde_json::json!({"role": "admin", "nbf": seconds(SystemTime::now()) + 1000}),
+                "not hold yet",
+            ),
+            (
+                serde_json::json!({"issuer": "x", "audiences": ["kbs"]}),
+                "no role",
+            ),
         ] {
-            assert!(matches!(
-                admins.verify(&sign(bad)).await,
-                Err(AdminError::Token)
-            ));
+            let error = admins.verify(&sign(bad)).await.unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
         }
         let both = serde_json::json!({"role": ["team", "auditor", "x"], "sub": "me"});
         let both = admins.verify(&sign(both)).await.unwrap();

@@ -11,11 +11,12 @@ use policies::{
     appraisal::{AppraisalPolicy, ReferenceValues},
     scopes::{ScopeError, Selector},
 };
-use serde_json::{Map, Value, json, value::RawValue};
-use sha2::{Digest, Sha256, Sha384};
+use serde_json::{Value, json, value::RawValue};
+use sha2::{Digest, Sha256};
 use verifier::{Bindings, Explanation, Failure};
 
 use crate::{
+    annotate::annotate,
     broker::{Broker, guest},
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
@@ -30,10 +31,6 @@ pub(crate) type Request = AttestRequest<Box<RawValue>>;
 
 /// The class of the primary evidence.
 const CPU_CLASS: &str = "cpu";
-
-/// Bytes of an init-data entry that goes into the token whole. A longer one goes in as its digest,
-/// so that the token still fits into a header.
-const CLAIM_BYTES: usize = 8 * 1024;
 
 /// A challenge for a guest, and the cookie that carries it.
 pub(crate) fn challenge(
@@ -134,14 +131,14 @@ pub(crate) async fn attest(
         Err(Verdict::Refused(refusal)) => Err(refusal),
         Err(Verdict::Denied(kind, cause)) => {
             let ticket = broker.deny(entry.denied().judging([*cause])).await;
+            let reads = format!("the owner reads why with `kbs explain {ticket}`");
             let detail = match kind {
                 ErrorKind::CollateralUnavailable => {
                     "what the vendor says of this hardware cannot be had now: try again later"
+                        .to_owned()
                 }
-                ErrorKind::PolicyEngineError => {
-                    "the appraisal policy failed: its owner reads why with `kbs explain`"
-                }
-                _ => "the evidence was refused: the owner reads why with `kbs explain`",
+                ErrorKind::PolicyEngineError => format!("the appraisal policy failed: {reads}"),
+                _ => format!("the evidence was refused: {reads}"),
             };
             Err(Refusal::new(kind, detail).with_ticket(ticket))
         }
@@ -272,7 +269,7 @@ async fn judge(
         .await?;
     let mut parts = vec![Part {
         class: CPU_CLASS,
-        evidence: annotate(claims, request, init_data.as_ref()),
+        evidence: annotate(claims, runtime, additional, init_data.as_ref()),
     }];
     if devices.is_empty() {
         return Ok(parts);
@@ -331,43 +328,6 @@ async fn appraise(
         });
     }
     Ok(submods)
-}
-
-/// What was verified, in the form that appraisal and release policies read. Init-data is in it only
-/// if the launch bound it.
-fn annotate(claims: verifier::Claims, request: &Request, init_data: Option<&InitData>) -> Value {
-    let runtime = &request.runtime_data;
-    let mut annotated = json!({
-        "report_data": claims.report_data,
-        "runtime_data_claims": {
-            "nonce": runtime.nonce,
-            "tee-pubkey": runtime.tee_pubkey,
-            "additional-evidence": request.tee_evidence.additional_evidence,
-        },
-    });
-    annotated[claims.kind.name()] = claims.evidence;
-    if let Some(bound) = claims.init_data {
-        annotated["init_data"] = Value::String(bound);
-        if let Some(init_data) = init_data {
-            annotated["init_data_claims"] = init_data_claims(init_data);
-        }
-    }
-    annotated
-}
-
-/// The entries of init-data; those in TOML as objects, as Trustee has them.
-fn init_data_claims(init_data: &InitData) -> Value {
-    let entry = |(name, text): (&String, &String)| {
-        let value = if text.len() > CLAIM_BYTES {
-            json!({ "sha384": hex::encode(Sha384::digest(text)) })
-        } else if name.ends_with(".toml") {
-            toml::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
-        } else {
-            Value::String(text.clone())
-        };
-        (name.clone(), value)
-    };
-    Value::Object(init_data.data().iter().map(entry).collect::<Map<_, _>>())
 }
 
 fn parse_init_data(sent: &kbs_protocol::InitData) -> Result<InitData, Verdict> {

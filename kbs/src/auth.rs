@@ -91,9 +91,13 @@ impl<R: Right> FromRequestParts<Arc<Broker>> for Admin<R> {
 
 fn refuse(error: &AdminError) -> Refusal {
     let kind = match error {
-        AdminError::Role { .. } | AdminError::Permission { .. } => ErrorKind::AdminRoleDenied,
+        AdminError::Role { .. } | AdminError::NoRole { .. } | AdminError::Permission { .. } => {
+            ErrorKind::AdminRoleDenied
+        }
         AdminError::Unavailable { .. } => ErrorKind::IssuerUnavailable,
         AdminError::Token
+        | AdminError::Audience { .. }
+        | AdminError::Time { .. }
         | AdminError::Read { .. }
         | AdminError::Key { .. }
         | AdminError::Issuer { .. } => ErrorKind::AdminAuthAccess,

@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+mod annotate;
 pub mod attest;
 mod auth;
 mod broker;

@@ -58,6 +58,10 @@ impl IntoResponse for Refusal {
             ticket,
             detail: self.body.detail.clone(),
         };
+        // CoCo's clients know no ticket beside the detail, and show the detail.
+        if !self.body.detail.contains(&told.ticket) {
+            self.body.detail = format!("{} (ticket {})", self.body.detail, told.ticket);
+        }
         let mut response = (status, Json(self.body)).into_response();
         response.extensions_mut().insert(told);
         if let Some(seconds) = self.retry_after {

@@ -292,7 +292,7 @@ fn tower_service(
 > {
     let named = move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
-        request
+        route::single_slash(request)
     };
     TowerToHyperService::new(app.map_request(named))
 }

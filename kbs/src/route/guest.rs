@@ -25,9 +25,6 @@ use crate::{
 
 const PLUGIN: &str = "resource";
 
-/// The longest token that also goes into the cookie; a client with a longer one sends it itself.
-const COOKIE_TOKEN_BYTES: usize = 16 * 1024;
-
 pub(super) async fn jwks(State(broker): State<Arc<Broker>>, _: Anyone) -> Json<Value> {
     Json(broker.signer.jwks())
 }
@@ -62,13 +59,11 @@ pub(super) async fn attest(
     };
     let request: attest::Request = from_json(body)?;
     let token = attest::attest(&broker, challenge, request).await?;
-    let cookie = (token.len() <= COOKIE_TOKEN_BYTES)
-        .then(|| cookie(&broker, TOKEN_MARK, &token, broker.token_seconds));
+    // CoCo's guests send the cookie alone, so it holds the token however long that is: the head of a
+    // request has room for both.
+    let cookie = cookie(&broker, TOKEN_MARK, &token, broker.token_seconds);
     let response = Json(TokenResponse { token });
-    Ok(match cookie {
-        Some(cookie) => (AppendHeaders([cookie]), response).into_response(),
-        None => response.into_response(),
-    })
+    Ok((AppendHeaders([cookie]), response).into_response())
 }
 
 /// Policy first, store second: who may not have a secret does not learn whether it exists.
@@ -108,14 +103,17 @@ pub(super) async fn resource(
         Err(error) => {
             let entry = entry.denied().judging([Judged::failing(&error)]);
             let ticket = broker.deny(entry).await;
-            let detail = "the release policy failed: its owner reads why with `kbs explain`";
+            let detail = format!(
+                "the release policy failed: its owner reads why with `kbs explain {ticket}`"
+            );
             return Err(Refusal::new(ErrorKind::PolicyEngineError, detail).with_ticket(ticket));
         }
     };
     entry.claims = Judged::by_policy(decision.judgements.clone(), &decision.reasons);
     if !decision.allowed {
         let ticket = broker.deny(entry.denied()).await;
-        let detail = "the release policy refuses: the owner reads why with `kbs explain`";
+        let detail =
+            format!("the release policy refuses: the owner reads why with `kbs explain {ticket}`");
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
     let secret = broker.store.resource(&path).await.map_err(super::storage)?;

@@ -11,6 +11,7 @@ mod record;
 mod reference;
 mod resource;
 mod rest;
+mod slash;
 
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
@@ -31,6 +32,7 @@ pub(crate) use health::{document, monitor};
 pub(crate) use observe::Peer;
 pub(crate) use policy::PolicyMessage;
 pub(crate) use reference::{CORIM, MESSAGE_VERSION, ReferenceMessage, SAMPLE};
+pub(crate) use slash::single as single_slash;
 
 use crate::{
     admin::Administrator,

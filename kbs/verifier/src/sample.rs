@@ -2,7 +2,7 @@
 //!
 //! Our own attester adds `init_data`, hex of the digest that the launch bound, so that the whole path
 //! of init-data can be walked without a TEE. A guest of CoCo's has none; its init-data then stays
-//! unbound, and no claim is made about it.
+//! unbound, and no claim is made about it. (Trustee's verifier claims what was sent.)
 
 use evidence::{
     Tee,
@@ -15,6 +15,9 @@ use crate::{Bindings, Claims, Failure, REPORT_DATA_BYTES};
 
 /// Characters of the longest member.
 const TEXT_CHARS: usize = 256;
+/// Trustee's verifier says this, a version and `debug` of every sample, whatever it ran. Its policies
+/// for samples compare them with what the owner registered, so ours has to say the same.
+const LAUNCH_DIGEST: &str = "abcde";
 
 /// Verifies that a sample binds what it must; there is nothing else to verify.
 ///
@@ -57,7 +60,12 @@ pub fn verify(evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> 
     }
     Ok(Claims {
         kind: Tee::Sample,
-        evidence: json!({ "svn": sample.svn }),
+        evidence: json!({
+            "svn": sample.svn,
+            "launch_digest": LAUNCH_DIGEST,
+            "platform_version": { "major": 1, "minor": 4 },
+            "debug": false,
+        }),
         report_data: hex::encode(bindings.report_data),
         init_data: bound.map(|digest| digest.hex()),
     })
@@ -113,9 +121,21 @@ mod tests {
         padded[..REPORT_DATA_BYTES].fill(7);
         for report_data in [&[7; REPORT_DATA_BYTES][..], &padded] {
             let claims = verify(&evidence(report_data, None), &bindings(None)).unwrap();
-            assert_eq!(claims.evidence, json!({"svn": "1"}));
+            assert_eq!(claims.evidence["svn"], "1");
             assert_eq!(claims.init_data, None);
         }
+    }
+
+    #[test]
+    fn trustees_policies_for_samples_find_its_claims() {
+        let claims = verify(&evidence(&[7; REPORT_DATA_BYTES], None), &bindings(None)).unwrap();
+        let expected = json!({
+            "svn": "1",
+            "launch_digest": "abcde",
+            "platform_version": {"major": 1, "minor": 4},
+            "debug": false,
+        });
+        assert_eq!(claims.evidence, expected);
     }
 
     #[test]
