@@ -98,6 +98,8 @@ fn transport_code(error: &transport::Error) -> ErrorCode {
         E::Untrusted { .. } => ErrorCode::RegistryUntrusted,
         E::TooLarge { .. } => ErrorCode::ImageTooLarge,
         E::Dial { .. }
+        | E::Proxy { .. }
+        | E::HeadTooLarge { .. }
         | E::Tls { .. }
         | E::Timeout { .. }
         | E::Protocol { .. }
