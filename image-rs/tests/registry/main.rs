@@ -10,7 +10,10 @@
 
 mod auth;
 mod fault;
+mod lie;
 mod mirror;
+mod place;
 mod proxy;
 mod real;
+mod secrecy;
 mod server;

@@ -1,15 +1,13 @@
-//! Mirrors, other locations, and what was named insecure.
+//! Mirrors: what they are asked for, and that none of their faults is the end.
 
 use std::time::Duration;
 
-use image_rs::registry::{
-    Beside, BlobStream, Mirror, PullFromMirror, RegistryError, Rule, Security,
-};
+use image_rs::registry::{BlobStream, Mirror, PullFromMirror, RegistryError, Rule, Security};
 use image_rs::{Digest, Reference};
 
-use crate::server::{Act, Asked, Identity, Server, World, content, head, manifest, read, reply};
+use crate::server::{Act, Asked, Server, World, content, head, manifest, read, reply};
 
-const IMAGE: &str = "r.test/team/a:v1";
+pub(crate) const IMAGE: &str = "r.test/team/a:v1";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 fn mirror(location: &str, security: Security, pull: PullFromMirror) -> Mirror {
@@ -21,7 +19,7 @@ fn mirror(location: &str, security: Security, pull: PullFromMirror) -> Mirror {
 }
 
 /// `r.test`, with one mirror that has its images below `cache/`.
-fn mirrored(pull: PullFromMirror) -> Vec<Rule> {
+pub(crate) fn mirrored(pull: PullFromMirror) -> Vec<Rule> {
     vec![Rule {
         prefix: "r.test".to_owned(),
         mirrors: vec![mirror("m.test/cache", Security::Verified, pull)],
@@ -30,7 +28,7 @@ fn mirrored(pull: PullFromMirror) -> Vec<Rule> {
 }
 
 /// An honest registry for the blob `bytes`, and the manifest.
-fn honest(bytes: &[u8]) -> impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static {
+pub(crate) fn honest(bytes: &[u8]) -> impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static {
     let bytes = bytes.to_vec();
     move |asked| {
         if asked.target.contains("/manifests/") {
@@ -46,7 +44,7 @@ fn honest(bytes: &[u8]) -> impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static {
     }
 }
 
-fn pinned() -> Reference {
+pub(crate) fn pinned() -> Reference {
     format!("{IMAGE}@{}", Digest::of(&manifest()))
         .parse()
         .unwrap()
@@ -60,7 +58,7 @@ async fn all(blob: &mut BlobStream) -> Vec<u8> {
     all
 }
 
-const PLAIN: [&str; 2] = ["r.test", "m.test"];
+pub(crate) const PLAIN: [&str; 2] = ["r.test", "m.test"];
 
 #[tokio::test]
 async fn a_mirror_serves_under_its_own_name_and_the_registry_is_not_asked() {
@@ -264,69 +262,6 @@ async fn bytes_that_cannot_be_used_are_doubted_only_when_a_mirror_gave_them() {
 }
 
 #[tokio::test]
-async fn what_stands_beside_an_image_is_found_wherever_it_is() {
-    let digest = Digest::of(b"x");
-    let script = |asked: &Asked| {
-        let known =
-            asked.target.contains("/referrers/") || asked.target.starts_with("/extensions/");
-        if known {
-            reply(200, &[], "{}")
-        } else {
-            reply(404, &[], "")
-        }
-    };
-    let (server, mirror) = (
-        Server::plain(script).await,
-        Server::plain(|_| reply(404, &[], "")).await,
-    );
-    let world = World::with(&[("r.test", &server), ("m.test", &mirror)]);
-    let client = world.registry(&PLAIN, |_, setup| {
-        setup.rules = mirrored(PullFromMirror::All)
-    });
-    let image = pinned();
-    for which in [
-        Beside::Referrers(&digest),
-        Beside::SimpleSignatures(&digest),
-    ] {
-        assert_eq!(client.beside(&image, which).await.unwrap().unwrap(), "{}");
-    }
-    assert_eq!(
-        server.lines(),
-        [
-            format!("GET /v2/team/a/referrers/{digest}"),
-            format!("GET /extensions/v2/team/a/signatures/{digest}"),
-        ]
-    );
-    assert_eq!(
-        mirror.lines()[0],
-        format!("GET /v2/cache/team/a/referrers/{digest}")
-    );
-    // The registry's own no is an answer; that it cannot be reached is none.
-    let other = "m.test/b:v1".parse().unwrap();
-    assert_eq!(
-        client
-            .beside(&other, Beside::Referrers(&digest))
-            .await
-            .unwrap(),
-        None
-    );
-    let gone = world.registry(&["gone.test"], |_, _| {});
-    let image = "gone.test/a:v1".parse().unwrap();
-    assert!(
-        gone.beside(&image, Beside::Referrers(&digest))
-            .await
-            .is_err()
-    );
-    assert_eq!(client.aside("http://m.test/x", 10).await.unwrap(), None);
-    let aside = client
-        .aside("http://r.test/extensions/x", 10)
-        .await
-        .unwrap();
-    assert_eq!(aside.unwrap(), "{}");
-    assert!(client.aside("http://r.test/extensions/x", 1).await.is_err());
-}
-
-#[tokio::test]
 async fn small_things_that_are_not_theirs_lead_to_the_next_place() {
     let config = manifest();
     let digest = Digest::of(&config);
@@ -413,97 +348,4 @@ async fn each_place_has_the_credentials_of_its_own_name() {
     let told = |server: &Server| server.asked()[1].header("authorization").map(str::to_owned);
     assert_eq!(told(&mirror).as_deref(), Some("Basic YToy"));
     assert_eq!(told(&server).as_deref(), Some("Basic YTox"));
-}
-
-#[tokio::test]
-async fn a_location_takes_the_place_of_the_prefix_and_a_blocked_name_has_none() {
-    let server = Server::plain(honest(b"")).await;
-    let world = World::with(&[("inner.test", &server)]);
-    let rule = |prefix: &str, location: Option<&str>| Rule {
-        prefix: prefix.to_owned(),
-        location: location.map(str::to_owned),
-        blocked: location.is_none(),
-        ..Rule::default()
-    };
-    let client = world.registry(&["inner.test", "r.test"], |_, setup| {
-        setup.rules = vec![
-            rule("r.test/team", Some("inner.test/deep")),
-            rule("r.test/team/bad", None),
-        ];
-    });
-    client.manifest(&IMAGE.parse().unwrap()).await.unwrap();
-    assert_eq!(server.lines(), ["GET /v2/deep/a/manifests/v1"]);
-    let bad = "r.test/team/bad/x:v1";
-    let errors = [
-        client.manifest(&bad.parse().unwrap()).await.unwrap_err(),
-        read(&client, bad, &content(10)).await.unwrap_err(),
-    ];
-    for error in errors {
-        let RegistryError::Blocked { image, prefix } = &error else {
-            panic!("{error}");
-        };
-        assert_eq!((image.as_str(), prefix.as_str()), (bad, "r.test/team/bad"));
-    }
-    assert!(!world.was_dialled("r.test"));
-}
-
-#[tokio::test]
-async fn insecure_is_any_certificate_or_none_and_only_where_it_is_named() {
-    let identity = Identity::of(&["another.name"]);
-    let tls = Server::tls(&identity, honest(b"")).await;
-    let plain = Server::plain(honest(b"")).await;
-    let world = World::with(&[
-        ("tls.test", &tls),
-        ("plain.test", &plain),
-        ("other.test", &tls),
-    ]);
-    let rule = |prefix: &str| Rule {
-        prefix: prefix.to_owned(),
-        security: Security::Insecure,
-        ..Rule::default()
-    };
-    let client = world.registry(&[], |_, setup| {
-        setup.rules = vec![rule("tls.test/loose"), rule("plain.test")];
-    });
-    for _ in 0..2 {
-        for image in ["tls.test/loose/a:v1", "plain.test/a:v1"] {
-            client.manifest(&image.parse().unwrap()).await.unwrap();
-        }
-    }
-    // The same host, but a name for which nothing was allowed.
-    for image in ["tls.test/strict/a:v1", "other.test/a:v1"] {
-        let error = client.manifest(&image.parse().unwrap()).await.unwrap_err();
-        assert!(error.to_string().contains("is not trusted"), "{error}");
-    }
-    let secure = world.registry(&[], |_, _| {});
-    let error = secure
-        .manifest(&"plain.test/a:v1".parse().unwrap())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, RegistryError::Unreachable { .. }),
-        "{error}"
-    );
-    assert_eq!(plain.lines().len(), 2);
-}
-
-#[tokio::test]
-async fn roots_of_one_registry_are_not_those_of_another() {
-    let identity = Identity::of(&["one.test", "two.test"]);
-    let server = Server::tls(&identity, honest(b"")).await;
-    let world = World::with(&[("one.test", &server), ("two.test", &server)]);
-    let client = world.registry(&[], |reach, _| {
-        reach
-            .host_roots
-            .insert("one.test".to_owned(), identity.roots());
-    });
-    client
-        .manifest(&"one.test/a:v1".parse().unwrap())
-        .await
-        .unwrap();
-    let error = client
-        .manifest(&"two.test/a:v1".parse().unwrap())
-        .await
-        .unwrap_err();
-    assert!(error.to_string().contains("is not trusted"), "{error}");
 }
