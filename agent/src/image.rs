@@ -137,9 +137,11 @@ impl Images {
         let began = Instant::now();
         let settings = self
             .settings
-            .get_or_try_init(|| Settings::load(&self.content, self.tee, self.broker.as_deref()))
+            .get_or_try_init(|| {
+                let broker = self.broker.as_deref();
+                Settings::load(&self.content, self.tee, broker, &self.dial)
+            })
             .await?;
-        let registry = settings.registry(image, self.tee, &self.dial)?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
         let config = PullConfig::new(settings.policy.clone());
         let config = match settings.layers_at_once {
@@ -149,7 +151,7 @@ impl Images {
             },
             None => config,
         };
-        let puller = Puller::new(config, registry, keys.clone());
+        let puller = Puller::new(config, settings.registry.clone(), keys.clone());
         let pulled = puller
             .pull(image, target)
             .await

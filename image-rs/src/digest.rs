@@ -33,7 +33,7 @@ impl Algorithm {
 }
 
 /// Text that is no digest.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{0:?} is not a digest: expected sha256: or sha512: and lower-case hexadecimal digits of its length"
 )]

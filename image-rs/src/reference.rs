@@ -1,7 +1,8 @@
 //! Names of images: `[registry/]repository[:tag][@digest]`, made whole the way Docker does it.
 //!
 //! `busybox` is `docker.io/library/busybox:latest`. The grammar is that of the distribution project's `reference`
-//! package; caps are its own (name 255, tag 128).
+//! package; caps are its own (name 255, tag 128). The registry is written small, because hosts are the same in both
+//! cases and no rule for one may be passed by with a capital letter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +20,7 @@ const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_ENDPOINT: &str = "registry-1.docker.io";
 
 /// Why text names no image.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum ReferenceError {
     /// Nothing, or a cap.
     #[error(
@@ -105,6 +106,17 @@ impl Reference {
         }
     }
 
+    /// The same name by its tag alone; `latest`, where it has none.
+    #[must_use]
+    pub(crate) fn unpinned(&self) -> Self {
+        let tag = self.tag.clone().or_else(|| Some("latest".to_owned()));
+        Self {
+            tag,
+            digest: None,
+            ..self.clone()
+        }
+    }
+
     /// `registry/repository`, without tag and digest.
     #[must_use]
     pub fn name(&self) -> String {
@@ -136,7 +148,7 @@ impl FromStr for Reference {
             None => (text, None),
         };
         let (registry, rest) = match text.split_once('/') {
-            Some((first, rest)) if is_registry(first) => (first.to_owned(), rest),
+            Some((first, rest)) if is_registry(first) => (first.to_ascii_lowercase(), rest),
             _ => (DOCKER_HUB.to_owned(), text),
         };
         let registry = if registry == "index.docker.io" {
@@ -174,7 +186,7 @@ impl FromStr for Reference {
 }
 
 /// Docker's rule: the first component is a host if it could not be a user's name.
-fn is_registry(first: &str) -> bool {
+pub(crate) fn is_registry(first: &str) -> bool {
     first == "localhost" || first.contains(['.', ':']) || first.chars().any(char::is_uppercase)
 }
 
@@ -267,6 +279,8 @@ mod tests {
             ),
             ("[::1]:5000/a/b:v1", "[::1]:5000/a/b:v1".to_owned()),
             ("ghcr.io/a/b__c/d-e", "ghcr.io/a/b__c/d-e:latest".to_owned()),
+            ("GHCR.io/a/b:V1", "ghcr.io/a/b:V1".to_owned()),
+            ("LOCALHOST/a", "localhost/a:latest".to_owned()),
             (
                 &format!("ghcr.io/a/b:v1@{digest}"),
                 format!("ghcr.io/a/b:v1@{digest}"),

@@ -73,18 +73,28 @@ fn policy_code(error: &PolicyError) -> ErrorCode {
 }
 
 fn registry_code(error: &RegistryError) -> ErrorCode {
-    match error {
+    match error.decisive() {
         RegistryError::NotFound { .. } => ErrorCode::ImageNotFound,
-        RegistryError::Unauthorized { .. } | RegistryError::Token { .. } => {
-            ErrorCode::RegistryDenied
-        }
+        RegistryError::Unauthorized { .. }
+        | RegistryError::Realm { .. }
+        | RegistryError::Token { .. } => ErrorCode::RegistryDenied,
         RegistryError::Unreachable { source, .. } => transport_code(source),
         RegistryError::Digest { .. } => ErrorCode::DigestMismatch,
         RegistryError::TooLarge { .. } => ErrorCode::ImageTooLarge,
-        RegistryError::Short { .. } | RegistryError::Status { .. } | RegistryError::Url { .. } => {
-            ErrorCode::RegistryUnreachable
+        RegistryError::Short { .. }
+        | RegistryError::Status { .. }
+        | RegistryError::Busy { .. }
+        | RegistryError::Range { .. }
+        | RegistryError::Length { .. }
+        | RegistryError::ContentType { .. }
+        | RegistryError::Doubted { .. }
+        | RegistryError::Resting { .. }
+        | RegistryError::Nowhere { .. }
+        | RegistryError::Url { .. } => ErrorCode::RegistryUnreachable,
+        RegistryError::Blocked { .. } => ErrorCode::ImageDenied,
+        RegistryError::Credentials { .. } | RegistryError::Location { .. } => {
+            ErrorCode::InitDataInvalid
         }
-        RegistryError::Credentials { .. } => ErrorCode::InitDataInvalid,
     }
 }
 
@@ -98,6 +108,8 @@ fn transport_code(error: &transport::Error) -> ErrorCode {
         E::Untrusted { .. } => ErrorCode::RegistryUntrusted,
         E::TooLarge { .. } => ErrorCode::ImageTooLarge,
         E::Dial { .. }
+        | E::Proxy { .. }
+        | E::HeadTooLarge { .. }
         | E::Tls { .. }
         | E::Timeout { .. }
         | E::Protocol { .. }

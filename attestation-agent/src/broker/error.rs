@@ -161,10 +161,15 @@ impl BrokerError {
                 ..
             } => Self::NotRelayed { cause },
             E::TooLarge { cap, .. } => Self::TooLarge { step, cap },
-            E::Dial { .. } | E::Tls { .. } | E::Timeout { .. } | E::Protocol { .. } => {
-                Self::Unreachable { step, cause }
-            }
-            E::Request { .. } | E::PlainHttp { .. } | E::Redirect { .. } => Self::Protocol {
+            E::Dial { .. }
+            | E::Proxy { .. }
+            | E::Tls { .. }
+            | E::Timeout { .. }
+            | E::Protocol { .. } => Self::Unreachable { step, cause },
+            E::Request { .. }
+            | E::PlainHttp { .. }
+            | E::HeadTooLarge { .. }
+            | E::Redirect { .. } => Self::Protocol {
                 step,
                 cause: cause.to_string(),
             },

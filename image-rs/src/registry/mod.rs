@@ -1,68 +1,82 @@
 //! The client of a registry (OCI distribution 1.1): manifests, blobs, uploads.
 //!
-//! `/v2/` is never asked first: the first real request brings the challenge. Plain HTTP is spoken only to registries
-//! that were named insecure. Everything that a registry sends has a cap, and its digest is checked over the bytes as
-//! received; the registry itself is not trusted for more than being there.
+//! ```text
+//! name ─► Rules ─► Walk: mirror, mirror, registry ─► send: attempts ─► token ─► scheme, redirects ─► transport
+//! ```
+//!
+//! `/v2/` is never asked first: the first real request brings the challenge. Plain HTTP and unverified TLS are spoken
+//! only to what was named. Everything that a registry sends has a cap, and its digest is checked over the bytes as
+//! received; neither registry nor mirror is trusted for more than being there. A mirror has credentials of its own or
+//! none: those of the registry stay with the registry.
 
 mod auth;
+mod beside;
 mod blob;
+mod conf;
 mod error;
 mod push;
+mod range;
+mod reach;
+mod retry;
+mod rules;
+mod send;
+mod walk;
 
 pub use auth::{AuthFile, AuthFileError};
+pub use beside::Beside;
 pub use blob::BlobStream;
 pub use error::RegistryError;
 pub use push::Upload;
+pub use reach::Reach;
+pub use retry::Retry;
+pub use rules::{Mirror, PullFromMirror, Rule, Rules, RulesError, Security};
+pub use walk::Tried;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use tokio::sync::Mutex;
+use http::Response;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use transport::{Body, bytes_capped};
 
 use crate::digest::Digest;
 use crate::manifest::{self, MANIFEST_BYTES_MAX};
 use crate::reference::Reference;
-use auth::Challenge;
+use auth::Tokens;
+use rules::{Need, NoSite, Site};
+use send::Ask;
+use walk::{Health, Schemes, Walk};
 
-/// Attempts of one request, the first included.
-const ATTEMPTS: u32 = 3;
-/// What the second attempt waits; each later one waits twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Cap on the body of an error answer.
-const ERROR_BYTES_MAX: usize = 16 * 1024;
+/// What a registry says that a manifest's digest is.
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// Whom the client talks to, and as whom.
 #[expect(missing_debug_implementations, reason = "holds credentials")]
 #[derive(Default)]
 pub struct RegistryConfig {
-    /// Registries (`host` or `host:port`) that are spoken to over plain HTTP.
+    /// Registries (`host` or `host:port`) that are spoken to over plain HTTP, whatever the rules say.
     pub insecure: BTreeSet<String>,
     /// Credentials.
     pub auth: AuthFile,
+    /// Mirrors, other locations, what is blocked.
+    pub rules: Rules,
+    /// How often and how soon a request is tried again.
+    pub retry: Retry,
 }
 
 /// A client for every registry; clones share connections and tokens.
 #[expect(missing_debug_implementations, reason = "holds credentials")]
 #[derive(Clone)]
 pub struct Registry {
-    http: transport::Client,
+    /// For registries whose certificate is verified.
+    strict: transport::Client,
+    /// For those that were named insecure; to others it is as strict.
+    lax: transport::Client,
     config: Arc<RegistryConfig>,
-    /// By endpoint, repository and action: a token for one says nothing of another.
-    tokens: Arc<Mutex<HashMap<TokenKey, HeaderValue>>>,
-}
-
-type TokenKey = (String, String, Action);
-
-/// What is to be done with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Action {
-    Pull,
-    Push,
+    tokens: Tokens,
+    health: Health,
+    schemes: Schemes,
 }
 
 /// A manifest as received.
@@ -76,27 +90,21 @@ pub struct RawManifest {
     pub content_type: Option<String>,
 }
 
-/// One request to a repository.
-#[derive(Clone)]
-struct Ask<'a> {
-    method: Method,
-    url: String,
-    headers: HeaderMap,
-    body: Bytes,
-    image: &'a Reference,
-    action: Action,
-    /// What to call it in an error.
-    what: String,
-}
-
 impl Registry {
-    /// A client over a transport, which must allow plain HTTP to what `config` names insecure.
+    /// A client over a transport of the caller's, which must allow plain HTTP to what `config` names insecure.
     #[must_use]
     pub fn new(http: transport::Client, config: RegistryConfig) -> Self {
+        Self::over(http.clone(), http, config)
+    }
+
+    fn over(strict: transport::Client, lax: transport::Client, config: RegistryConfig) -> Self {
         Self {
-            http,
+            strict,
+            lax,
             config: Arc::new(config),
-            tokens: Arc::default(),
+            tokens: Tokens::default(),
+            health: Health::default(),
+            schemes: Schemes::default(),
         }
     }
 
@@ -106,28 +114,14 @@ impl Registry {
     /// See [`RegistryError`]; [`RegistryError::Digest`] when the bytes are not those of the pinned digest.
     pub async fn manifest(&self, image: &Reference) -> Result<RawManifest, RegistryError> {
         let what = format!("manifest of {image}");
-        let url = self.url(image, &format!("manifests/{}", image.manifest_name()));
-        let mut ask = Ask::get(url, image, what.clone());
-        for media_type in manifest::ACCEPTED {
-            ask.headers
-                .append(ACCEPT, HeaderValue::from_static(media_type));
+        let mut walk = self.walk(image, Need::Manifest)?;
+        while let Some(site) = walk.next() {
+            match self.manifest_at(&site, walk.is_last(), &what).await {
+                Ok(found) => return Ok(found),
+                Err(error) => walk.failed(&site, error),
+            }
         }
-        let answer = self.send_ok(&ask).await?;
-        let content_type = answer
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        let bytes = self.body(answer, MANIFEST_BYTES_MAX, &what).await?;
-        let digest = match image.digest() {
-            Some(expected) => checked(&bytes, expected, &what)?,
-            None => Digest::of(&bytes),
-        };
-        Ok(RawManifest {
-            bytes,
-            digest,
-            content_type,
-        })
+        Err(walk.end(&what))
     }
 
     /// Fetches a small blob whole: a configuration.
@@ -141,164 +135,171 @@ impl Registry {
         cap: usize,
     ) -> Result<Bytes, RegistryError> {
         let what = format!("blob {digest} of {image}");
-        let answer = self
-            .send_ok(&Ask::get(self.blob_url(image, digest), image, what.clone()))
-            .await?;
-        let bytes = self.body(answer, cap, &what).await?;
-        checked(&bytes, digest, &what)?;
-        Ok(bytes)
+        let mut walk = self.walk(image, Need::Blob)?;
+        while let Some(site) = walk.next() {
+            let ask = Ask {
+                is_last: walk.is_last(),
+                ..Ask::get(format!("blobs/{digest}"), &site, what.clone())
+            };
+            match self.fetch(&ask, cap, Some(digest)).await {
+                Ok((bytes, _, _)) => return Ok(bytes),
+                Err(error) => walk.failed(&site, error),
+            }
+        }
+        Err(walk.end(&what))
     }
 
     /// Opens a blob of `size` bytes as a stream; its digest is for the reader to check.
     #[must_use]
     pub fn blob(&self, image: &Reference, digest: &Digest, size: u64) -> BlobStream {
-        BlobStream::new(self.clone(), image.clone(), digest.clone(), size)
+        let what = format!("blob {digest} of {image}");
+        let walk = self.walk(image, Need::Blob);
+        BlobStream::new(self.clone(), what, digest.clone(), size, walk)
     }
 
-    fn url(&self, image: &Reference, rest: &str) -> String {
-        let scheme = if self.is_insecure(image) {
-            "http"
-        } else {
-            "https"
-        };
-        format!(
-            "{scheme}://{}/v2/{}/{rest}",
-            image.endpoint(),
-            image.repository()
-        )
-    }
-
-    fn blob_url(&self, image: &Reference, digest: &Digest) -> String {
-        self.url(image, &format!("blobs/{digest}"))
-    }
-
-    fn is_insecure(&self, image: &Reference) -> bool {
-        let registry = image.registry();
-        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-        self.config.insecure.contains(registry) || self.config.insecure.contains(host)
-    }
-
-    async fn body(
+    async fn manifest_at(
         &self,
-        answer: Response<Body>,
-        cap: usize,
+        site: &Site,
+        is_last: bool,
         what: &str,
-    ) -> Result<Bytes, RegistryError> {
-        bytes_capped(answer.into_body(), cap)
-            .await
-            .map_err(|error| match error {
-                transport::Error::TooLarge { .. } => RegistryError::TooLarge {
-                    what: what.to_owned(),
-                    cap: cap as u64,
-                },
-                source => RegistryError::Unreachable {
-                    what: what.to_owned(),
-                    source,
-                },
-            })
-    }
-
-    /// Sends, and makes every status but 2xx an error.
-    async fn send_ok(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
-        let answer = self.send(ask).await?;
-        if answer.status().is_success() {
-            Ok(answer)
-        } else {
-            Err(refusal(ask, answer).await)
+    ) -> Result<RawManifest, RegistryError> {
+        let path = format!("manifests/{}", site.image.manifest_name());
+        let mut ask = Ask {
+            is_last,
+            ..Ask::get(path, site, what.to_owned())
+        };
+        for media_type in manifest::ACCEPTED {
+            ask.headers
+                .append(ACCEPT, HeaderValue::from_static(media_type));
         }
+        let pinned = site.image.digest();
+        let (bytes, digest, content_type) = self.fetch(&ask, MANIFEST_BYTES_MAX, pinned).await?;
+        Ok(RawManifest {
+            bytes,
+            digest,
+            content_type,
+        })
     }
 
-    /// Sends with retries; answers a challenge once.
-    async fn send(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
-        let mut pause = FIRST_PAUSE;
+    /// Fetches a small thing whole, with its digest and media type; anew, when its connection breaks.
+    async fn fetch(
+        &self,
+        ask: &Ask<'_>,
+        cap: usize,
+        expected: Option<&Digest>,
+    ) -> Result<(Bytes, Digest, Option<String>), RegistryError> {
+        let attempts = self.attempts(ask.is_last);
         let mut attempt = 1;
         loop {
-            let result = self.send_authorised(ask).await;
-            let again = match &result {
-                Ok(answer) => busy(answer.status()),
-                Err(error) => error.is_transient(),
-            };
-            if !again || attempt == ATTEMPTS {
-                return result;
+            let answer = self.send_ok(ask).await?;
+            match whole(answer, cap, expected, &ask.what).await {
+                Err(error) if error.is_transient() && attempt < attempts => {
+                    tracing::debug!(what = ask.what, attempt, %error, "an answer is asked for again");
+                }
+                done => return done,
             }
-            tracing::debug!(what = ask.what, attempt, "a request is tried again");
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+            tokio::time::sleep(self.config.retry.pause(attempt)).await;
             attempt += 1;
         }
     }
 
-    async fn send_authorised(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
-        let key = (
-            ask.image.endpoint().to_owned(),
-            ask.image.repository().to_owned(),
-            ask.action,
-        );
-        let known = self.tokens.lock().await.get(&key).cloned();
-        let answer = self.send_once(ask, known).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
+    fn attempts(&self, is_last: bool) -> u32 {
+        let retry = &self.config.retry;
+        if is_last {
+            retry.attempts
+        } else {
+            retry.mirror_attempts
         }
-        let challenges = answer.headers().get_all(WWW_AUTHENTICATE);
-        let texts = challenges.iter().filter_map(|value| value.to_str().ok());
-        let Some(challenge) = texts.filter_map(Challenge::parse).next() else {
-            return Ok(answer);
-        };
-        let credential =
-            self.config
-                .auth
-                .find(ask.image)
-                .map_err(|source| RegistryError::Credentials {
-                    what: ask.what.clone(),
-                    source,
-                })?;
-        let Some(token) = auth::answer(&self.http, &challenge, credential, ask).await? else {
-            return Ok(answer);
-        };
-        self.tokens.lock().await.insert(key, token.clone());
-        self.send_once(ask, Some(token)).await
     }
 
-    async fn send_once(
-        &self,
-        ask: &Ask<'_>,
-        token: Option<HeaderValue>,
-    ) -> Result<Response<Body>, RegistryError> {
-        let mut request = Request::builder()
-            .method(ask.method.clone())
-            .uri(&ask.url)
-            .body(ask.body.clone())
-            .map_err(|error| RegistryError::Url {
-                what: ask.what.clone(),
-                reason: error.to_string(),
-            })?;
-        *request.headers_mut() = ask.headers.clone();
-        if let Some(token) = token {
-            request.headers_mut().insert(AUTHORIZATION, token);
+    fn walk(&self, image: &Reference, need: Need) -> Result<Walk, RegistryError> {
+        let sites = self.config.rules.sites(image, need);
+        let mut sites = sites.map_err(|error| match error {
+            NoSite::Blocked { prefix } => RegistryError::Blocked {
+                image: image.to_string(),
+                prefix,
+            },
+            NoSite::Name { location, source } => RegistryError::Location {
+                image: image.to_string(),
+                location,
+                source,
+            },
+        })?;
+        for site in &mut sites {
+            self.name_insecure(site);
         }
-        let sent = match ask.method {
-            Method::GET | Method::HEAD => self.http.send_following(request).await,
-            _ => self.http.send(request).await,
-        };
-        sent.map_err(|source| RegistryError::Unreachable {
-            what: ask.what.clone(),
-            source,
-        })
+        Ok(Walk::new(self.health.clone(), sites))
+    }
+
+    /// The registry of the name itself, for uploads.
+    fn direct(&self, image: &Reference) -> Site {
+        let mut site = Site::direct(image.clone(), self.config.rules.security(image));
+        self.name_insecure(&mut site);
+        site
+    }
+
+    fn name_insecure(&self, site: &mut Site) {
+        let registry = site.image.registry();
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let insecure = &self.config.insecure;
+        if insecure.contains(registry) || insecure.contains(host) {
+            site.security = Security::PlainHttp;
+        }
+    }
+
+    fn client(&self, security: Security) -> &transport::Client {
+        match security {
+            Security::Verified => &self.strict,
+            Security::Insecure | Security::PlainHttp => &self.lax,
+        }
     }
 }
 
-impl<'a> Ask<'a> {
-    fn get(url: String, image: &'a Reference, what: String) -> Self {
-        Self {
-            method: Method::GET,
-            url,
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            image,
-            action: Action::Pull,
-            what,
-        }
+/// Reads and checks a small answer. A manifest by tag has the registry's own word for its digest, which at least
+/// finds damage.
+async fn whole(
+    answer: Response<Body>,
+    cap: usize,
+    expected: Option<&Digest>,
+    what: &str,
+) -> Result<(Bytes, Digest, Option<String>), RegistryError> {
+    let text = |name: &HeaderName| {
+        let value = answer.headers().get(name)?.to_str().ok()?;
+        Some(value.to_owned())
+    };
+    let content_type = text(&CONTENT_TYPE);
+    let claimed = text(&CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+    if let Some(found) = content_type.as_deref().filter(|found| is_page(found)) {
+        return Err(RegistryError::ContentType {
+            what: what.to_owned(),
+            found: found.chars().take(80).collect(),
+        });
     }
+    let bytes = bytes_capped(answer.into_body(), cap)
+        .await
+        .map_err(|error| match error {
+            transport::Error::TooLarge { .. } => RegistryError::TooLarge {
+                what: what.to_owned(),
+                cap: cap as u64,
+            },
+            source => RegistryError::Unreachable {
+                what: what.to_owned(),
+                source,
+            },
+        })?;
+    let digest = match expected.or(claimed.as_ref()) {
+        Some(expected) => checked(&bytes, expected, what)?,
+        None => Digest::of(&bytes),
+    };
+    Ok((bytes, digest, content_type))
+}
+
+/// What portals and error pages are, and nothing of an image.
+fn is_page(media_type: &str) -> bool {
+    media_type
+        .trim_start()
+        .to_ascii_lowercase()
+        .starts_with("text/html")
 }
 
 fn checked(bytes: &[u8], expected: &Digest, what: &str) -> Result<Digest, RegistryError> {
@@ -313,18 +314,4 @@ fn checked(bytes: &[u8], expected: &Digest, what: &str) -> Result<Digest, Regist
             })
         }
     }
-}
-
-/// A registry that may do better in a moment.
-fn busy(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 429 | 500 | 502 | 503 | 504)
-}
-
-/// The error that an answer without success is; the registry's own words are told, cut short.
-async fn refusal(ask: &Ask<'_>, answer: Response<Body>) -> RegistryError {
-    let status = answer.status();
-    let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX)
-        .await
-        .unwrap_or_default();
-    RegistryError::from_status(&ask.what, status, &body)
 }

@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use transport::Body;
 
-use super::{Action, Ask, Registry, RegistryError, refusal};
+use super::rules::Site;
+use super::send::{Action, Address, Ask};
+use super::{Registry, RegistryError};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -13,7 +15,7 @@ use crate::reference::Reference;
 #[expect(missing_debug_implementations, reason = "holds credentials")]
 pub struct Upload {
     registry: Registry,
-    image: Reference,
+    site: Site,
     url: String,
     sent: u64,
 }
@@ -29,20 +31,17 @@ impl Registry {
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
         let what = format!("blob {digest} of {image}");
+        let site = self.direct(image);
         let ask = Ask {
             method: Method::HEAD,
-            ..Ask::get(self.blob_url(image, digest), image, what)
+            action: Action::Push,
+            ..Ask::get(format!("blobs/{digest}"), &site, what)
         };
-        let answer = self
-            .send(&Ask {
-                action: Action::Push,
-                ..ask.clone()
-            })
-            .await?;
+        let answer = self.send(&ask).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(false),
             status if status.is_success() => Ok(true),
-            _ => Err(refusal(&ask, answer).await),
+            _ => Err(self.refusal(&ask, answer).await),
         }
     }
 
@@ -51,13 +50,14 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn start_upload(&self, image: &Reference) -> Result<Upload, RegistryError> {
-        let url = self.url(image, "blobs/uploads/");
-        let ask = self.push(Method::POST, url.clone(), image, "a new blob");
+        let site = self.direct(image);
+        let address = Address::Path("blobs/uploads/".to_owned());
+        let ask = push(Method::POST, address, &site, "a new blob");
         let answer = self.send_ok(&ask).await?;
-        let url = next_url(&url, &answer, &ask.what)?;
+        let url = next_url(&self.url(&ask), &answer, &ask.what)?;
         Ok(Upload {
             registry: self.clone(),
-            image: image.clone(),
+            site,
             url,
             sent: 0,
         })
@@ -92,8 +92,9 @@ impl Registry {
         bytes: Bytes,
     ) -> Result<Digest, RegistryError> {
         let digest = Digest::of(&bytes);
-        let url = self.url(image, &format!("manifests/{}", image.manifest_name()));
-        let mut ask = self.push(Method::PUT, url, image, "the manifest");
+        let site = self.direct(image);
+        let address = Address::Path(format!("manifests/{}", image.manifest_name()));
+        let mut ask = push(Method::PUT, address, &site, "the manifest");
         let value = HeaderValue::from_str(media_type);
         let value = value.map_err(|error| RegistryError::Url {
             what: ask.what.clone(),
@@ -104,18 +105,18 @@ impl Registry {
         self.send_ok(&ask).await?;
         Ok(digest)
     }
+}
 
-    fn push<'a>(&self, method: Method, url: String, image: &'a Reference, what: &str) -> Ask<'a> {
-        let what = format!("upload of {what} to {image}");
-        Ask {
-            method,
-            url,
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            image,
-            action: Action::Push,
-            what,
-        }
+fn push<'a>(method: Method, address: Address, site: &'a Site, what: &str) -> Ask<'a> {
+    Ask {
+        method,
+        address,
+        action: Action::Push,
+        ..Ask::get(
+            String::new(),
+            site,
+            format!("upload of {what} to {}", site.image),
+        )
     }
 }
 
@@ -130,8 +131,8 @@ impl Upload {
         }
         let length = chunk.len() as u64;
         let range = format!("{}-{}", self.sent, self.sent + length - 1);
-        let registry = self.registry.clone();
-        let mut ask = registry.push(Method::PATCH, self.url.clone(), &self.image, "a blob");
+        let address = Address::Url(self.url.clone());
+        let mut ask = push(Method::PATCH, address, &self.site, "a blob");
         let header = |text: &str| HeaderValue::from_str(text).ok();
         ask.headers
             .extend(header(&range).map(|value| (CONTENT_RANGE, value)));
@@ -143,9 +144,9 @@ impl Upload {
         );
         ask.body = chunk;
         // Not tried again: a registry that took half of a chunk would refuse it at this position.
-        let answer = registry.send_authorised(&ask).await?;
+        let answer = self.registry.send_authorised(&ask).await?;
         if !answer.status().is_success() {
-            return Err(refusal(&ask, answer).await);
+            return Err(self.registry.refusal(&ask, answer).await);
         }
         self.url = next_url(&self.url, &answer, &ask.what)?;
         self.sent += length;
@@ -163,9 +164,8 @@ impl Upload {
         })?;
         url.query_pairs_mut()
             .append_pair("digest", &digest.to_string());
-        let mut ask = self
-            .registry
-            .push(Method::PUT, url.into(), &self.image, "a blob's end");
+        let address = Address::Url(url.into());
+        let mut ask = push(Method::PUT, address, &self.site, "a blob's end");
         ask.headers
             .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         self.registry.send_ok(&ask).await.map(|_| ())

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, COOKIE, LOCATION, USER_AGENT},
+    header::{AUTHORIZATION, COOKIE, LOCATION, PROXY_AUTHORIZATION, USER_AGENT},
 };
 use http_body_util::Full;
 use hyper_util::{
@@ -13,11 +13,11 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use crate::{
-    Body, Dial, Error, Phase, Roots, RootsError,
-    connect::{Connector, Target},
+    Body, Dial, Error, Pace, Phase, Proxies, Roots, RootsError, Way,
+    connect::{Connector, Target, Tls},
+    error::HEAD_BYTES,
 };
 
 /// Redirects that are followed for one request.
@@ -108,8 +108,15 @@ impl Default for Timeouts {
 pub struct Client {
     http: legacy::Client<Connector, Full<Bytes>>,
     plain_http: Arc<PlainHttp>,
+    proxies: Arc<Proxies>,
     timeouts: Timeouts,
+    pace: Option<Pace>,
 }
+
+/// Stands in the extensions of an answer that came from another scheme, host or port than the one that was asked
+/// first: whatever it says, a challenge for one, is not the word of that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redirected;
 
 impl Client {
     /// A client over a dialler.
@@ -117,24 +124,39 @@ impl Client {
     /// # Errors
     /// When the roots cannot be used; no roots at all is one such case.
     pub fn new(dial: Arc<dyn Dial>, config: ClientConfig) -> Result<Self, RootsError> {
-        let tls = config.roots.client_config()?;
+        Self::with_way(dial, config, &Way::default())
+    }
+
+    /// A client to which some hosts are not like the others.
+    ///
+    /// # Errors
+    /// When the roots cannot be used; no roots at all is one such case.
+    pub fn with_way(
+        dial: Arc<dyn Dial>,
+        config: ClientConfig,
+        way: &Way,
+    ) -> Result<Self, RootsError> {
         let plain_http = Arc::new(config.plain_http);
+        let proxies = Arc::new(way.proxies.clone());
         let connector = Connector {
             dial,
-            tls: TlsConnector::from(Arc::new(tls)),
-            roots: config.roots.to_string().into(),
+            tls: Arc::new(Tls::new(&config.roots, &way.hosts)?),
             plain_http: plain_http.clone(),
+            proxies: proxies.clone(),
             timeouts: config.timeouts,
         };
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http1_max_buf_size(HEAD_BYTES)
             .build(connector);
         Ok(Self {
             http,
             plain_http,
+            proxies,
             timeouts: config.timeouts,
+            pace: way.pace,
         })
     }
 
@@ -152,8 +174,16 @@ impl Client {
         }
         let agent = HeaderValue::from_static(concat!("cloister/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().entry(USER_AGENT).or_insert(agent);
+        let mut after = self.timeouts.dial + self.timeouts.tls + self.timeouts.head;
+        if let Some(proxy) = self.proxies.of(&target) {
+            after += self.timeouts.tls + self.timeouts.head;
+            // In a tunnel the other end is the peer, which must not see it.
+            if let (false, Some(credentials)) = (target.secure, &proxy.credentials) {
+                let headers = request.headers_mut();
+                headers.insert(PROXY_AUTHORIZATION, credentials.clone());
+            }
+        }
         // The connector has deadlines of its own, which name their phase.
-        let after = self.timeouts.dial + self.timeouts.tls + self.timeouts.head;
         let answer = timeout(after, self.http.request(request.map(Full::new)))
             .await
             .map_err(|_| Error::Timeout {
@@ -163,7 +193,7 @@ impl Client {
             })?
             .map_err(|error| Error::unwrap_from(&host, &error))?;
         tracing::trace!(%host, status = answer.status().as_u16(), "answer");
-        Ok(answer.map(|body| Body::new(body, host, self.timeouts.body)))
+        Ok(answer.map(|body| Body::new(body, host, self.timeouts.body, self.pace)))
     }
 
     /// The same, and follows redirects of a GET or HEAD, at most five. Credentials do not leave the
@@ -173,13 +203,17 @@ impl Client {
     /// As [`Client::send`]; also when there are too many redirects, or one that must not be followed.
     pub async fn send_following(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let (mut parts, body) = request.into_parts();
+        let first = Target::of(&parts.uri)?;
         for _ in 0..=REDIRECTS {
             let request = Request::from_parts(parts.clone(), body.clone());
-            let answer = self.send(request).await?;
+            let mut answer = self.send(request).await?;
+            let from = Target::of(&parts.uri)?;
             if !follows(&parts.method, answer.status()) {
+                if from != first {
+                    answer.extensions_mut().insert(Redirected);
+                }
                 return Ok(answer);
             }
-            let from = Target::of(&parts.uri)?;
             let next = next_uri(&parts.uri, &from, &answer)?;
             let to = Target::of(&next)?;
             if from.secure && !to.secure {

@@ -1,6 +1,7 @@
 //! From a URL to a connection: dial, then TLS, each with its own deadline and its own error.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     pin::Pin,
@@ -19,16 +20,68 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
-use crate::{BoxedStream, Dial, Error, Phase, PlainHttp, Timeouts, roots::refusal};
+use crate::{
+    BoxedStream, Dial, Error, Phase, PlainHttp, Proxies, Roots, RootsError, Timeouts, Trust,
+    proxy::Proxy,
+    roots::{refusal, unverified},
+};
 
 /// What the HTTP stack calls for a new connection.
 #[derive(Clone)]
 pub(crate) struct Connector {
     pub(crate) dial: Arc<dyn Dial>,
-    pub(crate) tls: TlsConnector,
-    pub(crate) roots: Arc<str>,
+    pub(crate) tls: Arc<Tls>,
     pub(crate) plain_http: Arc<PlainHttp>,
+    pub(crate) proxies: Arc<Proxies>,
     pub(crate) timeouts: Timeouts,
+}
+
+/// Whose certificates are taken, by host.
+pub(crate) struct Tls {
+    everybody: Trusting,
+    hosts: BTreeMap<String, Trusting>,
+}
+
+struct Trusting {
+    connector: TlsConnector,
+    /// In words, for a refusal.
+    roots: String,
+}
+
+impl Tls {
+    pub(crate) fn new(roots: &Roots, hosts: &BTreeMap<String, Trust>) -> Result<Self, RootsError> {
+        let chained = |roots: &Roots| {
+            Ok(Trusting {
+                connector: TlsConnector::from(Arc::new(roots.client_config()?)),
+                roots: roots.to_string(),
+            })
+        };
+        let special = |(host, trust): (&String, &Trust)| {
+            let trusting = match trust {
+                Trust::Roots(roots) => chained(roots)?,
+                Trust::Unverified => Trusting {
+                    connector: TlsConnector::from(Arc::new(unverified()?)),
+                    roots: "all".to_owned(),
+                },
+            };
+            Ok((host.to_ascii_lowercase(), trusting))
+        };
+        Ok(Self {
+            everybody: chained(roots)?,
+            hosts: hosts
+                .iter()
+                .map(special)
+                .collect::<Result<_, RootsError>>()?,
+        })
+    }
+
+    fn of(&self, target: &Target) -> &Trusting {
+        let host = target.host.to_ascii_lowercase();
+        let named = self.hosts.get(&target.to_string().to_ascii_lowercase());
+        named
+            .or_else(|| self.hosts.get(&host))
+            .unwrap_or(&self.everybody)
+    }
 }
 
 impl Service<Uri> for Connector {
@@ -49,31 +102,68 @@ impl Service<Uri> for Connector {
 impl Connector {
     async fn connect(&self, uri: &Uri) -> Result<Conn, Error> {
         let target = Target::of(uri)?;
-        let host = target.to_string();
         if !target.secure && !self.plain_http.allows(&target) {
-            return Err(Error::PlainHttp { host });
+            return Err(Error::PlainHttp {
+                host: target.to_string(),
+            });
         }
-        let stream = timeout(
-            self.timeouts.dial,
-            self.dial.dial(&target.host, target.port),
-        )
-        .await
-        .map_err(|_| Error::Timeout {
-            host: host.clone(),
-            phase: Phase::Dial,
-            after: self.timeouts.dial,
-        })?
-        .map_err(|error| Error::Dial {
-            host: host.clone(),
-            kind: error.kind(),
-            cause: error.to_string(),
-        })?;
+        let proxy = self.proxies.of(&target);
+        let stream = match proxy {
+            None => self.dial(&target).await?,
+            Some(proxy) => self.dial_proxy(proxy, &target).await?,
+        };
         let stream = if target.secure {
             self.handshake(&target, stream).await?
         } else {
             stream
         };
-        Ok(Conn(TokioIo::new(stream)))
+        Ok(Conn {
+            stream: TokioIo::new(stream),
+            // A tunnel is not a proxy to the HTTP stack.
+            proxied: proxy.is_some() && !target.secure,
+        })
+    }
+
+    async fn dial(&self, target: &Target) -> Result<BoxedStream, Error> {
+        let dialling = self.dial.dial(&target.host, target.port);
+        timeout(self.timeouts.dial, dialling)
+            .await
+            .map_err(|_| Error::Timeout {
+                host: target.to_string(),
+                phase: Phase::Dial,
+                after: self.timeouts.dial,
+            })?
+            .map_err(|error| Error::Dial {
+                host: target.to_string(),
+                kind: error.kind(),
+                cause: error.to_string(),
+            })
+    }
+
+    /// A stream to `target` through the proxy, or, for plain HTTP, the stream to the proxy.
+    async fn dial_proxy(&self, proxy: &Proxy, target: &Target) -> Result<BoxedStream, Error> {
+        let failed = |cause: String| Error::Proxy {
+            proxy: proxy.target.to_string(),
+            cause,
+        };
+        let stream = match self.dial(&proxy.target).await {
+            // That the relay will not carry it cannot be cured, and has its own code.
+            Err(error @ Error::Dial { .. }) if !error.is_transient() => return Err(error),
+            dialled => dialled.map_err(|error| failed(error.to_string()))?,
+        };
+        let mut stream = if proxy.target.secure {
+            self.handshake(&proxy.target, stream).await?
+        } else {
+            stream
+        };
+        if target.secure {
+            let after = self.timeouts.head;
+            timeout(after, proxy.open(&mut stream, target))
+                .await
+                .map_err(|_| failed(format!("no answer within {} ms", after.as_millis())))?
+                .map_err(failed)?;
+        }
+        Ok(stream)
     }
 
     async fn handshake(&self, target: &Target, stream: BoxedStream) -> Result<BoxedStream, Error> {
@@ -82,30 +172,31 @@ impl Connector {
             url: host.clone(),
             cause: error.to_string(),
         })?;
-        match timeout(self.timeouts.tls, self.tls.connect(name, stream)).await {
+        let trusting = self.tls.of(target);
+        match timeout(self.timeouts.tls, trusting.connector.connect(name, stream)).await {
             Err(_) => Err(Error::Timeout {
                 host,
                 phase: Phase::Tls,
                 after: self.timeouts.tls,
             }),
-            Ok(Err(error)) => Err(self.tls_error(host, &error)),
+            Ok(Err(error)) => Err(tls_error(host, &error, &trusting.roots)),
             Ok(Ok(stream)) => Ok(Box::new(stream)),
         }
     }
+}
 
-    fn tls_error(&self, host: String, error: &io::Error) -> Error {
-        let rustls = error.get_ref().and_then(|e| e.downcast_ref());
-        match rustls.and_then(refusal) {
-            Some(cause) => Error::Untrusted {
-                host,
-                cause,
-                roots: self.roots.to_string(),
-            },
-            None => Error::Tls {
-                host,
-                cause: error.to_string(),
-            },
-        }
+fn tls_error(host: String, error: &io::Error, roots: &str) -> Error {
+    let rustls = error.get_ref().and_then(|e| e.downcast_ref());
+    match rustls.and_then(refusal) {
+        Some(cause) => Error::Untrusted {
+            host,
+            cause,
+            roots: roots.to_owned(),
+        },
+        None => Error::Tls {
+            host,
+            cause: error.to_string(),
+        },
     }
 }
 
@@ -155,11 +246,14 @@ impl std::fmt::Display for Target {
 }
 
 /// A connection as the HTTP stack wants it.
-pub(crate) struct Conn(TokioIo<BoxedStream>);
+pub(crate) struct Conn {
+    stream: TokioIo<BoxedStream>,
+    proxied: bool,
+}
 
 impl Connection for Conn {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().proxy(self.proxied)
     }
 }
 
@@ -169,7 +263,7 @@ impl Read for Conn {
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -179,19 +273,19 @@ impl Write for Conn {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -199,7 +293,7 @@ impl Write for Conn {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
+/// Cap on the head of an answer, and on what is read of a body at once.
+pub(crate) const HEAD_BYTES: usize = 256 * 1024;
+
 /// A request that failed. An answer with an error status is not one of these.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -47,6 +50,14 @@ pub enum Error {
         /// What the TLS stack says.
         cause: String,
     },
+    /// The proxy does not carry the connection.
+    #[error("the proxy {proxy}: {cause}")]
+    Proxy {
+        /// Its host and port.
+        proxy: String,
+        /// What it did.
+        cause: String,
+    },
     /// A phase took longer than it may.
     #[error("{host}: no {phase} within {} ms", after.as_millis())]
     Timeout {
@@ -60,6 +71,14 @@ pub enum Error {
     /// A body is larger than the caller takes.
     #[error("{host}: the answer has more than {cap} bytes")]
     TooLarge {
+        /// Host and port.
+        host: String,
+        /// The cap, in bytes.
+        cap: usize,
+    },
+    /// The head of an answer is larger than any honest one.
+    #[error("{host}: the head of the answer has more than {cap} bytes")]
+    HeadTooLarge {
         /// Host and port.
         host: String,
         /// The cap, in bytes.
@@ -94,16 +113,22 @@ pub enum Phase {
     Head,
     /// Between two pieces of the body.
     Body,
+    /// The least that a body must bring.
+    Pace {
+        /// So many bytes.
+        bytes: u64,
+    },
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Dial => "connection",
-            Self::Tls => "tls handshake",
-            Self::Head => "answer",
-            Self::Body => "more of the answer",
-        })
+        match self {
+            Self::Dial => f.write_str("connection"),
+            Self::Tls => f.write_str("tls handshake"),
+            Self::Head => f.write_str("answer"),
+            Self::Body => f.write_str("more of the answer"),
+            Self::Pace { bytes } => write!(f, "{bytes} bytes of the answer"),
+        }
     }
 }
 
@@ -113,11 +138,15 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Dial { kind, .. } => *kind != io::ErrorKind::PermissionDenied,
-            Self::Tls { .. } | Self::Timeout { .. } | Self::Protocol { .. } => true,
+            Self::Tls { .. }
+            | Self::Proxy { .. }
+            | Self::Timeout { .. }
+            | Self::Protocol { .. } => true,
             Self::Request { .. }
             | Self::PlainHttp { .. }
             | Self::Untrusted { .. }
             | Self::TooLarge { .. }
+            | Self::HeadTooLarge { .. }
             | Self::Redirect { .. } => false,
         }
     }
@@ -129,6 +158,13 @@ impl Error {
         while let Some(error) = next {
             if let Some(ours) = error.downcast_ref::<Self>() {
                 return ours.clone();
+            }
+            let http = error.downcast_ref::<hyper::Error>();
+            if http.is_some_and(hyper::Error::is_parse_too_large) {
+                return Self::HeadTooLarge {
+                    host: host.to_owned(),
+                    cap: HEAD_BYTES,
+                };
             }
             causes.push(error.to_string());
             next = error.source();

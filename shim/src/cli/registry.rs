@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Args;
 use image_rs::Place;
-use image_rs::registry::{AuthFile, Registry, RegistryConfig};
-use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial};
+use image_rs::registry::{AuthFile, Reach, Registry, RegistryConfig};
+use transport::{Roots, TcpDial};
 
 /// Whom to trust, and as whom to speak.
 #[derive(Debug, Args)]
@@ -48,16 +48,12 @@ impl RegistryArgs {
                 fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
             roots = roots.and(&pem)?;
         }
-        let mut config = ClientConfig::new(roots);
-        config.plain_http = PlainHttp::Hosts(insecure.clone());
-        let client = Client::new(Arc::new(TcpDial), config)?;
-        let registry = Registry::new(
-            client,
-            RegistryConfig {
-                insecure,
-                auth: self.auth()?,
-            },
-        );
+        let config = RegistryConfig {
+            insecure,
+            auth: self.auth()?,
+            ..RegistryConfig::default()
+        };
+        let registry = Registry::open(Arc::new(TcpDial), &Reach::new(roots), config)?;
         let places = names.map(|name| Place::parse(name, &registry));
         let places: Vec<Place> = places.into_iter().collect::<Result<_, _>>()?;
         places

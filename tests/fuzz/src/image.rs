@@ -35,6 +35,11 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: auth_files,
     },
     Target {
+        name: "image_registries",
+        run: registries,
+        seeds: registry_confs,
+    },
+    Target {
         name: "image_layer",
         run: layer,
         seeds: layers,
@@ -71,6 +76,12 @@ fn policy(data: &[u8]) {
 
 fn auth_file(data: &[u8]) {
     let _ = image_rs::registry::AuthFile::from_json(data);
+}
+
+fn registries(data: &[u8]) {
+    if let Some(text) = text(data) {
+        let _ = image_rs::registry::Rules::from_toml(text);
+    }
 }
 
 /// Unpacks into a directory whose only neighbour must stay as it is.
@@ -162,6 +173,13 @@ fn policies() -> Vec<Vec<u8>> {
 fn auth_files() -> Vec<Vec<u8>> {
     texts(&[
         r#"{"auths":{"registry.example":{"auth":"dXNlcjpwYXNz"},"a/b":{"username":"u","password":"p"}}}"#,
+    ])
+}
+
+fn registry_confs() -> Vec<Vec<u8>> {
+    texts(&[
+        "[[registry]]\nprefix = \"*.a.example\"\nlocation = \"b.example:5000/c\"\nblocked = false\n\
+         [[registry.mirror]]\nlocation = \"localhost/d\"\ninsecure = true\npull-from-mirror = \"digest-only\"\n",
     ])
 }
 

@@ -58,6 +58,19 @@ pub struct ImageSettings {
     pub extra_root_certificates: Vec<String>,
     /// Layers fetched at once for one image.
     pub layers_at_once: Option<u32>,
+    /// Who carries the connections to registries.
+    pub proxy: PullProxy,
+}
+
+/// The proxies of `[image.image_pull_proxy]`, as they are written; empty where there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PullProxy {
+    /// For TLS.
+    pub https: String,
+    /// For plain HTTP.
+    pub http: String,
+    /// Hosts, domains and networks that are reached without one.
+    pub exceptions: String,
 }
 
 /// A document that stands in init-data, or that the broker keeps.
@@ -95,10 +108,12 @@ pub struct RegistryRule {
     pub prefix: String,
     /// What takes the prefix's place, where it is to be replaced.
     pub location: Option<String>,
-    /// Plain HTTP.
+    /// Plain HTTP, or TLS with any certificate.
     pub insecure: bool,
     /// Never pulled.
     pub blocked: bool,
+    /// No mirror is asked for a tag.
+    pub mirror_by_digest_only: bool,
     /// Places to try first, in order.
     pub mirrors: Vec<Mirror>,
 }
@@ -108,8 +123,24 @@ pub struct RegistryRule {
 pub struct Mirror {
     /// `host[:port][/path]`.
     pub location: String,
-    /// Plain HTTP.
+    /// Plain HTTP, or TLS with any certificate.
     pub insecure: bool,
+    /// What it is asked for.
+    pub pull: PullFromMirror,
+}
+
+/// What a mirror is asked for, by its name in containers-registries.conf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullFromMirror {
+    /// Everything.
+    #[default]
+    #[serde(alias = "")]
+    All,
+    /// What has a digest.
+    DigestOnly,
+    /// Images that are named by a tag.
+    TagOnly,
 }
 
 impl TryFrom<&InitData> for Content {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{ContentError, Mirror, REGISTRY_RULES, Registries, RegistryRule, wire};
+use super::{ContentError, Mirror, PullFromMirror, REGISTRY_RULES, Registries, RegistryRule, wire};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +22,8 @@ struct Entry {
     insecure: bool,
     #[serde(default)]
     blocked: bool,
+    #[serde(default, rename = "mirror-by-digest-only")]
+    mirror_by_digest_only: bool,
     #[serde(default)]
     mirror: Vec<MirrorEntry>,
 }
@@ -32,6 +34,8 @@ struct MirrorEntry {
     location: String,
     #[serde(default)]
     insecure: bool,
+    #[serde(default, rename = "pull-from-mirror")]
+    pull: PullFromMirror,
 }
 
 pub(super) fn parse(file: &'static str, text: &str) -> Result<Registries, ContentError> {
@@ -80,6 +84,7 @@ fn rule(file: &'static str, entry: Entry) -> Result<RegistryRule, ContentError> 
         prefix: named,
         insecure: entry.insecure,
         blocked: entry.blocked,
+        mirror_by_digest_only: entry.mirror_by_digest_only,
         mirrors: entry.mirror.into_iter().map(Mirror::from).collect(),
     })
 }
@@ -89,6 +94,7 @@ impl From<MirrorEntry> for Mirror {
         Self {
             location: entry.location,
             insecure: entry.insecure,
+            pull: entry.pull,
         }
     }
 }

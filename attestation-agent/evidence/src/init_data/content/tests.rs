@@ -49,6 +49,9 @@ max_concurrent_layer_downloads_per_image = 3
 image_security_policy_uri = "kbs:///default/security-policy/test"
 authenticated_registry_credentials_uri = "kbs:///default/credential/test"
 extra_root_certificates = ["PEM"]
+[image.image_pull_proxy]
+https_proxy = "http://proxy.local:3128"
+no_proxy = ".local"
 [image.registry_config]
 unqualified-search-registries = ["docker.io", "example1.com"]
 [[image.registry_config.registry]]
@@ -59,6 +62,12 @@ location = "registry.local:5000"
 insecure = true
 [[image.registry_config.registry.mirror]]
 location = "mirror.local"
+[[image.registry_config.registry.mirror]]
+location = "second.local"
+pull-from-mirror = "digest-only"
+[[image.registry_config.registry]]
+location = "strict.local"
+mirror-by-digest-only = true
 "#;
 
 #[test]
@@ -91,7 +100,16 @@ fn init_data_written_for_coco_is_obeyed() {
     assert!(registries.rules[0].blocked);
     assert_eq!(registries.rules[1].prefix, "registry.local:5000");
     assert!(registries.rules[1].insecure);
-    assert_eq!(registries.rules[1].mirrors[0].location, "mirror.local");
+    let mirrors = &registries.rules[1].mirrors;
+    assert_eq!(mirrors[0].location, "mirror.local");
+    assert_eq!(mirrors[0].pull, PullFromMirror::All);
+    assert_eq!(mirrors[1].pull, PullFromMirror::DigestOnly);
+    assert!(registries.rules[2].mirror_by_digest_only);
+    assert_eq!(image.proxy.https, "http://proxy.local:3128");
+    assert_eq!(
+        (image.proxy.http.as_str(), image.proxy.exceptions.as_str()),
+        ("", ".local")
+    );
 }
 
 #[test]
@@ -142,11 +160,6 @@ fn what_is_known_and_not_supported_is_named_with_a_fix() {
             "kbc.name",
         ),
         ("cdh.toml", "[image]\nwork_dir = '/x'", "work_dir"),
-        (
-            "cdh.toml",
-            "[image.image_pull_proxy]\nhttps_proxy = 'x'",
-            "image_pull_proxy",
-        ),
         (
             "cdh.toml",
             "[image]\nimage_security_policy_uri = 'file:///p'",

@@ -4,7 +4,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Value;
 
 use super::{
-    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageSettings, Source, registry,
+    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageSettings, PullProxy, Source,
+    registry,
 };
 
 #[derive(Deserialize)]
@@ -112,8 +113,16 @@ struct Image {
     anonymous_fallback_on_unauthorized: bool,
     sigstore_config: Option<Value>,
     sigstore_config_uri: Option<Value>,
-    image_pull_proxy: Option<Value>,
+    image_pull_proxy: Proxy,
     work_dir: Option<Value>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Proxy {
+    https_proxy: String,
+    http_proxy: String,
+    no_proxy: String,
 }
 
 pub(super) fn aa(text: &str) -> Result<Option<BrokerLocation>, ContentError> {
@@ -238,11 +247,15 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
         )?,
         extra_root_certificates: image.extra_root_certificates,
         layers_at_once: image.max_concurrent_layer_downloads_per_image,
+        proxy: PullProxy {
+            https: image.image_pull_proxy.https_proxy,
+            http: image.image_pull_proxy.http_proxy,
+            exceptions: image.image_pull_proxy.no_proxy,
+        },
     })
 }
 
 fn refuse_unsupported(image: &Image) -> Result<(), ContentError> {
-    const PROXY: &str = "the guest reaches registries through the relay";
     const SIGSTORE: &str = "use `sigstoreSigned` in the image policy";
     let refused = [
         (
@@ -254,11 +267,6 @@ fn refuse_unsupported(image: &Image) -> Result<(), ContentError> {
             image.sigstore_config_uri.is_some(),
             "image.sigstore_config_uri",
             SIGSTORE,
-        ),
-        (
-            image.image_pull_proxy.is_some(),
-            "image.image_pull_proxy",
-            PROXY,
         ),
         (image.work_dir.is_some(), "image.work_dir", "remove it"),
         (

@@ -1,0 +1,121 @@
+//! Who never gets to see credentials: realms, redirects, helpers.
+
+use image_rs::Digest;
+use image_rs::registry::RegistryError;
+
+use crate::auth::{IMAGE, PAIR, guarded, password, scene, token_of, tokens};
+use crate::server::{Identity, Server, World, manifest, read, reply};
+
+#[tokio::test]
+async fn the_realm_of_a_registry_with_tls_must_have_it_too() {
+    let identity = Identity::of(&["r.test"]);
+    for (realm, word) in [
+        ("http://auth.test/token", "not https"),
+        ("https://user@auth.test/token", "a user in it"),
+        ("file:///etc/passwd", "file"),
+        ("/token", "relative"),
+    ] {
+        let challenge = format!("Bearer realm=\"{realm}\"");
+        let server = Server::tls(&identity, guarded(&challenge, token_of)).await;
+        let service = Server::plain(tokens(r#"{"token":"for-NAME"}"#)).await;
+        let world = World::with(&[("r.test", &server), ("auth.test", &service)]);
+        let client = world.registry(&["auth.test"], |reach, setup| {
+            reach.roots = identity.roots();
+            setup.auth = password();
+        });
+        let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Realm { .. }), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(!world.was_dialled("auth.test"));
+    }
+}
+
+#[tokio::test]
+async fn plain_http_to_a_realm_needs_its_own_permission() {
+    let scene = scene(r#"{"token":"for-NAME"}"#).await;
+    let client = scene
+        .world
+        .registry(&["r.test"], |_, setup| setup.auth = password());
+    let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("auth.test"), "{error}");
+    assert!(scene.service.asked().is_empty());
+}
+
+#[tokio::test]
+async fn credentials_stay_home_when_a_registry_redirects() {
+    let store = Server::plain(|_| reply(200, &[], manifest())).await;
+    let registry = Server::plain(|asked| {
+        match (
+            asked.header("authorization"),
+            asked.target.contains("/blobs/"),
+        ) {
+            (Some(PAIR), true) => reply(307, &[("location", "http://store.test/x?sig=1")], ""),
+            (Some(PAIR), false) => reply(200, &[], manifest()),
+            _ => reply(401, &[("www-authenticate", "Basic")], ""),
+        }
+    })
+    .await;
+    let world = World::with(&[("r.test", &registry), ("store.test", &store)]);
+    let client = world.registry(&["r.test", "store.test"], |_, setup| {
+        setup.auth = password()
+    });
+    assert_eq!(read(&client, IMAGE, &manifest()).await.unwrap(), manifest());
+    let asked = &store.asked()[0];
+    assert_eq!(asked.target, "/x?sig=1");
+    assert_eq!(asked.header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_challenge_from_behind_a_redirect_is_not_answered() {
+    let challenge = r#"Bearer realm="http://evil.test/token""#;
+    let evil = Server::plain(guarded(challenge, |_| "nobody's".to_owned())).await;
+    let registry = Server::plain(|_| reply(307, &[("location", "http://evil.test/x")], "")).await;
+    let world = World::with(&[("r.test", &registry), ("evil.test", &evil)]);
+    let client = world.registry(&["r.test", "evil.test"], |_, setup| setup.auth = password());
+    let error = read(&client, IMAGE, &manifest()).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::Unauthorized { .. }),
+        "{error}"
+    );
+    assert_eq!(evil.lines(), ["GET /x"]);
+    let challenge = "Basic realm=\"x\"";
+    let evil = Server::plain(guarded(challenge, |_| PAIR.to_owned())).await;
+    world.name("evil.test", evil.port);
+    let client = world.registry(&["r.test", "evil.test"], |_, setup| setup.auth = password());
+    assert!(read(&client, IMAGE, &manifest()).await.is_err());
+    assert!(
+        evil.asked()
+            .iter()
+            .all(|asked| asked.header("authorization").is_none())
+    );
+}
+
+#[tokio::test]
+async fn a_helper_that_would_be_asked_is_named_and_others_are_not() {
+    let auth = r#"{"auths":{"own.test":{"auth":"dXNlcjpwYXNzd29yZA=="}},"credHelpers":{"r.test":"ecr-login"},
+        "credsStore":"desktop"}"#;
+    let server = Server::plain(guarded("Basic", |_| PAIR.to_owned())).await;
+    let public = Server::plain(|_| reply(200, &[], manifest())).await;
+    let world = World::with(&[
+        ("r.test", &server),
+        ("own.test", &server),
+        ("public.test", &public),
+    ]);
+    let plain = ["r.test", "own.test", "public.test"];
+    let client = world.registry(&plain, |_, setup| auth.clone_into(&mut setup.auth));
+    let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+    for word in [
+        "r.test",
+        "docker-credential-ecr-login",
+        "credHelpers",
+        "\"auths\"",
+    ] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    for image in ["own.test/a", "public.test/a"] {
+        client.manifest(&image.parse().unwrap()).await.unwrap();
+    }
+    let digest = Digest::of(&manifest());
+    let image = format!("public.test/a@{digest}").parse().unwrap();
+    assert_eq!(client.manifest(&image).await.unwrap().digest, digest);
+}
