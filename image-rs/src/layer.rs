@@ -236,8 +236,7 @@ impl Blob {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
-        let readable = matches!(error, UnpackError::Read(_) | UnpackError::Archive(_));
-        if readable {
+        if error.may_be_damage() {
             // Read to its end, which is where it is checked; the failure stays with the blob.
             let _ = io::copy(&mut self, &mut io::sink());
         }

@@ -25,7 +25,9 @@ use crate::manifest::{
 use crate::policy::Policy;
 use crate::reference::Reference;
 use crate::registry::Registry;
-use crate::unpack::{Devices, Journal, Limits, Options, Ownership, Tree, UnpackError, Usage};
+use crate::unpack::{
+    Devices, Journal, Limits, Options, Ownership, Tree, Trusted, UnpackError, Usage,
+};
 use stage::Stage;
 
 /// Pieces between the network and a decoder; with pieces of some 16 KiB this is little memory.
@@ -46,6 +48,8 @@ pub struct PullConfig {
     pub devices: Devices,
     /// Owners.
     pub ownership: Ownership,
+    /// `trusted.*` attributes.
+    pub trusted: Trusted,
     /// What to change when there is no room, in the words of the one who configures it.
     pub space_setting: String,
 }
@@ -61,6 +65,7 @@ impl PullConfig {
             concurrency: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             devices: Devices::Create,
             ownership: Ownership::Keep,
+            trusted: Trusted::Keep,
             space_setting: "the memory of the VM (default_memory)".to_owned(),
         }
     }
@@ -317,6 +322,7 @@ impl Puller {
             limits: config.limits.clone(),
             devices: config.devices,
             ownership: config.ownership,
+            trusted: config.trusted,
         })
     }
 

@@ -149,16 +149,25 @@ fn unpack_code(error: &UnpackError) -> ErrorCode {
     match error {
         UnpackError::Limit { .. } | UnpackError::Ratio { .. } => ErrorCode::ImageTooLarge,
         UnpackError::NoSpace(_) => ErrorCode::GuestDiskFull,
-        UnpackError::System { .. } => ErrorCode::Internal,
+        // The image is as it should be; the store cannot keep all of it.
+        UnpackError::System { .. } | UnpackError::Xattr { .. } => ErrorCode::Internal,
         UnpackError::Read(_)
         | UnpackError::Archive(_)
+        | UnpackError::Truncated(_)
+        | UnpackError::Checksum
+        | UnpackError::Number(_)
+        | UnpackError::Sparse { .. }
         | UnpackError::Absolute(_)
         | UnpackError::Parent(_)
         | UnpackError::Name(_)
+        | UnpackError::Whiteout(_)
         | UnpackError::Escape { .. }
         | UnpackError::Loop(_)
+        | UnpackError::NotDirectory(_)
         | UnpackError::LinkTarget { .. }
+        | UnpackError::LinkDirectory { .. }
         | UnpackError::Device(_)
+        | UnpackError::Trusted { .. }
         | UnpackError::Kind { .. } => ErrorCode::ImageMalformed,
     }
 }

@@ -1,4 +1,4 @@
-//! A tar archive as a sequence of checked entries: ustar, GNU long names and numbers, PAX.
+//! A tar archive as a sequence of checked entries: ustar, GNU long names, numbers and sparse files, PAX.
 //!
 //! The sequence is our own, because a general reader takes names of any length into memory, and lets a PAX size and
 //! a ustar size disagree. Single headers are read with the `tar` crate. A kind of entry that we do not know ends it.
@@ -7,13 +7,11 @@ use std::io::Read;
 
 use tar::{EntryType, Header};
 
-use super::UnpackError;
+use super::header::{self, BLOCK, narrow, number, unsigned};
 use super::path::shown;
 use super::pax::Extended;
-
-const BLOCK: usize = 512;
-/// Cap on one extended header or long name, in bytes.
-const EXTENDED_BYTES_MAX: u64 = 1024 * 1024;
+use super::sparse::{self, DataMap, Segment};
+use super::{Limits, UnpackError};
 
 /// One entry, its content still to be read.
 #[derive(Debug)]
@@ -25,12 +23,15 @@ pub struct Entry {
     pub(super) gid: u32,
     pub(super) mtime: (i64, u32),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes of the extended headers that it took.
+    pub(super) header_bytes: u64,
 }
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     File { size: u64 },
+    Sparse { size: u64, map: Vec<Segment> },
     Directory,
     Symlink(Vec<u8>),
     HardLink(Vec<u8>),
@@ -47,6 +48,15 @@ pub struct Archive<R> {
     content: u64,
     /// What pads it to a block.
     padding: u64,
+}
+
+/// What stands before an entry's own header.
+#[derive(Default)]
+struct Before {
+    extended: Extended,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    bytes: u64,
 }
 
 impl<R: Read> Archive<R> {
@@ -68,30 +78,36 @@ impl<R: Read> Archive<R> {
     ///
     /// # Errors
     /// See [`UnpackError`].
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, UnpackError> {
-        let mut extended = Extended::default();
-        let (mut long_name, mut long_link) = (None, None);
+    pub fn next_entry(&mut self, limits: &Limits) -> Result<Option<Entry>, UnpackError> {
+        let mut before = Before::default();
+        let mut block = [0; BLOCK];
         loop {
             self.skip()?;
-            let Some(header) = self.header()? else {
-                return Ok(None);
-            };
-            let size = header.entry_size().map_err(|error| bad(&error))?;
+            if !self.block(&mut block)? {
+                // A header for an entry that does not come.
+                return match before.bytes {
+                    0 => Ok(None),
+                    _ => Err(UnpackError::Truncated("an extended header")),
+                };
+            }
+            let header = header::read(&block)?;
+            let size = unsigned(&header.as_old().size, "size")?;
             match header.entry_type() {
-                EntryType::XHeader => extended = Extended::read(&self.extension(size)?)?,
-                // Global headers carry comments (of `git archive`), which no layer needs.
-                EntryType::XGlobalHeader => drop(self.extension(size)?),
-                EntryType::GNULongName => long_name = Some(without_nul(self.extension(size)?)),
-                EntryType::GNULongLink => long_link = Some(without_nul(self.extension(size)?)),
-                _ => {
-                    let name = extended
-                        .path
-                        .take()
-                        .or(long_name)
-                        .unwrap_or_else(|| header.path_bytes().into_owned());
-                    let link = extended.link.take().or(long_link);
-                    return self.entry(&header, name, link, extended, size).map(Some);
+                EntryType::XHeader => {
+                    let bytes = self.extension(size, &mut before, limits)?;
+                    before.extended = Extended::read(&bytes, limits)?;
                 }
+                // Global headers carry comments (of `git archive`), which no layer needs.
+                EntryType::XGlobalHeader => drop(self.extension(size, &mut before, limits)?),
+                EntryType::GNULongName => {
+                    let name = self.extension(size, &mut before, limits)?;
+                    before.long_name = Some(without_nul(name));
+                }
+                EntryType::GNULongLink => {
+                    let name = self.extension(size, &mut before, limits)?;
+                    before.long_link = Some(without_nul(name));
+                }
+                _ => return self.entry(header, before, size, limits).map(Some),
             }
         }
     }
@@ -112,7 +128,7 @@ impl<R: Read> Archive<R> {
             .read(&mut buffer[..wanted])
             .map_err(UnpackError::Read)?;
         if count == 0 {
-            return Err(UnpackError::Archive("it ends within a file".to_owned()));
+            return Err(UnpackError::Truncated("a file"));
         }
         self.content -= count as u64;
         Ok(count)
@@ -121,62 +137,147 @@ impl<R: Read> Archive<R> {
     fn entry(
         &mut self,
         header: &Header,
-        name: Vec<u8>,
-        link: Option<Vec<u8>>,
-        extended: Extended,
+        mut before: Before,
         size: u64,
+        limits: &Limits,
     ) -> Result<Entry, UnpackError> {
+        let mut extended = std::mem::take(&mut before.extended);
+        let sparse_name = extended.sparse.as_mut().and_then(|map| map.name.take());
+        let name = sparse_name
+            .or_else(|| extended.path.take())
+            .or_else(|| before.long_name.take())
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = extended.link.take().or_else(|| before.long_link.take());
         let link =
             || link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
-        let kind = match header.entry_type() {
-            // Before ustar, a directory was a file whose name ends in a slash.
-            EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => {
-                let size = extended.size.unwrap_or(size);
-                self.expect(size);
-                Kind::File { size }
-            }
-            EntryType::Directory => Kind::Directory,
-            EntryType::Symlink => Kind::Symlink(link()),
-            EntryType::Link => Kind::HardLink(link()),
-            EntryType::Char => {
-                device(header).map(|(major, minor)| Kind::CharDevice { major, minor })?
-            }
-            EntryType::Block => {
-                device(header).map(|(major, minor)| Kind::BlockDevice { major, minor })?
-            }
-            EntryType::Fifo => Kind::Fifo,
-            other => {
-                return Err(UnpackError::Kind {
-                    entry: shown(&name),
-                    kind: format!("{other:?}"),
-                });
-            }
-        };
+        let kind =
+            match header.entry_type() {
+                // Before ustar, a directory was a file whose name ends in a slash.
+                EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
+                EntryType::Regular | EntryType::Continuous => {
+                    self.file(&name, &mut extended, &mut before, size, limits)?
+                }
+                EntryType::GNUSparse => {
+                    self.old_sparse(header, &name, &extended, &mut before, size, limits)?
+                }
+                EntryType::Directory => Kind::Directory,
+                EntryType::Symlink => Kind::Symlink(link()),
+                EntryType::Link => Kind::HardLink(link()),
+                EntryType::Char => header::device(header)
+                    .map(|(major, minor)| Kind::CharDevice { major, minor })?,
+                EntryType::Block => header::device(header)
+                    .map(|(major, minor)| Kind::BlockDevice { major, minor })?,
+                EntryType::Fifo => Kind::Fifo,
+                other => {
+                    return Err(UnpackError::Kind {
+                        entry: shown(&name),
+                        kind: format!("{other:?}"),
+                    });
+                }
+            };
         let old = header.as_old();
-        let id = |wide: Option<u64>, field: &[u8], header: std::io::Result<u64>| {
-            let id = wide.map_or_else(|| number(field, header), Ok)?;
-            u32::try_from(id)
-                .map_err(|_| UnpackError::Archive(format!("owner {id} is not a 32-bit number")))
-        };
-        let seconds = number(&old.mtime, header.mtime())?;
-        let mode = number(&old.mode, header.mode().map(u64::from))?;
+        let id =
+            |wide: Option<u32>, field: &[u8], name| wide.map_or_else(|| narrow(field, name), Ok);
+        let mode = number(&old.mode, "mode")? & 0o7777;
         Ok(Entry {
-            mode: u32::try_from(mode & 0o7777).unwrap_or(0),
-            uid: id(extended.uid, &old.uid, header.uid())?,
-            gid: id(extended.gid, &old.gid, header.gid())?,
-            mtime: extended
-                .mtime
-                .unwrap_or((i64::try_from(seconds).unwrap_or(0), 0)),
+            mode: u32::try_from(mode).unwrap_or(0),
+            uid: id(extended.uid, &old.uid, "uid")?,
+            gid: id(extended.gid, &old.gid, "gid")?,
+            mtime: match extended.mtime {
+                Some(mtime) => mtime,
+                None => (number(&old.mtime, "mtime")?, 0),
+            },
             xattrs: extended.xattrs,
+            header_bytes: before.bytes,
             name,
             kind,
         })
     }
 
-    /// Reads the next header; `None` at the end of the archive, or of the stream at a block's edge.
-    fn header(&mut self) -> Result<Option<Header>, UnpackError> {
+    /// A file, or a sparse one as PAX has it.
+    fn file(
+        &mut self,
+        name: &[u8],
+        extended: &mut Extended,
+        before: &mut Before,
+        size: u64,
+        limits: &Limits,
+    ) -> Result<Kind, UnpackError> {
+        let stored = extended.size.unwrap_or(size);
+        self.expect(stored);
+        let Some(mut said) = extended.sparse.take() else {
+            return Ok(Kind::File { size: stored });
+        };
+        let map = match said.map()? {
+            Some(map) => map,
+            None => self.data_map(before, limits)?,
+        };
+        let size = said.size.ok_or(UnpackError::Number("sparse size"))?;
+        sparse::check(&map, size, self.content, name)?;
+        Ok(Kind::Sparse { size, map })
+    }
+
+    /// The map that stands before the data, in blocks of its own.
+    fn data_map(
+        &mut self,
+        before: &mut Before,
+        limits: &Limits,
+    ) -> Result<Vec<Segment>, UnpackError> {
+        let mut map = DataMap::default();
         let mut block = [0; BLOCK];
+        loop {
+            before.count(BLOCK as u64, limits)?;
+            let mut filled = 0;
+            while filled < BLOCK {
+                match self.read_content(&mut block[filled..])? {
+                    0 => return Err(UnpackError::Truncated("a sparse map")),
+                    count => filled += count,
+                }
+            }
+            if let Some(map) = map.add(&block)? {
+                return Ok(map);
+            }
+        }
+    }
+
+    /// A sparse file as GNU tar wrote it before PAX.
+    fn old_sparse(
+        &mut self,
+        header: &Header,
+        name: &[u8],
+        extended: &Extended,
+        before: &mut Before,
+        size: u64,
+        limits: &Limits,
+    ) -> Result<Kind, UnpackError> {
+        let gnu = header.as_gnu().ok_or_else(|| UnpackError::Kind {
+            entry: shown(name),
+            kind: "sparse without a GNU header".to_owned(),
+        })?;
+        let real = unsigned(&gnu.realsize, "sparse size")?;
+        let (mut map, mut more) = header::sparse(gnu)?;
+        let mut block = [0; BLOCK];
+        while more {
+            before.count(BLOCK as u64, limits)?;
+            if !self.fill(&mut block)? {
+                return Err(UnpackError::Truncated("a sparse map"));
+            }
+            let next = header::more_sparse(&block)?;
+            map.extend(next.0);
+            more = next.1;
+        }
+        self.expect(extended.size.unwrap_or(size));
+        sparse::check(&map, real, self.content, name)?;
+        Ok(Kind::Sparse { size: real, map })
+    }
+
+    /// Reads the next block; `false` at the end of the archive, or of the stream at a block's edge.
+    fn block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, UnpackError> {
+        Ok(self.fill(block)? && block.iter().any(|byte| *byte != 0))
+    }
+
+    /// Fills a block; `false` at the end of the stream.
+    fn fill(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, UnpackError> {
         let mut filled = 0;
         while filled < BLOCK {
             match self
@@ -184,37 +285,22 @@ impl<R: Read> Archive<R> {
                 .read(&mut block[filled..])
                 .map_err(UnpackError::Read)?
             {
-                0 if filled == 0 => return Ok(None),
-                0 => return Err(UnpackError::Archive("it ends within a header".to_owned())),
+                0 if filled == 0 => return Ok(false),
+                0 => return Err(UnpackError::Truncated("a header")),
                 count => filled += count,
             }
         }
-        if block.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        let header = Header::from_byte_slice(&block).clone();
-        // The sum counts its own eight bytes as spaces.
-        let sum: u32 = block[..148]
-            .iter()
-            .chain(&block[156..])
-            .map(|byte| u32::from(*byte))
-            .sum::<u32>()
-            + 8 * 32;
-        match header.cksum() {
-            Ok(found) if found == sum => Ok(Some(header)),
-            _ => Err(UnpackError::Archive(
-                "a header's checksum is wrong".to_owned(),
-            )),
-        }
+        Ok(true)
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, UnpackError> {
-        if size > EXTENDED_BYTES_MAX {
-            return Err(UnpackError::limit(
-                "bytes in an extended header",
-                EXTENDED_BYTES_MAX,
-            ));
-        }
+    fn extension(
+        &mut self,
+        size: u64,
+        before: &mut Before,
+        limits: &Limits,
+    ) -> Result<Vec<u8>, UnpackError> {
+        // With its header, so that empty ones are not free either.
+        before.count(size.saturating_add(BLOCK as u64), limits)?;
         self.expect(size);
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
         let mut filled = 0;
@@ -231,12 +317,25 @@ impl<R: Read> Archive<R> {
 
     fn skip(&mut self) -> Result<(), UnpackError> {
         let left = self.content.saturating_add(self.padding);
+        if left == 0 {
+            return Ok(());
+        }
         let skipped = std::io::copy(&mut self.reader.by_ref().take(left), &mut std::io::sink());
         // The padding of the last file may be missing.
         if skipped.map_err(UnpackError::Read)? < self.content {
-            return Err(UnpackError::Archive("it ends within a file".to_owned()));
+            return Err(UnpackError::Truncated("a file"));
         }
         (self.content, self.padding) = (0, 0);
+        Ok(())
+    }
+}
+
+impl Before {
+    fn count(&mut self, bytes: u64, limits: &Limits) -> Result<(), UnpackError> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > limits.header_bytes {
+            return Err(UnpackError::limit("header_bytes", limits.header_bytes));
+        }
         Ok(())
     }
 }
@@ -248,50 +347,26 @@ fn without_nul(mut name: Vec<u8>) -> Vec<u8> {
     name
 }
 
-fn device(header: &Header) -> Result<(u32, u32), UnpackError> {
-    // GNU and ustar keep these two fields in the same place.
-    let fields = header
-        .as_ustar()
-        .map(|ustar| (ustar.dev_major, ustar.dev_minor));
-    let (major, minor) = fields
-        .or_else(|| header.as_gnu().map(|gnu| (gnu.dev_major, gnu.dev_minor)))
-        .unwrap_or_default();
-    let read = |field: [u8; 8], value: std::io::Result<Option<u32>>| {
-        let wide = number(&field, value.map(|number| number.unwrap_or(0).into()))?;
-        u32::try_from(wide)
-            .map_err(|_| UnpackError::Archive("a device number is too large".to_owned()))
-    };
-    Ok((
-        read(major, header.device_major())?,
-        read(minor, header.device_minor())?,
-    ))
-}
-
-/// A field that is left blank is zero, as every other reader has it.
-fn number(field: &[u8], value: std::io::Result<u64>) -> Result<u64, UnpackError> {
-    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
-        return Ok(0);
-    }
-    value.map_err(|error| bad(&error))
-}
-
-fn bad(error: &std::io::Error) -> UnpackError {
-    UnpackError::Archive(error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn next(bytes: &[u8]) -> Result<Option<Entry>, UnpackError> {
+        Archive::new(bytes).next_entry(&Limits::default())
+    }
+
+    fn header(kind: EntryType, size: u64) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_cksum();
+        header
+    }
+
     #[test]
     fn an_empty_archive_has_no_entries() {
         for bytes in [Vec::new(), vec![0; 1024]] {
-            assert!(
-                Archive::new(bytes.as_slice())
-                    .next_entry()
-                    .unwrap()
-                    .is_none()
-            );
+            assert!(next(&bytes).unwrap().is_none());
         }
     }
 
@@ -299,36 +374,48 @@ mod tests {
     fn a_broken_header_is_refused() {
         let mut block = [0; BLOCK];
         block[0] = b'a';
-        assert!(matches!(
-            Archive::new(block.as_slice()).next_entry(),
-            Err(UnpackError::Archive(_))
-        ));
+        assert!(matches!(next(&block), Err(UnpackError::Checksum)));
     }
 
     #[test]
     fn a_long_name_of_a_gigabyte_is_not_taken_into_memory() {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::GNULongName);
-        header.set_size(1 << 30);
-        header.set_cksum();
-        let error = Archive::new(header.as_bytes().as_slice())
-            .next_entry()
-            .unwrap_err();
+        let header = header(EntryType::GNULongName, 1 << 30);
+        let error = next(header.as_bytes()).unwrap_err();
         assert!(matches!(error, UnpackError::Limit { .. }), "{error}");
     }
 
     #[test]
+    fn headers_without_end_are_not_read_without_end() {
+        let one = header(EntryType::XGlobalHeader, 0);
+        let error = next(&one.as_bytes().repeat(3000)).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                UnpackError::Limit {
+                    setting: "header_bytes",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let error = next(one.as_bytes()).unwrap_err();
+        assert!(matches!(error, UnpackError::Truncated(_)), "{error}");
+    }
+
+    #[test]
     fn a_file_that_is_cut_off_is_refused() {
-        let mut header = Header::new_gnu();
+        let mut header = header(EntryType::Regular, 10);
         header.set_path("a").unwrap();
-        header.set_size(10);
         header.set_cksum();
         let bytes = [header.as_bytes().as_slice(), b"12345"].concat();
-        let mut archive = Archive::new(bytes.as_slice());
+        let (mut archive, limits) = (Archive::new(bytes.as_slice()), Limits::default());
         assert_eq!(
-            archive.next_entry().unwrap().unwrap().kind,
+            archive.next_entry(&limits).unwrap().unwrap().kind,
             Kind::File { size: 10 }
         );
-        assert!(matches!(archive.next_entry(), Err(UnpackError::Archive(_))));
+        assert!(matches!(
+            archive.next_entry(&limits),
+            Err(UnpackError::Truncated(_))
+        ));
     }
 }

@@ -4,6 +4,8 @@ use std::io;
 
 use rustix::io::Errno;
 
+use super::path::shown;
+
 /// A layer that was not unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
@@ -13,6 +15,23 @@ pub enum UnpackError {
     /// Not a tar archive.
     #[error("the layer is not a valid tar archive: {0}")]
     Archive(String),
+    /// It ends too early.
+    #[error("the layer is not a whole tar archive: it ends within {0}")]
+    Truncated(&'static str),
+    /// A header that was altered, or is none.
+    #[error("the layer is not a valid tar archive: a header's checksum is wrong")]
+    Checksum,
+    /// A field that is no number, or one that cannot be, such as a negative size.
+    #[error("the layer is not a valid tar archive: a header's {0} is not a possible number")]
+    Number(&'static str),
+    /// A sparse file whose map does not fit it.
+    #[error("sparse file {entry:?} is refused: {reason}")]
+    Sparse {
+        /// Which entry.
+        entry: String,
+        /// What is wrong with its map.
+        reason: &'static str,
+    },
     /// An absolute name.
     #[error("entry {0:?} is refused: its name is absolute")]
     Absolute(String),
@@ -20,8 +39,11 @@ pub enum UnpackError {
     #[error("entry {0:?} is refused: its name contains \"..\"")]
     Parent(String),
     /// A name that no file system takes.
-    #[error("entry {0:?} is refused: its name is empty, too long, or has a NUL byte")]
+    #[error("entry {0:?} is refused: its name or target is empty, too long, or has a NUL byte")]
     Name(String),
+    /// A whiteout of nothing, or with something below it.
+    #[error("entry {0:?} is refused: it is no valid whiteout")]
+    Whiteout(String),
     /// A symbolic link on the way leads above the root.
     #[error(
         "entry {entry:?} is refused: the symbolic link {link:?} on its way leads out of the root"
@@ -35,6 +57,9 @@ pub enum UnpackError {
     /// Symbolic links in a circle.
     #[error("entry {0:?} is refused: too many symbolic links on its way")]
     Loop(String),
+    /// A file on the way.
+    #[error("entry {0:?} is refused: what should be a directory on its way is none")]
+    NotDirectory(String),
     /// A hard link to nothing.
     #[error("hard link {entry:?} is refused: its target {target:?} is not in the image")]
     LinkTarget {
@@ -43,9 +68,38 @@ pub enum UnpackError {
         /// What it links to.
         target: String,
     },
+    /// A hard link to a directory.
+    #[error("hard link {entry:?} is refused: its target {target:?} is a directory")]
+    LinkDirectory {
+        /// Which entry.
+        entry: String,
+        /// What it links to.
+        target: String,
+    },
     /// A device, against the policy.
     #[error("entry {0:?} is refused: it is a device node")]
     Device(String),
+    /// An attribute of the kernel's own, against the policy.
+    #[error("entry {entry:?} is refused: it has the extended attribute {name:?}")]
+    Trusted {
+        /// Which entry.
+        entry: String,
+        /// Which attribute.
+        name: String,
+    },
+    /// An attribute that the file system does not keep; without it, the file is another.
+    #[error(
+        "the image store cannot keep the extended attribute {name:?} of entry {entry:?}: {source}; \
+         a store on another file system may"
+    )]
+    Xattr {
+        /// Which entry.
+        entry: String,
+        /// Which attribute.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A kind of entry that we do not know.
     #[error("entry {entry:?} is refused: {kind} entries are not supported")]
     Kind {
@@ -95,13 +149,43 @@ impl UnpackError {
         Self::Limit { setting, cap }
     }
 
+    /// Whether bytes that were altered on their way may look like this.
+    pub(crate) fn may_be_damage(&self) -> bool {
+        match self {
+            Self::Read(_)
+            | Self::Archive(_)
+            | Self::Truncated(_)
+            | Self::Checksum
+            | Self::Number(_)
+            | Self::Sparse { .. }
+            | Self::Kind { .. } => true,
+            Self::Absolute(_)
+            | Self::Parent(_)
+            | Self::Name(_)
+            | Self::Whiteout(_)
+            | Self::Escape { .. }
+            | Self::Loop(_)
+            | Self::NotDirectory(_)
+            | Self::LinkTarget { .. }
+            | Self::LinkDirectory { .. }
+            | Self::Device(_)
+            | Self::Trusted { .. }
+            | Self::Xattr { .. }
+            | Self::Limit { .. }
+            | Self::Ratio { .. }
+            | Self::NoSpace(_)
+            | Self::System { .. } => false,
+        }
+    }
+
     /// Tells want of room from everything else that the system says.
-    pub(super) fn system(step: &'static str, entry: &str, errno: Errno) -> Self {
+    pub(super) fn system(step: &'static str, entry: &[u8], errno: Errno) -> Self {
+        let entry = shown(entry);
         match errno {
-            Errno::NOSPC | Errno::DQUOT => Self::NoSpace(entry.to_owned()),
+            Errno::NOSPC | Errno::DQUOT => Self::NoSpace(entry),
             errno => Self::System {
                 step,
-                entry: entry.to_owned(),
+                entry,
                 source: errno.into(),
             },
         }

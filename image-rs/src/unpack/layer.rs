@@ -1,19 +1,22 @@
 //! One layer into a directory of its own.
 
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, ftruncate, linkat, makedev, mkdirat, mknodat, openat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
 use super::archive::{Entry, Kind};
-use super::journal::{Directory, Journal};
-use super::path::{RelativePath, shown};
+use super::journal::{Directory, Journal, cost};
+use super::meta::Fresh;
+use super::near::Near;
+use super::path::{RelativePath, components, shown};
 use super::root::{self, Root};
-use super::{Archive, Devices, Options, Ownership, UnpackError, Usage};
+use super::sparse::Segment;
+use super::{Archive, Devices, Options, UnpackError, Usage};
 
 /// How much is copied at once.
 const COPY_BYTES: usize = 256 * 1024;
@@ -21,8 +24,6 @@ const WHITEOUT: &[u8] = b".wh.";
 /// What aufs keeps to itself begins with this; the opaque mark is one of them.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// A label of the machine that built the image, and the marks of the overlay driver: neither is the workload's.
-const FOREIGN_XATTRS: [&[u8]; 3] = [b"security.selinux", b"trusted.overlay.", b"user.overlay."];
 
 /// Unpacks an archive into the empty directory `root`, and leaves the rest to the merge.
 ///
@@ -38,12 +39,16 @@ pub fn unpack<R: Read>(
         root,
         options,
         usage,
+        fresh: Fresh::probe(root)?,
         journal: Journal::default(),
-        parent: None,
+        near: Near::new(root, &options.limits),
         buffer: vec![0; COPY_BYTES],
     };
-    while let Some(entry) = archive.next_entry()? {
+    while let Some(entry) = archive.next_entry(&options.limits)? {
         usage.add_entry(&options.limits)?;
+        if entry.header_bytes > 0 {
+            usage.add_bytes(entry.header_bytes, &options.limits)?;
+        }
         layer.place(entry, archive)?;
     }
     Ok(layer.journal)
@@ -53,10 +58,18 @@ struct Layer<'a> {
     root: &'a Root,
     options: &'a Options,
     usage: &'a Usage,
+    fresh: Fresh,
     journal: Journal,
-    /// The directory of the entry before: the next one is mostly in it as well.
-    parent: Option<(RelativePath, OwnedFd)>,
+    near: Near<'a>,
     buffer: Vec<u8>,
+}
+
+/// Where an entry goes.
+struct Spot<'a> {
+    directory: &'a OwnedFd,
+    name: &'a [u8],
+    /// The whole path, links followed.
+    path: &'a RelativePath,
 }
 
 impl Layer<'_> {
@@ -69,79 +82,87 @@ impl Layer<'_> {
         let Some((parent, name)) = path.split() else {
             return self.describe_root(path, entry);
         };
-        let shown = path.to_string();
-        if name.starts_with(WHITEOUT) {
-            return self.whiteout(&parent, name, &shown);
+        if let Some(special) = components(parent).find(|part| part.starts_with(WHITEOUT)) {
+            // What aufs keeps for its own hard links is no part of the image; all else is nonsense.
+            return match special.starts_with(AUFS) {
+                true => Ok(()),
+                false => Err(UnpackError::Whiteout(shown(&entry.name))),
+            };
         }
-        let directory = self.open_parent(&parent, &shown)?;
-        let result = self.place_at(&directory, name, &path, &shown, entry, archive);
-        self.parent.get_or_insert((parent, directory));
-        result
+        if name.starts_with(WHITEOUT) {
+            return self.whiteout(&path);
+        }
+        let parent = self.near.open(parent, path.as_bytes())?;
+        let elsewhere = match &parent.elsewhere {
+            Some(real) => Some(real.join_checked(name, &self.options.limits)?),
+            None => None,
+        };
+        let spot = Spot {
+            directory: &parent.fd,
+            name,
+            path: elsewhere.as_ref().unwrap_or(&path),
+        };
+        let opened = self.place_at(&spot, entry, archive)?;
+        if parent.elsewhere.is_none() {
+            // Back to where it was taken from, and a new directory on top: what comes next is mostly in it.
+            self.near.keep(parent.named, parent.fd);
+            if let Some(opened) = opened {
+                self.near.keep(path, opened);
+            }
+        }
+        Ok(())
     }
 
+    /// Makes the entry; a directory is also opened.
     fn place_at<R: Read>(
         &mut self,
-        directory: &OwnedFd,
-        name: &[u8],
-        path: &RelativePath,
-        shown: &str,
+        spot: &Spot<'_>,
         entry: Entry,
         archive: &mut Archive<R>,
-    ) -> Result<(), UnpackError> {
-        if let Kind::Directory = entry.kind {
-            return self.directory(directory, name, path, shown, entry);
-        }
-        self.clear(directory, name, path, shown)?;
+    ) -> Result<Option<OwnedFd>, UnpackError> {
         match &entry.kind {
-            Kind::File { size } => self.file(directory, name, shown, &entry, *size, archive),
+            Kind::Directory => return self.directory(spot, entry).map(Some),
+            Kind::File { size } => self.file(spot, &entry, *size, None, archive)?,
+            Kind::Sparse { size, map } => self.file(spot, &entry, *size, Some(map), archive)?,
+            Kind::HardLink(target) => self.hard_link(spot, target)?,
             Kind::Symlink(target) => {
-                let made = symlinkat(target.as_slice(), directory, name);
-                made.map_err(|errno| UnpackError::system("make symbolic link", shown, errno))?;
-                self.describe_special(directory, name, shown, &entry)
+                self.check_target(target, spot)?;
+                self.make(spot, "make symbolic link", |spot| {
+                    symlinkat(target.as_slice(), spot.directory, spot.name)
+                })?;
+                self.describe_special(spot, &entry)?;
             }
-            Kind::HardLink(target) => self.hard_link(directory, name, path, shown, target),
-            Kind::Fifo => self.node(directory, name, shown, &entry, (FileType::Fifo, 0, 0)),
-            Kind::CharDevice { major, minor } => self.node(
-                directory,
-                name,
-                shown,
-                &entry,
-                (FileType::CharacterDevice, *major, *minor),
-            ),
-            Kind::BlockDevice { major, minor } => self.node(
-                directory,
-                name,
-                shown,
-                &entry,
-                (FileType::BlockDevice, *major, *minor),
-            ),
-            Kind::Directory => Ok(()),
+            Kind::Fifo => self.node(spot, &entry, (FileType::Fifo, 0, 0))?,
+            Kind::CharDevice { major, minor } => {
+                self.node(spot, &entry, (FileType::CharacterDevice, *major, *minor))?;
+            }
+            Kind::BlockDevice { major, minor } => {
+                self.node(spot, &entry, (FileType::BlockDevice, *major, *minor))?;
+            }
         }
-    }
-
-    fn open_parent(&mut self, parent: &RelativePath, shown: &str) -> Result<OwnedFd, UnpackError> {
-        match self.parent.take() {
-            Some((path, fd)) if path == *parent => Ok(fd),
-            _ => self.root.ensure(parent, shown),
-        }
+        Ok(None)
     }
 
     /// `.wh.name` hides `name` of the lower layers; the opaque mark hides all of a directory's lower content.
-    fn whiteout(
-        &mut self,
-        parent: &RelativePath,
-        name: &[u8],
-        shown: &str,
-    ) -> Result<(), UnpackError> {
-        match name {
-            OPAQUE => self.journal.opaques.push(parent.clone()),
-            aufs if aufs.starts_with(AUFS) => {}
-            b".wh." | b".wh.." | b".wh..." => return Err(UnpackError::Name(shown.to_owned())),
-            name => self
-                .journal
-                .whiteouts
-                .push(parent.join(&name[WHITEOUT.len()..])),
-        }
+    fn whiteout(&mut self, path: &RelativePath) -> Result<(), UnpackError> {
+        let Some((parent, name)) = path.split() else {
+            return Ok(());
+        };
+        let parent = RelativePath::below(parent);
+        let (hidden, list) = match name {
+            OPAQUE => (parent, &mut self.journal.opaques),
+            aufs if aufs.starts_with(AUFS) => return Ok(()),
+            b".wh." | b".wh.." | b".wh..." => {
+                return Err(UnpackError::Whiteout(shown(path.as_bytes())));
+            }
+            name => (
+                parent.join(&name[WHITEOUT.len()..]),
+                &mut self.journal.whiteouts,
+            ),
+        };
+        self.usage
+            .add_journal(cost(&hidden, &[]), &self.options.limits)?;
+        list.push(hidden);
         Ok(())
     }
 
@@ -149,244 +170,226 @@ impl Layer<'_> {
         if entry.kind != Kind::Directory {
             return Err(UnpackError::Name(shown(&entry.name)));
         }
-        let description = describe(entry);
-        own_directory(self.root.fd(), &description, self.options, ".")?;
+        self.describe(path, entry)
+    }
+
+    fn describe(&mut self, path: RelativePath, entry: Entry) -> Result<(), UnpackError> {
+        self.usage
+            .add_journal(cost(&path, &entry.xattrs), &self.options.limits)?;
+        let description = Directory {
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            xattrs: entry.xattrs,
+        };
         self.journal.directories.insert(path, description);
         Ok(())
     }
 
-    fn directory(
-        &mut self,
-        parent: &OwnedFd,
-        name: &[u8],
-        path: &RelativePath,
-        shown: &str,
-        entry: Entry,
-    ) -> Result<(), UnpackError> {
-        if root::kind_at(parent, name, shown)? != Some(FileType::Directory) {
-            self.clear(parent, name, path, shown)?;
-            // Open to us until the tree stands; then it gets its own mode.
-            let made = mkdirat(parent, name, Mode::from_raw_mode(0o700));
-            made.map_err(|errno| UnpackError::system("make directory", shown, errno))?;
-        }
-        let description = describe(entry);
-        own_directory(
-            root::child(parent, name, shown)?.as_fd(),
-            &description,
-            self.options,
-            shown,
-        )?;
-        self.journal.directories.insert(path.clone(), description);
-        Ok(())
+    fn directory(&mut self, spot: &Spot<'_>, entry: Entry) -> Result<OwnedFd, UnpackError> {
+        let path = spot.path.as_bytes();
+        // Open to us until the tree stands; then it gets its own mode.
+        let make = |spot: &Spot<'_>| match mkdirat(
+            spot.directory,
+            spot.name,
+            Mode::from_raw_mode(0o700),
+        ) {
+            Err(Errno::EXIST)
+                if root::kind_at(spot.directory, spot.name, path)
+                    .is_ok_and(|kind| kind == Some(FileType::Directory)) =>
+            {
+                Ok(())
+            }
+            made => made,
+        };
+        self.make(spot, "make directory", make)?;
+        self.describe(spot.path.clone(), entry)?;
+        root::child(spot.directory, spot.name, path)
     }
 
-    /// An entry takes the place of one before it in the same layer.
-    fn clear(
+    /// Makes something that takes the place of what an entry before it in the same layer has left there.
+    fn make<T>(
         &mut self,
-        directory: &OwnedFd,
-        name: &[u8],
-        path: &RelativePath,
-        shown: &str,
-    ) -> Result<(), UnpackError> {
-        self.journal.links.retain(|(link, _)| link != path);
-        match root::kind_at(directory, name, shown)? {
-            None => return Ok(()),
-            Some(FileType::Directory) => {
-                self.journal
-                    .directories
-                    .retain(|known, _| !known.starts_with(path));
-                self.journal
-                    .links
-                    .retain(|(link, _)| !link.starts_with(path));
-                self.parent = None;
-            }
-            Some(_) => {}
+        spot: &Spot<'_>,
+        step: &'static str,
+        make: impl Fn(&Spot<'_>) -> Result<T, Errno>,
+    ) -> Result<T, UnpackError> {
+        let made = self.replace(spot, make)?;
+        made.map_err(|errno| UnpackError::system(step, spot.path.as_bytes(), errno))
+    }
+
+    fn replace<T>(
+        &mut self,
+        spot: &Spot<'_>,
+        make: impl Fn(&Spot<'_>) -> Result<T, Errno>,
+    ) -> Result<Result<T, Errno>, UnpackError> {
+        if !self.journal.links.is_empty() {
+            self.journal.links.remove(spot.path.as_bytes());
         }
-        root::remove(directory, name, shown)
+        match make(spot) {
+            // Only now is it looked at: mostly there is nothing.
+            Err(Errno::EXIST) => {
+                self.clear(spot)?;
+                Ok(make(spot))
+            }
+            made => Ok(made),
+        }
+    }
+
+    fn clear(&mut self, spot: &Spot<'_>) -> Result<(), UnpackError> {
+        let path = spot.path.as_bytes();
+        if root::kind_at(spot.directory, spot.name, path)? == Some(FileType::Directory) {
+            self.journal.forget(spot.path);
+        }
+        root::remove(spot.directory, spot.name, path)
     }
 
     fn file<R: Read>(
         &mut self,
-        directory: &OwnedFd,
-        name: &[u8],
-        shown: &str,
+        spot: &Spot<'_>,
         entry: &Entry,
         size: u64,
+        map: Option<&[Segment]>,
         archive: &mut Archive<R>,
     ) -> Result<(), UnpackError> {
-        self.usage.add_bytes(size, &self.options.limits)?;
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(directory, name, flags, Mode::from_raw_mode(0o600))
-            .map_err(|errno| UnpackError::system("make file", shown, errno))?;
-        loop {
-            let count = archive.read_content(&mut self.buffer)?;
-            if count == 0 {
-                break;
-            }
+        let (limits, path) = (&self.options.limits, spot.path.as_bytes());
+        if size > limits.file_bytes {
+            return Err(UnpackError::limit("file_bytes", limits.file_bytes));
+        }
+        let whole = [Segment {
+            offset: 0,
+            length: size,
+        }];
+        let map = map.unwrap_or(&whole);
+        let stored = map.iter().map(|segment| segment.length).sum();
+        self.usage.add_bytes(stored, limits)?;
+        let file = self.make(spot, "make file", |spot| {
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(spot.directory, spot.name, flags, Fresh::mode(entry.mode))
+        })?;
+        for segment in map {
+            self.write(&file, *segment, path, archive)?;
+        }
+        let written = map.iter().rev().find(|segment| segment.length > 0);
+        if written.map_or(0, |last| last.offset + last.length) < size {
+            ftruncate(&file, size)
+                .map_err(|errno| UnpackError::system("set size of", path, errno))?;
+        }
+        self.fresh.file(&file, entry, self.options, path)
+    }
+
+    fn write<R: Read>(
+        &mut self,
+        file: &OwnedFd,
+        segment: Segment,
+        path: &[u8],
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        let end = segment.offset.saturating_add(segment.length);
+        let mut position = segment.offset;
+        while position < end {
+            let wanted = usize::try_from(end - position)
+                .unwrap_or(usize::MAX)
+                .min(self.buffer.len());
+            let count = archive.read_content(&mut self.buffer[..wanted])?;
             let mut rest = &self.buffer[..count];
+            if rest.is_empty() {
+                return Err(UnpackError::Truncated("a file"));
+            }
             while !rest.is_empty() {
-                match rustix::io::write(&file, rest) {
-                    Ok(written) => rest = &rest[written..],
+                match rustix::io::pwrite(file, rest, position) {
+                    Ok(written) => {
+                        rest = &rest[written..];
+                        position += written as u64;
+                    }
                     Err(Errno::INTR) => {}
-                    Err(errno) => return Err(UnpackError::system("write", shown, errno)),
+                    Err(errno) => return Err(UnpackError::system("write", path, errno)),
                 }
             }
         }
-        if self.options.ownership == Ownership::Keep {
-            let owned = fchown(
-                &file,
-                Some(Uid::from_raw(entry.uid)),
-                Some(Gid::from_raw(entry.gid)),
-            );
-            owned.map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
-        }
-        // After the owner: a change of owner takes set-user-ID and capabilities away.
-        fchmod(&file, Mode::from_raw_mode(entry.mode))
-            .map_err(|errno| UnpackError::system("set mode of", shown, errno))?;
-        set_xattrs(file.as_fd(), &entry.xattrs, self.options, shown)?;
-        futimens(&file, &times(entry.mtime))
-            .map_err(|errno| UnpackError::system("set time of", shown, errno))
+        Ok(())
     }
 
-    fn hard_link(
-        &mut self,
-        directory: &OwnedFd,
-        name: &[u8],
-        path: &RelativePath,
-        shown: &str,
-        target: &[u8],
-    ) -> Result<(), UnpackError> {
-        let target = RelativePath::read(target, &self.options.limits)?;
-        let missing = || UnpackError::LinkTarget {
-            entry: shown.to_owned(),
-            target: target.to_string(),
-        };
-        let (target_parent, target_name) = target.split().ok_or_else(missing)?;
-        if let Some(from) = self.root.existing(&target_parent, shown)? {
-            match linkat(&from, target_name, directory, name, AtFlags::empty()) {
-                Ok(()) => return Ok(()),
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(UnpackError::system("make hard link", shown, errno)),
-            }
+    fn check_target(&self, target: &[u8], spot: &Spot<'_>) -> Result<(), UnpackError> {
+        let cap = self.options.limits.path_bytes;
+        if target.is_empty() || target.contains(&0) {
+            return Err(UnpackError::Name(shown(spot.path.as_bytes())));
         }
-        self.journal.links.push((path.clone(), target));
+        if target.len() > cap {
+            return Err(UnpackError::limit("path_bytes", cap as u64));
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, spot: &Spot<'_>, target: &[u8]) -> Result<(), UnpackError> {
+        let (limits, path) = (&self.options.limits, spot.path.as_bytes());
+        let target = RelativePath::read(target, limits)?;
+        let is_directory = || UnpackError::LinkDirectory {
+            entry: shown(path),
+            target: shown(target.as_bytes()),
+        };
+        let (parent, name) = target.split().ok_or_else(is_directory)?;
+        let beside = spot.path.split().is_some_and(|(own, _)| own == parent);
+        let other = match beside {
+            true => None,
+            false => self.root.existing(parent, path, limits)?,
+        };
+        let from = match &other {
+            Some(opened) => &opened.fd,
+            None if beside => spot.directory,
+            None => return self.late_link(spot, target),
+        };
+        // A link to itself takes nothing away.
+        if *spot.path == target && root::kind_at(from, name, path)?.is_some() {
+            return Ok(());
+        }
+        let link =
+            |spot: &Spot<'_>| linkat(from, name, spot.directory, spot.name, AtFlags::empty());
+        match self.replace(spot, link)? {
+            Ok(()) => Ok(()),
+            Err(Errno::NOENT) => self.late_link(spot, target),
+            Err(Errno::PERM) if root::kind_at(from, name, path)? == Some(FileType::Directory) => {
+                Err(is_directory())
+            }
+            Err(errno) => Err(UnpackError::system("make hard link", path, errno)),
+        }
+    }
+
+    /// The target is not in this layer: the merge looks for it in those below.
+    fn late_link(&mut self, spot: &Spot<'_>, target: RelativePath) -> Result<(), UnpackError> {
+        self.clear(spot)?;
+        let cost = cost(spot.path, &[]).saturating_add(cost(&target, &[]));
+        self.usage.add_journal(cost, &self.options.limits)?;
+        self.journal.add_link(spot.path.clone(), target);
         Ok(())
     }
 
     fn node(
-        &self,
-        directory: &OwnedFd,
-        name: &[u8],
-        shown: &str,
+        &mut self,
+        spot: &Spot<'_>,
         entry: &Entry,
         (kind, major, minor): (FileType, u32, u32),
     ) -> Result<(), UnpackError> {
         if kind != FileType::Fifo && self.options.devices == Devices::Refuse {
-            return Err(UnpackError::Device(shown.to_owned()));
+            return Err(UnpackError::Device(shown(spot.path.as_bytes())));
         }
-        mknodat(
-            directory,
-            name,
-            kind,
-            Mode::from_raw_mode(entry.mode),
-            makedev(major, minor),
-        )
-        .map_err(|errno| UnpackError::system("make node", shown, errno))?;
-        self.describe_special(directory, name, shown, entry)?;
-        // The mode of a new node has the process's mask taken off; it is no link, so this follows none.
-        rustix::fs::chmodat(
-            directory,
-            name,
-            Mode::from_raw_mode(entry.mode),
-            AtFlags::empty(),
-        )
-        .map_err(|errno| UnpackError::system("set mode of", shown, errno))
-    }
-
-    /// Owner and time of what cannot be opened. A symbolic link has no mode, and its attributes are no image's.
-    fn describe_special(
-        &self,
-        directory: &OwnedFd,
-        name: &[u8],
-        shown: &str,
-        entry: &Entry,
-    ) -> Result<(), UnpackError> {
-        if self.options.ownership == Ownership::Keep {
-            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-            chownat(
-                directory,
-                name,
-                Some(uid),
-                Some(gid),
-                AtFlags::SYMLINK_NOFOLLOW,
+        self.make(spot, "make node", |spot| {
+            mknodat(
+                spot.directory,
+                spot.name,
+                kind,
+                Fresh::mode(entry.mode),
+                makedev(major, minor),
             )
-            .map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
-        }
-        utimensat(
-            directory,
-            name,
-            &times(entry.mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(|errno| UnpackError::system("set time of", shown, errno))
+        })?;
+        self.describe_special(spot, entry)
     }
-}
 
-fn describe(entry: Entry) -> Directory {
-    Directory {
-        mode: entry.mode,
-        uid: entry.uid,
-        gid: entry.gid,
-        mtime: entry.mtime,
-        xattrs: entry.xattrs,
-    }
-}
-
-/// Gives a directory its owner and attributes.
-pub(super) fn own_directory(
-    fd: rustix::fd::BorrowedFd<'_>,
-    directory: &Directory,
-    options: &Options,
-    shown: &str,
-) -> Result<(), UnpackError> {
-    if options.ownership == Ownership::Keep {
-        let owned = fchown(
-            fd,
-            Some(Uid::from_raw(directory.uid)),
-            Some(Gid::from_raw(directory.gid)),
-        );
-        owned.map_err(|errno| UnpackError::system("set owner of", shown, errno))?;
-    }
-    set_xattrs(fd, &directory.xattrs, options, shown)
-}
-
-fn set_xattrs(
-    fd: rustix::fd::BorrowedFd<'_>,
-    xattrs: &[(Vec<u8>, Vec<u8>)],
-    options: &Options,
-    shown: &str,
-) -> Result<(), UnpackError> {
-    for (name, value) in xattrs {
-        let foreign = FOREIGN_XATTRS.iter().any(|prefix| name.starts_with(prefix));
-        let for_root = options.ownership == Ownership::Caller && !name.starts_with(b"user.");
-        if foreign || for_root {
-            continue;
-        }
-        // A lost file capability or access list is a wrong root file system, so a refusal is an error.
-        fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())
-            .map_err(|errno| UnpackError::system("set extended attribute of", shown, errno))?;
-    }
-    Ok(())
-}
-
-pub(super) fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanos.into(),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
+    fn describe_special(&self, spot: &Spot<'_>, entry: &Entry) -> Result<(), UnpackError> {
+        let path = spot.path.as_bytes();
+        self.fresh
+            .special(spot.directory, spot.name, entry, self.options, path)
     }
 }

@@ -1,30 +1,31 @@
 //! The layers' directories into one tree, lowest first.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, fchmod, flistxattr, fremovexattr, futimens, linkat, openat,
-    renameat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, linkat, mkdirat, renameat, renameat_with};
 use rustix::io::Errno;
 
 use super::journal::{Directory, Journal};
-use super::layer::{own_directory, times};
-use super::path::RelativePath;
-use super::root::{self, Root};
+use super::meta::finish_directory;
+use super::path::{RelativePath, components, shown, take_below};
+use super::root::{self, Opened, Root};
 use super::{Options, UnpackError};
-
-/// Cap on the list of attribute names, in bytes: the kernel's own.
-const XATTR_LIST_BYTES: usize = 64 * 1024;
 
 /// The tree that layers are merged into.
 #[derive(Debug)]
 pub struct Tree<'a> {
     root: &'a Root,
     options: &'a Options,
-    /// Every directory that some layer describes, as the highest one does.
+    /// Every directory that some layer describes, as the highest one does, by where it really is.
     directories: BTreeMap<RelativePath, Directory>,
+}
+
+/// A directory under the name that a layer has for it, and where it really is: links of lower layers may lead there.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    named: &'a RelativePath,
+    real: &'a RelativePath,
 }
 
 impl<'a> Tree<'a> {
@@ -38,184 +39,258 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Merges the next layer, whose directory is empty afterwards.
+    /// Merges the next layer, of whose directory nothing of use is left.
     ///
     /// # Errors
     /// See [`UnpackError`]; the tree is of no use then.
     pub fn merge(&mut self, layer: &Root, mut journal: Journal) -> Result<(), UnpackError> {
-        self.hide(&journal)?;
-        let links = std::mem::take(&mut journal.links);
-        if let Some(root) = journal.directories.get(&RelativePath::default()) {
-            self.own(self.root.fd(), root, ".")?;
+        // First, because a link may lead to a file that the layer replaces or hides.
+        for (link, target) in journal.take_links() {
+            self.late_link(layer, &link, &target)?;
         }
-        let from = open_self(layer)?;
-        let to = open_self(self.root)?;
-        self.merge_into(&from, &to, &RelativePath::default(), &journal)?;
-        self.directories.append(&mut journal.directories);
-        links
-            .iter()
-            .try_for_each(|(link, target)| self.late_link(link, target))
+        self.hide(&journal)?;
+        let top = RelativePath::default();
+        if let Some(directory) = journal.directories.remove(&top) {
+            self.directories.insert(top.clone(), directory);
+        }
+        let place = Place {
+            named: &top,
+            real: &top,
+        };
+        self.merge_into(&layer.reopen()?, &self.root.reopen()?, place, &mut journal)
     }
 
-    /// Gives every directory its mode and time; no entry is added to any afterwards.
+    /// Gives every directory its owner, mode, attributes and time; no entry is added to any afterwards.
     ///
     /// # Errors
     /// See [`UnpackError`].
     pub fn finish(self) -> Result<(), UnpackError> {
         // Deepest first: a directory that its owner may not enter is closed after what is in it.
         for (path, directory) in self.directories.iter().rev() {
-            let shown = path.to_string();
-            let Some(fd) = self.root.existing(path, &shown)? else {
-                continue;
-            };
-            fchmod(&fd, Mode::from_raw_mode(directory.mode))
-                .map_err(|errno| UnpackError::system("set mode of", &shown, errno))?;
-            futimens(&fd, &times(directory.mtime))
-                .map_err(|errno| UnpackError::system("set time of", &shown, errno))?;
+            let path = path.as_bytes();
+            let fd = root::confined(self.root.fd(), path)
+                .map_err(|errno| UnpackError::system("open", path, errno))?;
+            finish_directory(&fd, directory, self.options, path)?;
         }
         Ok(())
     }
 
-    /// A layer's whiteouts hide what is below the layer, so they go first.
+    /// A hard link to a file of a lower layer becomes one in the layer itself, and is then merged as all else.
+    fn late_link(
+        &self,
+        layer: &Root,
+        link: &RelativePath,
+        target: &RelativePath,
+    ) -> Result<(), UnpackError> {
+        let (limits, entry) = (&self.options.limits, link.as_bytes());
+        let (Some((parent, name)), Some((target_parent, target_name))) =
+            (link.split(), target.split())
+        else {
+            return Ok(());
+        };
+        let to = layer.ensure(parent, entry, limits)?.fd;
+        // The layer first: the target may itself have been a late link.
+        for root in [layer, self.root] {
+            let Some(from) = root.existing(target_parent, entry, limits)? else {
+                continue;
+            };
+            match linkat(&from.fd, target_name, &to, name, AtFlags::empty()) {
+                // A later entry of the layer took the place.
+                Ok(()) | Err(Errno::EXIST) => return Ok(()),
+                Err(Errno::NOENT) => {}
+                Err(Errno::PERM)
+                    if root::kind_at(&from.fd, target_name, entry)?
+                        == Some(FileType::Directory) =>
+                {
+                    return Err(UnpackError::LinkDirectory {
+                        entry: shown(entry),
+                        target: shown(target.as_bytes()),
+                    });
+                }
+                Err(errno) => return Err(UnpackError::system("make hard link", entry, errno)),
+            }
+        }
+        Err(UnpackError::LinkTarget {
+            entry: shown(entry),
+            target: shown(target.as_bytes()),
+        })
+    }
+
+    /// A layer's whiteouts hide what is below the layer, so they go before its files.
     fn hide(&mut self, journal: &Journal) -> Result<(), UnpackError> {
         for path in &journal.whiteouts {
-            let shown = path.to_string();
             let Some((parent, name)) = path.split() else {
                 continue;
             };
-            if let Some(directory) = self.root.existing(&parent, &shown)? {
-                root::remove(&directory, name, &shown)?;
-                self.forget(path);
+            if let Some((directory, real)) = self.lower(parent, journal, path)? {
+                root::remove(&directory, name, path.as_bytes())?;
+                self.forget(&real.join(name));
             }
         }
         for path in &journal.opaques {
-            let shown = path.to_string();
-            let Some(directory) = self.root.existing(path, &shown)? else {
+            let Some((directory, real)) = self.lower(path.as_bytes(), journal, path)? else {
                 continue;
             };
-            for name in root::names(&directory, &shown)? {
-                root::remove(&directory, &name, &shown)?;
-                self.forget(&path.join(&name));
+            for (name, _) in root::names(&directory, path.as_bytes())? {
+                root::remove(&directory, &name, path.as_bytes())?;
+                self.forget(&real.join(&name));
             }
         }
         Ok(())
     }
 
+    /// The lower directory that a layer means by `path`. A link on the way leads to it, unless the layer puts a
+    /// directory of its own in the link's place: then there is none.
+    fn lower(
+        &self,
+        path: &[u8],
+        journal: &Journal,
+        entry: &RelativePath,
+    ) -> Result<Option<(OwnedFd, RelativePath)>, UnpackError> {
+        let entry = entry.as_bytes();
+        match root::confined(self.root.fd(), path) {
+            Ok(fd) => return Ok(Some((fd, RelativePath::below(path)))),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NOTDIR) => {}
+            Err(errno) => return Err(UnpackError::system("open directory of", entry, errno)),
+        }
+        let (mut named, mut real) = (RelativePath::default(), RelativePath::default());
+        for component in components(path) {
+            named = named.join(component);
+            let here = real.join(component);
+            match root::kind_at(self.root.fd(), here.as_bytes(), entry)? {
+                Some(FileType::Directory) => real = here,
+                Some(FileType::Symlink) if !journal.directories.contains_key(&named) => {
+                    real = self
+                        .root
+                        .resolve(here.as_bytes(), entry, &self.options.limits)?;
+                    if root::confined(self.root.fd(), real.as_bytes()).is_err() {
+                        return Ok(None);
+                    }
+                }
+                _ => return Ok(None),
+            }
+        }
+        match root::confined(self.root.fd(), real.as_bytes()) {
+            Ok(fd) => Ok(Some((fd, real))),
+            Err(errno) => Err(UnpackError::system("open directory of", entry, errno)),
+        }
+    }
+
     fn forget(&mut self, path: &RelativePath) {
-        self.directories.retain(|known, _| !known.starts_with(path));
+        take_below(&mut self.directories, path);
+    }
+
+    /// Takes over how the layer describes `place` and all that is below it.
+    fn describe(&mut self, place: Place<'_>, journal: &mut Journal) {
+        for (path, directory) in take_below(&mut journal.directories, place.named) {
+            self.directories
+                .insert(path.moved(place.named, place.real), directory);
+        }
     }
 
     fn merge_into(
         &mut self,
         from: &OwnedFd,
         to: &OwnedFd,
-        path: &RelativePath,
-        journal: &Journal,
+        place: Place<'_>,
+        journal: &mut Journal,
     ) -> Result<(), UnpackError> {
-        for name in root::names(from, &path.to_string())? {
-            let here = path.join(&name);
-            let shown = here.to_string();
-            let is_directory = root::kind_at(from, &name, &shown)? == Some(FileType::Directory);
-            let below = root::kind_at(to, &name, &shown)?;
-            let inside = match below {
-                Some(FileType::Directory) if is_directory => Some(root::child(to, &name, &shown)?),
-                // The layer only implies the directory, so it means what the link leads to.
-                Some(FileType::Symlink)
-                    if is_directory && !journal.directories.contains_key(&here) =>
-                {
-                    self.root.existing(&here, &shown)?
-                }
-                _ => None,
+        // What was moved deeper by links is moved entry by entry, because how deep it goes has to be seen.
+        let deeper = place.real.depth() > place.named.depth();
+        for (name, kind) in root::names(from, place.named.as_bytes())? {
+            let named = place.named.join(&name);
+            let real = place.real.join_checked(&name, &self.options.limits)?;
+            let here = Place {
+                named: &named,
+                real: &real,
             };
-            if let Some(inside) = inside {
-                if let Some(directory) = journal.directories.get(&here) {
-                    self.own(inside.as_fd(), directory, &shown)?;
+            let is_directory = kind == FileType::Directory;
+            if !(is_directory && deeper) && rename_free(from, to, &name, &named)? {
+                if is_directory {
+                    self.describe(here, journal);
                 }
-                self.merge_into(&root::child(from, &name, &shown)?, &inside, &here, journal)?;
                 continue;
             }
-            if below.is_some() && (is_directory || below == Some(FileType::Directory)) {
-                root::remove(to, &name, &shown)?;
+            match is_directory {
+                true => self.merge_directory(from, to, &name, here, journal)?,
+                false => {
+                    if root::kind_at(to, &name, named.as_bytes())? == Some(FileType::Directory) {
+                        root::remove(to, &name, named.as_bytes())?;
+                        self.forget(&real);
+                    }
+                    rename(from, to, &name, &named)?;
+                }
             }
-            if below == Some(FileType::Directory) {
-                self.forget(&here);
-            }
-            renameat(from, name.as_slice(), to, name.as_slice())
-                .map_err(|errno| UnpackError::system("move into place", &shown, errno))?;
         }
         Ok(())
     }
 
-    /// A described directory replaces the owner and attributes of the one below.
-    fn own(
-        &self,
-        fd: rustix::fd::BorrowedFd<'_>,
-        directory: &Directory,
-        shown: &str,
+    /// A directory onto what stands in its place.
+    fn merge_directory(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        name: &[u8],
+        here: Place<'_>,
+        journal: &mut Journal,
     ) -> Result<(), UnpackError> {
-        let mut list = vec![0_u8; XATTR_LIST_BYTES];
-        let length = match flistxattr(fd, list.as_mut_slice()) {
-            Ok(length) => length,
-            Err(Errno::OPNOTSUPP) => 0,
-            Err(errno) => {
-                return Err(UnpackError::system(
-                    "list extended attributes of",
-                    shown,
-                    errno,
-                ));
+        let entry = here.named.as_bytes();
+        let described = journal.directories.remove(here.named);
+        let (inside, elsewhere) = match root::kind_at(to, name, entry)? {
+            Some(FileType::Directory) => (root::child(to, name, entry)?, None),
+            // The layer only implies the directory, so it means what the link leads to.
+            Some(FileType::Symlink) if described.is_none() => {
+                let limits = &self.options.limits;
+                let Opened { fd, elsewhere } =
+                    self.root.ensure(here.real.as_bytes(), entry, limits)?;
+                (fd, elsewhere)
+            }
+            other => {
+                if other.is_some() {
+                    root::remove(to, name, entry)?;
+                }
+                let made = mkdirat(to, name, Mode::from_raw_mode(0o755));
+                made.map_err(|errno| UnpackError::system("make directory", entry, errno))?;
+                (root::child(to, name, entry)?, None)
             }
         };
-        for name in list[..length]
-            .split(|byte| *byte == 0)
-            .filter(|name| !name.is_empty())
-        {
-            let kept = directory.xattrs.iter().any(|(known, _)| known == name);
-            if !kept && name.starts_with(b"user.") {
-                fremovexattr(fd, name).map_err(|errno| {
-                    UnpackError::system("remove extended attribute of", shown, errno)
-                })?;
-            }
+        let real = elsewhere.as_ref().unwrap_or(here.real);
+        if let Some(directory) = described {
+            self.directories.insert(real.clone(), directory);
         }
-        own_directory(fd, directory, self.options, shown)
-    }
-
-    fn late_link(&self, link: &RelativePath, target: &RelativePath) -> Result<(), UnpackError> {
-        let shown = link.to_string();
-        let missing = || UnpackError::LinkTarget {
-            entry: shown.clone(),
-            target: target.to_string(),
+        let place = Place {
+            named: here.named,
+            real,
         };
-        let (Some((parent, name)), Some((target_parent, target_name))) =
-            (link.split(), target.split())
-        else {
-            return Err(missing());
-        };
-        let from = self
-            .root
-            .existing(&target_parent, &shown)?
-            .ok_or_else(missing)?;
-        let to = self.root.ensure(&parent, &shown)?;
-        if link == target {
-            // A layer may name a lower file by itself, to say that it stays.
-            return root::kind_at(&to, name, &shown)?
-                .map(|_| ())
-                .ok_or_else(missing);
-        }
-        if root::kind_at(&from, target_name, &shown)?.is_none() {
-            return Err(missing());
-        }
-        root::remove(&to, name, &shown)?;
-        linkat(&from, target_name, &to, name, AtFlags::empty())
-            .map_err(|errno| UnpackError::system("make hard link", &shown, errno))
+        self.merge_into(&root::child(from, name, entry)?, &inside, place, journal)
     }
 }
 
-fn open_self(root: &Root) -> Result<OwnedFd, UnpackError> {
-    openat(
-        root.fd(),
-        ".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| UnpackError::system("open", ".", errno))
+/// Moves an entry where nothing stands in its place; `false` when something may.
+fn rename_free(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    name: &[u8],
+    path: &RelativePath,
+) -> Result<bool, UnpackError> {
+    match renameat_with(from, name, to, name, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        // Not every file system has the flag.
+        Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => Ok(false),
+        Err(errno) => Err(moving(path, errno)),
+    }
+}
+
+fn rename(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    name: &[u8],
+    path: &RelativePath,
+) -> Result<(), UnpackError> {
+    renameat(from, name, to, name).map_err(|errno| moving(path, errno))
+}
+
+fn moving(path: &RelativePath, errno: Errno) -> UnpackError {
+    UnpackError::system("move into place", path.as_bytes(), errno)
 }

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use image_rs::manifest::{Document, Platform, read_config};
-use image_rs::unpack::{Archive, Devices, Limits, Options, Ownership, Root, Usage, unpack};
+use image_rs::unpack::{
+    Archive, Devices, Limits, Options, Ownership, Root, Trusted, Usage, unpack,
+};
 use image_rs::{Digest, Policy, Reference};
 
 use crate::{Target, text, texts};
@@ -104,6 +106,7 @@ fn layer(data: &[u8]) {
         limits,
         devices: Devices::Refuse,
         ownership: Ownership::Caller,
+        trusted: Trusted::Keep,
     };
     let _ = unpack(&mut Archive::new(data), &root, &options, &Usage::default());
     assert_eq!(names(dir.path()), ["inside", "outside"], "a layer got out");

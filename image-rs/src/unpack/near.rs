@@ -1,0 +1,82 @@
+//! The directories that were used last, kept open: an archive is mostly in the order of a walk through a tree.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::path::RelativePath;
+use super::root::{self, Root};
+use super::{Limits, UnpackError};
+
+/// How many are kept open.
+const OPEN_MAX: usize = 16;
+
+/// The directory of the entry before, and those above it.
+#[derive(Debug)]
+pub(super) struct Near<'a> {
+    root: &'a Root,
+    limits: &'a Limits,
+    /// Outermost first; each is below the one before. None was reached through a link.
+    open: Vec<(RelativePath, OwnedFd)>,
+}
+
+/// The directory of an entry.
+#[derive(Debug)]
+pub(super) struct Parent {
+    pub(super) named: RelativePath,
+    pub(super) fd: OwnedFd,
+    /// Where it really is, when links lead there.
+    pub(super) elsewhere: Option<RelativePath>,
+}
+
+impl<'a> Near<'a> {
+    pub(super) fn new(root: &'a Root, limits: &'a Limits) -> Self {
+        Self {
+            root,
+            limits,
+            open: Vec::new(),
+        }
+    }
+
+    /// Opens a directory, or makes it; `entry` is what is to be put into it.
+    pub(super) fn open(&mut self, path: &[u8], entry: &[u8]) -> Result<Parent, UnpackError> {
+        // What is not above the entry may be replaced by it, and so is closed.
+        while let Some((above, fd)) = self.open.pop() {
+            if above.as_bytes() == path {
+                return Ok(Parent {
+                    named: above,
+                    fd,
+                    elsewhere: None,
+                });
+            }
+            let Some(rest) = above.rest_of(path) else {
+                continue;
+            };
+            let Ok(found) = root::confined(fd.as_fd(), rest) else {
+                break;
+            };
+            self.keep(above, fd);
+            return Ok(Parent {
+                named: RelativePath::below(path),
+                fd: found,
+                elsewhere: None,
+            });
+        }
+        let opened = self.root.ensure(path, entry, self.limits)?;
+        let elsewhere = opened.elsewhere.filter(|real| real.as_bytes() != path);
+        if elsewhere.is_some() {
+            self.open.clear();
+        }
+        Ok(Parent {
+            named: RelativePath::below(path),
+            fd: opened.fd,
+            elsewhere,
+        })
+    }
+
+    /// Keeps a directory that is below the one kept last.
+    pub(super) fn keep(&mut self, path: RelativePath, fd: OwnedFd) {
+        if self.open.len() == OPEN_MAX {
+            self.open.remove(0);
+        }
+        self.open.push((path, fd));
+    }
+}
