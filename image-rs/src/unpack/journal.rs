@@ -64,7 +64,7 @@ impl Journal {
 }
 
 /// What a name costs in memory besides its bytes.
-const NAME_OVERHEAD: u64 = 64;
+const NAME_OVERHEAD: u64 = 128;
 
 /// Bytes that a name and what is kept with it take.
 pub(super) fn cost(path: &RelativePath, xattrs: &[(Vec<u8>, Vec<u8>)]) -> u64 {

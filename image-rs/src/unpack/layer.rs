@@ -351,7 +351,11 @@ impl Layer<'_> {
             Ok(()) => Ok(()),
             Err(Errno::NOENT) => self.late_link(spot, target),
             Err(Errno::PERM) if root::kind_at(from, name, path)? == Some(FileType::Directory) => {
-                Err(is_directory())
+                // One that is only implied may be a link to it in a lower layer.
+                match self.journal.directories.contains_key(&target) {
+                    true => Err(is_directory()),
+                    false => self.late_link(spot, target),
+                }
             }
             Err(errno) => Err(UnpackError::system("make hard link", path, errno)),
         }

@@ -89,8 +89,8 @@ impl<'a> Tree<'a> {
             return Ok(());
         };
         let to = layer.ensure(parent, entry, limits)?.fd;
-        // The layer first: the target may itself have been a late link.
-        for root in [layer, self.root] {
+        // The layer first: the target may itself have been a late link. A directory there is one that it only implies.
+        for (root, lower) in [(layer, false), (self.root, true)] {
             let Some(from) = root.existing(target_parent, entry, limits)? else {
                 continue;
             };
@@ -102,10 +102,12 @@ impl<'a> Tree<'a> {
                     if root::kind_at(&from.fd, target_name, entry)?
                         == Some(FileType::Directory) =>
                 {
-                    return Err(UnpackError::LinkDirectory {
-                        entry: shown(entry),
-                        target: shown(target.as_bytes()),
-                    });
+                    if lower {
+                        return Err(UnpackError::LinkDirectory {
+                            entry: shown(entry),
+                            target: shown(target.as_bytes()),
+                        });
+                    }
                 }
                 Err(errno) => return Err(UnpackError::system("make hard link", entry, errno)),
             }

@@ -80,7 +80,7 @@ impl Default for Limits {
             path_bytes: 4095,
             header_bytes: 1 << 20,
             xattr_bytes: 128 << 10,
-            journal_bytes: 64 << 20,
+            journal_bytes: 48 << 20,
             compressed_bytes: 64 << 30,
             unpacked_bytes: 128 << 30,
             file_bytes: 64 << 30,

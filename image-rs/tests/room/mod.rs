@@ -8,6 +8,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+mod tool;
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpListener;
@@ -23,29 +25,8 @@ use image_rs::unpack::Limits;
 use image_rs::{Digest, LayerError, Policy, PullConfig, PullError, Pulled, Puller, Reference};
 use ocicrypt::{Key, KeyError, KeySource};
 use tempfile::TempDir;
+pub use tool::{need_tool, run};
 use transport::{ClientConfig, PlainHttp, Roots, TcpDial};
-
-/// Whether a program is there; where nothing may be skipped, its absence is a failure.
-pub fn need_tool(name: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
-    });
-    assert!(
-        found || std::env::var_os("CLOISTER_NO_SKIP").is_none(),
-        "{name} is needed and absent"
-    );
-    if !found {
-        eprintln!("skipped: {name} is not installed");
-    }
-    found
-}
-
-/// Runs a program that must succeed.
-pub fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {stderr}");
-}
 
 /// A registry of its own, stopped when dropped.
 pub struct Room {
