@@ -217,7 +217,13 @@ pub struct Stage {
 
 impl Stage {
     pub fn new() -> Self {
-        let directory = TempDir::new().unwrap();
+        // In memory where there is such a place: these tests make and remove very many files.
+        let memory = Path::new("/dev/shm");
+        let directory = match memory.is_dir() {
+            true => TempDir::new_in(memory),
+            false => TempDir::new(),
+        };
+        let directory = directory.unwrap();
         let outside = directory.path().join("outside");
         std::fs::create_dir_all(outside.join("d/e")).unwrap();
         std::fs::write(outside.join("secret"), "untouched").unwrap();
