@@ -1,9 +1,15 @@
-//! An image in a directory: the OCI image layout, as `skopeo copy … oci:dir:tag` reads and writes it.
+//! An image in a directory or in a tar archive: the OCI image layout, as skopeo reads and writes it under `oci:dir:tag`
+//! and `oci-archive:file:tag`.
 //!
 //! Spec: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>. A blob appears under its digest
-//! only when it is whole, and `index.json` is replaced in one step.
+//! only when it is whole, and `index.json` is replaced in one step. An archive is only read.
 
-use std::io::{Read, Write};
+mod error;
+mod source;
+
+pub use error::LayoutError;
+
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -12,82 +18,76 @@ use tempfile::NamedTempFile;
 
 use crate::digest::Digest;
 use crate::manifest::{MANIFEST_BYTES_MAX, OCI_INDEX};
+use error::failed;
+use source::{Part, Source};
 
 const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 const VERSION: &str = "1.0.0";
+/// Cap on the marker, in bytes.
+const MARKER_BYTES_MAX: usize = 4096;
 const TAG: &str = "org.opencontainers.image.ref.name";
 /// How much of a blob is read at once.
 const PIECE_BYTES: usize = 1024 * 1024;
 
-/// Why a layout cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
-    /// The file system.
-    #[error("{step} {path:?}: {source}")]
-    Io {
-        /// Which step.
-        step: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Not a layout of this version.
-    #[error("{0:?} is not an OCI image layout of version {VERSION}")]
-    NotOne(PathBuf),
-    /// `index.json` names no such image.
-    #[error("layout {path:?} has no image {wanted}; it has: {found}")]
-    NoImage {
-        /// The layout.
-        path: PathBuf,
-        /// The tag, or "without a tag".
-        wanted: String,
-        /// The tags in it.
-        found: String,
-    },
-    /// A cap.
-    #[error("{path:?} has more than {cap} bytes")]
-    TooLarge {
-        /// Which file.
-        path: PathBuf,
-        /// The cap, in bytes.
-        cap: usize,
-    },
-    /// Bytes that are not those of their name.
-    #[error("blob {path:?} is damaged: expected {expected}, found {found}")]
-    Digest {
-        /// Which file.
-        path: PathBuf,
-        /// Its name.
-        expected: Digest,
-        /// The digest of its bytes.
-        found: Digest,
-    },
+/// One image in a layout.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    source: Source,
+    tag: Option<String>,
+    /// Counts before the tag: the image is this one or none.
+    digest: Option<Digest>,
 }
 
-/// One image in a layout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
-    directory: PathBuf,
-    tag: Option<String>,
+impl std::fmt::Display for Layout {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = self.source.path().display();
+        write!(formatter, "{}:{path}", self.source.transport())?;
+        if let Some(tag) = &self.tag {
+            write!(formatter, ":{tag}")?;
+        }
+        match &self.digest {
+            Some(digest) => write!(formatter, "@{digest}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Layout {
-    /// Names an image; nothing is opened.
+    /// Names an image in a directory; nothing is opened.
     #[must_use]
     pub fn new(directory: PathBuf, tag: Option<String>) -> Self {
-        Self { directory, tag }
+        Self {
+            source: Source::directory(directory),
+            tag,
+            digest: None,
+        }
     }
 
-    /// Reads the `dir[:tag]` of skopeo.
+    /// Reads the `dir[:tag][@digest]` of a directory.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        match text.rsplit_once(':') {
-            Some((directory, tag)) if !tag.contains('/') => {
-                Self::new(directory.into(), Some(tag.to_owned()))
-            }
-            _ => Self::new(text.into(), None),
+        Self::parse_as(text, Source::directory)
+    }
+
+    /// Reads the `file[:tag][@digest]` of an archive.
+    #[must_use]
+    pub fn parse_archive(text: &str) -> Self {
+        Self::parse_as(text, Source::archive)
+    }
+
+    fn parse_as(text: &str, source: fn(PathBuf) -> Source) -> Self {
+        let pinned = text.rsplit_once('@');
+        let pinned = pinned.and_then(|(rest, digest)| Some((rest, digest.parse().ok()?)));
+        let (text, digest) = pinned.map_or((text, None), |(rest, digest)| (rest, Some(digest)));
+        let (path, tag) = match text.rsplit_once(':') {
+            Some((path, tag)) if !tag.contains('/') => (path, Some(tag.to_owned())),
+            _ => (text, None),
+        };
+        Self {
+            source: source(path.into()),
+            tag,
+            digest,
         }
     }
 
@@ -98,7 +98,11 @@ impl Layout {
     pub fn manifest(&self) -> Result<(Bytes, Digest), LayoutError> {
         let index = self
             .read_index()?
-            .ok_or_else(|| LayoutError::NotOne(self.directory.clone()))?;
+            .ok_or_else(|| LayoutError::NotOne(self.path()))?;
+        if let Some(digest) = &self.digest {
+            let bytes = self.small_blob(digest, MANIFEST_BYTES_MAX)?;
+            return Ok((bytes, digest.clone()));
+        }
         let entries = index["manifests"].as_array().cloned().unwrap_or_default();
         let tag_of = |entry: &Value| entry["annotations"][TAG].as_str().map(str::to_owned);
         let chosen = match &self.tag {
@@ -112,7 +116,7 @@ impl Layout {
             .and_then(|entry| entry["digest"].as_str())
             .and_then(|digest| digest.parse::<Digest>().ok());
         let digest = digest.ok_or_else(|| LayoutError::NoImage {
-            path: self.directory.clone(),
+            path: self.path(),
             wanted: self
                 .tag
                 .clone()
@@ -131,8 +135,9 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn small_blob(&self, digest: &Digest, cap: usize) -> Result<Bytes, LayoutError> {
-        let path = self.blob_path(digest);
-        let bytes = read_capped(&path, cap)?;
+        let name = blob_name(digest);
+        let path = self.source.path_of(&name);
+        let bytes = self.open(&name)?.read_all(&path, cap)?;
         match digest.check(&bytes) {
             Ok(()) => Ok(bytes.into()),
             Err(found) => Err(LayoutError::Digest {
@@ -148,15 +153,45 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn blob(&self, digest: &Digest) -> Result<LayoutBlob, LayoutError> {
-        let path = self.blob_path(digest);
-        let file = std::fs::File::open(&path).map_err(|source| failed("open", &path, source))?;
-        Ok(LayoutBlob { file, path })
+        let name = blob_name(digest);
+        Ok(LayoutBlob {
+            part: self.open(&name)?,
+            path: self.source.path_of(&name),
+        })
+    }
+
+    /// As [`Layout::blob`], when it has so many bytes.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn blob_of_size(&self, digest: &Digest, size: u64) -> Result<LayoutBlob, LayoutError> {
+        let LayoutBlob { part, path } = self.blob(digest)?;
+        match part.left() {
+            found if found == size => Ok(LayoutBlob { part, path }),
+            found => Err(LayoutError::Size {
+                path,
+                expected: size,
+                found,
+            }),
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<Part, LayoutError> {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let part = self.source.open(name)?;
+        part.ok_or_else(|| failed("open", &self.source.path_of(name), missing()))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.source.path().to_owned()
     }
 
     /// Whether a blob is there.
     #[must_use]
     pub fn has_blob(&self, digest: &Digest) -> bool {
-        self.blob_path(digest).is_file()
+        self.source
+            .open(&blob_name(digest))
+            .is_ok_and(|part| part.is_some())
     }
 
     /// Starts a blob; makes the layout where there is none.
@@ -164,8 +199,8 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn start_blob(&self) -> Result<LayoutWriter, LayoutError> {
-        self.create()?;
-        let place = self.directory.join("blobs/sha256");
+        let directory = self.create()?;
+        let place = directory.join("blobs/sha256");
         let file = NamedTempFile::new_in(&place)
             .map_err(|source| failed("make a file in", &place, source))?;
         Ok(LayoutWriter {
@@ -198,65 +233,59 @@ impl Layout {
         Ok(digest)
     }
 
-    fn create(&self) -> Result<(), LayoutError> {
-        let blobs = self.directory.join("blobs/sha256");
+    fn create(&self) -> Result<PathBuf, LayoutError> {
+        let directory = self.source.writable()?;
+        let blobs = directory.join("blobs/sha256");
         std::fs::create_dir_all(&blobs)
             .map_err(|source| failed("make directory", &blobs, source))?;
-        if self.directory.join(MARKER).exists() {
-            return Ok(());
+        if !directory.join(MARKER).exists() {
+            let marker = json!({"imageLayoutVersion": VERSION});
+            self.replace(MARKER, marker.to_string().as_bytes())?;
         }
-        self.replace(
-            MARKER,
-            json!({"imageLayoutVersion": VERSION})
-                .to_string()
-                .as_bytes(),
-        )
+        Ok(directory.to_owned())
     }
 
     /// `None` where there is no layout yet.
     fn read_index(&self) -> Result<Option<Value>, LayoutError> {
-        let marker = self.directory.join(MARKER);
-        if !marker.exists() {
+        let Some(marker) = self.source.open(MARKER)? else {
             return Ok(None);
-        }
-        let not_one = || LayoutError::NotOne(self.directory.clone());
-        let marker: Value =
-            serde_json::from_slice(&read_capped(&marker, 4096)?).map_err(|_| not_one())?;
+        };
+        let not_one = || LayoutError::NotOne(self.path());
+        let marker = marker.read_all(&self.source.path_of(MARKER), MARKER_BYTES_MAX)?;
+        let marker: Value = serde_json::from_slice(&marker).map_err(|_| not_one())?;
         if marker["imageLayoutVersion"].as_str() != Some(VERSION) {
             return Err(not_one());
         }
-        let index = self.directory.join(INDEX);
-        if !index.exists() {
+        let Some(index) = self.source.open(INDEX)? else {
             return Ok(None);
-        }
-        serde_json::from_slice(&read_capped(&index, MANIFEST_BYTES_MAX)?)
+        };
+        let index = index.read_all(&self.source.path_of(INDEX), MANIFEST_BYTES_MAX)?;
+        serde_json::from_slice(&index)
             .map(Some)
             .map_err(|_| not_one())
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), LayoutError> {
-        let path = self.directory.join(name);
+        let directory = self.source.writable()?;
+        let path = directory.join(name);
         let write = || -> std::io::Result<()> {
-            let mut file = NamedTempFile::new_in(&self.directory)?;
+            let mut file = NamedTempFile::new_in(directory)?;
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             publish(file, &path)
         };
         write().map_err(|source| failed("write", &path, source))
     }
+}
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.directory
-            .join("blobs")
-            .join(digest.algorithm().name())
-            .join(digest.hex())
-    }
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
 /// A blob being read.
 #[derive(Debug)]
 pub struct LayoutBlob {
-    file: std::fs::File,
+    part: Part,
     path: PathBuf,
 }
 
@@ -266,11 +295,8 @@ impl LayoutBlob {
     /// # Errors
     /// See [`LayoutError`].
     pub fn next_piece(&mut self) -> Result<Option<Bytes>, LayoutError> {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        let read = (&self.file)
-            .take(PIECE_BYTES as u64)
-            .read_to_end(&mut piece);
-        read.map_err(|source| failed("read", &self.path, source))?;
+        let piece = self.part.read(PIECE_BYTES);
+        let piece = piece.map_err(|source| failed("read", &self.path, source))?;
         Ok(if piece.is_empty() {
             None
         } else {
@@ -302,7 +328,7 @@ impl LayoutWriter {
     /// # Errors
     /// See [`LayoutError`].
     pub fn finish(self, digest: &Digest) -> Result<(), LayoutError> {
-        let path = self.layout.blob_path(digest);
+        let path = self.layout.source.path_of(&blob_name(digest));
         publish(self.file, &path).map_err(|source| failed("write", &path, source))
     }
 }
@@ -313,30 +339,6 @@ fn publish(file: NamedTempFile, path: &Path) -> std::io::Result<()> {
     file.as_file()
         .set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.persist(path).map_err(|error| error.error).map(|_| ())
-}
-
-fn read_capped(path: &Path, cap: usize) -> Result<Vec<u8>, LayoutError> {
-    let file = std::fs::File::open(path).map_err(|source| failed("open", path, source))?;
-    let mut bytes = Vec::new();
-    file.take(cap as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| failed("read", path, source))?;
-    if bytes.len() > cap {
-        Err(LayoutError::TooLarge {
-            path: path.to_owned(),
-            cap,
-        })
-    } else {
-        Ok(bytes)
-    }
-}
-
-fn failed(step: &'static str, path: &Path, source: std::io::Error) -> LayoutError {
-    LayoutError::Io {
-        step,
-        path: path.to_owned(),
-        source,
-    }
 }
 
 #[cfg(test)]
@@ -360,11 +362,102 @@ mod tests {
     }
 
     #[test]
+    fn names_are_read_and_written_the_same() {
+        let digest = Digest::of(b"x");
+        for text in ["oci:/a/b", "oci:/a/b:t", "oci-archive:/a.tar:t"] {
+            for text in [text.to_owned(), format!("{text}@{digest}")] {
+                let layout = match text.split_once(':').unwrap() {
+                    ("oci", rest) => Layout::parse(rest),
+                    (_, rest) => Layout::parse_archive(rest),
+                };
+                assert_eq!(layout.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn an_archive_is_read_as_its_directory_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = directory.path().join("layout");
+        let digest = Layout::new(layout.clone(), Some("t".to_owned()))
+            .write_manifest("x", b"1")
+            .unwrap();
+        for prefix in ["", "./"] {
+            let path = directory.path().join("layout.tar");
+            let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+            for name in ["oci-layout", "index.json", &blob_name(&digest)] {
+                let mut file = std::fs::File::open(layout.join(name)).unwrap();
+                tar.append_file(format!("{prefix}{name}"), &mut file)
+                    .unwrap();
+            }
+            tar.into_inner().unwrap();
+            let archive = Layout::parse_archive(&format!("{}:t", path.display()));
+            assert_eq!(
+                archive.manifest().unwrap(),
+                (b"1".as_slice().into(), digest.clone())
+            );
+            assert!(matches!(
+                archive.start_blob(),
+                Err(LayoutError::ReadOnly(_))
+            ));
+            assert!(matches!(
+                archive.blob_of_size(&digest, 2),
+                Err(LayoutError::Size {
+                    expected: 2,
+                    found: 1,
+                    ..
+                })
+            ));
+            // Cut off within its last member.
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(512 * 5).unwrap();
+            let archive = Layout::parse_archive(&format!("{}:t", path.display()));
+            assert!(matches!(
+                archive.manifest(),
+                Err(LayoutError::Archive { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_pinned_digest_counts_before_the_tag() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display();
+        let first = Layout::parse(&format!("{path}:t"))
+            .write_manifest("x", b"1")
+            .unwrap();
+        Layout::parse(&format!("{path}:t"))
+            .write_manifest("x", b"2")
+            .unwrap();
+        let pinned = Layout::parse(&format!("{path}:t@{first}"));
+        assert_eq!(pinned.manifest().unwrap().0, b"1".as_slice());
+        let absent = Layout::parse(&format!("{path}:t@{}", Digest::of(b"3")));
+        assert!(matches!(absent.manifest(), Err(LayoutError::Io { .. })));
+    }
+
+    #[test]
+    fn a_blob_leads_nowhere_else_and_is_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = directory.path().join("secret");
+        std::fs::write(&secret, b"1").unwrap();
+        let layout = Layout::parse(&directory.path().join("layout").display().to_string());
+        let digest = layout.write_manifest("x", b"1").unwrap();
+        let blob = layout.source.path_of(&blob_name(&digest));
+        std::fs::remove_file(&blob).unwrap();
+        std::os::unix::fs::symlink(&secret, &blob).unwrap();
+        assert!(matches!(layout.manifest(), Err(LayoutError::Io { .. })));
+        std::fs::remove_file(&blob).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &blob, fifo, 0o600.into(), 0).unwrap();
+        assert!(matches!(layout.manifest(), Err(LayoutError::Io { .. })));
+    }
+
+    #[test]
     fn a_damaged_blob_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::parse(&format!("{}:t", directory.path().display()));
         let digest = layout.write_manifest("x", b"1").unwrap();
-        std::fs::write(layout.blob_path(&digest), b"2").unwrap();
+        std::fs::write(layout.source.path_of(&blob_name(&digest)), b"2").unwrap();
         assert!(matches!(layout.manifest(), Err(LayoutError::Digest { .. })));
     }
 }

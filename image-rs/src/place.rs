@@ -1,4 +1,4 @@
-//! Where an image is or shall be: a registry, or a layout in a directory. One face for both.
+//! Where an image is or shall be: a registry, or a layout in a directory or an archive. One face for all.
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,7 +18,7 @@ const LAYERS_MAX: usize = 128;
 pub enum PlaceError {
     /// Its name.
     #[error(
-        "{text:?} is not a place for images; write docker://registry/repository:tag or oci:directory[:tag]: {source}"
+        "{text:?} is not a place for images; write docker://registry/repository:tag, oci:directory[:tag] or oci-archive:file[:tag]: {source}"
     )]
     Name {
         /// What was written.
@@ -47,7 +47,7 @@ pub enum PlaceError {
 pub enum Place {
     /// In a registry.
     Registry(Registry, Reference),
-    /// In a directory.
+    /// In a directory or an archive.
     Layout(Layout),
 }
 
@@ -63,13 +63,16 @@ pub struct Found {
 }
 
 impl Place {
-    /// Reads `docker://…`, `oci:…`, or a bare image name.
+    /// Reads `docker://…`, `oci:…`, `oci-archive:…`, or a bare image name.
     ///
     /// # Errors
     /// [`PlaceError::Name`].
     pub fn parse(text: &str, registry: &Registry) -> Result<Self, PlaceError> {
         if let Some(layout) = text.strip_prefix("oci:") {
             return Ok(Self::Layout(Layout::parse(layout)));
+        }
+        if let Some(archive) = text.strip_prefix("oci-archive:") {
+            return Ok(Self::Layout(Layout::parse_archive(archive)));
         }
         let name = text.strip_prefix("docker://").unwrap_or(text);
         let image = name.parse().map_err(|source| PlaceError::Name {
@@ -151,7 +154,7 @@ impl Place {
             Self::Registry(registry, image) => Ok(BlobReader::Registry(Box::new(
                 registry.blob(image, digest, size),
             ))),
-            Self::Layout(layout) => Ok(BlobReader::Layout(layout.blob(digest)?)),
+            Self::Layout(layout) => Ok(BlobReader::Layout(layout.blob_of_size(digest, size)?)),
         }
     }
 

@@ -59,6 +59,29 @@ struct Before {
     bytes: u64,
 }
 
+impl Entry {
+    /// The name of a file, without what may stand before it.
+    pub(crate) fn file_name(&self) -> Option<&[u8]> {
+        let name = self.name.strip_prefix(b"./").unwrap_or(&self.name);
+        matches!(self.kind, Kind::File { .. }).then_some(name)
+    }
+}
+
+impl<R: Read + std::io::Seek> Archive<R> {
+    /// Goes behind the entry's content without reading it; where it begins and how long it is.
+    pub(crate) fn seek_behind(&mut self) -> Result<(u64, u64), UnpackError> {
+        let position = self.reader.stream_position().map_err(UnpackError::Read)?;
+        let length = std::mem::take(&mut self.content);
+        let behind = length.checked_add(std::mem::take(&mut self.padding));
+        let behind = behind.and_then(|behind| position.checked_add(behind));
+        let behind = behind.ok_or(UnpackError::Number("size"))?;
+        self.reader
+            .seek(std::io::SeekFrom::Start(behind))
+            .map_err(UnpackError::Read)?;
+        Ok((position, length))
+    }
+}
+
 impl<R: Read> Archive<R> {
     /// Starts.
     pub fn new(reader: R) -> Self {
