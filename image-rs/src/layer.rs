@@ -3,10 +3,11 @@
 //! Pieces arrive from an asynchronous task through a short channel; all the rest runs on a blocking thread of its
 //! own, so that as many layers are decoded at once as there are threads for them.
 
+mod decoder;
+
 use std::io::{self, BufReader, Read};
 
 use bytes::Bytes;
-use flate2::read::MultiGzDecoder;
 use ocicrypt::LayerOptions;
 use ocicrypt::cipher::{CipherError, Opener};
 use ocicrypt::media_type::Compression;
@@ -15,9 +16,12 @@ use tokio::sync::mpsc::Receiver;
 use crate::digest::{BadDigest, Digest, Hasher};
 use crate::registry::RegistryError;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
+use decoder::{Decoder, wants_more_window};
 
-/// Cap on a zstd window, as a power of two: 128 MiB, what every decoder must be able to take.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// What of a blob is handed to a decoder at once.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Places of a foreign layer that an error tells.
+const URLS_SHOWN_MAX: usize = 3;
 
 /// Why a layer is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,18 @@ pub enum LayerError {
     /// It could not be fetched.
     #[error(transparent)]
     Fetch(#[from] RegistryError),
+    /// A foreign layer that the registry does not have.
+    #[error(
+        "the layer is not distributable, and {source}; what its manifest names instead ({}) is never asked: \
+         push the image with its foreign layers",
+        .urls.join(", ")
+    )]
+    Foreign {
+        /// Where the manifest says it is.
+        urls: Vec<String>,
+        /// What the registry said.
+        source: RegistryError,
+    },
     /// The one who fetched it gave up.
     #[error("the layer's transfer was given up")]
     GivenUp,
@@ -80,6 +96,8 @@ pub(crate) struct Plan {
     pub(crate) size: u64,
     /// The configuration's digest.
     pub(crate) diff_id: Digest,
+    /// Where a foreign layer is said to be.
+    pub(crate) urls: Vec<String>,
     /// How the plain blob is compressed.
     pub(crate) compression: Compression,
     /// How to decrypt, for an encrypted layer.
@@ -100,8 +118,26 @@ pub(crate) fn decode(
     options: &Options,
     usage: &Usage,
 ) -> Result<Journal, LayerError> {
+    decode_blob(plan, pieces, root, options, usage).map_err(|error| match error {
+        LayerError::Fetch(source @ RegistryError::NotFound { .. }) if !plan.urls.is_empty() => {
+            let urls = plan.urls.iter().take(URLS_SHOWN_MAX).cloned().collect();
+            LayerError::Foreign { urls, source }
+        }
+        other => other,
+    })
+}
+
+fn decode_blob(
+    plan: &Plan,
+    pieces: Pieces,
+    root: &Root,
+    options: &Options,
+    usage: &Usage,
+) -> Result<Journal, LayerError> {
     let blob = Blob::new(plan, pieces)?;
-    let content = Decoder::new(plan.compression, blob).map_err(LayerError::Decompress)?;
+    let window = options.limits.zstd_window_bytes;
+    let blob = BufReader::with_capacity(BUFFER_BYTES, blob);
+    let content = Decoder::new(plan.compression, blob, window).map_err(LayerError::Decompress)?;
     let mut archive = Archive::new(Content {
         decoder: content,
         hasher: plan.diff_id.hasher(),
@@ -121,7 +157,7 @@ pub(crate) fn decode(
     });
     let (unpacked, exceeded) = (content.bytes, content.exceeded);
     let diff_id = content.hasher.finish();
-    let blob = content.decoder.into_inner();
+    let blob = content.decoder.into_inner().into_inner();
     match journal {
         Ok(journal) => {
             blob.accept(&diff_id)?;
@@ -141,6 +177,10 @@ pub(crate) fn decode(
                 ratio,
             }
             .into())
+        }
+        Err(UnpackError::Read(error)) if wants_more_window(&error) => {
+            let (setting, cap) = ("zstd_window_bytes", window);
+            Err(UnpackError::Limit { setting, cap }.into())
         }
         Err(error) => Err(blob.explain(error)),
     }
@@ -324,53 +364,9 @@ impl Wrapped {
     }
 }
 
-/// The plain blob, decompressed. Gzip with all its members, zstd with all its frames.
-enum Decoder {
-    None(Box<Blob>),
-    Gzip(Box<MultiGzDecoder<BufReader<Blob>>>),
-    Zstd(Box<zstd::Decoder<'static, BufReader<Blob>>>),
-}
-
-impl Decoder {
-    fn new(compression: Compression, blob: Blob) -> io::Result<Self> {
-        const BUFFER_BYTES: usize = 64 * 1024;
-        Ok(match compression {
-            Compression::None => Self::None(Box::new(blob)),
-            Compression::Gzip => {
-                let buffered = BufReader::with_capacity(BUFFER_BYTES, blob);
-                Self::Gzip(Box::new(MultiGzDecoder::new(buffered)))
-            }
-            Compression::Zstd => {
-                let mut decoder =
-                    zstd::Decoder::with_buffer(BufReader::with_capacity(BUFFER_BYTES, blob))?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-                Self::Zstd(Box::new(decoder))
-            }
-        })
-    }
-
-    fn into_inner(self) -> Blob {
-        match self {
-            Self::None(blob) => *blob,
-            Self::Gzip(decoder) => decoder.into_inner().into_inner(),
-            Self::Zstd(decoder) => decoder.finish().into_inner(),
-        }
-    }
-}
-
-impl Read for Decoder {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::None(blob) => blob.read(buffer),
-            Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd(decoder) => decoder.read(buffer),
-        }
-    }
-}
-
 /// The decompressed layer: hashed for its `diff_id`, and held to the ratio.
 struct Content {
-    decoder: Decoder,
+    decoder: Decoder<BufReader<Blob>>,
     hasher: Hasher,
     bytes: u64,
     cap: u64,

@@ -1,5 +1,9 @@
 //! Manifests, indexes and configurations: read from exact bytes, with caps, from OCI and Docker schema 2 alike.
 
+mod platform;
+
+pub use platform::Platform;
+
 use std::collections::HashMap;
 
 use oci_spec::image::ImageConfiguration;
@@ -25,6 +29,13 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 /// An OCI configuration.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
+/// A Docker configuration.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// What configurations are called in images; some old writers of Docker's gave theirs no name.
+const CONFIGS: [&str; 3] = [OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream"];
+/// What the media types of Docker's first format begin with.
+const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+";
+
 /// What we ask a registry for.
 pub const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 
@@ -39,6 +50,22 @@ pub enum ManifestError {
         /// Where it is not.
         #[source]
         source: serde_json::Error,
+    },
+    /// Docker's first format, in which the image is not named by its content.
+    #[error(
+        "the image is in Docker's schema 1, which is not supported; push it again with a current tool, which writes schema 2"
+    )]
+    Schema1,
+    /// A format of the future.
+    #[error("the manifest has schema version {0}, not 2")]
+    Version(u64),
+    /// A cap.
+    #[error("the manifest has {found} bytes, more than the limit \"manifest_bytes\" of {cap}")]
+    TooLarge {
+        /// How many.
+        found: usize,
+        /// The cap.
+        cap: usize,
     },
     /// A document of another kind.
     #[error("media type {0:?} is not supported; an OCI or Docker schema 2 image is needed")]
@@ -85,38 +112,6 @@ pub enum ManifestError {
     },
 }
 
-/// An operating system and an architecture, in Go's words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform {
-    /// `linux`.
-    pub os: String,
-    /// `amd64`, `arm64`, …
-    pub architecture: String,
-}
-
-impl Platform {
-    /// That of this machine.
-    #[must_use]
-    pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            "powerpc64" => "ppc64le",
-            other => other,
-        };
-        Self {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-        }
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}/{}", self.os, self.architecture)
-    }
-}
-
 /// One entry of a manifest or an index.
 #[derive(Debug, Clone)]
 pub struct Descriptor {
@@ -128,6 +123,8 @@ pub struct Descriptor {
     pub size: u64,
     /// Its annotations.
     pub annotations: HashMap<String, String>,
+    /// Where else it is said to be, for a layer that may not be distributed.
+    pub urls: Vec<String>,
 }
 
 /// An image's manifest.
@@ -177,6 +174,15 @@ impl Document {
             .media_type
             .clone()
             .or_else(|| content_type.map(bare_media_type));
+        let schema_1 = named
+            .as_deref()
+            .is_some_and(|name| name.starts_with(SCHEMA_1));
+        match wire.schema_version {
+            Some(1) => return Err(ManifestError::Schema1),
+            _ if schema_1 => return Err(ManifestError::Schema1),
+            None | Some(2) => {}
+            Some(other) => return Err(ManifestError::Version(other)),
+        }
         match (wire.manifests, wire.config, wire.layers) {
             (Some(list), _, _) => {
                 check_type(named.as_deref(), [OCI_INDEX, DOCKER_LIST])?;
@@ -214,9 +220,12 @@ pub fn select<'a>(
     entries: &'a [IndexEntry],
     platform: &Platform,
 ) -> Result<&'a IndexEntry, ManifestError> {
-    let chosen = entries
-        .iter()
-        .find(|entry| entry.platform.as_ref() == Some(platform));
+    let of = |wanted: &Platform| {
+        entries
+            .iter()
+            .find(|entry| entry.platform.as_ref() == Some(wanted))
+    };
+    let chosen = platform.acceptable().iter().find_map(of);
     // A layout with one image often does not say for whom; its configuration will.
     let alone = match entries {
         [entry] if entry.platform.is_none() => Some(entry),
@@ -243,12 +252,17 @@ pub fn read_config(
     manifest: &Manifest,
     platform: &Platform,
 ) -> Result<(ImageConfiguration, Vec<Digest>), ManifestError> {
+    let media_type = manifest.config.media_type.as_str();
+    if !CONFIGS.contains(&media_type) {
+        return Err(ManifestError::MediaType(media_type.to_owned()));
+    }
     let config: ImageConfiguration = json(bytes, "configuration")?;
-    let found = Platform {
-        os: config.os().to_string(),
-        architecture: config.architecture().to_string(),
-    };
-    if found != *platform {
+    let found = Platform::new(
+        &config.os().to_string(),
+        &config.architecture().to_string(),
+        None,
+    );
+    if !found.is_machine_of(platform) {
         return Err(ManifestError::WrongPlatform {
             wanted: platform.to_string(),
             found: found.to_string(),
@@ -270,6 +284,7 @@ pub fn read_config(
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Wire {
+    schema_version: Option<u64>,
     media_type: Option<String>,
     config: Option<WireDescriptor>,
     layers: Option<Vec<WireDescriptor>>,
@@ -285,6 +300,8 @@ struct WireDescriptor {
     #[serde(default)]
     annotations: Option<HashMap<String, String>>,
     #[serde(default)]
+    urls: Option<Vec<String>>,
+    #[serde(default)]
     platform: Option<WirePlatform>,
 }
 
@@ -292,6 +309,8 @@ struct WireDescriptor {
 struct WirePlatform {
     os: String,
     architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
 }
 
 impl TryFrom<WireDescriptor> for Descriptor {
@@ -303,6 +322,7 @@ impl TryFrom<WireDescriptor> for Descriptor {
             digest: wire.digest.parse()?,
             size: wire.size,
             annotations: wire.annotations.unwrap_or_default(),
+            urls: wire.urls.unwrap_or_default(),
         })
     }
 }
@@ -312,10 +332,8 @@ impl TryFrom<WireDescriptor> for IndexEntry {
 
     fn try_from(mut wire: WireDescriptor) -> Result<Self, ManifestError> {
         let platform = wire.platform.take();
-        let platform = platform.map(|wire| Platform {
-            os: wire.os,
-            architecture: wire.architecture,
-        });
+        let platform = platform
+            .map(|wire| Platform::new(&wire.os, &wire.architecture, wire.variant.as_deref()));
         Ok(Self {
             descriptor: wire.try_into()?,
             platform,
@@ -379,10 +397,7 @@ mod tests {
         let Document::Index(entries) = Document::read(text.as_bytes(), None, 9).unwrap() else {
             panic!("an index")
         };
-        let platform = |architecture: &str| Platform {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-        };
+        let platform = |architecture: &str| Platform::new("linux", architecture, None);
         assert_eq!(
             select(&entries, &platform("amd64")).unwrap().platform,
             Some(platform("amd64"))
@@ -406,12 +421,19 @@ mod tests {
             Document::read(many.as_bytes(), None, 1),
             Err(ManifestError::TooMany { found: 2, .. })
         ));
-        let schema1 = Document::read(
-            b"{}",
-            Some("application/vnd.docker.distribution.manifest.v1+prettyjws"),
-            9,
+        let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        for (text, media_type) in [("{}", Some(signed)), (r#"{"schemaVersion":1}"#, None)] {
+            let schema1 = Document::read(text.as_bytes(), media_type, 9);
+            assert!(
+                matches!(schema1, Err(ManifestError::Schema1)),
+                "{schema1:?}"
+            );
+        }
+        let future = Document::read(br#"{"schemaVersion":3}"#, None, 9);
+        assert!(
+            matches!(future, Err(ManifestError::Version(3))),
+            "{future:?}"
         );
-        assert!(schema1.unwrap_err().to_string().contains("v1+prettyjws"));
         let lying = format!(r#"{{"mediaType":"{OCI_INDEX}","config":{one},"layers":[]}}"#);
         assert!(matches!(
             Document::read(lying.as_bytes(), None, 9),

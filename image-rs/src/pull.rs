@@ -272,6 +272,7 @@ impl Puller {
             digest: layer.digest.clone(),
             size: layer.size,
             diff_id: diff_id.clone(),
+            urls: layer.urls.clone(),
             compression: kind.compression,
             decrypt: if kind.encrypted { opened.next() } else { None },
         };

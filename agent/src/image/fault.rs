@@ -125,8 +125,10 @@ fn manifest_code(error: &ManifestError) -> ErrorCode {
         | ManifestError::Ambiguous
         | ManifestError::Digest(_)
         | ManifestError::Layers { .. } => ErrorCode::ImageMalformed,
-        ManifestError::TooMany { .. } => ErrorCode::ImageTooLarge,
+        ManifestError::TooMany { .. } | ManifestError::TooLarge { .. } => ErrorCode::ImageTooLarge,
         ManifestError::MediaType(_)
+        | ManifestError::Schema1
+        | ManifestError::Version(_)
         | ManifestError::Platform { .. }
         | ManifestError::WrongPlatform { .. } => ErrorCode::ImageUnsupported,
     }
@@ -135,6 +137,7 @@ fn manifest_code(error: &ManifestError) -> ErrorCode {
 fn layer_code(error: &LayerError) -> ErrorCode {
     match error {
         LayerError::Fetch(error) => registry_code(error),
+        LayerError::Foreign { .. } => ErrorCode::ImageUnsupported,
         LayerError::GivenUp => ErrorCode::Cancelled,
         LayerError::Digest { .. } | LayerError::DiffId { .. } => ErrorCode::DigestMismatch,
         LayerError::Cipher(_)

@@ -1,0 +1,161 @@
+//! The plain blob, decompressed: gzip with all its members, zstd with all its frames and what may be skipped.
+
+use std::io::{self, BufRead, Read};
+
+use flate2::bufread::MultiGzDecoder;
+use ocicrypt::media_type::Compression;
+
+/// What the format of zstd has at least and at most, as powers of two.
+const WINDOW_LOG: (u32, u32) = (10, 31);
+
+/// A decoder over the blob.
+pub(super) enum Decoder<B: BufRead> {
+    None(B),
+    Gzip(Box<MultiGzDecoder<B>>),
+    Zstd(Box<zstd::Decoder<'static, B>>),
+}
+
+impl<B: BufRead> Decoder<B> {
+    /// A decoder that looks back at most `window` bytes, which is the memory that a stream can make it take.
+    pub(super) fn new(compression: Compression, blob: B, window: u64) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Self::None(blob),
+            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(blob))),
+            Compression::Zstd => {
+                let mut decoder = zstd::Decoder::with_buffer(blob)?;
+                decoder.window_log_max(window_log(window))?;
+                Self::Zstd(Box::new(decoder))
+            }
+        })
+    }
+
+    pub(super) fn into_inner(self) -> B {
+        match self {
+            Self::None(blob) => blob,
+            Self::Gzip(decoder) => decoder.into_inner(),
+            Self::Zstd(decoder) => decoder.finish(),
+        }
+    }
+}
+
+impl<B: BufRead> Read for Decoder<B> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::None(blob) => blob.read(buffer),
+            Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}
+
+fn window_log(bytes: u64) -> u32 {
+    let log = bytes.max(1).next_power_of_two().trailing_zeros();
+    log.clamp(WINDOW_LOG.0, WINDOW_LOG.1)
+}
+
+/// Whether a stream wants to look back further; the decoder says this by its text alone.
+pub(super) fn wants_more_window(error: &io::Error) -> bool {
+    error.to_string().contains("requires too much memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn decode(compression: Compression, blob: &[u8], window: u64) -> io::Result<Vec<u8>> {
+        let mut decoder = Decoder::new(compression, blob, window)?;
+        let mut decoded = Vec::new();
+        decoder.read_to_end(&mut decoded)?;
+        assert!(
+            decoder.into_inner().is_empty(),
+            "the blob is read to its end"
+        );
+        Ok(decoded)
+    }
+
+    fn gzip(text: &str) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(text: &str) -> Vec<u8> {
+        zstd::encode_all(text.as_bytes(), 1).unwrap()
+    }
+
+    /// A frame that decoders skip: zstd:chunked keeps its table of contents in some.
+    fn skippable(number: u8, bytes: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [&[0x50 | number, 0x2a, 0x4d, 0x18], &length[..], bytes].concat()
+    }
+
+    #[test]
+    fn all_members_and_frames_are_read() {
+        const MIB: u64 = 1 << 20;
+        let members = [gzip("one "), gzip(""), gzip("two")].concat();
+        assert_eq!(
+            decode(Compression::Gzip, &members, MIB).unwrap(),
+            b"one two"
+        );
+        let frames = [
+            skippable(0, b"table"),
+            zstd("one "),
+            skippable(15, &[7; 70_000]),
+            zstd(""),
+            zstd("two"),
+            skippable(1, b""),
+            skippable(2, b"footer"),
+        ];
+        assert_eq!(
+            decode(Compression::Zstd, &frames.concat(), MIB).unwrap(),
+            b"one two"
+        );
+    }
+
+    #[test]
+    fn what_is_cut_off_or_followed_by_something_else_is_an_error() {
+        for (compression, blob) in [
+            (Compression::Gzip, [gzip("one"), gzip("two")].concat()),
+            (
+                Compression::Zstd,
+                [zstd("one"), skippable(3, b"12"), zstd("two")].concat(),
+            ),
+        ] {
+            for cut in 1..4 {
+                assert!(decode(compression, &blob[..blob.len() - cut], 1 << 20).is_err());
+            }
+            assert!(
+                decode(
+                    compression,
+                    &[&blob, b"garbage".as_slice()].concat(),
+                    1 << 20
+                )
+                .is_err()
+            );
+        }
+    }
+
+    #[test]
+    fn a_window_is_held_to_its_cap() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(24).unwrap();
+        encoder.write_all(&[0; 100]).unwrap();
+        let blob = encoder.finish().unwrap();
+        let error = decode(Compression::Zstd, &blob, 8 << 20).unwrap_err();
+        assert!(wants_more_window(&error), "{error}");
+        assert_eq!(
+            decode(Compression::Zstd, &blob, 16 << 20).unwrap(),
+            [0; 100]
+        );
+        assert_eq!(
+            [
+                window_log(0),
+                window_log((8 << 20) + 1),
+                window_log(u64::MAX >> 1)
+            ],
+            [10, 24, 31]
+        );
+    }
+}
