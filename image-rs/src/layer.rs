@@ -14,6 +14,7 @@ use ocicrypt::media_type::Compression;
 use tokio::sync::mpsc::Receiver;
 
 use crate::digest::{BadDigest, Digest, Hasher};
+use crate::place::PlaceError;
 use crate::registry::RegistryError;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
 use decoder::{Decoder, wants_more_window};
@@ -29,6 +30,9 @@ pub enum LayerError {
     /// It could not be fetched.
     #[error(transparent)]
     Fetch(#[from] RegistryError),
+    /// It could not be read, where the image is in a layout.
+    #[error(transparent)]
+    Source(Box<PlaceError>),
     /// A foreign layer that the registry does not have.
     #[error(
         "the layer is not distributable, and {source}; what its manifest names instead ({}) is never asked: \
@@ -88,6 +92,15 @@ pub enum LayerError {
     Unpack(#[from] UnpackError),
 }
 
+impl From<PlaceError> for LayerError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Registry(error) => Self::Fetch(error),
+            error => Self::Source(Box::new(error)),
+        }
+    }
+}
+
 /// What is known of a layer before its first byte.
 pub(crate) struct Plan {
     /// The manifest's digest.
@@ -105,7 +118,7 @@ pub(crate) struct Plan {
 }
 
 /// Pieces of a blob on their way to a decoder.
-pub(crate) type Pieces = Receiver<Result<Bytes, RegistryError>>;
+pub(crate) type Pieces = Receiver<Result<Bytes, LayerError>>;
 
 /// Decodes and unpacks a layer into `root`. Blocking.
 ///

@@ -212,6 +212,18 @@ impl Document {
     }
 }
 
+/// Holds a document to its limit, where that is lower than [`MANIFEST_BYTES_MAX`].
+///
+/// # Errors
+/// [`ManifestError::TooLarge`].
+pub fn check_size(bytes: &[u8], cap: usize) -> Result<(), ManifestError> {
+    let found = bytes.len();
+    match found <= cap {
+        true => Ok(()),
+        false => Err(ManifestError::TooLarge { found, cap }),
+    }
+}
+
 /// Chooses the image for `platform`.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::layout::{Layout, LayoutBlob, LayoutError, LayoutWriter};
 use crate::manifest::{self, Document, Manifest, ManifestError, Platform};
 use crate::reference::{Reference, ReferenceError};
-use crate::registry::{BlobStream, Registry, RegistryError, Upload};
+use crate::registry::{BlobStream, RawManifest, Registry, RegistryError, Upload};
 
 /// What one request of an upload carries.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
@@ -62,6 +62,15 @@ pub struct Found {
     pub manifest: Manifest,
 }
 
+impl std::fmt::Display for Place {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry(_, image) => image.fmt(formatter),
+            Self::Layout(layout) => layout.fmt(formatter),
+        }
+    }
+}
+
 impl Place {
     /// Reads `docker://…`, `oci:…`, `oci-archive:…`, or a bare image name.
     ///
@@ -87,39 +96,37 @@ impl Place {
     /// # Errors
     /// See [`PlaceError`].
     pub async fn manifest(&self, platform: &Platform) -> Result<Found, PlaceError> {
-        let (bytes, digest, content_type) = self.document(None).await?;
-        match Document::read(&bytes, content_type.as_deref(), LAYERS_MAX)? {
-            Document::Image(manifest) => Ok(Found {
-                bytes,
-                digest,
-                manifest,
-            }),
-            Document::Index(entries) => {
-                let wanted = &manifest::select(&entries, platform)?.descriptor.digest;
-                let (bytes, digest, content_type) = self.document(Some(wanted)).await?;
-                match Document::read(&bytes, content_type.as_deref(), LAYERS_MAX)? {
-                    Document::Image(manifest) => Ok(Found {
-                        bytes,
-                        digest,
-                        manifest,
-                    }),
-                    Document::Index(_) => {
-                        Err(ManifestError::MediaType("an index in an index".to_owned()).into())
-                    }
-                }
+        let found = |raw: RawManifest, manifest| Found {
+            bytes: raw.bytes,
+            digest: raw.digest,
+            manifest,
+        };
+        let read =
+            |raw: &RawManifest| Document::read(&raw.bytes, raw.content_type.as_deref(), LAYERS_MAX);
+        let raw = self.document(None).await?;
+        let entries = match read(&raw)? {
+            Document::Image(manifest) => return Ok(found(raw, manifest)),
+            Document::Index(entries) => entries,
+        };
+        let wanted = &manifest::select(&entries, platform)?.descriptor.digest;
+        let raw = self.document(Some(wanted)).await?;
+        match read(&raw)? {
+            Document::Image(manifest) => Ok(found(raw, manifest)),
+            Document::Index(_) => {
+                Err(ManifestError::MediaType("an index in an index".to_owned()).into())
             }
         }
     }
 
-    async fn document(
+    /// The document that the name leads to, or the one of a digest in the same place.
+    pub(crate) async fn document(
         &self,
         digest: Option<&Digest>,
-    ) -> Result<(Bytes, Digest, Option<String>), PlaceError> {
+    ) -> Result<RawManifest, PlaceError> {
         match self {
             Self::Registry(registry, image) => {
                 let pinned = digest.map(|digest| image.pinned(digest.clone()));
-                let raw = registry.manifest(pinned.as_ref().unwrap_or(image)).await?;
-                Ok((raw.bytes, raw.digest, raw.content_type))
+                Ok(registry.manifest(pinned.as_ref().unwrap_or(image)).await?)
             }
             Self::Layout(layout) => {
                 let (bytes, digest) = match digest {
@@ -129,7 +136,11 @@ impl Place {
                     ),
                     None => layout.manifest()?,
                 };
-                Ok((bytes, digest, None))
+                Ok(RawManifest {
+                    bytes,
+                    digest,
+                    content_type: None,
+                })
             }
         }
     }

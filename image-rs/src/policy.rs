@@ -62,6 +62,8 @@ pub enum PolicyError {
 pub struct Policy {
     default: Vec<Requirement>,
     docker: BTreeMap<String, Vec<Requirement>>,
+    /// Whether it speaks of images in layouts, which is more than we can decide.
+    layouts: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,7 @@ impl Policy {
         Self {
             default: vec![Requirement::Accept],
             docker: BTreeMap::new(),
+            layouts: false,
         }
     }
 
@@ -87,6 +90,7 @@ impl Policy {
         Self {
             default: vec![Requirement::Reject],
             docker: BTreeMap::new(),
+            layouts: false,
         }
     }
 
@@ -100,6 +104,10 @@ impl Policy {
         }
         let file: File = serde_json::from_slice(json).map_err(PolicyError::Json)?;
         let mut docker = BTreeMap::new();
+        let layouts = ["oci", "oci-archive"];
+        let layouts = layouts
+            .iter()
+            .any(|transport| file.transports.contains_key(*transport));
         for (transport, scopes) in file.transports {
             for (scope, list) in scopes {
                 let list = read(list, &scope)?;
@@ -111,7 +119,23 @@ impl Policy {
         Ok(Self {
             default: read(file.default, "default")?,
             docker,
+            layouts,
         })
+    }
+
+    /// Decides on an image in a layout, of which nothing but the default speaks: its name is a path.
+    ///
+    /// # Errors
+    /// As [`Policy::check`].
+    pub fn check_layout(&self, layout: &str) -> Result<(), PolicyError> {
+        if self.layouts {
+            return Err(PolicyError::Unsupported {
+                image: layout.to_owned(),
+                scope: "transports.oci".to_owned(),
+                kind: "any, of a layout",
+            });
+        }
+        decide(layout, "default", &self.default)
     }
 
     /// Decides on an image by its name; every requirement of the scope must hold.
@@ -120,20 +144,7 @@ impl Policy {
     /// [`PolicyError::Refused`] and [`PolicyError::Unsupported`].
     pub fn check(&self, image: &Reference) -> Result<(), PolicyError> {
         let (scope, requirements) = self.requirements(image);
-        let (image, scope) = (image.to_string(), scope.to_owned());
-        // A refusal is told before a requirement that we cannot decide.
-        if requirements.contains(&Requirement::Reject) {
-            return Err(PolicyError::Refused { image, scope });
-        }
-        match requirements
-            .iter()
-            .find_map(|requirement| match requirement {
-                Requirement::Signature(kind) => Some(*kind),
-                Requirement::Accept | Requirement::Reject => None,
-            }) {
-            Some(kind) => Err(PolicyError::Unsupported { image, scope, kind }),
-            None => Ok(()),
-        }
+        decide(&image.to_string(), scope, requirements)
     }
 
     fn requirements(&self, image: &Reference) -> (&str, &[Requirement]) {
@@ -143,6 +154,22 @@ impl Policy {
             }
         }
         ("default", &self.default)
+    }
+}
+
+fn decide(image: &str, scope: &str, requirements: &[Requirement]) -> Result<(), PolicyError> {
+    let (image, scope) = (image.to_owned(), scope.to_owned());
+    // A refusal is told before a requirement that we cannot decide.
+    if requirements.contains(&Requirement::Reject) {
+        return Err(PolicyError::Refused { image, scope });
+    }
+    let unknown = requirements.iter().find_map(|it| match it {
+        Requirement::Signature(kind) => Some(*kind),
+        Requirement::Accept | Requirement::Reject => None,
+    });
+    match unknown {
+        Some(kind) => Err(PolicyError::Unsupported { image, scope, kind }),
+        None => Ok(()),
     }
 }
 

@@ -22,9 +22,10 @@ use crate::layer::{self, LayerError, Plan};
 use crate::manifest::{
     self, CONFIG_BYTES_MAX, Descriptor, Document, Manifest, ManifestError, Platform,
 };
+use crate::place::Place;
 use crate::policy::Policy;
 use crate::reference::Reference;
-use crate::registry::Registry;
+use crate::registry::{RawManifest, Registry};
 use crate::unpack::{
     Devices, Journal, Limits, Options, Ownership, Tree, Trusted, UnpackError, Usage,
 };
@@ -146,8 +147,16 @@ impl Puller {
     /// # Errors
     /// See [`PullError`]. After an error, or when the future is dropped, nothing is left.
     pub async fn pull(&self, image: &Reference, target: &Path) -> Result<Pulled, PullError> {
+        self.pull_from(&self.place(image), target).await
+    }
+
+    /// As [`Puller::pull`], from wherever the image is.
+    ///
+    /// # Errors
+    /// As [`Puller::pull`].
+    pub async fn pull_from(&self, image: &Place, target: &Path) -> Result<Pulled, PullError> {
         let start = Instant::now();
-        let resolved = self.resolve(image).await?;
+        let resolved = self.resolve_from(image).await?;
         let mut timings = Timings {
             resolve: start.elapsed(),
             ..Timings::default()
@@ -197,29 +206,35 @@ impl Puller {
     /// # Errors
     /// See [`PullError`].
     pub async fn resolve(&self, image: &Reference) -> Result<Resolved, PullError> {
-        self.config.policy.check(image)?;
+        self.resolve_from(&self.place(image)).await
+    }
+
+    fn place(&self, image: &Reference) -> Place {
+        Place::Registry(self.registry.clone(), image.clone())
+    }
+
+    async fn resolve_from(&self, image: &Place) -> Result<Resolved, PullError> {
+        match image {
+            Place::Registry(_, image) => self.config.policy.check(image)?,
+            Place::Layout(layout) => self.config.policy.check_layout(&layout.to_string())?,
+        }
         let bad = |source| PullError::Manifest {
             image: image.to_string(),
             source,
         };
-        let mut raw = self.registry.manifest(image).await?;
-        let reference_digest = raw.digest.clone();
-        let read = |raw: &crate::registry::RawManifest| {
-            Document::read(
-                &raw.bytes,
-                raw.content_type.as_deref(),
-                self.config.limits.layers,
-            )
-            .map_err(bad)
+        let limits = &self.config.limits;
+        let read = |raw: &RawManifest| {
+            manifest::check_size(&raw.bytes, limits.manifest_bytes).map_err(bad)?;
+            let content_type = raw.content_type.as_deref();
+            Document::read(&raw.bytes, content_type, limits.layers).map_err(bad)
         };
+        let mut raw = image.document(None).await?;
+        let reference_digest = raw.digest.clone();
         let manifest = match read(&raw)? {
             Document::Image(manifest) => manifest,
             Document::Index(entries) => {
                 let entry = manifest::select(&entries, &self.config.platform).map_err(bad)?;
-                raw = self
-                    .registry
-                    .manifest(&image.pinned(entry.descriptor.digest.clone()))
-                    .await?;
+                raw = image.document(Some(&entry.descriptor.digest)).await?;
                 match read(&raw)? {
                     Document::Image(manifest) => manifest,
                     Document::Index(_) => {
@@ -230,9 +245,8 @@ impl Puller {
                 }
             }
         };
-        let config = self
-            .registry
-            .small_blob(image, &manifest.config.digest, CONFIG_BYTES_MAX)
+        let config = image
+            .small_blob(&manifest.config.digest, CONFIG_BYTES_MAX)
             .await?;
         let (config, diff_ids) =
             manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
@@ -246,7 +260,7 @@ impl Puller {
     }
 
     /// Every layer's plan; the keys of all encrypted layers are fetched in one round.
-    async fn plan(&self, image: &Reference, resolved: &Resolved) -> Result<Vec<Plan>, PullError> {
+    async fn plan(&self, image: &Place, resolved: &Resolved) -> Result<Vec<Plan>, PullError> {
         let layers = &resolved.manifest.layers;
         let mut kinds = Vec::with_capacity(layers.len());
         for layer in layers {
@@ -296,11 +310,11 @@ impl Puller {
         let mut tasks = JoinSet::new();
         let count = plans.len();
         for (index, plan) in plans.into_iter().enumerate() {
-            let (registry, pull, permits) = (self.registry.clone(), pull.clone(), permits.clone());
+            let (pull, permits) = (pull.clone(), permits.clone());
             tasks.spawn(async move {
                 // A closed semaphore cannot be: it is dropped after the tasks.
                 let _permit = permits.acquire_owned().await;
-                (index, one_layer(&registry, &pull, index, plan).await)
+                (index, one_layer(&pull, index, plan).await)
             });
         }
         let mut journals: Vec<Option<Journal>> = (0..count).map(|_| None).collect();
@@ -330,7 +344,7 @@ impl Puller {
     /// Refuses before the first byte what cannot fit: a layer is at least as large unpacked as compressed.
     fn check_space(
         &self,
-        image: &Reference,
+        image: &Place,
         manifest: &Manifest,
         target: &Path,
     ) -> Result<Space, PullError> {
@@ -358,7 +372,7 @@ impl Puller {
         Ok(space)
     }
 
-    fn no_space(&self, image: &Reference, space: Space, needed: u64, place: PathBuf) -> PullError {
+    fn no_space(&self, image: &Place, space: Space, needed: u64, place: PathBuf) -> PullError {
         PullError::NoSpace {
             image: image.to_string(),
             needed,
@@ -389,7 +403,7 @@ impl Puller {
 /// One image on its way; every task of it holds the stage, which is removed with the last.
 #[derive(Clone)]
 struct Pull {
-    image: Reference,
+    image: Place,
     stage: Arc<Stage>,
     options: Arc<Options>,
     usage: Arc<Usage>,
@@ -421,14 +435,9 @@ impl Pull {
     }
 }
 
-async fn one_layer(
-    registry: &Registry,
-    pull: &Pull,
-    index: usize,
-    plan: Plan,
-) -> Result<Journal, PullError> {
+async fn one_layer(pull: &Pull, index: usize, plan: Plan) -> Result<Journal, PullError> {
     let (send, pieces) = mpsc::channel(PIECES_AHEAD);
-    let mut blob = registry.blob(&pull.image, &plan.digest, plan.size);
+    let mut blob = pull.image.blob(&plan.digest, plan.size)?;
     let digest = plan.digest.clone();
     let root = pull.stage.new_layer(index)?;
     let decoding = pull.clone();
@@ -439,6 +448,7 @@ async fn one_layer(
         let next = blob.next().await.transpose();
         let Some(piece) = next else { break };
         let failed = piece.is_err();
+        let piece = piece.map_err(LayerError::from);
         // A decoder that is gone has failed, and says why below.
         if send.send(piece).await.is_err() || failed {
             break;

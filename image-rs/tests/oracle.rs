@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod blobs;
 mod tarball;
 #[path = "room/tool.rs"]
 mod tool;
@@ -11,9 +12,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use blobs::{Blob, image};
 use image_rs::layout::Layout;
 use image_rs::unpack::Limits;
-use image_rs::{Digest, unpack::UnpackError};
+use image_rs::unpack::UnpackError;
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, utimensat};
 use tarball::{Member, Stage, Tarball, is_root, options, snapshot};
 use tool::{need_tool, run};
@@ -290,7 +292,8 @@ fn what_umoci_makes_of_layers_is_what_we_make() {
     let directory = tempfile::tempdir().unwrap();
     let layers = layers();
     let layout = directory.path().join("layout");
-    write_layout(&Layout::new(layout.clone(), Some("t".to_owned())), &layers);
+    let blobs = layers.iter().map(|layer| Blob::plain(layer)).collect();
+    image(&Layout::new(layout.clone(), Some("t".to_owned())), blobs);
     let bundle = directory.path().join("bundle");
     let image = format!("{}:t", layout.display());
     run(
@@ -322,43 +325,6 @@ fn what_umoci_makes_of_layers_is_what_we_make() {
         assert!(text.contains(&format!(" {time}.")), "{path}: {text}");
     }
     stage.assert_untouched("umoci");
-}
-
-fn write_layout(layout: &Layout, layers: &[Vec<u8>]) {
-    let blob = |bytes: &[u8]| {
-        let digest = Digest::of(bytes);
-        let mut writer = layout.start_blob().unwrap();
-        writer.write(bytes).unwrap();
-        writer.finish(&digest).unwrap();
-        digest
-    };
-    let digests: Vec<_> = layers.iter().map(|layer| blob(layer)).collect();
-    let config = serde_json::json!({
-        "architecture": "amd64", "os": "linux", "config": {},
-        "rootfs": {"type": "layers", "diff_ids": digests},
-    });
-    let config = config.to_string();
-    let descriptors: Vec<_> = layers
-        .iter()
-        .zip(&digests)
-        .map(|(layer, digest)| {
-            serde_json::json!({
-                "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len(),
-            })
-        })
-        .collect();
-    let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": media_type,
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": blob(config.as_bytes()), "size": config.len(),
-        },
-        "layers": descriptors,
-    });
-    layout
-        .write_manifest(media_type, manifest.to_string().as_bytes())
-        .unwrap();
 }
 
 #[test]

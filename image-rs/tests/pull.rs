@@ -318,3 +318,43 @@ async fn an_image_that_cannot_fit_says_what_to_change() {
     }
     run("umount", &[small.to_str().unwrap()]);
 }
+
+/// A layer that may not be distributed is asked of the registry; where the manifest says it is, nobody is asked.
+#[tokio::test]
+async fn foreign_layers_come_from_the_registry_or_not_at_all() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/layer", elsewhere.local_addr().unwrap());
+    let image = room.image("foreign:1");
+    let tar = LayerBuilder::new().file("a", "1").finish();
+    push_image(&image, &[(tar, Pack::Gzip)], None).await;
+    let registry = room.registry();
+    let raw = registry.manifest(&image).await.unwrap();
+    let mut document: serde_json::Value = serde_json::from_slice(&raw.bytes).unwrap();
+    let layer = &mut document["layers"][0];
+    layer["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".into();
+    layer["urls"] = serde_json::json!([url]);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let pushed = registry.push_manifest(&image, media_type, document.to_string().into());
+    pushed.await.unwrap();
+    let pulled = room.pull("foreign:1").await.unwrap();
+    assert_eq!(read(&pulled.rootfs, "a"), "1");
+
+    let digest: Digest = document["layers"][0]["digest"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    std::fs::remove_file(room.blob_file(&digest)).unwrap();
+    let target = room.path("foreign");
+    let puller = room.puller(Arc::new(NoKeys));
+    let error = layer_error(puller.pull(&image, &target).await.unwrap_err());
+    assert!(
+        matches!(error, LayerError::Foreign { ref urls, .. } if *urls == [url]),
+        "{error}"
+    );
+    assert!(elsewhere.accept().is_err(), "somebody called");
+}

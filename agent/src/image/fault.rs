@@ -4,7 +4,9 @@
 use agent_api::{ErrorCode, GuestError};
 use attestation_agent::BrokerError;
 use image_rs::LayerError;
+use image_rs::layout::LayoutError;
 use image_rs::manifest::ManifestError;
+use image_rs::place::PlaceError;
 use image_rs::policy::PolicyError;
 use image_rs::pull::PullError;
 use image_rs::registry::RegistryError;
@@ -52,6 +54,7 @@ fn pull_code(error: &PullError) -> ErrorCode {
     match error {
         PullError::Policy(error) => policy_code(error),
         PullError::Registry(error) => registry_code(error),
+        PullError::Source(error) => place_code(error),
         PullError::Manifest { source, .. } => manifest_code(source),
         PullError::Keys { .. } => ErrorCode::KeyUnwrapFailed,
         PullError::Layer { source, .. } => layer_code(source),
@@ -119,6 +122,30 @@ fn transport_code(error: &transport::Error) -> ErrorCode {
     }
 }
 
+fn place_code(error: &PlaceError) -> ErrorCode {
+    match error {
+        PlaceError::Name { .. } => ErrorCode::ReferenceInvalid,
+        PlaceError::Registry(error) => registry_code(error),
+        PlaceError::Layout(error) => layout_code(error),
+        PlaceError::Manifest(error) => manifest_code(error),
+    }
+}
+
+fn layout_code(error: &LayoutError) -> ErrorCode {
+    match error {
+        LayoutError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ErrorCode::ImageNotFound
+        }
+        LayoutError::Io { .. } | LayoutError::ReadOnly(_) => ErrorCode::Internal,
+        LayoutError::NoImage { .. } => ErrorCode::ImageNotFound,
+        LayoutError::TooLarge { .. } => ErrorCode::ImageTooLarge,
+        LayoutError::Digest { .. } => ErrorCode::DigestMismatch,
+        LayoutError::NotOne(_) | LayoutError::Archive { .. } | LayoutError::Size { .. } => {
+            ErrorCode::ImageMalformed
+        }
+    }
+}
+
 fn manifest_code(error: &ManifestError) -> ErrorCode {
     match error {
         ManifestError::Json { .. }
@@ -137,6 +164,7 @@ fn manifest_code(error: &ManifestError) -> ErrorCode {
 fn layer_code(error: &LayerError) -> ErrorCode {
     match error {
         LayerError::Fetch(error) => registry_code(error),
+        LayerError::Source(error) => place_code(error),
         LayerError::Foreign { .. } => ErrorCode::ImageUnsupported,
         LayerError::GivenUp => ErrorCode::Cancelled,
         LayerError::Digest { .. } | LayerError::DiffId { .. } => ErrorCode::DigestMismatch,

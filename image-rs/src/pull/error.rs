@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::digest::Digest;
 use crate::layer::LayerError;
 use crate::manifest::ManifestError;
+use crate::place::PlaceError;
 use crate::policy::PolicyError;
 use crate::registry::RegistryError;
 use crate::unpack::UnpackError;
@@ -18,6 +19,9 @@ pub enum PullError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The layout, where the image is in one.
+    #[error(transparent)]
+    Source(Box<PlaceError>),
     /// The manifest or the configuration.
     #[error("image {image}: {source}")]
     Manifest {
@@ -95,4 +99,13 @@ pub enum PullError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl From<PlaceError> for PullError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Registry(error) => Self::Registry(error),
+            error => Self::Source(Box::new(error)),
+        }
+    }
 }
