@@ -4,6 +4,7 @@
 //! mixtures. A number needs no entry in the files; a name does. There is no NSS in the guest.
 //! <https://github.com/opencontainers/image-spec/blob/main/config.md>
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use agent_api::GuestError;
@@ -30,10 +31,15 @@ pub struct User {
 ///
 /// # Errors
 ///
-/// A name has no entry.
+/// A name has no entry, or the files are there and cannot be read: without them a number would get other groups.
 pub fn look_up(root: &Path, text: &str) -> Result<User, GuestError> {
-    let file = |path| read_in_root(root, path, MAX_FILE).unwrap_or_default();
-    resolve(text, &file("/etc/passwd"), &file("/etc/group"))
+    let file = |path| match read_in_root(root, path, MAX_FILE) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(String::new())
+        }
+        read => read.map_err(|error| invalid(PHASE, format!("the image's {path}: {error}"))),
+    };
+    resolve(text, &file("/etc/passwd")?, &file("/etc/group")?)
 }
 
 fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, GuestError> {
@@ -167,6 +173,32 @@ mod tests {
             ("web:", user(33, 34, &[50])),
         ] {
             assert_eq!(resolve(text, PASSWD, GROUP).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_files_are_those_of_the_root_whatever_leads_to_them() {
+        let root = tempfile::tempdir().unwrap();
+        // An image without the files has numbers only.
+        assert_eq!(look_up(root.path(), "33").unwrap(), user(33, 0, &[]));
+        assert!(look_up(root.path(), "web").is_err());
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        std::fs::write(root.path().join("accounts"), PASSWD).unwrap();
+        // Absolute, and further up than there is: both end at the root.
+        std::os::unix::fs::symlink("/../../accounts", etc.join("passwd")).unwrap();
+        std::fs::write(etc.join("group"), GROUP).unwrap();
+        assert_eq!(look_up(root.path(), "web").unwrap(), user(33, 34, &[50]));
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_not_taken_for_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        for bytes in [vec![b'#'; 2 << 20], b"web:x:33:34:\xff\n".to_vec()] {
+            std::fs::write(etc.join("passwd"), bytes).unwrap();
+            assert!(look_up(root.path(), "33").is_err());
         }
     }
 
