@@ -10,6 +10,7 @@
 
 mod fault;
 mod keys;
+mod limits;
 mod settings;
 
 use std::path::{Path, PathBuf};
@@ -144,6 +145,7 @@ impl Images {
             .await?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
         let config = PullConfig::new(settings.policy.clone());
+        let config = limits::apply(config, &self.content.image.limits);
         let config = match settings.layers_at_once {
             Some(concurrency) => PullConfig {
                 concurrency,

@@ -7,6 +7,8 @@ use super::{Limits, UnpackError};
 
 /// Cap on one component, in bytes: that of every Linux file system.
 const COMPONENT_BYTES_MAX: usize = 255;
+/// Cap on the components of a path, whatever the limits say: a tree is walked with a call and two descriptors for each.
+const DEPTH_MAX: usize = 256;
 /// Cap on a whole name, in bytes, whatever the limits say: `PATH_MAX` with its NUL.
 const NAME_BYTES_MAX: usize = 4095;
 
@@ -67,8 +69,9 @@ impl RelativePath {
     }
 
     fn check(&self, depth: usize, limits: &Limits) -> Result<(), UnpackError> {
-        if depth > limits.path_depth {
-            return Err(UnpackError::limit("path_depth", limits.path_depth as u64));
+        let deepest = limits.path_depth.min(DEPTH_MAX);
+        if depth > deepest {
+            return Err(UnpackError::limit("path_depth", deepest as u64));
         }
         let cap = limits.path_bytes.min(NAME_BYTES_MAX);
         if self.0.len() > cap {

@@ -5,8 +5,11 @@
 //! text is passed over in silence. The URLs and certificates in here are measured: they are the
 //! broker's identity.
 
+mod limits;
 mod registry;
 mod wire;
+
+pub use limits::{Devices, ImageLimits, TrustedXattrs};
 
 use super::InitData;
 
@@ -60,6 +63,8 @@ pub struct ImageSettings {
     pub layers_at_once: Option<u32>,
     /// Who carries the connections to registries.
     pub proxy: PullProxy,
+    /// What an image may at most be.
+    pub limits: ImageLimits,
 }
 
 /// The proxies of `[image.image_pull_proxy]`, as they are written; empty where there is none.

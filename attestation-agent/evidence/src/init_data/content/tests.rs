@@ -113,6 +113,20 @@ fn init_data_written_for_coco_is_obeyed() {
 }
 
 #[test]
+fn limits_of_images_are_the_owners() {
+    let text = "[image.limits]\nentries = 5\nratio_floor_bytes = 0\ndevices = 'refuse'\ntrusted_xattrs = 'keep'";
+    let limits = content(&[("cdh.toml", text)]).unwrap().image.limits;
+    let expected = ImageLimits {
+        entries: Some(5),
+        ratio_floor_bytes: Some(0),
+        devices: Some(Devices::Refuse),
+        trusted_xattrs: Some(TrustedXattrs::Keep),
+        ..ImageLimits::default()
+    };
+    assert_eq!(limits, expected);
+}
+
+#[test]
 fn nothing_asked_for_is_nothing_set() {
     assert_eq!(content(&[]).unwrap(), Content::default());
     let empty_cert = "[token_configs.kbs]\nurl = 'http://1.2.3.4:8080'\ncert = ''";
@@ -170,6 +184,13 @@ fn what_is_known_and_not_supported_is_named_with_a_fix() {
             "[image]\nmax_concurrent_layer_downloads_per_image = 0",
             "at least 1",
         ),
+        (
+            "cdh.toml",
+            "[image.limits]\nentries = 0",
+            "image.limits.entries",
+        ),
+        ("cdh.toml", "[image.limits]\nentires = 1", "entires"),
+        ("cdh.toml", "[image.limits]\ndevices = 'some'", "some"),
         (
             "cdh.toml",
             "[[image.registry_config.registry]]\ninsecure = true",

@@ -4,8 +4,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Value;
 
 use super::{
-    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageSettings, PullProxy, Source,
-    registry,
+    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageLimits, ImageSettings,
+    PullProxy, Source, limits, registry,
 };
 
 #[derive(Deserialize)]
@@ -115,6 +115,7 @@ struct Image {
     sigstore_config_uri: Option<Value>,
     image_pull_proxy: Proxy,
     work_dir: Option<Value>,
+    limits: ImageLimits,
 }
 
 #[derive(Deserialize, Default)]
@@ -252,6 +253,7 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
             http: image.image_pull_proxy.http_proxy,
             exceptions: image.image_pull_proxy.no_proxy,
         },
+        limits: limits::check(image.limits)?,
     })
 }
 
