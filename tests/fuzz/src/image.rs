@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use image_rs::layout::Layout;
 use image_rs::manifest::{Document, Platform, read_config};
 use image_rs::unpack::{
-    Archive, Devices, Limits, Options, Ownership, Root, Trusted, Usage, unpack,
+    Archive, Devices, Limits, Options, Ownership, Root, Tree, Trusted, Usage, unpack,
 };
 use image_rs::{Digest, Policy, Reference};
 
@@ -45,6 +46,11 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "image_layer",
         run: layer,
         seeds: layers,
+    },
+    Target {
+        name: "image_layout_archive",
+        run: layout_archive,
+        seeds: layouts,
     },
 ];
 
@@ -108,11 +114,30 @@ fn layer(data: &[u8]) {
         ownership: Ownership::Caller,
         trusted: Trusted::Keep,
     };
-    let _ = unpack(&mut Archive::new(data), &root, &options, &Usage::default());
+    let merged = dir.path().join("merged");
+    if let Ok(journal) = unpack(&mut Archive::new(data), &root, &options, &Usage::default())
+        && std::fs::create_dir(&merged).is_ok()
+        && let Ok(top) = Root::open(&merged)
+    {
+        let mut tree = Tree::new(&top, &options);
+        if tree.merge(&root, journal).is_ok() {
+            let _ = tree.finish();
+        }
+        drop(std::fs::remove_dir_all(&merged));
+    }
     assert_eq!(names(dir.path()), ["inside", "outside"], "a layer got out");
     assert_eq!(names(&outside), ["file"], "a layer got out");
     let read = std::fs::read_to_string(outside.join("file"));
     assert_eq!(read.ok().as_deref(), Some("untouched"));
+}
+
+fn layout_archive(data: &[u8]) {
+    let Ok(file) = tempfile::NamedTempFile::new() else {
+        return;
+    };
+    if std::fs::write(file.path(), data).is_ok() {
+        let _ = Layout::parse_archive(&file.path().to_string_lossy()).manifest();
+    }
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -201,7 +226,44 @@ fn layers() -> Vec<Vec<u8>> {
         archive.extend(member(name, kind, link, content));
     }
     archive.extend([0; 1024]);
-    vec![archive]
+    let mut odd = Vec::new();
+    for (name, kind, link, content) in [
+        ("pax", b'x', "", "11 path=a/b\n25 SCHILY.xattr.user.x=1\n"),
+        ("b", b'0', "", "content"),
+        (
+            "pax",
+            b'x',
+            "",
+            "22 GNU.sparse.map=4,7\n23 GNU.sparse.size=100\n",
+        ),
+        ("s", b'0', "", "content"),
+        ("././@LongLink", b'L', "", "a/long/name\0"),
+        ("c", b'0', "", "content"),
+        ("late", b'1', "lower", ""),
+        ("a/.wh..wh..opq", b'0', "", ""),
+        ("fifo", b'6', "", ""),
+    ] {
+        odd.extend(member(name, kind, link, content));
+    }
+    vec![archive, odd]
+}
+
+fn layouts() -> Vec<Vec<u8>> {
+    let digest = "5e".repeat(32);
+    let index = serde_json::json!({
+        "schemaVersion": 2, "manifests": [{"mediaType": "x", "digest": format!("sha256:{digest}"), "size": 2}],
+    });
+    let files = [
+        ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#.to_owned()),
+        ("./index.json", index.to_string()),
+        (&format!("blobs/sha256/{digest}"), "{}".to_owned()),
+    ];
+    vec![
+        files
+            .iter()
+            .flat_map(|(name, text)| member(name, b'0', "", text))
+            .collect(),
+    ]
 }
 
 fn member(name: &str, kind: u8, link: &str, content: &str) -> Vec<u8> {
