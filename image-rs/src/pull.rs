@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::digest::Digest;
-use crate::layer::{self, LayerError, Plan};
+use crate::layer::{self, LayerError, Pieces, Plan};
 use crate::manifest::{
     self, CONFIG_BYTES_MAX, Descriptor, Document, Manifest, ManifestError, Platform,
 };
@@ -27,7 +27,7 @@ use crate::policy::Policy;
 use crate::reference::Reference;
 use crate::registry::{RawManifest, Registry};
 use crate::unpack::{
-    Devices, Journal, Limits, Options, Ownership, Tree, Trusted, UnpackError, Usage,
+    Devices, Journal, Limits, Options, Ownership, Root, Tree, Trusted, UnpackError, Usage,
 };
 use stage::Stage;
 
@@ -420,6 +420,12 @@ struct Space {
 }
 
 impl Pull {
+    /// A method, so that a thread which calls it holds the whole pull: with single fields of it, the stage might be
+    /// removed before the thread ends, and what it writes then would be left.
+    fn decode(&self, plan: &Plan, pieces: Pieces, root: &Root) -> Result<Journal, LayerError> {
+        layer::decode(plan, pieces, root, &self.options, &self.usage)
+    }
+
     fn merge(&self, journals: Vec<Journal>) -> Result<(), PullError> {
         let failed = |source| PullError::Merge {
             image: self.image.to_string(),
@@ -441,9 +447,7 @@ async fn one_layer(pull: &Pull, index: usize, plan: Plan) -> Result<Journal, Pul
     let digest = plan.digest.clone();
     let root = pull.stage.new_layer(index)?;
     let decoding = pull.clone();
-    let decode = tokio::task::spawn_blocking(move || {
-        layer::decode(&plan, pieces, &root, &decoding.options, &decoding.usage)
-    });
+    let decode = tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &root));
     loop {
         let next = blob.next().await.transpose();
         let Some(piece) = next else { break };

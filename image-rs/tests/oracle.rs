@@ -292,8 +292,11 @@ fn what_umoci_makes_of_layers_is_what_we_make() {
     let directory = tempfile::tempdir().unwrap();
     let layers = layers();
     let layout = directory.path().join("layout");
-    let blobs = layers.iter().map(|layer| Blob::plain(layer)).collect();
-    image(&Layout::new(layout.clone(), Some("t".to_owned())), blobs);
+    let blobs = layers
+        .iter()
+        .map(|layer| Blob::plain(layer))
+        .collect::<Vec<_>>();
+    image(&Layout::new(layout.clone(), Some("t".to_owned())), &blobs);
     let bundle = directory.path().join("bundle");
     let image = format!("{}:t", layout.display());
     run(

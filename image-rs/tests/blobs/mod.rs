@@ -45,7 +45,7 @@ pub fn write(layout: &Layout, bytes: &[u8]) -> Digest {
 }
 
 /// Writes an image of these layers under the layout's tag.
-pub fn image(layout: &Layout, layers: Vec<Blob>) -> Digest {
+pub fn image(layout: &Layout, layers: &[Blob]) -> Digest {
     let manifest = manifest(layout, layers, "amd64");
     layout
         .write_manifest(OCI_MANIFEST, manifest.to_string().as_bytes())
@@ -53,7 +53,7 @@ pub fn image(layout: &Layout, layers: Vec<Blob>) -> Digest {
 }
 
 /// Writes all of an image but its manifest.
-pub fn manifest(layout: &Layout, layers: Vec<Blob>, architecture: &str) -> Value {
+pub fn manifest(layout: &Layout, layers: &[Blob], architecture: &str) -> Value {
     let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {},

@@ -1,5 +1,7 @@
 //! Programs that tests run.
 
+#![allow(unreachable_pub, reason = "each test binary uses it in another place")]
+
 use std::process::Command;
 
 /// Whether a program is there; where nothing may be skipped, its absence is a failure.
