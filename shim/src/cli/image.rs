@@ -38,7 +38,7 @@ impl Command {
 
 #[derive(Debug, Args)]
 struct Selection {
-    /// Whom the image is for, as os/architecture; this machine where absent.
+    /// Whom the image is for, as os/architecture[/variant]; this machine where absent.
     #[arg(long, value_parser = parse_platform)]
     platform: Option<Platform>,
 }
@@ -222,11 +222,14 @@ fn describe(layer: &LayerInspection) -> String {
 }
 
 fn parse_platform(text: &str) -> Result<Platform, String> {
-    match text.split_once('/') {
-        Some((os, architecture)) if !os.is_empty() && !architecture.is_empty() => Ok(Platform {
-            os: os.to_owned(),
-            architecture: architecture.to_owned(),
-        }),
-        _ => Err("a platform is os/architecture: linux/amd64".to_owned()),
+    let mut parts = text.splitn(3, '/');
+    let (os, architecture, variant) = (parts.next(), parts.next(), parts.next());
+    match (os, architecture) {
+        (Some(os), Some(architecture))
+            if !os.is_empty() && !architecture.is_empty() && variant != Some("") =>
+        {
+            Ok(Platform::new(os, architecture, variant))
+        }
+        _ => Err("a platform is os/architecture[/variant]: linux/amd64, linux/arm/v7".to_owned()),
     }
 }
