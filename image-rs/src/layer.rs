@@ -19,8 +19,8 @@ use crate::registry::RegistryError;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
 use decoder::{Decoder, wants_more_window};
 
-/// What of a blob is handed to a decoder at once.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// What is handed to a decoder at once, and by it.
+const BUFFER_BYTES: usize = 128 * 1024;
 /// Places of a foreign layer that an error tells.
 const URLS_SHOWN_MAX: usize = 3;
 
@@ -92,15 +92,6 @@ pub enum LayerError {
     Unpack(#[from] UnpackError),
 }
 
-impl From<PlaceError> for LayerError {
-    fn from(error: PlaceError) -> Self {
-        match error {
-            PlaceError::Registry(error) => Self::Fetch(error),
-            error => Self::Source(Box::new(error)),
-        }
-    }
-}
-
 /// What is known of a layer before its first byte.
 pub(crate) struct Plan {
     /// The manifest's digest.
@@ -150,17 +141,20 @@ fn decode_blob(
     let blob = Blob::new(plan, pieces)?;
     let window = options.limits.zstd_window_bytes;
     let blob = BufReader::with_capacity(BUFFER_BYTES, blob);
-    let content = Decoder::new(plan.compression, blob, window).map_err(LayerError::Decompress)?;
-    let mut archive = Archive::new(Content {
-        decoder: content,
-        hasher: plan.diff_id.hasher(),
-        bytes: 0,
-        cap: plan
-            .size
-            .saturating_mul(options.limits.ratio)
-            .max(options.limits.ratio_floor_bytes),
-        exceeded: false,
-    });
+    let decoder = Decoder::new(plan.compression, blob, window).map_err(LayerError::Decompress)?;
+    let mut archive = Archive::new(BufReader::with_capacity(
+        BUFFER_BYTES,
+        Content {
+            decoder,
+            hasher: plan.diff_id.hasher(),
+            bytes: 0,
+            cap: plan
+                .size
+                .saturating_mul(options.limits.ratio)
+                .max(options.limits.ratio_floor_bytes),
+            exceeded: false,
+        },
+    ));
     let journal = unpack(&mut archive, root, options, usage);
     let mut content = archive.into_inner();
     // What stands behind the archive's end belongs to the digests, too.
@@ -168,6 +162,7 @@ fn decode_blob(
         io::copy(&mut content, &mut io::sink()).map_err(UnpackError::Read)?;
         Ok(journal)
     });
+    let content = content.into_inner();
     let (unpacked, exceeded) = (content.bytes, content.exceeded);
     let diff_id = content.hasher.finish();
     let blob = content.decoder.into_inner().into_inner();

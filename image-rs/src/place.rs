@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::digest::Digest;
+use crate::layer::LayerError;
 use crate::layout::{Layout, LayoutBlob, LayoutError, LayoutWriter};
 use crate::manifest::{self, Document, Manifest, ManifestError, Platform};
 use crate::reference::{Reference, ReferenceError};
@@ -35,6 +36,15 @@ pub enum PlaceError {
     /// The manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+}
+
+impl From<PlaceError> for LayerError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Registry(error) => Self::Fetch(error),
+            error => Self::Source(Box::new(error)),
+        }
+    }
 }
 
 /// The place of one image.

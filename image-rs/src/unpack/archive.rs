@@ -3,42 +3,16 @@
 //! The sequence is our own, because a general reader takes names of any length into memory, and lets a PAX size and
 //! a ustar size disagree. Single headers are read with the `tar` crate. A kind of entry that we do not know ends it.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 
 use tar::{EntryType, Header};
 
+use super::entry::{Entry, Kind};
 use super::header::{self, BLOCK, narrow, number, unsigned};
 use super::path::shown;
 use super::pax::Extended;
 use super::sparse::{self, DataMap, Segment};
 use super::{Limits, UnpackError};
-
-/// One entry, its content still to be read.
-#[derive(Debug)]
-pub struct Entry {
-    pub(super) name: Vec<u8>,
-    pub(super) kind: Kind,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: (i64, u32),
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Bytes of the extended headers that it took.
-    pub(super) header_bytes: u64,
-}
-
-/// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
-    File { size: u64 },
-    Sparse { size: u64, map: Vec<Segment> },
-    Directory,
-    Symlink(Vec<u8>),
-    HardLink(Vec<u8>),
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
-    Fifo,
-}
 
 /// Reads an archive.
 #[derive(Debug)]
@@ -57,14 +31,6 @@ struct Before {
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
     bytes: u64,
-}
-
-impl Entry {
-    /// The name of a file, without what may stand before it.
-    pub(crate) fn file_name(&self) -> Option<&[u8]> {
-        let name = self.name.strip_prefix(b"./").unwrap_or(&self.name);
-        matches!(self.kind, Kind::File { .. }).then_some(name)
-    }
 }
 
 impl<R: Read + std::io::Seek> Archive<R> {
@@ -153,6 +119,35 @@ impl<R: Read> Archive<R> {
         if count == 0 {
             return Err(UnpackError::Truncated("a file"));
         }
+        self.content -= count as u64;
+        Ok(count)
+    }
+
+    /// Lets `take` have the next of the entry's content where it lies, at most `limit` bytes; how many, 0 at its end.
+    pub(super) fn take_content(
+        &mut self,
+        limit: u64,
+        take: impl FnOnce(&[u8]) -> Result<(), UnpackError>,
+    ) -> Result<usize, UnpackError>
+    where
+        R: BufRead,
+    {
+        let wanted = usize::try_from(self.content.min(limit)).unwrap_or(usize::MAX);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let available = loop {
+            match self.reader.fill_buf() {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                available => break available.map_err(UnpackError::Read)?,
+            }
+        };
+        if available.is_empty() {
+            return Err(UnpackError::Truncated("a file"));
+        }
+        let count = wanted.min(available.len());
+        take(&available[..count])?;
+        self.reader.consume(count);
         self.content -= count as u64;
         Ok(count)
     }

@@ -1,6 +1,6 @@
 //! One layer into a directory of its own.
 
-use std::io::Read;
+use std::io::BufRead;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
@@ -9,7 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::archive::{Entry, Kind};
+use super::entry::{Entry, Kind};
 use super::journal::{Directory, Journal, cost};
 use super::meta::Fresh;
 use super::near::Near;
@@ -18,8 +18,6 @@ use super::root::{self, Root};
 use super::sparse::Segment;
 use super::{Archive, Devices, Options, UnpackError, Usage};
 
-/// How much is copied at once.
-const COPY_BYTES: usize = 256 * 1024;
 const WHITEOUT: &[u8] = b".wh.";
 /// What aufs keeps to itself begins with this; the opaque mark is one of them.
 const AUFS: &[u8] = b".wh..wh.";
@@ -29,7 +27,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 ///
 /// # Errors
 /// See [`UnpackError`]; what was unpacked so far stays, for the caller to remove.
-pub fn unpack<R: Read>(
+pub fn unpack<R: BufRead>(
     archive: &mut Archive<R>,
     root: &Root,
     options: &Options,
@@ -42,7 +40,6 @@ pub fn unpack<R: Read>(
         fresh: Fresh::probe(root)?,
         journal: Journal::default(),
         near: Near::new(root, &options.limits),
-        buffer: vec![0; COPY_BYTES],
     };
     while let Some(entry) = archive.next_entry(&options.limits)? {
         usage.add_entry(&options.limits)?;
@@ -61,7 +58,6 @@ struct Layer<'a> {
     fresh: Fresh,
     journal: Journal,
     near: Near<'a>,
-    buffer: Vec<u8>,
 }
 
 /// Where an entry goes.
@@ -73,7 +69,7 @@ struct Spot<'a> {
 }
 
 impl Layer<'_> {
-    fn place<R: Read>(
+    fn place<R: BufRead>(
         &mut self,
         entry: Entry,
         archive: &mut Archive<R>,
@@ -114,7 +110,7 @@ impl Layer<'_> {
     }
 
     /// Makes the entry; a directory is also opened.
-    fn place_at<R: Read>(
+    fn place_at<R: BufRead>(
         &mut self,
         spot: &Spot<'_>,
         entry: Entry,
@@ -245,7 +241,7 @@ impl Layer<'_> {
         root::remove(spot.directory, spot.name, path)
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         spot: &Spot<'_>,
         entry: &Entry,
@@ -270,7 +266,7 @@ impl Layer<'_> {
             openat(spot.directory, spot.name, flags, Fresh::mode(entry.mode))
         })?;
         for segment in map {
-            self.write(&file, *segment, path, archive)?;
+            write(&file, *segment, path, archive)?;
         }
         let written = map.iter().rev().find(|segment| segment.length > 0);
         if written.map_or(0, |last| last.offset + last.length) < size {
@@ -278,38 +274,6 @@ impl Layer<'_> {
                 .map_err(|errno| UnpackError::system("set size of", path, errno))?;
         }
         self.fresh.file(&file, entry, self.options, path)
-    }
-
-    fn write<R: Read>(
-        &mut self,
-        file: &OwnedFd,
-        segment: Segment,
-        path: &[u8],
-        archive: &mut Archive<R>,
-    ) -> Result<(), UnpackError> {
-        let end = segment.offset.saturating_add(segment.length);
-        let mut position = segment.offset;
-        while position < end {
-            let wanted = usize::try_from(end - position)
-                .unwrap_or(usize::MAX)
-                .min(self.buffer.len());
-            let count = archive.read_content(&mut self.buffer[..wanted])?;
-            let mut rest = &self.buffer[..count];
-            if rest.is_empty() {
-                return Err(UnpackError::Truncated("a file"));
-            }
-            while !rest.is_empty() {
-                match rustix::io::pwrite(file, rest, position) {
-                    Ok(written) => {
-                        rest = &rest[written..];
-                        position += written as u64;
-                    }
-                    Err(Errno::INTR) => {}
-                    Err(errno) => return Err(UnpackError::system("write", path, errno)),
-                }
-            }
-        }
-        Ok(())
     }
 
     fn check_target(&self, target: &[u8], spot: &Spot<'_>) -> Result<(), UnpackError> {
@@ -396,4 +360,40 @@ impl Layer<'_> {
         self.fresh
             .special(spot.directory, spot.name, entry, self.options, path)
     }
+}
+
+/// Writes what the archive has of a file, from where it lies.
+fn write<R: BufRead>(
+    file: &OwnedFd,
+    segment: Segment,
+    path: &[u8],
+    archive: &mut Archive<R>,
+) -> Result<(), UnpackError> {
+    let (mut position, mut left) = (segment.offset, segment.length);
+    while left > 0 {
+        let count = archive.take_content(left, |bytes| {
+            write_all(file, bytes, position)
+                .map_err(|errno| UnpackError::system("write", path, errno))
+        })?;
+        if count == 0 {
+            return Err(UnpackError::Truncated("a file"));
+        }
+        position += count as u64;
+        left -= count as u64;
+    }
+    Ok(())
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8], mut position: u64) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, position) {
+            Ok(written) => {
+                bytes = &bytes[written..];
+                position += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::archive::Entry;
+use super::entry::{Entry, Kind};
 use super::journal::Directory;
 use super::path::shown;
 use super::root::Root;
@@ -93,7 +93,7 @@ impl Fresh {
         options: &Options,
         path: &[u8],
     ) -> Result<(), UnpackError> {
-        let link = matches!(entry.kind, super::archive::Kind::Symlink(_));
+        let link = matches!(entry.kind, Kind::Symlink(_));
         if options.ownership == Ownership::Keep && !self.has_owner(entry.uid, entry.gid) {
             let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
             chownat(

@@ -16,6 +16,7 @@
 //! a file's when it is written, a directory's by [`Tree::finish`].
 
 mod archive;
+mod entry;
 mod error;
 mod header;
 mod journal;

@@ -272,6 +272,7 @@ impl Stage {
         let path = self.directory.path().join("stage");
         std::fs::create_dir_all(&path).unwrap();
         let root = Root::open(&path)?;
+        let stream = std::io::BufReader::new(stream);
         unpack(&mut Archive::new(stream), &root, options, &Usage::default()).map(|_| ())
     }
 
