@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use blobs::{Blob, image};
 use image_rs::layout::Layout;
 use image_rs::unpack::Limits;
-use image_rs::unpack::UnpackError;
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, utimensat};
 use tarball::{Member, Stage, Tarball, is_root, options, snapshot};
 use tool::{need_tool, run};
@@ -196,6 +195,14 @@ fn what_gnu_tar_packs_comes_out_the_same() {
             blocks(&stage.root().join("sparse")) <= blocks(&tree.join("sparse")).max(100)
                 || !arguments.contains(&"-S")
         );
+        let bytes = std::fs::read(&archive).unwrap();
+        stage
+            .unpack_copies(&[bytes], &options(Limits::default()))
+            .unwrap();
+        let copied = without(snapshot(&stage.root()), missing);
+        same(&copied, &expected, &format!("copy of {arguments:?}"));
+        let hole = blocks(&stage.root().join("only-a-hole"));
+        assert!(hole == 0 || !arguments.contains(&"-S"), "{arguments:?}");
         stage.assert_untouched("GNU tar");
     }
 }
@@ -319,6 +326,11 @@ fn what_umoci_makes_of_layers_is_what_we_make() {
         stripped.collect::<BTreeMap<_, _>>()
     };
     same(&untimed(&ours), &untimed(&theirs), "umoci");
+    stage
+        .unpack_copies(&layers, &options(Limits::default()))
+        .unwrap();
+    let copies = untimed(&snapshot(&stage.root()));
+    same(&copies, &untimed(&theirs), "copies");
     for (path, time) in [
         ("", 1_000_000_000),
         ("etc", 1_200_000_000),
@@ -328,65 +340,4 @@ fn what_umoci_makes_of_layers_is_what_we_make() {
         assert!(text.contains(&format!(" {time}.")), "{path}: {text}");
     }
     stage.assert_untouched("umoci");
-}
-
-#[test]
-fn attributes_that_the_file_system_cannot_keep_are_an_error() {
-    let stage = Stage::new();
-    for member in [b'0', b'5', b'6'] {
-        let tar = Tarball::new()
-            .pax(&[("SCHILY.xattr.nonsense.x", b"1")])
-            .add(&Member::new(member, "a"));
-        let result = stage.unpack(&[tar.end()], &options(Limits::default()));
-        if is_root() {
-            assert!(
-                matches!(result, Err(UnpackError::Xattr { ref name, .. }) if name == "nonsense.x"),
-                "{result:?}"
-            );
-        }
-    }
-    // A label and the marks of an overlay are the builder's own.
-    let tar = Tarball::new()
-        .pax(&[
-            (
-                "SCHILY.xattr.security.selinux",
-                b"system_u:object_r:bin_t:s0",
-            ),
-            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
-            ("SCHILY.xattr.user.overlay.opaque", b"y"),
-        ])
-        .dir("a");
-    stage
-        .unpack(&[tar.end()], &options(Limits::default()))
-        .unwrap();
-    assert_eq!(tarball::xattrs(&stage.root().join("a")), "[]");
-}
-
-#[test]
-fn a_file_larger_than_octal_has_digits_is_read() {
-    // 8 GiB and a bit, all of it a hole: base-256 in the old header, text in PAX.
-    let size: u64 = (8 << 30) + 5;
-    let mut field = [0; 12];
-    field[0] = 0x80;
-    field[4..].copy_from_slice(&size.to_be_bytes());
-    let mut block = Member::new(b'S', "old").header();
-    block[386..398].copy_from_slice(&field);
-    block[398..410].copy_from_slice(b"00000000000\0");
-    block[483..495].copy_from_slice(&field);
-    let mut tar = Tarball::new();
-    tar.0.extend(tarball::with_sum(block));
-    let size_text = size.to_string();
-    let tar = tar
-        .pax(&[
-            ("GNU.sparse.map", b""),
-            ("GNU.sparse.size", size_text.as_bytes()),
-        ])
-        .file("pax", "");
-    let stage = Stage::new();
-    stage
-        .unpack(&[tar.end()], &options(Limits::default()))
-        .unwrap();
-    for name in ["old", "pax"] {
-        assert_eq!(stage.root().join(name).metadata().unwrap().len(), size);
-    }
 }

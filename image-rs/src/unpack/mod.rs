@@ -16,6 +16,7 @@
 //! a file's when it is written, a directory's by [`Tree::finish`].
 
 mod archive;
+mod copy;
 mod entry;
 mod error;
 mod header;
@@ -31,6 +32,7 @@ mod sparse;
 mod usage;
 
 pub use archive::Archive;
+pub use copy::copy_layer;
 pub use error::UnpackError;
 pub use journal::Journal;
 pub use layer::unpack;

@@ -15,7 +15,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use image_rs::unpack::{
-    Archive, Devices, Limits, Options, Ownership, Root, Tree, Trusted, UnpackError, Usage, unpack,
+    Archive, Devices, Limits, Options, Ownership, Root, Tree, Trusted, UnpackError, Usage,
+    copy_layer, unpack,
 };
 use tempfile::TempDir;
 
@@ -243,6 +244,20 @@ impl Stage {
 
     /// Unpacks and merges layers as a pull does.
     pub fn unpack(&self, layers: &[Vec<u8>], options: &Options) -> Result<(), UnpackError> {
+        self.unpack_by(layers, options, false)
+    }
+
+    /// The same, with a copy of each layer in its place.
+    pub fn unpack_copies(&self, layers: &[Vec<u8>], options: &Options) -> Result<(), UnpackError> {
+        self.unpack_by(layers, options, true)
+    }
+
+    fn unpack_by(
+        &self,
+        layers: &[Vec<u8>],
+        options: &Options,
+        copied: bool,
+    ) -> Result<(), UnpackError> {
         let stage = self.directory.path().join("stage");
         let _ = std::fs::remove_dir_all(&stage);
         std::fs::create_dir_all(stage.join("root")).unwrap();
@@ -253,7 +268,16 @@ impl Stage {
             std::fs::create_dir(&path).unwrap();
             let root = Root::open(&path)?;
             let mut archive = Archive::new(layer.as_slice());
-            journals.push((unpack(&mut archive, &root, options, &usage)?, root));
+            let journal = unpack(&mut archive, &root, options, &usage)?;
+            if !copied {
+                journals.push((journal, root));
+                continue;
+            }
+            let path = stage.join(format!("copy-{index}"));
+            std::fs::create_dir(&path).unwrap();
+            let copy = Root::open(&path)?;
+            copy_layer(&root, &copy, options, &usage)?;
+            journals.push((journal.clone(), copy));
         }
         let root = Root::open(&stage.join("root"))?;
         let mut tree = Tree::new(&root, options);
