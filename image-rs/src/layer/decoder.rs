@@ -114,6 +114,26 @@ mod tests {
         );
     }
 
+    /// eStargz keeps its footer in an extra field, and `gzip` a name; peers have stumbled over both.
+    #[test]
+    fn all_fields_of_a_gzip_header_are_read() {
+        let builder = flate2::GzBuilder::new()
+            .extra([7; 30])
+            .filename("layer.tar")
+            .comment("x");
+        let mut encoder = builder.write(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(b"one").unwrap();
+        let mut blob = encoder.finish().unwrap();
+        // With a checksum of the header itself.
+        blob[3] |= 2;
+        let header = 10 + 2 + 30 + "layer.tar\0x\0".len();
+        let mut sum = flate2::Crc::new();
+        sum.update(&blob[..header]);
+        let sum = u16::try_from(sum.sum() & 0xffff).unwrap().to_le_bytes();
+        blob.splice(header..header, sum);
+        assert_eq!(decode(Compression::Gzip, &blob, 1 << 20).unwrap(), b"one");
+    }
+
     #[test]
     fn what_is_cut_off_or_followed_by_something_else_is_an_error() {
         for (compression, blob) in [
