@@ -158,7 +158,7 @@ fn ten_million_entries_do_not_fill_the_memory() {
             .nth(1)
             .and_then(|rest| rest.split(' ').next());
         let peak: u64 = peak.unwrap().parse().unwrap();
-        assert!(peak < 96 * 1024, "{peak} KiB");
+        assert!(peak < 64 * 1024, "{peak} KiB");
         return;
     }
     let few = Limits {
