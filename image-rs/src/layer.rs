@@ -123,7 +123,10 @@ pub(crate) fn decode(
     usage: &Usage,
 ) -> Result<Journal, LayerError> {
     decode_blob(plan, pieces, root, options, usage).map_err(|error| match error {
-        LayerError::Fetch(source @ RegistryError::NotFound { .. }) if !plan.urls.is_empty() => {
+        LayerError::Fetch(source)
+            if !plan.urls.is_empty()
+                && matches!(source.decisive(), RegistryError::NotFound { .. }) =>
+        {
             let urls = plan.urls.iter().take(URLS_SHOWN_MAX).cloned().collect();
             LayerError::Foreign { urls, source }
         }
