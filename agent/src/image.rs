@@ -143,7 +143,8 @@ impl Images {
             })
             .await?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
-        let config = PullConfig::new(settings.policy.clone());
+        let mut config = PullConfig::new(settings.policy.clone());
+        config.lookaside = settings.lookaside.clone();
         let config = match settings.layers_at_once {
             Some(concurrency) => PullConfig {
                 concurrency,

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::TryFutureExt as _;
 use oci_spec::image::ImageConfiguration;
 use ocicrypt::KeySource;
 use ocicrypt::media_type;
@@ -24,7 +25,8 @@ use crate::manifest::{
 };
 use crate::policy::Policy;
 use crate::reference::Reference;
-use crate::registry::Registry;
+use crate::registry::{RawManifest, Registry};
+use crate::signature::{self, Documents, Lookaside, Signable};
 use crate::unpack::{Devices, Journal, Limits, Options, Ownership, Tree, UnpackError, Usage};
 use stage::Stage;
 
@@ -48,6 +50,8 @@ pub struct PullConfig {
     pub ownership: Ownership,
     /// What to change when there is no room, in the words of the one who configures it.
     pub space_setting: String,
+    /// Where simple signatures are kept, for a policy that asks for some.
+    pub lookaside: Lookaside,
 }
 
 impl PullConfig {
@@ -62,6 +66,7 @@ impl PullConfig {
             devices: Devices::Create,
             ownership: Ownership::Keep,
             space_setting: "the memory of the VM (default_memory)".to_owned(),
+            lookaside: Lookaside::default(),
         }
     }
 }
@@ -111,6 +116,8 @@ pub struct Resolved {
     pub config: ImageConfiguration,
     /// `rootfs.diff_ids`.
     pub diff_ids: Vec<Digest>,
+    /// What signatures of it are for.
+    pub documents: Documents,
 }
 
 /// Pulls images.
@@ -187,19 +194,22 @@ impl Puller {
         })
     }
 
-    /// Decides on `image` by the policy and fetches its manifest and configuration, but no layer.
+    /// Decides on `image` by the policy, by its signatures where the policy asks for some, and fetches its manifest and
+    /// configuration, but no layer.
     ///
     /// # Errors
     /// See [`PullError`].
     pub async fn resolve(&self, image: &Reference) -> Result<Resolved, PullError> {
-        self.config.policy.check(image)?;
+        // A name that is refused is not even asked for.
+        let _ = self.config.policy.demand(image)?;
         let bad = |source| PullError::Manifest {
             image: image.to_string(),
             source,
         };
         let mut raw = self.registry.manifest(image).await?;
         let reference_digest = raw.digest.clone();
-        let read = |raw: &crate::registry::RawManifest| {
+        let top = signable(&raw);
+        let read = |raw: &RawManifest| {
             Document::read(
                 &raw.bytes,
                 raw.content_type.as_deref(),
@@ -225,10 +235,17 @@ impl Puller {
                 }
             }
         };
+        let taken = (raw.digest != reference_digest).then(|| signable(&raw));
+        let documents = Documents::new(top, taken)?;
         let config = self
             .registry
-            .small_blob(image, &manifest.config.digest, CONFIG_BYTES_MAX)
-            .await?;
+            .small_blob(image, &manifest.config.digest, CONFIG_BYTES_MAX);
+        // Side by side; the configuration is not looked at before the signatures are.
+        let ((), config) = futures_util::future::try_join(
+            self.check_signatures(image, &documents),
+            config.map_err(PullError::from),
+        )
+        .await?;
         let (config, diff_ids) =
             manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
         Ok(Resolved {
@@ -237,7 +254,27 @@ impl Puller {
             manifest,
             config,
             diff_ids,
+            documents,
         })
+    }
+
+    /// Whether the policy's demand on `image` is met by the signatures of its manifest. Part of [`Puller::resolve`]; to be
+    /// asked again for an image that a cache already has.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn check_signatures(
+        &self,
+        image: &Reference,
+        documents: &Documents,
+    ) -> Result<(), PullError> {
+        let demand = self.config.policy.demand(image)?;
+        if demand.needs_signatures() {
+            let (store, lookaside) = (self.registry.signatures(image), &self.config.lookaside);
+            let now = SystemTime::now();
+            signature::check(&demand, image, documents, &store, lookaside, now).await?;
+        }
+        Ok(())
     }
 
     /// Every layer's plan; the keys of all encrypted layers are fetched in one round.
@@ -376,6 +413,13 @@ impl Puller {
         }
         let needed = pull.usage.bytes().max(pull.space.available);
         self.no_space(&pull.image, pull.space, needed, pull.stage.place())
+    }
+}
+
+fn signable(raw: &RawManifest) -> Signable {
+    Signable {
+        digest: raw.digest.clone(),
+        bytes: raw.bytes.clone(),
     }
 }
 

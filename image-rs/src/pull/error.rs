@@ -7,6 +7,7 @@ use crate::layer::LayerError;
 use crate::manifest::ManifestError;
 use crate::policy::PolicyError;
 use crate::registry::RegistryError;
+use crate::signature::DocumentsError;
 use crate::unpack::UnpackError;
 
 /// Why an image was not pulled.
@@ -26,6 +27,9 @@ pub enum PullError {
         /// Why.
         source: ManifestError,
     },
+    /// The index and the manifest that was taken from it.
+    #[error(transparent)]
+    Documents(#[from] DocumentsError),
     /// The keys.
     #[error("image {image} cannot be decrypted: {source}")]
     Keys {
