@@ -144,7 +144,10 @@ impl Images {
             })
             .await?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
-        let config = PullConfig::new(settings.policy.clone());
+        let config = PullConfig {
+            lookaside: settings.lookaside.clone(),
+            ..PullConfig::new(settings.policy.clone())
+        };
         let config = limits::apply(config, &self.content.image.limits);
         let config = match settings.layers_at_once {
             Some(concurrency) => PullConfig {

@@ -22,11 +22,12 @@ pub mod pull;
 pub mod recrypt;
 pub mod reference;
 pub mod registry;
+pub mod signature;
 pub mod unpack;
 
 pub use digest::Digest;
 pub use layer::LayerError;
 pub use place::Place;
-pub use policy::Policy;
+pub use policy::{Policy, PolicyFile};
 pub use pull::{PullConfig, PullError, Pulled, Puller};
 pub use reference::Reference;

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::TryFutureExt as _;
 use oci_spec::image::ImageConfiguration;
 use ocicrypt::KeySource;
 use ocicrypt::media_type;
@@ -26,6 +27,7 @@ use crate::place::Place;
 use crate::policy::Policy;
 use crate::reference::Reference;
 use crate::registry::{RawManifest, Registry};
+use crate::signature::{self, Documents, Lookaside, Signable};
 use crate::unpack::{
     Devices, Journal, Limits, Options, Ownership, Root, Tree, Trusted, UnpackError, Usage,
 };
@@ -53,6 +55,8 @@ pub struct PullConfig {
     pub trusted: Trusted,
     /// What to change when there is no room, in the words of the one who configures it.
     pub space_setting: String,
+    /// Where simple signatures are kept, for a policy that asks for some.
+    pub lookaside: Lookaside,
 }
 
 impl PullConfig {
@@ -68,6 +72,7 @@ impl PullConfig {
             ownership: Ownership::Keep,
             trusted: Trusted::Keep,
             space_setting: "the memory of the VM (default_memory)".to_owned(),
+            lookaside: Lookaside::default(),
         }
     }
 }
@@ -117,6 +122,8 @@ pub struct Resolved {
     pub config: ImageConfiguration,
     /// `rootfs.diff_ids`.
     pub diff_ids: Vec<Digest>,
+    /// What signatures of it are for.
+    pub documents: Documents,
 }
 
 /// Pulls images.
@@ -201,7 +208,8 @@ impl Puller {
         })
     }
 
-    /// Decides on `image` by the policy and fetches its manifest and configuration, but no layer.
+    /// Decides on `image` by the policy, by its signatures where the policy asks for some, and fetches its manifest and
+    /// configuration, but no layer.
     ///
     /// # Errors
     /// See [`PullError`].
@@ -215,7 +223,10 @@ impl Puller {
 
     async fn resolve_from(&self, image: &Place) -> Result<Resolved, PullError> {
         match image {
-            Place::Registry(_, image) => self.config.policy.check(image)?,
+            // A name that is refused is not even asked for.
+            Place::Registry(_, image) => {
+                let _ = self.config.policy.demand(image)?;
+            }
             Place::Layout(layout) => self.config.policy.check_layout(&layout.to_string())?,
         }
         let bad = |source| PullError::Manifest {
@@ -230,6 +241,7 @@ impl Puller {
         };
         let mut raw = image.document(None).await?;
         let reference_digest = raw.digest.clone();
+        let top = signable(&raw);
         let manifest = match read(&raw)? {
             Document::Image(manifest) => manifest,
             Document::Index(entries) => {
@@ -245,9 +257,18 @@ impl Puller {
                 }
             }
         };
-        let config = image
-            .small_blob(&manifest.config.digest, CONFIG_BYTES_MAX)
-            .await?;
+        let taken = (raw.digest != reference_digest).then(|| signable(&raw));
+        let documents = Documents::new(top, taken)?;
+        let config = image.small_blob(&manifest.config.digest, CONFIG_BYTES_MAX);
+        let signed = async {
+            match image {
+                Place::Registry(_, image) => self.check_signatures(image, &documents).await,
+                Place::Layout(_) => Ok(()),
+            }
+        };
+        // Side by side; the configuration is not looked at before the signatures are.
+        let ((), config) =
+            futures_util::future::try_join(signed, config.map_err(PullError::from)).await?;
         let (config, diff_ids) =
             manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
         Ok(Resolved {
@@ -256,7 +277,27 @@ impl Puller {
             manifest,
             config,
             diff_ids,
+            documents,
         })
+    }
+
+    /// Whether the policy's demand on `image` is met by the signatures of its manifest. Part of [`Puller::resolve`]; to be
+    /// asked again for an image that a cache already has.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn check_signatures(
+        &self,
+        image: &Reference,
+        documents: &Documents,
+    ) -> Result<(), PullError> {
+        let demand = self.config.policy.demand(image)?;
+        if demand.needs_signatures() {
+            let (store, lookaside) = (self.registry.signatures(image), &self.config.lookaside);
+            let now = SystemTime::now();
+            signature::check(&demand, image, documents, &store, lookaside, now).await?;
+        }
+        Ok(())
     }
 
     /// Every layer's plan; the keys of all encrypted layers are fetched in one round.
@@ -397,6 +438,13 @@ impl Puller {
         }
         let needed = pull.usage.bytes().max(pull.space.available);
         self.no_space(&pull.image, pull.space, needed, pull.stage.place())
+    }
+}
+
+fn signable(raw: &RawManifest) -> Signable {
+    Signable {
+        digest: raw.digest.clone(),
+        bytes: raw.bytes.clone(),
     }
 }
 

@@ -117,6 +117,23 @@ impl Reference {
         }
     }
 
+    /// What has this tag or digest in the same repository.
+    ///
+    /// # Errors
+    /// When `name` is neither.
+    pub fn named(&self, name: &str) -> Result<Self, ReferenceError> {
+        let (tag, digest) = if name.contains(':') {
+            (None, Some(name.parse()?))
+        } else {
+            (Some(check_tag(name)?), None)
+        };
+        Ok(Self {
+            tag,
+            digest,
+            ..self.clone()
+        })
+    }
+
     /// `registry/repository`, without tag and digest.
     #[must_use]
     pub fn name(&self) -> String {

@@ -10,6 +10,7 @@ use image_rs::place::PlaceError;
 use image_rs::policy::PolicyError;
 use image_rs::pull::PullError;
 use image_rs::registry::RegistryError;
+use image_rs::signature::DocumentsError;
 use image_rs::unpack::UnpackError;
 
 use super::PHASE;
@@ -18,7 +19,15 @@ use crate::fault::is_disk_full;
 
 /// A failure at the broker. Its text has no secret in it; a refusal's cause stays behind its ticket.
 pub(super) fn of_broker(error: &BrokerError) -> GuestError {
-    let code = match error {
+    let error_of_guest = GuestError::new(broker_code(error), "attest", chain(error));
+    match error.ticket() {
+        Some(ticket) => error_of_guest.with_ticket(ticket),
+        None => error_of_guest,
+    }
+}
+
+fn broker_code(error: &BrokerError) -> ErrorCode {
+    match error {
         BrokerError::Unreachable { .. }
         | BrokerError::Unavailable { .. }
         | BrokerError::Deadline { .. } => ErrorCode::BrokerUnreachable,
@@ -32,9 +41,19 @@ pub(super) fn of_broker(error: &BrokerError) -> GuestError {
         BrokerError::TooLarge { .. } | BrokerError::Protocol { .. } | BrokerError::Open { .. } => {
             ErrorCode::KeyUnwrapFailed
         }
+    }
+}
+
+/// A policy that is none, or whose keys could not be had.
+pub(super) fn of_policy(error: &PolicyError) -> GuestError {
+    let error_of_guest = GuestError::new(policy_code(error), PHASE, chain(error));
+    let ticket = match error {
+        PolicyError::Value { source, .. } => source
+            .downcast_ref::<BrokerError>()
+            .and_then(BrokerError::ticket),
+        _ => None,
     };
-    let error_of_guest = GuestError::new(code, "attest", chain(error));
-    match error.ticket() {
+    match ticket {
         Some(ticket) => error_of_guest.with_ticket(ticket),
         None => error_of_guest,
     }
@@ -56,6 +75,12 @@ fn pull_code(error: &PullError) -> ErrorCode {
         PullError::Registry(error) => registry_code(error),
         PullError::Source(error) => place_code(error),
         PullError::Manifest { source, .. } => manifest_code(source),
+        PullError::Documents(error) => match error {
+            DocumentsError::Digest { .. } | DocumentsError::NotListed { .. } => {
+                ErrorCode::DigestMismatch
+            }
+            DocumentsError::Index(error) => manifest_code(error),
+        },
         PullError::Keys { .. } => ErrorCode::KeyUnwrapFailed,
         PullError::Layer { source, .. } => layer_code(source),
         PullError::Merge { source, .. } => unpack_code(source),
@@ -67,11 +92,17 @@ fn pull_code(error: &PullError) -> ErrorCode {
 
 fn policy_code(error: &PolicyError) -> ErrorCode {
     match error {
-        PolicyError::Refused { .. } | PolicyError::Unsupported { .. } => ErrorCode::ImageDenied,
-        PolicyError::TooLong(_)
-        | PolicyError::Json(_)
-        | PolicyError::UnknownRequirement { .. }
-        | PolicyError::Empty(_) => ErrorCode::InitDataInvalid,
+        PolicyError::Refused { .. } | PolicyError::Layout { .. } => ErrorCode::ImageDenied,
+        // What could not be asked for may be there: another attempt can succeed.
+        PolicyError::Unsigned(refusal) if refusal.lacks_answers() => ErrorCode::RegistryUnreachable,
+        PolicyError::Unsigned(_) => ErrorCode::ImageDenied,
+        PolicyError::Value { source, .. } => match source.downcast_ref::<BrokerError>() {
+            Some(error) => broker_code(error),
+            None => ErrorCode::InitDataInvalid,
+        },
+        PolicyError::TooMany { .. } | PolicyError::Json(_) | PolicyError::Invalid { .. } => {
+            ErrorCode::InitDataInvalid
+        }
     }
 }
 

@@ -4,22 +4,26 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use agent_api::{ErrorCode, GuestError};
+use async_trait::async_trait;
 use attestation_agent::{Broker, ResourceUri};
 use evidence::Tee;
 use evidence::init_data::Content;
 use evidence::init_data::content::{self, Registries, RegistryRule, Source};
-use image_rs::Policy;
+use image_rs::policy::{Files, Location, ValueError, ValueSource};
 use image_rs::registry::{
     AuthFile, Mirror, PullFromMirror, Reach, Registry, RegistryConfig, Rule, Rules, Security,
 };
+use image_rs::signature::Lookaside;
+use image_rs::{Policy, PolicyFile};
 use transport::{Dial, Proxies, Roots};
 
 use super::PHASE;
-use super::fault::of_broker;
+use super::fault::{of_broker, of_policy};
 
 /// Settings that are complete.
 pub(super) struct Settings {
     pub(super) policy: Policy,
+    pub(super) lookaside: Lookaside,
     pub(super) layers_at_once: Option<NonZeroUsize>,
     /// One client for all images of the pod, so that they share connections and tokens.
     pub(super) registry: Registry,
@@ -38,11 +42,17 @@ impl Settings {
     ) -> Result<Self, GuestError> {
         let image = &content.image;
         let policy = match &image.security_policy {
-            Some(Source::Inline(json)) => parse_policy(json.as_bytes())?,
-            Some(Source::Broker(uri)) => parse_policy(&fetch(broker, uri).await?)?,
+            Some(Source::Inline(json)) => policy(json.as_bytes(), tee, broker).await?,
+            Some(Source::Broker(uri)) => policy(&fetch(broker, uri).await?, tee, broker).await?,
             None if tee.is_none() => Policy::accept_anything(),
             None => Policy::reject(),
         };
+        let lookaside = match &image.lookaside {
+            Some(Source::Inline(json)) => Lookaside::from_json(json.as_bytes()),
+            Some(Source::Broker(uri)) => Lookaside::from_json(&fetch(broker, uri).await?),
+            None => Ok(Lookaside::default()),
+        };
+        let lookaside = lookaside.map_err(malformed)?;
         let rules = match &image.registries {
             Some(Source::Inline(registries)) => rules(registries).map_err(malformed)?,
             Some(Source::Broker(uri)) => {
@@ -80,6 +90,7 @@ impl Settings {
         let registry = Registry::open(Arc::clone(dial), &reach, config);
         Ok(Self {
             policy,
+            lookaside,
             layers_at_once,
             registry: registry.map_err(malformed)?,
         })
@@ -136,8 +147,38 @@ async fn fetch(
     Ok(secret.into_zeroizing())
 }
 
-fn parse_policy(json: &[u8]) -> Result<Policy, GuestError> {
-    Policy::from_json(json).map_err(malformed)
+/// The policy with all the keys that it names.
+async fn policy(
+    json: &[u8],
+    tee: Option<Tee>,
+    broker: Option<&Broker>,
+) -> Result<Policy, GuestError> {
+    let file = PolicyFile::from_json(json).map_err(|error| of_policy(&error))?;
+    let loaded = file.load(&Values { tee, broker }).await;
+    loaded.map_err(|error| of_policy(&error))
+}
+
+/// The broker as the holder of a policy's keys.
+struct Values<'a> {
+    tee: Option<Tee>,
+    broker: Option<&'a Broker>,
+}
+
+#[async_trait]
+impl ValueSource for Values<'_> {
+    async fn value(&self, location: &Location) -> Result<Vec<u8>, ValueError> {
+        let Location::Broker(uri) = location else {
+            // In a TEE a file of the guest is not the owner's word: the host shares directories with it.
+            if self.tee.is_some() {
+                return Err("in a TEE a key is at the broker (kbs:///) or in the policy".into());
+            }
+            return Files.value(location).await;
+        };
+        let broker = self.broker.ok_or("this guest has no broker")?;
+        let uri: ResourceUri = uri.parse()?;
+        let secret = broker.resource(&uri).await?;
+        Ok(secret.expose().to_vec())
+    }
 }
 
 fn malformed(error: impl std::fmt::Display) -> GuestError {
@@ -149,15 +190,34 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_policys_keys_are_fetched_before_an_image_is_and_their_want_is_named() {
+        let dial: Arc<dyn Dial> = Arc::new(transport::TcpDial);
+        for (path, why) in [
+            ("kbs:///a/b/cosign", "no broker"),
+            ("/etc/cosign.pub", "in a TEE"),
+        ] {
+            let mut content = Content::default();
+            let policy =
+                format!(r#"{{"default": [{{"type": "sigstoreSigned", "keyPath": "{path}"}}]}}"#);
+            content.image.security_policy = Some(Source::Inline(policy));
+            let error = Settings::load(&content, Some(Tee::Sample), None, &dial).await;
+            let error = error.err().unwrap();
+            assert_eq!(error.code, ErrorCode::InitDataInvalid);
+            let message = &error.message;
+            assert!(message.contains(path) && message.contains(why), "{message}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_tee_without_an_image_policy_refuses_every_image() {
         let image: image_rs::Reference = "docker.io/library/busybox".parse().unwrap();
         let dial: Arc<dyn Dial> = Arc::new(transport::TcpDial);
         let content = Content::default();
         let plain = Settings::load(&content, None, None, &dial).await.unwrap();
-        assert!(plain.policy.check(&image).is_ok());
+        assert!(plain.policy.demand(&image).is_ok());
         let tee = Settings::load(&content, Some(Tee::Sample), None, &dial)
             .await
             .unwrap();
-        assert!(tee.policy.check(&image).is_err());
+        assert!(tee.policy.demand(&image).is_err());
     }
 }

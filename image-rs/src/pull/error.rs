@@ -8,6 +8,7 @@ use crate::manifest::ManifestError;
 use crate::place::PlaceError;
 use crate::policy::PolicyError;
 use crate::registry::RegistryError;
+use crate::signature::DocumentsError;
 use crate::unpack::UnpackError;
 
 /// Why an image was not pulled.
@@ -30,6 +31,9 @@ pub enum PullError {
         /// Why.
         source: ManifestError,
     },
+    /// The index and the manifest that was taken from it.
+    #[error(transparent)]
+    Documents(#[from] DocumentsError),
     /// The keys.
     #[error("image {image} cannot be decrypted: {source}")]
     Keys {

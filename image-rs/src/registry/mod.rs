@@ -20,6 +20,7 @@ mod reach;
 mod retry;
 mod rules;
 mod send;
+mod signatures;
 mod walk;
 
 pub use auth::{AuthFile, AuthFileError};
@@ -30,6 +31,7 @@ pub use push::Upload;
 pub use reach::Reach;
 pub use retry::Retry;
 pub use rules::{Mirror, PullFromMirror, Rule, Rules, RulesError, Security};
+pub use signatures::RepositorySignatures;
 pub use walk::Tried;
 
 use std::collections::BTreeSet;

@@ -78,7 +78,7 @@ fn manifest(data: &[u8]) {
 
 fn policy(data: &[u8]) {
     if let (Ok(policy), Ok(image)) = (Policy::from_json(data), "registry.example/a/b:c".parse()) {
-        let _ = policy.check(&image);
+        let _ = policy.demand(&image);
     }
 }
 

@@ -14,6 +14,7 @@ mod image;
 pub mod mutate;
 mod rule;
 mod secret;
+mod signature;
 mod tdx;
 mod vsock;
 
@@ -37,6 +38,7 @@ pub fn targets() -> Vec<Target> {
         image::TARGETS,
         rule::TARGETS,
         secret::TARGETS,
+        signature::TARGETS,
         tdx::TARGETS,
         vsock::TARGETS,
     ]

@@ -57,6 +57,8 @@ pub struct ImageSettings {
     pub credentials_uri: Option<String>,
     /// Rules and mirrors of registries.
     pub registries: Option<Source<Registries>>,
+    /// Where simple signatures are kept, as containers-registries.d in JSON.
+    pub lookaside: Option<Source<String>>,
     /// Roots in PEM that registries may chain to besides the public ones.
     pub extra_root_certificates: Vec<String>,
     /// Layers fetched at once for one image.

@@ -127,6 +127,23 @@ fn limits_of_images_are_the_owners() {
 }
 
 #[test]
+fn the_place_of_simple_signatures_may_be_inline_or_at_the_broker() {
+    let lookaside = |text: &str| {
+        let text = format!("[image]\n{text}");
+        content(&[("cdh.toml", &text)]).map(|content| content.image.lookaside)
+    };
+    assert_eq!(
+        lookaside("sigstore_config = '{}'").unwrap(),
+        Some(Source::Inline("{}".to_owned()))
+    );
+    assert_eq!(
+        lookaside("sigstore_config_uri = 'kbs:///a/b/c'").unwrap(),
+        Some(Source::Broker("kbs:///a/b/c".to_owned()))
+    );
+    assert!(lookaside("sigstore_config_uri = 'file:///etc/x'").is_err());
+}
+
+#[test]
 fn nothing_asked_for_is_nothing_set() {
     assert_eq!(content(&[]).unwrap(), Content::default());
     let empty_cert = "[token_configs.kbs]\nurl = 'http://1.2.3.4:8080'\ncert = ''";

@@ -111,8 +111,8 @@ struct Image {
     extra_root_certificates: Vec<String>,
     max_concurrent_layer_downloads_per_image: Option<u32>,
     anonymous_fallback_on_unauthorized: bool,
-    sigstore_config: Option<Value>,
-    sigstore_config_uri: Option<Value>,
+    sigstore_config: Option<String>,
+    sigstore_config_uri: Option<String>,
     image_pull_proxy: Proxy,
     work_dir: Option<Value>,
     limits: ImageLimits,
@@ -246,6 +246,11 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
             inline_registries,
             image.registry_configuration_uri,
         )?,
+        lookaside: source(
+            "image.sigstore_config_uri",
+            image.sigstore_config,
+            image.sigstore_config_uri,
+        )?,
         extra_root_certificates: image.extra_root_certificates,
         layers_at_once: image.max_concurrent_layer_downloads_per_image,
         proxy: PullProxy {
@@ -258,18 +263,7 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
 }
 
 fn refuse_unsupported(image: &Image) -> Result<(), ContentError> {
-    const SIGSTORE: &str = "use `sigstoreSigned` in the image policy";
     let refused = [
-        (
-            image.sigstore_config.is_some(),
-            "image.sigstore_config",
-            SIGSTORE,
-        ),
-        (
-            image.sigstore_config_uri.is_some(),
-            "image.sigstore_config_uri",
-            SIGSTORE,
-        ),
         (image.work_dir.is_some(), "image.work_dir", "remove it"),
         (
             image.anonymous_fallback_on_unauthorized,
