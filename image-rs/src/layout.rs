@@ -13,8 +13,8 @@ use tempfile::NamedTempFile;
 use crate::digest::Digest;
 use crate::manifest::{MANIFEST_BYTES_MAX, OCI_INDEX};
 
-const MARKER: &str = "oci-layout";
-const INDEX: &str = "index.json";
+pub(crate) const MARKER: &str = "oci-layout";
+pub(crate) const INDEX: &str = "index.json";
 const VERSION: &str = "1.0.0";
 const TAG: &str = "org.opencontainers.image.ref.name";
 /// How much of a blob is read at once.
@@ -99,30 +99,7 @@ impl Layout {
         let index = self
             .read_index()?
             .ok_or_else(|| LayoutError::NotOne(self.directory.clone()))?;
-        let entries = index["manifests"].as_array().cloned().unwrap_or_default();
-        let tag_of = |entry: &Value| entry["annotations"][TAG].as_str().map(str::to_owned);
-        let chosen = match &self.tag {
-            Some(tag) => entries
-                .iter()
-                .find(|entry| tag_of(entry).as_ref() == Some(tag)),
-            None if entries.len() == 1 => entries.first(),
-            None => None,
-        };
-        let digest = chosen
-            .and_then(|entry| entry["digest"].as_str())
-            .and_then(|digest| digest.parse::<Digest>().ok());
-        let digest = digest.ok_or_else(|| LayoutError::NoImage {
-            path: self.directory.clone(),
-            wanted: self
-                .tag
-                .clone()
-                .unwrap_or_else(|| "without a tag".to_owned()),
-            found: entries
-                .iter()
-                .filter_map(tag_of)
-                .collect::<Vec<_>>()
-                .join(", "),
-        })?;
+        let digest = select(&index, self.tag.as_deref(), &self.directory)?;
         Ok((self.small_blob(&digest, MANIFEST_BYTES_MAX)?, digest))
     }
 
@@ -198,6 +175,16 @@ impl Layout {
         Ok(digest)
     }
 
+    /// Where it is.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Takes back a blob of an image that was not finished.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        let _ = std::fs::remove_file(self.blob_path(digest));
+    }
+
     fn create(&self) -> Result<(), LayoutError> {
         let blobs = self.directory.join("blobs/sha256");
         std::fs::create_dir_all(&blobs)
@@ -222,7 +209,7 @@ impl Layout {
         let not_one = || LayoutError::NotOne(self.directory.clone());
         let marker: Value =
             serde_json::from_slice(&read_capped(&marker, 4096)?).map_err(|_| not_one())?;
-        if marker["imageLayoutVersion"].as_str() != Some(VERSION) {
+        if !check_marker(&marker) {
             return Err(not_one());
         }
         let index = self.directory.join(INDEX);
@@ -251,6 +238,36 @@ impl Layout {
             .join(digest.algorithm().name())
             .join(digest.hex())
     }
+}
+
+/// Whether a marker is that of this version.
+pub(crate) fn check_marker(marker: &Value) -> bool {
+    marker["imageLayoutVersion"].as_str() == Some(VERSION)
+}
+
+/// The image of a layout's index that a tag leads to, or the only one.
+pub(crate) fn select(index: &Value, tag: Option<&str>, path: &Path) -> Result<Digest, LayoutError> {
+    let entries = index["manifests"].as_array().cloned().unwrap_or_default();
+    let tag_of = |entry: &Value| entry["annotations"][TAG].as_str().map(str::to_owned);
+    let chosen = match tag {
+        Some(tag) => entries
+            .iter()
+            .find(|entry| tag_of(entry).as_deref() == Some(tag)),
+        None if entries.len() == 1 => entries.first(),
+        None => None,
+    };
+    let digest = chosen
+        .and_then(|entry| entry["digest"].as_str())
+        .and_then(|digest| digest.parse::<Digest>().ok());
+    digest.ok_or_else(|| LayoutError::NoImage {
+        path: path.to_owned(),
+        wanted: tag.unwrap_or("without a tag").to_owned(),
+        found: entries
+            .iter()
+            .filter_map(tag_of)
+            .collect::<Vec<_>>()
+            .join(", "),
+    })
 }
 
 /// A blob being read.
@@ -308,7 +325,7 @@ impl LayoutWriter {
 }
 
 /// Temporary files are private; what stands in a layout is for every reader.
-fn publish(file: NamedTempFile, path: &Path) -> std::io::Result<()> {
+pub(crate) fn publish(file: NamedTempFile, path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.as_file()
         .set_permissions(std::fs::Permissions::from_mode(0o644))?;
@@ -331,7 +348,7 @@ fn read_capped(path: &Path, cap: usize) -> Result<Vec<u8>, LayoutError> {
     }
 }
 
-fn failed(step: &'static str, path: &Path, source: std::io::Error) -> LayoutError {
+pub(crate) fn failed(step: &'static str, path: &Path, source: std::io::Error) -> LayoutError {
     LayoutError::Io {
         step,
         path: path.to_owned(),

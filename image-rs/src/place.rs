@@ -1,7 +1,8 @@
-//! Where an image is or shall be: a registry, or a layout in a directory. One face for both.
+//! Where an image is or shall be: a registry, a layout in a directory, or one in an archive. One face for all.
 
 use bytes::{Bytes, BytesMut};
 
+use crate::archive::{Archive, ArchiveBlob};
 use crate::digest::Digest;
 use crate::layout::{Layout, LayoutBlob, LayoutError, LayoutWriter};
 use crate::manifest::{self, Document, Manifest, ManifestError, Platform};
@@ -18,7 +19,8 @@ const LAYERS_MAX: usize = 128;
 pub enum PlaceError {
     /// Its name.
     #[error(
-        "{text:?} is not a place for images; write docker://registry/repository:tag or oci:directory[:tag]: {source}"
+        "{text:?} is not a place for images; write docker://registry/repository:tag, oci:directory[:tag] or \
+         oci-archive:file[:tag]: {source}"
     )]
     Name {
         /// What was written.
@@ -49,6 +51,8 @@ pub enum Place {
     Registry(Registry, Reference),
     /// In a directory.
     Layout(Layout),
+    /// In a file.
+    Archive(Archive),
 }
 
 /// A manifest with all that is needed to write it anew.
@@ -63,13 +67,16 @@ pub struct Found {
 }
 
 impl Place {
-    /// Reads `docker://…`, `oci:…`, or a bare image name.
+    /// Reads `docker://…`, `oci:…`, `oci-archive:…`, or a bare image name.
     ///
     /// # Errors
     /// [`PlaceError::Name`].
     pub fn parse(text: &str, registry: &Registry) -> Result<Self, PlaceError> {
         if let Some(layout) = text.strip_prefix("oci:") {
             return Ok(Self::Layout(Layout::parse(layout)));
+        }
+        if let Some(archive) = text.strip_prefix("oci-archive:") {
+            return Ok(Self::Archive(Archive::parse(archive)));
         }
         let name = text.strip_prefix("docker://").unwrap_or(text);
         let image = name.parse().map_err(|source| PlaceError::Name {
@@ -128,6 +135,16 @@ impl Place {
                 };
                 Ok((bytes, digest, None))
             }
+            Self::Archive(archive) => {
+                let (bytes, digest) = match digest {
+                    Some(digest) => (
+                        archive.small_blob(digest, manifest::MANIFEST_BYTES_MAX)?,
+                        digest.clone(),
+                    ),
+                    None => archive.manifest()?,
+                };
+                Ok((bytes, digest, None))
+            }
         }
     }
 
@@ -139,6 +156,7 @@ impl Place {
         match self {
             Self::Registry(registry, image) => Ok(registry.small_blob(image, digest, cap).await?),
             Self::Layout(layout) => Ok(layout.small_blob(digest, cap)?),
+            Self::Archive(archive) => Ok(archive.small_blob(digest, cap)?),
         }
     }
 
@@ -152,6 +170,7 @@ impl Place {
                 registry.blob(image, digest, size),
             ))),
             Self::Layout(layout) => Ok(BlobReader::Layout(layout.blob(digest)?)),
+            Self::Archive(archive) => Ok(BlobReader::Archive(archive.blob(digest)?)),
         }
     }
 
@@ -169,6 +188,7 @@ impl Place {
                 })
             }
             Self::Layout(layout) => Ok(BlobWriter::Layout(Box::new(layout.start_blob()?))),
+            Self::Archive(archive) => Ok(BlobWriter::Layout(Box::new(archive.start_blob()?))),
         }
     }
 
@@ -180,6 +200,23 @@ impl Place {
         match self {
             Self::Registry(registry, image) => Ok(registry.has_blob(image, digest).await?),
             Self::Layout(layout) => Ok(layout.has_blob(digest)),
+            Self::Archive(archive) => Ok(archive.has_blob(digest)),
+        }
+    }
+
+    /// Whether a blob of this digest that is written now must stay, whatever becomes of the image: it was there before,
+    /// or the place cleans up itself.
+    pub(crate) fn would_keep(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Layout(layout) => layout.has_blob(digest),
+            Self::Registry(..) | Self::Archive(_) => true,
+        }
+    }
+
+    /// Takes back a blob of an image that was not finished.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        if let Self::Layout(layout) = self {
+            layout.forget(digest);
         }
     }
 
@@ -197,6 +234,7 @@ impl Place {
                 Ok(registry.push_manifest(image, media_type, bytes).await?)
             }
             Self::Layout(layout) => Ok(layout.write_manifest(media_type, &bytes)?),
+            Self::Archive(archive) => Ok(archive.write_manifest(media_type, &bytes)?),
         }
     }
 }
@@ -208,6 +246,8 @@ pub enum BlobReader {
     Registry(Box<BlobStream>),
     /// From a directory.
     Layout(LayoutBlob),
+    /// From an archive.
+    Archive(ArchiveBlob),
 }
 
 impl BlobReader {
@@ -219,6 +259,7 @@ impl BlobReader {
         match self {
             Self::Registry(blob) => Ok(blob.next().await?),
             Self::Layout(blob) => Ok(blob.next_piece()?),
+            Self::Archive(blob) => Ok(blob.next_piece()?),
         }
     }
 }
