@@ -2,9 +2,10 @@
 //! and `oci-archive:file:tag`.
 //!
 //! Spec: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>. A blob appears under its digest
-//! only when it is whole, and `index.json` is replaced in one step. An archive is only read.
+//! only when it is whole, and `index.json` is replaced in one step, as an archive is.
 
 mod error;
+mod pack;
 mod source;
 
 pub use error::LayoutError;
@@ -186,12 +187,30 @@ impl Layout {
         self.source.path().to_owned()
     }
 
-    /// Whether a blob is there.
+    /// Where what is written of the image goes.
+    fn target(&self) -> Result<Self, LayoutError> {
+        let (source, tag) = (self.source.target()?, self.tag.clone());
+        Ok(Self {
+            source,
+            tag,
+            digest: None,
+        })
+    }
+
+    /// Whether a blob that shall be written is there. A new archive takes none from the one in its place.
     #[must_use]
     pub fn has_blob(&self, digest: &Digest) -> bool {
-        self.source
-            .open(&blob_name(digest))
-            .is_ok_and(|part| part.is_some())
+        let found = self
+            .target()
+            .and_then(|to| to.source.open(&blob_name(digest)));
+        found.is_ok_and(|part| part.is_some())
+    }
+
+    /// Takes back a blob of an image that was not finished.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        if let Ok(to) = self.target() {
+            let _ = std::fs::remove_file(to.source.path_of(&blob_name(digest)));
+        }
     }
 
     /// Starts a blob; makes the layout where there is none.
@@ -199,17 +218,15 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn start_blob(&self) -> Result<LayoutWriter, LayoutError> {
-        let directory = self.create()?;
-        let place = directory.join("blobs/sha256");
+        let layout = self.target()?;
+        layout.create()?;
+        let place = layout.source.path_of("blobs/sha256");
         let file = NamedTempFile::new_in(&place)
             .map_err(|source| failed("make a file in", &place, source))?;
-        Ok(LayoutWriter {
-            file,
-            layout: self.clone(),
-        })
+        Ok(LayoutWriter { file, layout })
     }
 
-    /// Writes a manifest and lets the tag lead to it.
+    /// Writes a manifest and lets the tag lead to it; an archive is made now.
     ///
     /// # Errors
     /// See [`LayoutError`].
@@ -218,7 +235,8 @@ impl Layout {
         let mut blob = self.start_blob()?;
         blob.write(bytes)?;
         blob.finish(&digest)?;
-        let mut index = self
+        let to = self.target()?;
+        let mut index = to
             .read_index()?
             .unwrap_or_else(|| json!({"schemaVersion": 2, "mediaType": OCI_INDEX}));
         let mut entries = index["manifests"].as_array().cloned().unwrap_or_default();
@@ -229,20 +247,20 @@ impl Layout {
         }
         entries.push(entry);
         index["manifests"] = entries.into();
-        self.replace(INDEX, index.to_string().as_bytes())?;
+        to.replace(INDEX, index.to_string().as_bytes())?;
+        self.source.pack()?;
         Ok(digest)
     }
 
-    fn create(&self) -> Result<PathBuf, LayoutError> {
-        let directory = self.source.writable()?;
-        let blobs = directory.join("blobs/sha256");
+    fn create(&self) -> Result<(), LayoutError> {
+        let blobs = self.source.path_of("blobs/sha256");
         std::fs::create_dir_all(&blobs)
             .map_err(|source| failed("make directory", &blobs, source))?;
-        if !directory.join(MARKER).exists() {
-            let marker = json!({"imageLayoutVersion": VERSION});
-            self.replace(MARKER, marker.to_string().as_bytes())?;
+        if self.source.path_of(MARKER).exists() {
+            return Ok(());
         }
-        Ok(directory.to_owned())
+        let marker = json!({"imageLayoutVersion": VERSION});
+        self.replace(MARKER, marker.to_string().as_bytes())
     }
 
     /// `None` where there is no layout yet.
@@ -266,10 +284,9 @@ impl Layout {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), LayoutError> {
-        let directory = self.source.writable()?;
-        let path = directory.join(name);
+        let path = self.source.path_of(name);
         let write = || -> std::io::Result<()> {
-            let mut file = NamedTempFile::new_in(directory)?;
+            let mut file = NamedTempFile::new_in(self.source.path())?;
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             publish(file, &path)
@@ -397,10 +414,6 @@ mod tests {
                 (b"1".as_slice().into(), digest.clone())
             );
             assert!(matches!(
-                archive.start_blob(),
-                Err(LayoutError::ReadOnly(_))
-            ));
-            assert!(matches!(
                 archive.blob_of_size(&digest, 2),
                 Err(LayoutError::Size {
                     expected: 2,
@@ -417,6 +430,49 @@ mod tests {
                 Err(LayoutError::Archive { .. })
             ));
         }
+    }
+
+    #[test]
+    fn an_archive_is_written_in_one_step_and_nothing_else_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = format!("{}:t", directory.path().join("a.tar").display());
+        let write = |content: &[u8]| {
+            let archive = Layout::parse_archive(&place);
+            let mut blob = archive.start_blob().unwrap();
+            blob.write(content).unwrap();
+            blob.finish(&Digest::of(content)).unwrap();
+            archive
+        };
+        let digest = write(b"blob").write_manifest("x", b"{}").unwrap();
+        // Given up before its manifest, a second one leaves the first as it was.
+        assert!(!write(b"other").has_blob(&Digest::of(b"blob")));
+        let names: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+        let again = Layout::parse_archive(&place);
+        let manifest = again.manifest().unwrap();
+        assert_eq!(manifest, (b"{}".as_slice().into(), digest));
+        let mut blob = again.blob(&Digest::of(b"blob")).unwrap();
+        assert_eq!(blob.next_piece().unwrap().unwrap(), b"blob".as_slice());
+        assert!(blob.next_piece().unwrap().is_none());
+        assert!(again.blob(&Digest::of(b"other")).is_err());
+    }
+
+    #[test]
+    fn an_archive_with_two_faces_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("two.tar");
+        let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+        for _ in 0..2 {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(2);
+            tar.append_data(&mut header, INDEX, &b"{}"[..]).unwrap();
+        }
+        tar.finish().unwrap();
+        let error = Layout::parse_archive(path.to_str().unwrap()).manifest();
+        let LayoutError::Archive { source, .. } = error.unwrap_err() else {
+            panic!("not refused as an archive");
+        };
+        assert!(source.to_string().contains("twice"), "{source}");
     }
 
     #[test]

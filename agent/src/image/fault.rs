@@ -167,7 +167,7 @@ fn layout_code(error: &LayoutError) -> ErrorCode {
         LayoutError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             ErrorCode::ImageNotFound
         }
-        LayoutError::Io { .. } | LayoutError::ReadOnly(_) => ErrorCode::Internal,
+        LayoutError::Io { .. } => ErrorCode::Internal,
         LayoutError::NoImage { .. } => ErrorCode::ImageNotFound,
         LayoutError::TooLarge { .. } => ErrorCode::ImageTooLarge,
         LayoutError::Digest { .. } => ErrorCode::DigestMismatch,

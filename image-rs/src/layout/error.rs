@@ -41,9 +41,6 @@ pub enum LayoutError {
         /// What is wrong with it.
         source: UnpackError,
     },
-    /// An archive is never written.
-    #[error("{0:?} is an archive, which is only read; write to oci:directory[:tag]")]
-    ReadOnly(PathBuf),
     /// A blob of another length than its descriptor says.
     #[error("blob {path:?} has {found} bytes, not {expected}")]
     Size {

@@ -9,8 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
+use tempfile::TempDir;
 
-use super::{LayoutError, failed};
+use super::{LayoutError, failed, pack};
 use crate::unpack::{Archive, Limits, UnpackError};
 
 /// Cap on the members of an archive: some for each layer of many images.
@@ -24,6 +25,8 @@ pub(super) enum Source {
         path: PathBuf,
         /// Found out when the first file is asked for.
         members: Arc<OnceLock<Members>>,
+        /// What a new archive will be made of.
+        stage: Arc<OnceLock<TempDir>>,
     },
 }
 
@@ -40,8 +43,11 @@ impl Source {
     }
 
     pub(super) fn archive(path: PathBuf) -> Self {
-        let members = Arc::default();
-        Self::Archive { path, members }
+        Self::Archive {
+            path,
+            members: Arc::default(),
+            stage: Arc::default(),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -63,11 +69,27 @@ impl Source {
         self.path().join(name)
     }
 
-    /// Where files can be made.
-    pub(super) fn writable(&self) -> Result<&Path, LayoutError> {
+    /// What is written to: the directory itself, or the one that an archive is made of.
+    pub(super) fn target(&self) -> Result<Self, LayoutError> {
+        let Self::Archive { path, stage, .. } = self else {
+            return Ok(self.clone());
+        };
+        let directory = match stage.get() {
+            Some(stage) => stage,
+            None => {
+                let made = pack::stage(path)?;
+                // Where two began at once, the one directory is used and the other removed.
+                stage.get_or_init(|| made)
+            }
+        };
+        Ok(Self::Directory(directory.path().to_owned()))
+    }
+
+    /// Makes the archive of all that was written, where it is one.
+    pub(super) fn pack(&self) -> Result<(), LayoutError> {
         match self {
-            Self::Directory(path) => Ok(path),
-            Self::Archive { path, .. } => Err(LayoutError::ReadOnly(path.clone())),
+            Self::Directory(_) => Ok(()),
+            Self::Archive { path, .. } => pack::pack(self.target()?.path(), path),
         }
     }
 
@@ -76,7 +98,7 @@ impl Source {
         match self {
             Self::Directory(path) => open_below(path, name)
                 .map_err(|errno| failed("open", &path.join(name), errno.into())),
-            Self::Archive { path, members } => {
+            Self::Archive { path, members, .. } => {
                 let members = match members.get() {
                     Some(members) => members,
                     None => {
@@ -149,7 +171,12 @@ impl Members {
                 let (setting, cap) = ("members of an archive", MEMBERS_MAX as u64);
                 return Err(archive(UnpackError::Limit { setting, cap }));
             }
-            by_name.insert(name.to_vec(), (position, size));
+            if by_name.insert(name.to_vec(), (position, size)).is_some() {
+                // Two readers could see two images.
+                let name = String::from_utf8_lossy(name);
+                let twice = format!("it has {name:?} twice");
+                return Err(archive(UnpackError::Archive(twice)));
+            }
         }
         Ok(Self {
             file: Arc::new(file),
