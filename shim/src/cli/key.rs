@@ -103,6 +103,14 @@ pub(super) fn read_token(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
+/// A key's PEM.
+pub(super) fn read_text(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes);
+    let text = text.with_context(|| format!("{} is no text", path.display()))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
 fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
