@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use ciborium::{Value, cbor};
 use policies::{
-    corim::{Algorithm, CORIM_BYTES, Corim, CorimError},
+    corim::{Algorithm, CORIM_BYTES, Corim, CorimError, Draft},
     reference::{Provenance, ReferenceValue},
 };
 use serde_json::json;
@@ -168,4 +168,37 @@ fn a_broken_one_never_panics() {
     }
     assert!(reference_values(&[0x81; 10_000]).is_err());
     assert!(reference_values(&vec![0; CORIM_BYTES + 1]).is_err());
+}
+
+#[test]
+fn a_draft_is_read_back_under_its_names_alone_signed_or_not() {
+    let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
+    let draft = Draft::new("guest-7")
+        .within(at(100), at(200))
+        .digests("snp_launch_measurement", &[[1; 48], [2; 48]]);
+    let signed = draft.signed(Algorithm::Es384, b"key", "owner", |message| {
+        assert!(message.starts_with(b"\x84\x6aSignature1"));
+        Ok::<_, CorimError>(vec![7; 96])
+    });
+    let signed = signed.unwrap();
+    for whole in [&draft.unsigned().unwrap(), &signed] {
+        let values = reference_values(whole).unwrap();
+        assert_eq!(values.len(), 1);
+        assert_eq!(values[0].name, "snp_launch_measurement");
+        let digests = json!(["01".repeat(48), "02".repeat(48)]);
+        assert_eq!(values[0].versions[0].value, digests);
+        let window = (
+            values[0].versions[0].not_before,
+            values[0].versions[0].not_after,
+        );
+        assert_eq!(window, (at(100), at(200)));
+    }
+    let Corim::Signed(read) = Corim::read(&signed).unwrap() else {
+        panic!("it is signed");
+    };
+    assert_eq!(
+        (read.algorithm, &read.key_id[..]),
+        (Algorithm::Es384, &b"key"[..])
+    );
+    assert_eq!(read.signature, [7; 96]);
 }

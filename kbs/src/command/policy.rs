@@ -9,7 +9,9 @@ use std::{
 use anyhow::Context;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use clap::{Args, Subcommand};
+use evidence::{Tee, init_data::InitDataDigest};
 use http::Method;
+use measure::Binding;
 use policies::{
     release::pin_init_data,
     scopes::{Prefix, Selector},
@@ -81,7 +83,7 @@ pub(super) enum Policy {
     },
     /// Release only to guests of one kind that were launched with one init-data.
     Pin {
-        /// Hex of the init-data's digest.
+        /// Hex of the init-data's digest, whole: it is cut or padded as the kind reports it.
         #[arg(long)]
         init_data_digest: String,
         /// The kind of TEE, by name.
@@ -146,7 +148,7 @@ impl Policy {
                 scope,
                 print,
             } => {
-                let text = pin_init_data(&init_data_digest, &tee)?;
+                let text = pin_init_data(&reported(&init_data_digest, &tee), &tee)?;
                 if print {
                     return Ok(io::stdout().write_all(text.as_bytes())?);
                 }
@@ -154,6 +156,15 @@ impl Policy {
                 set(connection, &scope, text.as_bytes()).await
             }
         }
+    }
+}
+
+/// The digest as a guest of this kind reports it.
+fn reported(digest: &str, tee: &str) -> String {
+    match (InitDataDigest::from_hex(digest), tee.parse::<Tee>()) {
+        (Ok(digest), Ok(tee)) => Binding::of(tee, Some(&digest)).hex(),
+        // The policy's own check says what is wrong, and knows kinds of devices.
+        _ => digest.to_owned(),
     }
 }
 
@@ -203,5 +214,25 @@ fn named(scope: &Attached, what: &str) -> String {
         }
         Attached::Release(prefix) => format!("{RELEASE}{what}/{prefix}"),
         Attached::Appraisal(selector) => format!("{APPRAISAL}{what}/{selector}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_pinned_as_wide_as_the_kind_reports_it() {
+        let (short, long) = ("ab".repeat(32), "AB".repeat(48));
+        for (digest, tee, pinned) in [
+            (&short, "snp", short.clone()),
+            (&long, "sim-snp", short.clone()),
+            (&short, "tdx", format!("{short}{}", "00".repeat(16))),
+            (&long, "sample", "ab".repeat(48)),
+            (&short, "sampledevice", short.clone()),
+        ] {
+            assert_eq!(reported(digest, tee), pinned, "{tee}");
+        }
+        assert_eq!(reported("abc", "snp"), "abc");
     }
 }

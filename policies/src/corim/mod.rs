@@ -1,12 +1,15 @@
 //! Reference values out of a CoRIM, under the names that Trustee's extractor gives them: vendor, model,
 //! key, name and serial number joined with `/`, then `digests` or `raw_bytes`.
 //!
+//! A class of ours stands for names without these parts ([`Draft`]).
+//!
 //! A vendor's manifest says more than we judge; what is no reference value is passed over, and what
 //! has a wrong form is an error. A signed CoRIM gives its values to none but who checks its signature:
 //! that needs cryptography, which is not here.
 //!
 //! Source: draft-ietf-rats-corim, sections 4 (CoRIM) and 5 (CoMID).
 
+mod draft;
 mod signed;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ciborium::Value;
 use serde_json::json;
 
+pub use draft::Draft;
 pub use signed::{Algorithm, SignedCorim};
 
 use crate::reference::{Provenance, ReferenceError, ReferenceValue, Version};
@@ -230,20 +234,31 @@ fn comid(comid: &Value, found: &mut Found) -> Result<(), CorimError> {
             ));
         };
         let mut path = Vec::new();
+        let mut named = false;
         if let Some(class) = member(environment, 0, "environment")? {
             push_text(&mut path, class, 1)?;
             push_text(&mut path, class, 2)?;
+            named = is_named(class)?;
         }
         for measurement in array(measurements, "measurements")? {
-            measured(measurement, path.clone(), found)?;
+            measured(measurement, path.clone(), named, found)?;
         }
     }
     Ok(())
 }
 
+/// Whether a class says that a measurement's key is the name.
+fn is_named(class: &Value) -> Result<bool, CorimError> {
+    Ok(match member(class, 0, "class")? {
+        Some(Value::Tag(UUID, id)) => id.as_bytes().is_some_and(|id| **id == draft::NAMED),
+        _ => false,
+    })
+}
+
 fn measured(
     measurement: &Value,
     mut path: Vec<String>,
+    named: bool,
     found: &mut Found,
 ) -> Result<(), CorimError> {
     if let Some(key) = member(measurement, 0, "measurement")? {
@@ -257,7 +272,12 @@ fn measured(
         if found.len() >= VALUES {
             return Err(CorimError::TooMany);
         }
-        found.push((format!("{path}/{last}"), value));
+        let name = if named {
+            path.clone()
+        } else {
+            format!("{path}/{last}")
+        };
+        found.push((name, value));
         Ok(())
     };
     if let Some(digests) = member(value, 2, "mval")? {

@@ -12,17 +12,17 @@ use super::{Corim, CorimError, Window, decode, member, seconds, shape, validity}
 use crate::reference::{Provenance, ReferenceValue};
 
 /// Labels of headers, and of what is in them.
-const ALGORITHM: i128 = 1;
+pub(super) const ALGORITHM: i128 = 1;
 const CRITICAL: i128 = 2;
-const CONTENT_TYPE: i128 = 3;
-const KEY_ID: i128 = 4;
-const CORIM_META: i128 = 8;
+pub(super) const CONTENT_TYPE: i128 = 3;
+pub(super) const KEY_ID: i128 = 4;
+pub(super) const CORIM_META: i128 = 8;
 const CLAIMS: i128 = 15;
 const SIGNATURE_VALIDITY: i128 = 1;
 const EXPIRATION: i128 = 4;
 const NOT_BEFORE: i128 = 5;
 /// The content type of a CoRIM.
-const RIM: &str = "application/rim+cbor";
+pub(super) const RIM: &str = "application/rim+cbor";
 /// Bytes of a key's id.
 const KEY_ID_BYTES: usize = 256;
 
@@ -35,6 +35,19 @@ pub enum Algorithm {
     Es384,
     /// EdDSA, on Ed25519 here.
     EdDsa,
+}
+
+impl Algorithm {
+    const ALL: [Self; 3] = [Self::Es256, Self::Es384, Self::EdDsa];
+
+    /// Its number among COSE's algorithms.
+    pub(super) const fn number(self) -> i64 {
+        match self {
+            Self::Es256 => -7,
+            Self::Es384 => -35,
+            Self::EdDsa => -8,
+        }
+    }
 }
 
 impl fmt::Display for Algorithm {
@@ -118,7 +131,7 @@ impl SignedCorim {
 }
 
 /// What is signed: RFC 9052, section 4.4, without external data.
-fn message(protected: Vec<u8>, payload: Vec<u8>) -> Result<Vec<u8>, CorimError> {
+pub(super) fn message(protected: Vec<u8>, payload: Vec<u8>) -> Result<Vec<u8>, CorimError> {
     let structure = Value::Array(vec![
         Value::Text("Signature1".to_owned()),
         Value::Bytes(protected),
@@ -169,12 +182,12 @@ fn check(protected: &Value, unprotected: &Value) -> Result<(), CorimError> {
 fn algorithm(protected: &Value) -> Result<Algorithm, CorimError> {
     let named = header(protected, ALGORITHM)?;
     match named.and_then(Value::as_integer).map(i128::from) {
-        Some(-7) => Ok(Algorithm::Es256),
-        Some(-35) => Ok(Algorithm::Es384),
-        Some(-8) => Ok(Algorithm::EdDsa),
-        Some(other) => Err(CorimError::Algorithm {
-            found: other.to_string(),
-        }),
+        Some(number) => Algorithm::ALL
+            .into_iter()
+            .find(|known| i128::from(known.number()) == number)
+            .ok_or_else(|| CorimError::Algorithm {
+                found: number.to_string(),
+            }),
         None => Err(CorimError::Algorithm {
             found: "that is not a number".to_owned(),
         }),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use evidence::init_data::content::{AA_TOML, CDH_TOML, POLICY_REGO};
-use evidence::init_data::{Algorithm, InitData, annotation};
+use evidence::init_data::{Algorithm, InitData, InitDataDigest, annotation};
 use serde::Serialize;
 
 #[derive(Debug, Subcommand)]
@@ -45,12 +45,20 @@ pub(super) struct Existing {
 impl Existing {
     /// Also checks that the guest will obey it: a typing error is told here and not at the pod's start.
     fn read(&self) -> anyhow::Result<InitData> {
-        let bytes =
-            fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))?;
-        let data = InitData::parse(&bytes)?;
-        data.content()?;
-        Ok(data)
+        read(&self.file)
     }
+}
+
+/// The digest of init-data that a guest will obey.
+pub(super) fn digest(path: &Path) -> anyhow::Result<InitDataDigest> {
+    Ok(read(path)?.digest())
+}
+
+fn read(path: &Path) -> anyhow::Result<InitData> {
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let data = InitData::parse(&bytes)?;
+    data.content()?;
+    Ok(data)
 }
 
 #[derive(Debug, Args)]

@@ -107,6 +107,14 @@ pub(super) fn read_token(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
+/// A key's PEM.
+pub(super) fn read_text(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes);
+    let text = text.with_context(|| format!("{} is no text", path.display()))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
 /// Reads a small file that may hold a secret.
 pub(super) fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;

@@ -1,5 +1,6 @@
 //! The `cloister` command line. For an owner, before a pod starts: encrypts images and registers their
-//! keys, writes init-data and tells its digest, and serves skopeo as a key provider. For an operator,
+//! keys, writes init-data and tells its digest, predicts what the hardware will report, and serves skopeo
+//! as a key provider. For an operator,
 //! on the pod's host: tells what a sandbox counts of itself.
 
 mod broker;
@@ -7,6 +8,7 @@ mod image;
 mod init_data;
 mod key;
 mod keyprovider;
+mod measure;
 mod metrics;
 mod progress;
 mod recipient;
@@ -38,6 +40,8 @@ enum Command {
     /// and --encryption-key provider:attestation-agent:keyid=kbs:///r/t/tag::keypath=/absolute/key
     #[command(verbatim_doc_comment)]
     Keyprovider(keyprovider::Serve),
+    /// Predict what the hardware will report of a guest, before it is launched.
+    Measure(Box<measure::Measure>),
     /// Print the metrics of a running sandbox's guest, in Prometheus' text format.
     ///
     /// The same as `curl --unix-socket <state directory>/shim-monitor.sock http://shim/metrics`. A policy
@@ -55,6 +59,7 @@ impl Cli {
             Command::Image(command) => command.run().await,
             Command::InitData(command) => command.run(),
             Command::Keyprovider(serve) => serve.run().await,
+            Command::Measure(measure) => measure.run(),
             Command::Metrics(metrics) => metrics.run().await,
         }
     }

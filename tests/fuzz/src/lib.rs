@@ -8,6 +8,7 @@
 //! mutations that are the same on every machine, as part of `make test`. `libfuzzer/` is a crate of
 //! its own for `cargo fuzz`, which needs a nightly compiler and is no member of the workspace.
 
+mod firmware;
 mod guest;
 mod host;
 mod image;
@@ -33,6 +34,7 @@ pub struct Target {
 #[must_use]
 pub fn targets() -> Vec<Target> {
     [
+        firmware::TARGETS,
         guest::TARGETS,
         host::TARGETS,
         image::TARGETS,

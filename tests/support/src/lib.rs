@@ -9,6 +9,7 @@
 
 pub mod broker;
 pub mod containerd;
+pub mod firmware;
 pub mod host;
 pub mod image;
 pub mod init_data;

@@ -11,10 +11,7 @@ mod role;
 mod roots;
 mod vek;
 
-use evidence::{
-    init_data::InitDataDigest,
-    snp::{Generation, Product, Report, SIGNED_BYTES, SnpEvidence, Tcb},
-};
+use evidence::snp::{Generation, Product, Report, SIGNED_BYTES, SnpEvidence, Tcb};
 use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 use serde::{Deserialize, Deserializer};
 
@@ -229,7 +226,7 @@ fn binds(report: &Report, bindings: &Bindings) -> Result<(), Failure> {
             found: hex::encode(report.report_data),
         });
     }
-    let sent = bindings.init_data.as_ref().map(host_data);
+    let sent = bindings.init_data.as_ref().map(measure::host_data);
     match sent {
         Some(sent) if sent != report.host_data => Err(Failure::InitData {
             bound: hex::encode(report.host_data),
@@ -237,13 +234,4 @@ fn binds(report: &Report, bindings: &Bindings) -> Result<(), Failure> {
         }),
         _ => Ok(()),
     }
-}
-
-/// The digest as HOST_DATA has it: its first 32 bytes.
-fn host_data(digest: &InitDataDigest) -> [u8; 32] {
-    let mut data = [0; 32];
-    let bytes = digest.as_bytes();
-    let shared = bytes.len().min(data.len());
-    data[..shared].copy_from_slice(&bytes[..shared]);
-    data
 }

@@ -18,7 +18,6 @@ mod roots;
 use dcap_qvl::{QuoteClaims, QuotePolicy, verify::QuoteVerifier};
 use evidence::{
     eventlog::{EventLog, Register},
-    init_data::InitDataDigest,
     tdx::{Body, TdxEvidence, TdxMessage},
 };
 use serde::Deserialize;
@@ -117,7 +116,7 @@ fn binds(body: &Body, bindings: &Bindings) -> Result<(), Failure> {
             found: hex::encode(body.report_data),
         });
     }
-    let sent = bindings.init_data.as_ref().map(config_id);
+    let sent = bindings.init_data.as_ref().map(measure::mrconfigid);
     match sent {
         Some(sent) if sent != body.mr_config_id => Err(Failure::InitData {
             bound: hex::encode(body.mr_config_id),
@@ -125,15 +124,6 @@ fn binds(body: &Body, bindings: &Bindings) -> Result<(), Failure> {
         }),
         _ => Ok(()),
     }
-}
-
-/// The digest as MRCONFIGID has it: its first 48 bytes, or all of it and zeros.
-fn config_id(digest: &InitDataDigest) -> [u8; 48] {
-    let mut id = [0; 48];
-    let bytes = digest.as_bytes();
-    let shared = bytes.len().min(id.len());
-    id[..shared].copy_from_slice(&bytes[..shared]);
-    id
 }
 
 /// That the registers are those of the log; whether that is known of RTMR3 too. A guest may extend

@@ -1,0 +1,172 @@
+//! What is measured: firmware, kernel, initramfs and command line, from a guest image or file by file.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use guest_image::manifest::Manifest;
+use measure::snp::{FIRMWARE_BYTES, Firmware, KernelHashes, LaunchDigest};
+use sha2::{Digest, Sha256};
+
+/// Bytes of a kernel.
+const KERNEL_BYTES: usize = 256 << 20;
+/// Bytes of an initramfs.
+const INITRAMFS_BYTES: usize = 1 << 30;
+/// The files of a guest image that QEMU is given for direct boot.
+const KERNEL: &str = "vmlinuz";
+const INITRAMFS: &str = "initramfs.cpio";
+
+#[derive(Debug, Args)]
+pub(super) struct Artifacts {
+    /// The firmware: an OVMF image that can start SNP guests, such as OVMF.amdsev.fd.
+    #[arg(long, value_name = "FILE")]
+    firmware: PathBuf,
+    /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
+    #[arg(long, value_name = "HEX")]
+    firmware_digest: Option<LaunchDigest>,
+    /// The directory of a guest image, whose kernel and initramfs are booted.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "append")]
+    image: Option<PathBuf>,
+    /// The kernel, a bzImage.
+    #[arg(long, value_name = "FILE", requires = "append")]
+    kernel: Option<PathBuf>,
+    /// The initramfs.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// A launch without hashes (kernel-hashes=off), whose digest says nothing of what is booted.
+    #[arg(
+        long,
+        required_unless_present_any = ["image", "kernel"],
+        conflicts_with_all = ["image", "kernel", "append"]
+    )]
+    no_kernel: bool,
+    /// The kernel's command line, to the letter; an empty one is "".
+    #[arg(long, value_name = "TEXT")]
+    append: Option<String>,
+    /// Another firmware that --explain tries.
+    #[arg(long, value_name = "FILE", requires = "explain")]
+    try_firmware: Vec<PathBuf>,
+    /// Another command line that --explain tries.
+    #[arg(long, value_name = "TEXT", requires_all = ["explain", "append"])]
+    try_append: Vec<String>,
+}
+
+/// Firmware and kernel of a launch, with what tells them from others in words.
+#[derive(Clone)]
+pub(super) struct Candidate {
+    pub(super) firmware: Firmware,
+    pub(super) kernel: Option<KernelHashes>,
+    pub(super) words: Vec<String>,
+}
+
+impl Artifacts {
+    pub(super) fn read(&self) -> anyhow::Result<(Firmware, Option<KernelHashes>)> {
+        let image = read(&self.firmware, FIRMWARE_BYTES)?;
+        let mut firmware =
+            Firmware::parse(&image).with_context(|| self.firmware.display().to_string())?;
+        if let Some(digest) = self.firmware_digest {
+            firmware = firmware.with_digest(digest);
+        }
+        Ok((firmware, self.kernel()?))
+    }
+
+    /// What is measured, and then all that might have been launched in its place.
+    pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
+        let (firmware, kernel) = self.read()?;
+        let words = Vec::new();
+        let mut lines = vec![Candidate {
+            firmware,
+            kernel,
+            words,
+        }];
+        let first = lines[0].clone();
+        if let Some(kernel) = &first.kernel {
+            for line in &self.try_append {
+                lines.push(Candidate {
+                    kernel: Some(kernel.clone().with_command_line(line)?),
+                    words: vec![format!("command line `{line}`")],
+                    ..first.clone()
+                });
+            }
+            lines.push(Candidate {
+                kernel: None,
+                words: vec!["kernel-hashes off: it says nothing of what was booted".to_owned()],
+                ..first.clone()
+            });
+        }
+        let mut all = lines.clone();
+        for path in &self.try_firmware {
+            let firmware = Firmware::parse(&read(path, FIRMWARE_BYTES)?)
+                .with_context(|| path.display().to_string())?;
+            for line in &lines {
+                let mut words = vec![format!("firmware {}", path.display())];
+                words.extend(line.words.iter().cloned());
+                all.push(Candidate {
+                    firmware: firmware.clone(),
+                    kernel: line.kernel.clone(),
+                    words,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    fn kernel(&self) -> anyhow::Result<Option<KernelHashes>> {
+        let line = self.append.as_deref().unwrap_or_default();
+        let (path, kernel, initramfs) = match (&self.image, &self.kernel) {
+            (Some(dir), _) => {
+                let manifest = Manifest::read(dir)?;
+                let file = |name, most| listed(dir, &manifest, name, most);
+                let initramfs = Some(file(INITRAMFS, INITRAMFS_BYTES)?);
+                (dir.join(KERNEL), file(KERNEL, KERNEL_BYTES)?, initramfs)
+            }
+            (None, Some(path)) => {
+                let initrd = self.initrd.as_deref();
+                let initramfs = initrd.map(|path| read(path, INITRAMFS_BYTES)).transpose()?;
+                (path.clone(), read(path, KERNEL_BYTES)?, initramfs)
+            }
+            (None, None) => return Ok(None),
+        };
+        let hashes = KernelHashes::new(&kernel, initramfs.as_deref(), line);
+        hashes.map(Some).with_context(|| path.display().to_string())
+    }
+}
+
+/// A file of an image, if it is the one that was built.
+fn listed(dir: &Path, manifest: &Manifest, name: &str, most: usize) -> anyhow::Result<Vec<u8>> {
+    let path = dir.join(name);
+    let mut outputs = manifest.outputs.iter();
+    let listed = outputs
+        .find(|output| output.name == name)
+        .with_context(|| {
+            format!(
+                "the manifest in {} lists no {name}: build the image anew",
+                dir.display()
+            )
+        })?;
+    let content = read(&path, most)?;
+    let found = hex::encode(Sha256::digest(&content));
+    ensure!(
+        found == listed.sha256,
+        "{} has digest {found}, and its manifest says {}: build the image anew",
+        path.display(),
+        listed.sha256
+    );
+    Ok(content)
+}
+
+fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let cap = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(path)
+        .and_then(|file| file.take(cap).read_to_end(&mut content))
+        .with_context(|| format!("read {}", path.display()))?;
+    ensure!(
+        content.len() <= most,
+        "{} has more than {most} bytes",
+        path.display()
+    );
+    Ok(content)
+}

@@ -1,0 +1,258 @@
+//! `cloister measure`: what the hardware will report of a guest, before it is launched, in a form that
+//! a broker takes.
+//!
+//! Nothing is guessed: what decides the digest is given by the caller or is a default that `--help`
+//! tells, and a file of a guest image is measured only when it is the one in the image's manifest.
+
+mod artifact;
+mod explain;
+mod output;
+mod shape;
+mod sign;
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, Launch, LaunchDigest};
+use ::measure::{Binding, snp};
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use self::artifact::Artifacts;
+use self::output::{Format, Predicted};
+use self::shape::Vcpus;
+use self::sign::Signer;
+use super::init_data;
+
+#[derive(Debug, Args)]
+pub(super) struct Measure {
+    /// The kind of TEE.
+    #[arg(long, value_enum, default_value = "snp")]
+    tee: Kind,
+    #[command(flatten)]
+    artifacts: Artifacts,
+    /// Numbers of vCPUs that a pod may have, such as 1-4,8.
+    #[arg(long, value_name = "LIST", default_value = "1")]
+    vcpus: Vcpus,
+    /// QEMU's CPU models that hosts may launch with, with a comma between them.
+    #[arg(
+        long,
+        value_name = "MODEL",
+        value_delimiter = ',',
+        default_value = "EPYC-v4"
+    )]
+    cpu_model: Vec<CpuModel>,
+    /// SEV_FEATURES of the guest, such as 0x1.
+    #[arg(long, value_name = "BITS", default_value = "0x1", value_parser = features)]
+    guest_features: GuestFeatures,
+    /// Who launches.
+    #[arg(long, value_enum, default_value = "qemu")]
+    vmm: Vmm,
+    /// The init-data that the launch binds: its digest is printed as the hardware will have it.
+    #[arg(long, value_name = "FILE")]
+    init_data: Option<PathBuf>,
+    /// Say why this is another measurement than the predicted ones: 96 hex digits, or a file with a report,
+    /// as it is or in evidence in JSON.
+    #[arg(long, value_name = "HEX|FILE", conflicts_with_all = ["format", "sign_key", "id_key", "output"])]
+    explain: Option<String>,
+    #[command(flatten)]
+    id_block: IdBlockArgs,
+    /// What is printed.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// The private key in PEM, on P-256 or P-384, that signs the CoRIM.
+    #[arg(long, value_name = "PEM")]
+    sign_key: Option<PathBuf>,
+    /// Who has that key, as the CoRIM says it.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "cloister measure",
+        requires = "sign_key"
+    )]
+    signer: String,
+    /// The CoRIM's id, which names it among others of the same signer.
+    #[arg(long, value_name = "ID", default_value = "cloister-guest")]
+    corim_id: String,
+    /// Write to this file and not to the standard output.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// A kind of TEE whose measurements can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// SEV-SNP, and the simulated one, which reports the same.
+    Snp,
+    /// TDX: refused as long as MRTD and the RTMRs are not computed.
+    Tdx,
+}
+
+/// Who launches the guest, which decides what is in the vCPUs' registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Vmm {
+    /// QEMU on KVM.
+    Qemu,
+    /// Cloud Hypervisor: refused, since it starts SNP guests from IGVM files.
+    CloudHypervisor,
+}
+
+/// The ID block, with which the hardware starts nothing else.
+#[derive(Debug, Args)]
+struct IdBlockArgs {
+    /// The private key in PEM, on P-384, that signs an ID block for each digest (--format text or launch).
+    #[arg(long, value_name = "PEM")]
+    id_key: Option<PathBuf>,
+    /// Another such key that vouches for the ID key.
+    #[arg(long, value_name = "PEM", requires = "id_key")]
+    author_key: Option<PathBuf>,
+    /// The guest policy that the launch will have.
+    #[arg(long, value_name = "BITS", default_value = "0x30000", requires = "id_key", value_parser = number)]
+    policy: u64,
+    /// The owner's number of this guest, below which the owner accepts none.
+    #[arg(long, value_name = "NUMBER", default_value = "0", requires = "id_key")]
+    guest_svn: u32,
+    /// The owner's name for a family of guests, 32 hex digits.
+    #[arg(long, value_name = "HEX", requires = "id_key", value_parser = id)]
+    family_id: Option<[u8; 16]>,
+    /// The owner's name for this guest, 32 hex digits.
+    #[arg(long, value_name = "HEX", requires = "id_key", value_parser = id)]
+    image_id: Option<[u8; 16]>,
+}
+
+/// Keys of the ID block.
+struct IdKeys {
+    id: IdKey,
+    author: Option<IdKey>,
+}
+
+impl Measure {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        if self.tee == Kind::Tdx {
+            bail!(
+                "--tee tdx: this version computes neither MRTD nor the RTMRs, and a part of them would \
+                 prove nothing; MRCONFIGID is the init-data's digest (cloister init-data digest)"
+            );
+        }
+        if self.vmm == Vmm::CloudHypervisor {
+            bail!(
+                "--vmm cloud-hypervisor: it launches SNP guests from an IGVM file, whose digest this \
+                 version does not compute: launch with QEMU"
+            );
+        }
+        let corim = self.format == Format::Corim;
+        ensure!(
+            corim || self.sign_key.is_none(),
+            "--sign-key signs a CoRIM: add --format corim"
+        );
+        let shown = matches!(self.format, Format::Text | Format::Launch);
+        ensure!(
+            shown || self.id_block.id_key.is_none(),
+            "--id-key makes what a launch needs and a broker does not: use --format text or launch"
+        );
+        if let Some(said) = &self.explain {
+            return self.explain(&explain::Reported::read(said)?);
+        }
+        let predicted = self.predict()?;
+        let bytes = match self.format {
+            Format::Text => predicted.text().into_bytes(),
+            Format::Launch => predicted.launch()?,
+            Format::Json => predicted.reference_values()?,
+            Format::Corim => {
+                let signer = self.sign_key.as_deref().map(Signer::read).transpose()?;
+                predicted.corim(&self.corim_id, signer.as_ref(), &self.signer)?
+            }
+        };
+        match &self.output {
+            Some(path) => {
+                fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+            }
+            None => Ok(std::io::stdout().write_all(&bytes)?),
+        }
+    }
+
+    fn predict(&self) -> anyhow::Result<Predicted> {
+        let (firmware, kernel) = self.artifacts.read()?;
+        let digest = self
+            .init_data
+            .as_deref()
+            .map(init_data::digest)
+            .transpose()?;
+        let keys = self.id_block.keys()?;
+        let mut shapes = Vec::new();
+        for model in &self.cpu_model {
+            let launch = Launch {
+                firmware: &firmware,
+                kernel: kernel.as_ref(),
+                cpu: model,
+                features: self.guest_features,
+            };
+            let digests: Vec<_> = launch.digests()?.take(self.vcpus.most()).collect();
+            for vcpus in self.vcpus.counts() {
+                let measurement = digests
+                    .get(vcpus - 1)
+                    .copied()
+                    .ok_or(snp::LaunchError::NoReset)?;
+                shapes.push(output::Shape {
+                    vcpus,
+                    cpu_model: model.name().to_owned(),
+                    measurement,
+                    id_block: keys
+                        .as_ref()
+                        .map(|keys| self.id_block.sign(measurement, keys)),
+                });
+            }
+        }
+        Ok(Predicted {
+            shapes,
+            guest_features: self.guest_features,
+            kernel_hashes: kernel.is_some(),
+            binding: Binding::of(evidence::Tee::Snp, digest.as_ref()),
+            id_key: keys.as_ref().map(|keys| keys.id.digest()),
+            author_key: keys.and_then(|keys| keys.author).map(|key| key.digest()),
+        })
+    }
+}
+
+impl IdBlockArgs {
+    fn keys(&self) -> anyhow::Result<Option<IdKeys>> {
+        let read = |path: &PathBuf| {
+            let pem = super::key::read_text(path)?;
+            IdKey::from_pem(&pem).with_context(|| path.display().to_string())
+        };
+        let Some(id) = self.id_key.as_ref().map(read).transpose()? else {
+            return Ok(None);
+        };
+        let author = self.author_key.as_ref().map(read).transpose()?;
+        Ok(Some(IdKeys { id, author }))
+    }
+
+    fn sign(&self, digest: LaunchDigest, keys: &IdKeys) -> output::SignedBlock {
+        let block = IdBlock {
+            family_id: self.family_id.unwrap_or_default(),
+            image_id: self.image_id.unwrap_or_default(),
+            guest_svn: self.guest_svn,
+            ..IdBlock::new(digest, self.policy)
+        };
+        let auth = block.sign(&keys.id, keys.author.as_ref());
+        output::SignedBlock { block, auth }
+    }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = text
+        .strip_prefix("0x")
+        .map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
+    parsed.map_err(|_| "a number, or 0x and hex digits".to_owned())
+}
+
+fn features(text: &str) -> Result<GuestFeatures, String> {
+    GuestFeatures::new(number(text)?).map_err(|error| error.to_string())
+}
+
+fn id(text: &str) -> Result<[u8; 16], String> {
+    let mut id = [0; 16];
+    hex::decode_to_slice(text, &mut id).map_err(|_| "32 hex digits".to_owned())?;
+    Ok(id)
+}

@@ -1,0 +1,153 @@
+//! Predictions as text, as what a launch needs, and as what a broker takes: the reference values under
+//! Trustee's names.
+
+use std::fmt::Write;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::ValueEnum;
+use measure::Binding;
+use measure::snp::{GuestFeatures, IdAuth, IdBlock, KeyDigest, LaunchDigest};
+use policies::corim::Draft;
+use serde_json::{Value, json};
+
+use super::sign::Signer;
+
+/// The name under which appraisal policies ask for the launch digest.
+const MEASUREMENT: &str = "snp_launch_measurement";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// A JSON list of shapes, each with all that its launch needs.
+    Launch,
+    /// A JSON map of reference values: `kbs reference import`.
+    Json,
+    /// The same as a CoRIM: signed with --sign-key, else for `kbs reference import --accept-unsigned`.
+    Corim,
+}
+
+/// What the hardware will report.
+pub(super) struct Predicted {
+    pub(super) shapes: Vec<Shape>,
+    pub(super) guest_features: GuestFeatures,
+    pub(super) kernel_hashes: bool,
+    pub(super) binding: Binding,
+    pub(super) id_key: Option<KeyDigest>,
+    pub(super) author_key: Option<KeyDigest>,
+}
+
+/// One way to launch the guest.
+pub(super) struct Shape {
+    pub(super) vcpus: usize,
+    pub(super) cpu_model: String,
+    pub(super) measurement: LaunchDigest,
+    pub(super) id_block: Option<SignedBlock>,
+}
+
+pub(super) struct SignedBlock {
+    pub(super) block: IdBlock,
+    pub(super) auth: IdAuth,
+}
+
+impl SignedBlock {
+    /// As QEMU takes them.
+    fn encoded(&self) -> (String, String) {
+        let encoded = |bytes: &[u8]| STANDARD.encode(bytes);
+        (
+            encoded(&self.block.to_bytes()),
+            encoded(self.auth.as_bytes()),
+        )
+    }
+}
+
+impl Predicted {
+    pub(super) fn text(&self) -> String {
+        let mut lines = vec![format!("{} {}", self.binding.field(), self.binding.hex())];
+        if !self.kernel_hashes {
+            lines.push("kernel_hashes off: the digests say nothing of what is booted".to_owned());
+        }
+        for (name, key) in [
+            ("id_key_digest", self.id_key),
+            ("author_key_digest", self.author_key),
+        ] {
+            lines.extend(key.map(|key| format!("{name} {}", hex::encode(key.0))));
+        }
+        for shape in &self.shapes {
+            let (model, vcpus) = (&shape.cpu_model, shape.vcpus);
+            lines.push(format!(
+                "measurement {} {model} vcpus={vcpus}",
+                shape.measurement
+            ));
+            if let Some((block, auth)) = shape.id_block.as_ref().map(SignedBlock::encoded) {
+                lines.push(format!("id-block {block}\nid-auth {auth}"));
+            }
+        }
+        let mut text = String::new();
+        for line in lines {
+            // A `String` takes any text.
+            let _ = writeln!(text, "{line}");
+        }
+        text
+    }
+
+    pub(super) fn launch(&self) -> anyhow::Result<Vec<u8>> {
+        let shape = |shape: &Shape| {
+            let mut value = json!({
+                "vcpus": shape.vcpus,
+                "cpu_model": shape.cpu_model,
+                "guest_features": self.guest_features.bits(),
+                "kernel_hashes": self.kernel_hashes,
+                "measurement": shape.measurement.hex(),
+                self.binding.field(): self.binding.hex(),
+            });
+            if let (Some(signed), Some(members)) = (&shape.id_block, value.as_object_mut()) {
+                let (block, auth) = signed.encoded();
+                members.insert("id_block".to_owned(), block.into());
+                members.insert("id_auth".to_owned(), auth.into());
+                members.insert("policy".to_owned(), signed.block.policy.into());
+            }
+            value
+        };
+        json_lines(&Value::Array(self.shapes.iter().map(shape).collect()))
+    }
+
+    pub(super) fn reference_values(&self) -> anyhow::Result<Vec<u8>> {
+        let digests: Vec<_> = self.measurements().iter().map(LaunchDigest::hex).collect();
+        json_lines(&json!({ MEASUREMENT: digests }))
+    }
+
+    pub(super) fn corim(
+        &self,
+        id: &str,
+        signer: Option<&Signer>,
+        name: &str,
+    ) -> anyhow::Result<Vec<u8>> {
+        let measurements = self.measurements();
+        let digests = measurements.iter().map(|measurement| &measurement.0);
+        let draft = Draft::new(id).digests(MEASUREMENT, digests);
+        match signer {
+            None => Ok(draft.unsigned()?),
+            Some(signer) => {
+                let sign = |message: &[u8]| anyhow::Ok(signer.sign(message));
+                draft.signed(signer.algorithm(), &signer.key_id()?, name, sign)
+            }
+        }
+    }
+
+    /// Each digest once: models of one signature have the same.
+    fn measurements(&self) -> Vec<LaunchDigest> {
+        let mut all: Vec<_> = self.shapes.iter().map(|shape| shape.measurement).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+fn json_lines(value: &Value) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value).context("write JSON")?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
