@@ -260,15 +260,12 @@ impl Puller {
         let taken = (raw.digest != reference_digest).then(|| signable(&raw));
         let documents = Documents::new(top, taken)?;
         let config = image.small_blob(&manifest.config.digest, CONFIG_BYTES_MAX);
-        let signed = async {
-            match image {
-                Place::Registry(_, image) => self.check_signatures(image, &documents).await,
-                Place::Layout(_) => Ok(()),
-            }
-        };
         // Side by side; the configuration is not looked at before the signatures are.
-        let ((), config) =
-            futures_util::future::try_join(signed, config.map_err(PullError::from)).await?;
+        let ((), config) = futures_util::future::try_join(
+            self.check_signed(image, &documents),
+            config.map_err(PullError::from),
+        )
+        .await?;
         let (config, diff_ids) =
             manifest::read_config(&config, &manifest, &self.config.platform).map_err(bad)?;
         Ok(Resolved {
@@ -279,6 +276,14 @@ impl Puller {
             diff_ids,
             documents,
         })
+    }
+
+    async fn check_signed(&self, image: &Place, documents: &Documents) -> Result<(), PullError> {
+        match image {
+            Place::Registry(_, image) => self.check_signatures(image, documents).await,
+            // Its name is a path, and of that the policy was asked.
+            Place::Layout(_) => Ok(()),
+        }
     }
 
     /// Whether the policy's demand on `image` is met by the signatures of its manifest. Part of [`Puller::resolve`]; to be

@@ -6,8 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 
-use futures_util::StreamExt as _;
-use futures_util::stream;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 
 use crate::annotation::{AnnotationError, Encryption, Wrapped};
 use crate::cipher::{HMAC_BYTES, Nonce};
@@ -115,12 +114,10 @@ impl Opened {
             })
         });
         let questions: Vec<_> = questions.collect();
-        let asked = questions
+        let asked: Vec<_> = questions
             .iter()
-            .map(|&(place, name, annotation)| async move {
-                let answer = source.unwrap(name, annotation).await;
-                answer.map(|answer| (place, answer))
-            });
+            .map(|&(place, name, annotation)| ask_provider(source, place, name, annotation).boxed())
+            .collect();
         let answers: Vec<_> = stream::iter(asked)
             .buffer_unordered(AT_ONCE)
             .collect()
@@ -136,9 +133,10 @@ impl Opened {
         if kids.len() > KEYS_MAX {
             return Err(Error::TooManyKeys);
         }
-        let asked = kids
+        let asked: Vec<_> = kids
             .into_iter()
-            .map(|kid| async move { (kid.clone(), source.key(&kid).await) });
+            .map(|kid| ask_broker(source, kid).boxed())
+            .collect();
         let keks = stream::iter(asked)
             .buffer_unordered(AT_ONCE)
             .collect()
@@ -182,6 +180,25 @@ impl Opened {
         };
         finish(&layer.public, &packet.open(kek)?, Some(&packet))
     }
+}
+
+// Functions and boxes rather than closures: the future of a pull must be `Send` for every lifetime.
+
+type Unwrapping = ((usize, usize), Result<Unwrapped, KeyError>);
+
+async fn ask_provider(
+    source: &dyn KeySource,
+    place: (usize, usize),
+    name: &str,
+    annotation: &[u8],
+) -> Option<Unwrapping> {
+    let answer = source.unwrap(name, annotation).await?;
+    Some((place, answer))
+}
+
+async fn ask_broker(source: &dyn KeySource, kid: String) -> (String, Result<Key, KeyError>) {
+    let key = source.key(&kid).await;
+    (kid, key)
 }
 
 /// Options of one layer from their two halves; `packet` is what the private one came in.
