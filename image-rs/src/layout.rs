@@ -2,9 +2,10 @@
 //! and `oci-archive:file:tag`.
 //!
 //! Spec: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>. A blob appears under its digest
-//! only when it is whole, and `index.json` is replaced in one step. An archive is only read.
+//! only when it is whole, and `index.json` is replaced in one step. An archive is written anew or not at all.
 
 mod error;
+mod pack;
 mod source;
 
 pub use error::LayoutError;
@@ -19,6 +20,7 @@ use tempfile::NamedTempFile;
 use crate::digest::Digest;
 use crate::manifest::{MANIFEST_BYTES_MAX, OCI_INDEX};
 use error::failed;
+use pack::NewArchive;
 use source::{Part, Source};
 
 const MARKER: &str = "oci-layout";
@@ -37,6 +39,8 @@ pub struct Layout {
     tag: Option<String>,
     /// Counts before the tag: the image is this one or none.
     digest: Option<Digest>,
+    /// What takes the place of the archive when the image is written.
+    new_archive: Option<NewArchive>,
 }
 
 impl std::fmt::Display for Layout {
@@ -61,6 +65,7 @@ impl Layout {
             source: Source::directory(directory),
             tag,
             digest: None,
+            new_archive: None,
         }
     }
 
@@ -73,7 +78,12 @@ impl Layout {
     /// Reads the `file[:tag][@digest]` of an archive.
     #[must_use]
     pub fn parse_archive(text: &str) -> Self {
-        Self::parse_as(text, Source::archive)
+        let mut layout = Self::parse_as(text, Source::archive);
+        if layout.digest.is_none() {
+            let new = NewArchive::new(layout.path(), layout.tag.clone());
+            layout.new_archive = Some(new);
+        }
+        layout
     }
 
     fn parse_as(text: &str, source: fn(PathBuf) -> Source) -> Self {
@@ -88,6 +98,7 @@ impl Layout {
             source: source(path.into()),
             tag,
             digest,
+            new_archive: None,
         }
     }
 
@@ -186,12 +197,22 @@ impl Layout {
         self.source.path().to_owned()
     }
 
-    /// Whether a blob is there.
+    /// Whether a blob is there, where the image is to be written: nothing of an old archive is in a new one.
     #[must_use]
     pub fn has_blob(&self, digest: &Digest) -> bool {
+        if let Some(new) = &self.new_archive {
+            return new.begun().is_some_and(|stage| stage.has_blob(digest));
+        }
         self.source
             .open(&blob_name(digest))
             .is_ok_and(|part| part.is_some())
+    }
+
+    /// Takes back a blob of an image that was not finished.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        if self.new_archive.is_none() {
+            let _ = std::fs::remove_file(self.source.path_of(&blob_name(digest)));
+        }
     }
 
     /// Starts a blob; makes the layout where there is none.
@@ -199,6 +220,9 @@ impl Layout {
     /// # Errors
     /// See [`LayoutError`].
     pub fn start_blob(&self) -> Result<LayoutWriter, LayoutError> {
+        if let Some(new) = &self.new_archive {
+            return new.stage()?.start_blob();
+        }
         let directory = self.create()?;
         let place = directory.join("blobs/sha256");
         let file = NamedTempFile::new_in(&place)
@@ -209,11 +233,16 @@ impl Layout {
         })
     }
 
-    /// Writes a manifest and lets the tag lead to it.
+    /// Writes a manifest and lets the tag lead to it; an archive is there with it.
     ///
     /// # Errors
     /// See [`LayoutError`].
     pub fn write_manifest(&self, media_type: &str, bytes: &[u8]) -> Result<Digest, LayoutError> {
+        if let Some(new) = &self.new_archive {
+            let digest = new.stage()?.write_manifest(media_type, bytes)?;
+            new.pack()?;
+            return Ok(digest);
+        }
         let digest = Digest::of(bytes);
         let mut blob = self.start_blob()?;
         blob.write(bytes)?;
@@ -396,10 +425,8 @@ mod tests {
                 archive.manifest().unwrap(),
                 (b"1".as_slice().into(), digest.clone())
             );
-            assert!(matches!(
-                archive.start_blob(),
-                Err(LayoutError::ReadOnly(_))
-            ));
+            let pinned = Layout::parse_archive(&format!("{}@{digest}", path.display()));
+            assert!(matches!(pinned.start_blob(), Err(LayoutError::ReadOnly(_))));
             assert!(matches!(
                 archive.blob_of_size(&digest, 2),
                 Err(LayoutError::Size {

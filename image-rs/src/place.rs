@@ -207,6 +207,22 @@ impl Place {
         }
     }
 
+    /// Whether a blob of this digest that is written now must stay, whatever becomes of the image: it was there before,
+    /// or is not ours to remove.
+    pub(crate) fn would_keep(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Registry(..) => true,
+            Self::Layout(layout) => layout.has_blob(digest),
+        }
+    }
+
+    /// Takes back a blob of an image that was not finished.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        if let Self::Layout(layout) = self {
+            layout.forget(digest);
+        }
+    }
+
     /// Writes the manifest, after all that it names; only now is the image there.
     ///
     /// # Errors

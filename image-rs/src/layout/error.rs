@@ -41,8 +41,10 @@ pub enum LayoutError {
         /// What is wrong with it.
         source: UnpackError,
     },
-    /// An archive is never written.
-    #[error("{0:?} is an archive, which is only read; write to oci:directory[:tag]")]
+    /// A digest names what stands there, and nothing new.
+    #[error(
+        "archive {0:?} was named with a digest, and is only read; write to oci-archive:file[:tag]"
+    )]
     ReadOnly(PathBuf),
     /// A blob of another length than its descriptor says.
     #[error("blob {path:?} has {found} bytes, not {expected}")]
