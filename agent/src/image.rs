@@ -9,7 +9,7 @@
 //! in a guest that could not prove itself, also when its image needs no key.
 
 mod fault;
-mod keys;
+pub mod keys;
 mod limits;
 mod settings;
 

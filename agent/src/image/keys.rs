@@ -9,14 +9,18 @@ use ocicrypt::{Key, KeyError, KeySource};
 
 use super::fault::of_broker;
 
-/// For one pull: it remembers why a key did not come, in full.
-pub(super) struct BrokerKeys {
+/// For one pull: it remembers why a key did not come, in full. The pod's one session with its broker serves all keys;
+/// those that are asked for at once wait for one attestation, and are then fetched side by side.
+#[expect(missing_debug_implementations, reason = "holds the guest's session")]
+pub struct BrokerKeys {
     broker: Option<Arc<Broker>>,
     failure: Mutex<Option<GuestError>>,
 }
 
 impl BrokerKeys {
-    pub(super) fn new(broker: Option<Arc<Broker>>) -> Self {
+    /// Keys of this broker; a guest without one has none.
+    #[must_use]
+    pub fn new(broker: Option<Arc<Broker>>) -> Self {
         Self {
             broker,
             failure: Mutex::default(),
