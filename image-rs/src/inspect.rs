@@ -1,8 +1,9 @@
 //! What an image says of itself without a key: its layers, and how each of them is encrypted.
 
-use ocicrypt::annotation::{Encryption, PROVIDER_COCO, Wrapped};
-use ocicrypt::media_type;
-use ocicrypt::packet::Packet;
+use ocicrypt::annotation::{self, Encryption, Wrapped};
+use ocicrypt::cipher::CIPHER;
+use ocicrypt::packet::{Format, Packet};
+use ocicrypt::{jwe, media_type};
 
 use crate::digest::Digest;
 use crate::manifest::Platform;
@@ -30,8 +31,14 @@ pub struct LayerInspection {
     pub media_type: String,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// The cipher, for an encrypted layer whose annotations can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cipher: Option<&'static str>,
     /// The ways to open it.
     pub ways: Vec<Way>,
+    /// Ways that we do not go, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
     /// Why the ways cannot be read, for an encrypted layer whose annotations are damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -42,7 +49,10 @@ pub struct LayerInspection {
 pub struct Way {
     /// The key provider, or `jwe`.
     pub provider: String,
-    /// The key's id, where the provider is that of Confidential Containers.
+    /// How the layer key is wrapped: a packet's version and algorithm, or a JWE's algorithm for this recipient.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// The key's id: a packet's, or what the writer of a JWE called its recipient.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,
 }
@@ -57,15 +67,22 @@ pub async fn inspect(place: &Place, platform: &Platform) -> Result<Inspection, P
         let encrypted = media_type::is_encrypted(&layer.media_type);
         let (ways, damage) = match encrypted.then(|| Encryption::read(&layer.annotations)) {
             None => (Vec::new(), None),
-            Some(Ok(encryption)) => (encryption.keys.iter().map(way).collect(), None),
+            Some(Ok(encryption)) => (encryption.keys.iter().flat_map(ways).collect(), None),
             Some(Err(error)) => (Vec::new(), Some(error.to_string())),
+        };
+        let refused = if encrypted {
+            annotation::refused(&layer.annotations)
+        } else {
+            Vec::new()
         };
         LayerInspection {
             digest: layer.digest.clone(),
             size: layer.size,
             media_type: layer.media_type.clone(),
             encrypted,
+            cipher: (encrypted && damage.is_none()).then_some(CIPHER),
             ways,
+            refused,
             damage,
         }
     });
@@ -77,20 +94,36 @@ pub async fn inspect(place: &Place, platform: &Platform) -> Result<Inspection, P
     })
 }
 
-fn way(wrapped: &Wrapped) -> Way {
+fn ways(wrapped: &Wrapped) -> Vec<Way> {
     match wrapped {
         Wrapped::Provider { name, annotation } => {
-            let packet = (name == PROVIDER_COCO)
-                .then(|| Packet::from_json(annotation).ok())
-                .flatten();
-            Way {
+            let packet = Packet::from_json(annotation).ok();
+            let scheme = packet.as_ref().map(|packet| {
+                let version = match packet.format() {
+                    Format::V1 => "1",
+                    Format::V2 => "2",
+                };
+                format!("packet {version}, {}", packet.wrap_type())
+            });
+            vec![Way {
                 provider: name.clone(),
+                scheme,
                 key_id: packet.map(|packet| packet.kid().to_owned()),
+            }]
+        }
+        Wrapped::Jwe(message) => {
+            let way = |scheme, key_id| Way {
+                provider: "jwe".to_owned(),
+                scheme: Some(scheme),
+                key_id,
+            };
+            match jwe::recipients(message) {
+                Ok(recipients) => recipients
+                    .into_iter()
+                    .map(|recipient| way(recipient.algorithm, recipient.key_id))
+                    .collect(),
+                Err(error) => vec![way(error.to_string(), None)],
             }
         }
-        Wrapped::Jwe(_) => Way {
-            provider: "jwe".to_owned(),
-            key_id: None,
-        },
     }
 }

@@ -1,105 +1,35 @@
 //! An image from one place to another, its layers encrypted or decrypted on the way.
 //!
 //! Nothing is stored between: each layer streams through the cipher into its upload, which is ended only when its
-//! source's digest (and, decrypting, its HMAC) holds. The manifest is written last, so a failure leaves no image.
-//! Docker schema 2 becomes OCI, because its descriptors have no annotations.
+//! source's digest (and, decrypting, its HMAC) holds. The manifest is written last, so a failure leaves no image; a
+//! layout in a directory is left without its blobs, too. Docker schema 2 becomes OCI, because its descriptors have no
+//! annotations.
+
+mod error;
+mod fresh;
+mod recipient;
+
+pub use error::RecryptError;
+pub use recipient::{ProviderRecipient, Recipients};
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use ocicrypt::annotation::{Encryption, PREFIX, PROVIDER_COCO, Wrapped};
+use ocicrypt::annotation::{Encryption, PREFIX};
 use ocicrypt::cipher::{CipherError, Nonce, Opener, Sealer};
-use ocicrypt::jwe::{self, JweError, PublicKey};
 use ocicrypt::options::{PrivateOptions, PublicOptions};
-use ocicrypt::packet::{Format, Packet, PacketError};
-use ocicrypt::{Key, KeySource, LayerKey, LayerOptions, NoEntropy, media_type};
+use ocicrypt::{KeySource, LayerKey, LayerOptions, media_type};
 use serde_json::Value;
 
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::manifest::{
-    CONFIG_BYTES_MAX, Descriptor, ManifestError, OCI_CONFIG, OCI_MANIFEST, Platform,
-};
-use crate::place::{Found, Place, PlaceError};
+use crate::manifest::{CONFIG_BYTES_MAX, Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST, Platform};
+use crate::place::{BlobWriter, Found, Place};
+use fresh::Fresh;
 
 /// Layers on their way at once.
 const LAYERS_AT_ONCE: usize = 3;
-
-/// Why an image was not encrypted or decrypted.
-#[derive(Debug, thiserror::Error)]
-pub enum RecryptError {
-    /// Reading or writing it.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// A layer's media type.
-    #[error("layer {digest} has media type {media_type:?}, which is not a tar layer")]
-    LayerType {
-        /// Which layer.
-        digest: Digest,
-        /// Its type.
-        media_type: String,
-    },
-    /// Encrypted twice.
-    #[error("layer {0} is encrypted already; decrypt the image first")]
-    AlreadyEncrypted(Digest),
-    /// Nothing to do.
-    #[error("no layer of the image is encrypted")]
-    NotEncrypted,
-    /// Nobody could open it.
-    #[error("no key to encrypt for")]
-    NoRecipient,
-    /// The blob of a layer.
-    #[error("layer {expected} is damaged: found {found}")]
-    Digest {
-        /// The manifest's digest.
-        expected: Digest,
-        /// That of the bytes.
-        found: Digest,
-    },
-    /// The digest that was wrapped with the key is another layer's.
-    #[error("the key of layer {layer} was wrapped for layer {wrapped}")]
-    WrappedDigest {
-        /// Which layer.
-        layer: Digest,
-        /// The digest in its private options.
-        wrapped: String,
-    },
-    /// The cipher.
-    #[error(transparent)]
-    Cipher(#[from] CipherError),
-    /// Wrapping for a broker's key.
-    #[error(transparent)]
-    Packet(#[from] PacketError),
-    /// Wrapping for a public key.
-    #[error(transparent)]
-    Jwe(#[from] JweError),
-    /// Unwrapping.
-    #[error(transparent)]
-    Keys(#[from] ocicrypt::Error),
-    /// No random bytes.
-    #[error(transparent)]
-    Entropy(#[from] NoEntropy),
-    /// The manifest cannot be written anew.
-    #[error("the manifest is not a JSON object with layers")]
-    Manifest,
-}
-
-impl From<ManifestError> for RecryptError {
-    fn from(error: ManifestError) -> Self {
-        Self::Place(error.into())
-    }
-}
-
-/// For whom layers are encrypted; each of them can open every layer alone.
-#[expect(missing_debug_implementations, reason = "holds a key")]
-#[derive(Default)]
-pub struct Recipients {
-    /// Keys that a broker keeps: their ids and the keys.
-    pub broker: Vec<(String, Key)>,
-    /// Public keys, for JWE.
-    pub public: Vec<PublicKey>,
-}
 
 /// What is told while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,38 +69,40 @@ pub async fn encrypt(
     recipients: &Recipients,
     report: &Report,
 ) -> Result<Digest, RecryptError> {
-    if recipients.broker.is_empty() && recipients.public.is_empty() {
+    if recipients.is_empty() {
         return Err(RecryptError::NoRecipient);
     }
     let found = from.manifest(platform).await?;
-    if let Some(layer) = found
-        .manifest
-        .layers
-        .iter()
-        .find(|layer| media_type::is_encrypted(&layer.media_type))
-    {
-        return Err(RecryptError::AlreadyEncrypted(layer.digest.clone()));
-    }
-    let jobs = found
-        .manifest
-        .layers
-        .iter()
-        .enumerate()
-        .map(|(index, layer)| {
-            let way = Way {
-                from,
-                to,
-                index,
-                layer,
-                report,
-            };
-            async move { seal(&way, recipients).await }
-        });
+    check_plain(&found.manifest)?;
+    let fresh = &Fresh::new(to);
+    let layers = found.manifest.layers.iter().enumerate();
+    let jobs = layers.map(|(index, layer)| {
+        let way = Way {
+            from,
+            fresh,
+            index,
+            layer,
+            report,
+        };
+        async move { seal(&way, recipients).await }
+    });
     let layers = stream::iter(jobs)
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
         .await?;
-    finish(from, to, &found, layers).await
+    finish(from, fresh, &found, layers).await
+}
+
+/// Tells whether an image can be encrypted.
+///
+/// # Errors
+/// [`RecryptError::AlreadyEncrypted`], which names the first layer that is.
+pub fn check_plain(manifest: &Manifest) -> Result<(), RecryptError> {
+    let mut layers = manifest.layers.iter();
+    let encrypted = layers.find(|layer| media_type::is_encrypted(&layer.media_type));
+    encrypted.map_or(Ok(()), |layer| {
+        Err(RecryptError::AlreadyEncrypted(layer.digest.clone()))
+    })
 }
 
 /// Reads an image, decrypts every encrypted layer and writes it; gives the new manifest's digest.
@@ -202,6 +134,7 @@ pub async fn decrypt(
         .await?;
     let diff_ids = diff_ids(&config);
     let diff_ids = &diff_ids;
+    let fresh = &Fresh::new(to);
     let mut jobs = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let options = if media_type::is_encrypted(&layer.media_type) {
@@ -211,7 +144,7 @@ pub async fn decrypt(
         };
         let way = Way {
             from,
-            to,
+            fresh,
             index,
             layer,
             report,
@@ -227,13 +160,13 @@ pub async fn decrypt(
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
         .await?;
-    finish(from, to, &found, written).await
+    finish(from, fresh, &found, written).await
 }
 
 /// One layer on its way.
 struct Way<'a> {
     from: &'a Place,
-    to: &'a Place,
+    fresh: &'a Fresh<'a>,
     index: usize,
     layer: &'a Descriptor,
     report: &'a Report,
@@ -245,6 +178,8 @@ struct Written {
     digest: Digest,
     size: u64,
     annotations: Vec<(String, String)>,
+    /// Whether its bytes are others than they were.
+    is_changed: bool,
 }
 
 impl Way<'_> {
@@ -252,14 +187,14 @@ impl Way<'_> {
     async fn stream(
         &self,
         mut change: impl FnMut(&mut [u8]) -> Result<(), CipherError>,
-    ) -> Result<(crate::place::BlobWriter, Digest, u64), RecryptError> {
+    ) -> Result<(BlobWriter, Digest, u64), RecryptError> {
         let layer = self.index;
         (self.report)(Progress::Start {
             layer,
             size: self.layer.size,
         });
         let mut source = self.from.blob(&self.layer.digest, self.layer.size)?;
-        let mut writer = self.to.start_blob().await?;
+        let mut writer = self.fresh.to.start_blob().await?;
         let mut before = self.layer.digest.hasher();
         let mut after = Hasher::new(Algorithm::Sha256);
         let mut size = 0;
@@ -308,28 +243,21 @@ async fn seal(way: &Way<'_>, recipients: &Recipients) -> Result<Written, Recrypt
         nonce: Some(nonce),
     }
     .to_json();
-    let mut keys = Vec::new();
-    for (kid, kek) in &recipients.broker {
-        let packet = Packet::seal(Format::V2, kid, kek, &private)?;
-        keys.push(Wrapped::Provider {
-            name: PROVIDER_COCO.to_owned(),
-            annotation: packet.to_json(),
-        });
-    }
-    if !recipients.public.is_empty() {
-        keys.push(Wrapped::Jwe(jwe::wrap(&recipients.public, &private)?));
-    }
     let encryption = Encryption {
         public: PublicOptions::new(sealer.finish()),
-        keys,
+        keys: recipients.wrap(&private).await?,
     };
-    writer.finish(&digest).await?;
+    // What a provider answered may be more than a reader takes: told now, not when the image is pulled.
+    let annotations: HashMap<_, _> = encryption.write().into_iter().collect();
+    Encryption::read(&annotations)?;
+    way.fresh.finish(writer, &digest).await?;
     way.done();
     Ok(Written {
         media_type: media_type::encrypted(&plain_type),
         digest,
         size,
         annotations: encryption.write(),
+        is_changed: true,
     })
 }
 
@@ -354,7 +282,7 @@ async fn open(
             wrapped: expected.clone(),
         });
     }
-    writer.finish(&digest).await?;
+    way.fresh.finish(writer, &digest).await?;
     way.done();
     let media_type = media_type::decrypted(&plain_type).to_owned();
     Ok(Written {
@@ -362,6 +290,7 @@ async fn open(
         digest,
         size,
         annotations: Vec::new(),
+        is_changed: true,
     })
 }
 
@@ -369,29 +298,31 @@ async fn open(
 async fn carry(way: &Way<'_>) -> Result<Written, RecryptError> {
     let media_type = way.plain_type()?;
     let (writer, digest, size) = way.stream(|_| Ok(())).await?;
-    writer.finish(&digest).await?;
+    way.fresh.finish(writer, &digest).await?;
     way.done();
     Ok(Written {
         media_type,
         digest,
         size,
         annotations: Vec::new(),
+        is_changed: false,
     })
 }
 
 /// The configuration, then the manifest: every member that we do not change stays as it was.
 async fn finish(
     from: &Place,
-    to: &Place,
+    fresh: &Fresh<'_>,
     found: &Found,
     layers: Vec<Written>,
 ) -> Result<Digest, RecryptError> {
+    let to = fresh.to;
     let config = &found.manifest.config.digest;
     if !to.has_blob(config).await? {
         let bytes = from.small_blob(config, CONFIG_BYTES_MAX).await?;
         let mut writer = to.start_blob().await?;
         writer.write(&bytes).await?;
-        writer.finish(config).await?;
+        fresh.finish(writer, config).await?;
     }
     let mut document: Value =
         serde_json::from_slice(&found.bytes).map_err(|_| RecryptError::Manifest)?;
@@ -407,6 +338,10 @@ async fn finish(
         entry.insert("mediaType".to_owned(), written.media_type.into());
         entry.insert("digest".to_owned(), written.digest.to_string().into());
         entry.insert("size".to_owned(), written.size.into());
+        if written.is_changed {
+            // Elsewhere there is only what the layer was.
+            entry.remove("urls");
+        }
         let mut annotations = entry
             .remove("annotations")
             .and_then(|old| old.as_object().cloned())
@@ -422,9 +357,10 @@ async fn finish(
             entry.insert("annotations".to_owned(), annotations.into());
         }
     }
-    Ok(to
-        .write_manifest(OCI_MANIFEST, Bytes::from(document.to_string()))
-        .await?)
+    let document = Bytes::from(document.to_string());
+    let digest = to.write_manifest(OCI_MANIFEST, document).await?;
+    fresh.keep();
+    Ok(digest)
 }
 
 fn diff_ids(config: &[u8]) -> Vec<String> {

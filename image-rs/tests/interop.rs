@@ -122,7 +122,7 @@ fn skopeo(room: &Room, options: &[&str], [from, to]: [&str; 2]) {
 fn for_broker(key: [u8; 32]) -> Recipients {
     Recipients {
         broker: vec![(KID.to_owned(), Key::new(key.to_vec()))],
-        public: Vec::new(),
+        ..Recipients::default()
     }
 }
 

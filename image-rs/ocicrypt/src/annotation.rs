@@ -22,6 +22,25 @@ pub const PROVIDER_COCO: &str = "attestation-agent";
 /// What every annotation of an encrypted layer starts with.
 pub const PREFIX: &str = "org.opencontainers.image.enc.";
 
+/// What the names of all wrapped keys start with.
+const KEYS: &str = "org.opencontainers.image.enc.keys.";
+/// Schemes of ocicrypt which are refused, each with the reason.
+const REFUSED: [(&str, &str); 3] = [
+    (
+        "pkcs7",
+        "PKCS#7, refused because ocicrypt wraps its key by RSA with PKCS#1 v1.5 padding, which whoever may try \
+         messages on can open",
+    ),
+    (
+        "pgp",
+        "OpenPGP, refused because its keys are a user's and no guest is given a keyring",
+    ),
+    (
+        "pkcs11",
+        "PKCS#11, refused because its key is in a device that no guest has",
+    ),
+];
+
 /// Cap on one annotation in bytes; a real one has about 1000.
 const ANNOTATION_BYTES_MAX: usize = 256 * 1024;
 /// Cap on the ways in which one layer can be opened.
@@ -34,7 +53,10 @@ pub enum AnnotationError {
     #[error("an encrypted layer has no annotation {PUBLIC_OPTIONS}")]
     NoPublicOptions,
     /// No wrapped key that we know how to open.
-    #[error("an encrypted layer has no key for a key provider and none in JWE; found: {0}")]
+    #[error(
+        "an encrypted layer has no key for a broker, a key provider or a JWE recipient; encrypt it again with \
+         kbs:///, provider: or jwe:. It has: {0}"
+    )]
     NoKeys(String),
     /// Not base64.
     #[error("annotation {0} is not base64")]
@@ -104,13 +126,13 @@ impl Encryption {
             keys.extend(decode_list(KEYS_JWE, list)?.into_iter().map(Wrapped::Jwe));
         }
         if keys.is_empty() {
-            let mut found: Vec<_> = annotations
-                .keys()
-                .filter(|name| name.starts_with(PREFIX))
-                .cloned()
-                .collect();
-            found.sort();
-            return Err(AnnotationError::NoKeys(found.join(", ")));
+            let found = refused(annotations);
+            let found = if found.is_empty() {
+                "none".to_owned()
+            } else {
+                found.join("; ")
+            };
+            return Err(AnnotationError::NoKeys(found));
         }
         Ok(Self { public, keys })
     }
@@ -140,6 +162,25 @@ impl Encryption {
         }
         out
     }
+}
+
+/// The ways to open a layer that we do not go, in words and with the reason.
+#[must_use]
+pub fn refused<S: BuildHasher>(annotations: &HashMap<String, String, S>) -> Vec<String> {
+    let scheme = |name: &String| {
+        let scheme = name.strip_prefix(KEYS)?;
+        if scheme == "jwe" || name.starts_with(KEYS_PROVIDER) {
+            return None;
+        }
+        let known = REFUSED.iter().find(|(known, _)| *known == scheme);
+        Some(known.map_or_else(
+            || format!("{scheme:?}, which is not known"),
+            |(_, reason)| (*reason).to_owned(),
+        ))
+    };
+    let mut found: Vec<_> = annotations.keys().filter_map(scheme).collect();
+    found.sort();
+    found
 }
 
 fn decode(name: &str, text: &str) -> Result<Vec<u8>, AnnotationError> {
@@ -184,19 +225,23 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_without_a_key_for_us_says_what_it_has() {
-        let mut annotations: HashMap<_, _> = Encryption {
-            public: PublicOptions::new([5; 32]),
-            keys: Vec::new(),
+    fn a_layer_without_a_key_for_us_says_what_it_has_and_why_we_refuse_it() {
+        for (scheme, words) in [
+            ("pkcs7", "PKCS#1 v1.5"),
+            ("pgp", "keyring"),
+            ("pkcs11", "device"),
+            ("quantum", "\"quantum\", which is not known"),
+        ] {
+            let mut annotations: HashMap<_, _> = Encryption {
+                public: PublicOptions::new([5; 32]),
+                keys: Vec::new(),
+            }
+            .write()
+            .into_iter()
+            .collect();
+            annotations.insert(format!("{KEYS}{scheme}"), "AAAA".to_owned());
+            let error = Encryption::read(&annotations).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("jwe:"), "{error}");
         }
-        .write()
-        .into_iter()
-        .collect();
-        annotations.insert(
-            "org.opencontainers.image.enc.keys.pgp".to_owned(),
-            "AAAA".to_owned(),
-        );
-        let error = Encryption::read(&annotations).unwrap_err().to_string();
-        assert!(error.contains("enc.keys.pgp"), "{error}");
     }
 }

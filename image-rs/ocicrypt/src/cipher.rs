@@ -3,12 +3,15 @@
 //! The whole compressed layer is one AES-256-CTR stream with a 128-bit big-endian counter that starts at the 16-byte
 //! nonce. HMAC-SHA256 under the same key covers the ciphertext (not the nonce) and is known only at the end: until
 //! [`Opener::finish`] has returned `Ok`, the plaintext must stay invisible to everybody.
+//!
+//! The counter mode is written out here, in batches: the block cipher is three times faster by many blocks than a
+//! stream cipher that hands it eight, and a layer passes through nothing slower but its hashes.
 
-use aes::Aes256;
-use aes::cipher::{KeyIvInit, StreamCipher};
-use ctr::Ctr128BE;
+use aes::cipher::BlockCipherEncrypt as _;
+use aes::{Aes256, Block};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::secret::{LayerKey, NoEntropy, fill};
 
@@ -18,6 +21,8 @@ pub const CIPHER: &str = "AES_256_CTR_HMAC_SHA256";
 pub const NONCE_BYTES: usize = 16;
 /// Length in bytes of the HMAC.
 pub const HMAC_BYTES: usize = 32;
+/// Key stream that is made at once, in bytes.
+const BATCH_BYTES: usize = 2048;
 
 /// Why an encrypted layer is not accepted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,8 +32,8 @@ pub enum CipherError {
         "the layer's HMAC does not match: the blob was altered, or the key is not the one it was encrypted with"
     )]
     Hmac,
-    /// More than 2^128 blocks.
-    #[error("the layer is longer than its counter can count")]
+    /// More than 2^64 bytes.
+    #[error("the layer is longer than can be counted")]
     Exhausted,
 }
 
@@ -62,7 +67,7 @@ impl Sealer {
     /// Encrypts the next chunk in place; chunks may have any length.
     ///
     /// # Errors
-    /// [`CipherError::Exhausted`] after 2^128 blocks.
+    /// [`CipherError::Exhausted`] after 2^64 bytes.
     pub fn update(&mut self, chunk: &mut [u8]) -> Result<(), CipherError> {
         self.0.apply(chunk)?;
         self.0.mac.update(chunk);
@@ -90,7 +95,7 @@ impl Opener {
     /// Decrypts the next chunk in place; chunks may have any length. What comes out is not yet authentic.
     ///
     /// # Errors
-    /// [`CipherError::Exhausted`] after 2^128 blocks.
+    /// [`CipherError::Exhausted`] after 2^64 bytes.
     pub fn update(&mut self, chunk: &mut [u8]) -> Result<(), CipherError> {
         self.0.mac.update(chunk);
         self.0.apply(chunk)
@@ -109,23 +114,72 @@ impl Opener {
 }
 
 struct State {
-    stream: Ctr128BE<Aes256>,
+    stream: KeyStream,
     mac: Hmac<Sha256>,
+    bytes: u64,
 }
 
 impl State {
     fn new(key: &LayerKey, nonce: &Nonce) -> Self {
         Self {
-            stream: Ctr128BE::<Aes256>::new(key.expose().into(), (&nonce.0).into()),
+            stream: KeyStream::new(key, nonce),
             mac: <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose())
                 .unwrap_or_else(|_| unreachable!("HMAC takes a key of any length")),
+            bytes: 0,
         }
     }
 
     fn apply(&mut self, chunk: &mut [u8]) -> Result<(), CipherError> {
-        self.stream
-            .try_apply_keystream(chunk)
-            .map_err(|_| CipherError::Exhausted)
+        let bytes = self.bytes.checked_add(chunk.len() as u64);
+        self.bytes = bytes.ok_or(CipherError::Exhausted)?;
+        self.stream.apply(chunk);
+        Ok(())
+    }
+}
+
+/// AES-256 over a counter: what a chunk is combined with.
+struct KeyStream {
+    cipher: Aes256,
+    counter: u128,
+    batch: Box<Zeroizing<[u8; BATCH_BYTES]>>,
+    /// How much of the batch is used up.
+    used: usize,
+}
+
+impl KeyStream {
+    fn new(key: &LayerKey, nonce: &Nonce) -> Self {
+        Self {
+            cipher: Aes256::new(key.expose().into()),
+            counter: u128::from_be_bytes(nonce.0),
+            batch: Box::new(Zeroizing::new([0; BATCH_BYTES])),
+            used: BATCH_BYTES,
+        }
+    }
+
+    fn apply(&mut self, mut chunk: &mut [u8]) {
+        while !chunk.is_empty() {
+            if self.used == BATCH_BYTES {
+                self.refill();
+            }
+            let ready = &self.batch[self.used..];
+            let count = ready.len().min(chunk.len());
+            let (now, later) = chunk.split_at_mut(count);
+            for (byte, key) in now.iter_mut().zip(ready) {
+                *byte ^= key;
+            }
+            self.used += count;
+            chunk = later;
+        }
+    }
+
+    fn refill(&mut self) {
+        let (blocks, _) = Block::slice_as_chunks_mut(self.batch.as_mut_slice());
+        for block in blocks.iter_mut() {
+            *block = self.counter.to_be_bytes().into();
+            self.counter = self.counter.wrapping_add(1);
+        }
+        self.cipher.encrypt_blocks(blocks);
+        self.used = 0;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Compatible with the ocicrypt specification (<https://github.com/containers/ocicrypt/tree/main/spec>) and with
 //! the annotation packets of Confidential Containers, in both directions. Everything here is pure but for
-//! [`keyprovider::Command`], which runs a program; nothing here knows what a registry is.
+//! [`keyprovider`], which runs programs and speaks to sockets; nothing here knows what a registry is.
 //!
 //! ```text
 //! layer blob ──[LEK: AES-256-CTR + HMAC-SHA256]──► encrypted blob           (`cipher`)
@@ -23,6 +23,6 @@ mod secret;
 mod source;
 mod unwrap;
 
-pub use secret::{KEY_BYTES, Key, LayerKey, NoEntropy};
-pub use source::{KeyError, KeySource};
+pub use secret::{KEY_BYTES, Key, LayerKey, NoEntropy, read_secret};
+pub use source::{KeyError, KeySource, Unwrapped};
 pub use unwrap::{Error, KEYS_MAX, LayerOptions, unwrap_layers};

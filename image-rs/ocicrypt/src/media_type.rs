@@ -72,6 +72,11 @@ const LAYERS: [(&str, Compression); 12] = [
     ),
 ];
 
+/// Every media type that a plain tar layer has.
+pub fn layers() -> impl Iterator<Item = &'static str> {
+    LAYERS.iter().map(|(name, _)| *name)
+}
+
 /// Reads a layer's media type; `None` when it is not a tar layer that we know.
 #[must_use]
 pub fn parse(media_type: &str) -> Option<Layer> {

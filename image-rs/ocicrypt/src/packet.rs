@@ -15,6 +15,7 @@ use ctr::Ctr128BE;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::options::OPTIONS_BYTES_MAX;
 use crate::secret::{KEY_BYTES, Key, NoEntropy, fill};
 
 /// The version that a V2 packet carries.
@@ -27,6 +28,7 @@ pub const PACKET_BYTES_MAX: usize = 64 * 1024;
 const GCM: &str = "A256GCM";
 const CTR: &str = "A256CTR";
 const GCM_IV_BYTES: usize = 12;
+const GCM_TAG_BYTES: usize = 16;
 const CTR_IV_BYTES: usize = 16;
 
 /// Why a packet cannot be read or opened.
@@ -80,11 +82,12 @@ pub enum PacketError {
 }
 
 /// Which JSON a packet is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// The four members that every Confidential Containers release reads.
     V1,
     /// With version and provider.
+    #[default]
     V2,
 }
 
@@ -127,6 +130,27 @@ impl Packet {
     #[must_use]
     pub fn kid(&self) -> &str {
         &self.kid
+    }
+
+    /// Which JSON the packet was read from or is written as.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// How the key is wrapped, by its name in the JSON.
+    #[must_use]
+    pub fn wrap_type(&self) -> &'static str {
+        match self.wrap {
+            Wrap::Gcm(_) => GCM,
+            Wrap::Ctr(_) => CTR,
+        }
+    }
+
+    /// Whether an altered packet is noticed when it is opened. For the others only what they wrap can tell.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        matches!(self.wrap, Wrap::Gcm(_))
     }
 
     /// Unwraps with `kek`.
@@ -180,6 +204,9 @@ impl Packet {
         let wrapped = STANDARD
             .decode(&wire.wrapped_data)
             .map_err(|_| PacketError::Member("wrapped_data"))?;
+        if wrapped.len() > OPTIONS_BYTES_MAX + GCM_TAG_BYTES {
+            return Err(PacketError::Member("wrapped_data"));
+        }
         Ok(Self {
             kid: wire.kid,
             wrapped,

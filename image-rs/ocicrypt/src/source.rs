@@ -1,9 +1,13 @@
 //! Where the keys that open an image come from.
 
 use async_trait::async_trait;
+use zeroize::Zeroizing;
 
 use crate::jwe::PrivateKey;
 use crate::secret::Key;
+
+/// Private options as a key provider unwrapped them.
+pub type Unwrapped = Zeroizing<Vec<u8>>;
 
 /// Why a key is not there.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -14,12 +18,26 @@ pub enum KeyError {
         /// Which key.
         kid: String,
     },
+    /// The one who decrypts has not given it.
+    #[error("key {kid} is needed, and was not given")]
+    NotGiven {
+        /// Which key.
+        kid: String,
+    },
     /// The broker refused to release it.
     #[error("the broker does not release key {kid}: {reason}")]
     Denied {
         /// Which key.
         kid: String,
         /// What the broker said.
+        reason: String,
+    },
+    /// A key provider did not unwrap.
+    #[error("key provider {name:?} does not unwrap the layer key: {reason}")]
+    Provider {
+        /// Which provider.
+        name: String,
+        /// What it said.
         reason: String,
     },
     /// The broker could not be asked.
@@ -40,6 +58,13 @@ pub trait KeySource: Send + Sync {
     /// # Errors
     /// See [`KeyError`].
     async fn key(&self, kid: &str) -> Result<Key, KeyError>;
+
+    /// Has the source's own key provider `name` unwrap what it wrote; `None` where the source has no such provider, and
+    /// then a packet of Confidential Containers is opened with the key that it names.
+    async fn unwrap(&self, name: &str, annotation: &[u8]) -> Option<Result<Unwrapped, KeyError>> {
+        let _ = (name, annotation);
+        None
+    }
 
     /// Private keys that open layers wrapped as JWE; most sources have none.
     fn private_keys(&self) -> &[PrivateKey] {

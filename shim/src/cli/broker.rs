@@ -11,6 +11,7 @@ use http::{Method, Request, StatusCode, header};
 use ocicrypt::Key;
 use serde_json::Value;
 use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial, bytes_capped};
+use zeroize::Zeroizing;
 
 use super::key::{KeyId, read_token};
 use super::registry::is_loopback;
@@ -42,7 +43,7 @@ pub(super) struct BrokerArgs {
 pub(super) struct Broker {
     client: Client,
     url: String,
-    token: zeroize::Zeroizing<String>,
+    token: Zeroizing<String>,
 }
 
 impl BrokerArgs {
@@ -108,7 +109,8 @@ impl Broker {
 
     /// Gives the key to the broker.
     pub(super) async fn register(&self, kid: &KeyId, key: &Key) -> anyhow::Result<()> {
-        let body = Bytes::copy_from_slice(key.expose());
+        // Wiped with the request.
+        let body = Bytes::from_owner(Zeroizing::new(key.expose().to_vec()));
         let (status, body) = self
             .ask(Method::POST, &format!("resource/{}", kid.path()), body)
             .await?;

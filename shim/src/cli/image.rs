@@ -7,31 +7,42 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use image_rs::inspect::{self, LayerInspection};
 use image_rs::manifest::Platform;
-use image_rs::recrypt::{self, Recipients};
-use ocicrypt::Key;
+use image_rs::recrypt::{self, ProviderRecipient, Recipients};
+use ocicrypt::packet::Format;
 
-use super::key::{FileKeys, KeyId, read_or_make_kek, read_public};
+use super::key::{KeyFile, KeyId, OwnersKeys, read_public};
+use super::recipient::{Preparation, ProviderArgs, ProviderName, Recipient};
 use super::{broker, progress, registry};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Encrypt every layer of an image, and give the key to a broker.
     Encrypt(Box<Encrypt>),
-    /// Decrypt an image with a key file.
+    /// Decrypt an image with key files or key providers.
     Decrypt(Decrypt),
     /// Show the layers of an image and whose keys open them.
     Inspect(Inspect),
 }
 
 impl Command {
+    /// An interrupt stops the work where it is, and what it has written is taken back.
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        match self {
-            Self::Encrypt(command) => command.run().await,
-            Self::Decrypt(command) => command.run().await,
-            Self::Inspect(command) => command.run().await,
+        let work = async {
+            match self {
+                Self::Encrypt(command) => command.run().await,
+                Self::Decrypt(command) => command.run().await,
+                Self::Inspect(command) => command.run().await,
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                bail!("interrupted: no image was written")
+            }
         }
     }
 }
@@ -51,22 +62,28 @@ impl Selection {
 
 #[derive(Debug, Args)]
 pub(super) struct Encrypt {
-    /// The image: docker://registry/repository:tag or oci:directory[:tag].
+    /// The image: docker://registry/repository:tag, oci:directory[:tag] or oci-archive:file[:tag].
     source: String,
     /// Where the encrypted image goes, in the same words.
     destination: String,
-    /// The broker's name for the key: kbs:///repository/type/tag.
-    #[arg(long, required_unless_present = "recipient")]
+    /// For whom: kbs:///repository/type/tag[::keypath=FILE], jwe:PUBLIC.pem or provider:NAME[:WORDS]; each of several
+    /// can open the image alone.
+    #[arg(long, short, required_unless_present = "key_id")]
+    recipient: Vec<Recipient>,
+    /// The same as --recipient kbs:///repository/type/tag.
+    #[arg(long)]
     key_id: Option<KeyId>,
-    /// The key, 32 raw bytes; made and written there where the file is absent.
-    #[arg(long, requires = "key_id")]
+    /// The broker's key, 32 raw bytes; made and written there where the file is absent.
+    #[arg(long)]
     key_file: Option<PathBuf>,
     /// Let a new key take the place of one that the broker has under this name.
     #[arg(long)]
     replace_key: bool,
-    /// Also encrypt for this public key in PEM (JWE), as skopeo does.
-    #[arg(long, value_name = "PEM")]
-    recipient: Vec<PathBuf>,
+    /// How the key packet for a broker's guests is written; every release of Confidential Containers reads 1.
+    #[arg(long, value_enum, default_value_t = PacketVersion::Two)]
+    packet_version: PacketVersion,
+    #[command(flatten)]
+    providers: ProviderArgs,
     #[command(flatten)]
     broker: broker::BrokerArgs,
     #[command(flatten)]
@@ -79,21 +96,10 @@ impl Encrypt {
     async fn run(self) -> anyhow::Result<()> {
         let [from, to] = self.registry.places([&self.source, &self.destination])?;
         let broker = self.broker.open(self.registry.plain_http())?;
-        let public = self
-            .recipient
-            .iter()
-            .map(|path| read_public(path))
-            .collect::<anyhow::Result<_>>()?;
-        // An image that cannot be read is told before a key is made for it.
-        from.manifest(&self.selection.platform()).await?;
-        let mut recipients = Recipients {
-            broker: Vec::new(),
-            public,
-        };
-        if let Some(kid) = &self.key_id {
-            let key = self.prepare_key(kid, broker.as_ref()).await?;
-            recipients.broker.push((kid.to_string(), key));
-        }
+        // An image that cannot be read, or is encrypted already, is told before a key is made for it.
+        let found = from.manifest(&self.selection.platform()).await?;
+        recrypt::check_plain(&found.manifest)?;
+        let recipients = self.recipients(broker.as_ref()).await?;
         let report = progress::bars();
         let pushed =
             recrypt::encrypt(&from, &to, &self.selection.platform(), &recipients, &report).await;
@@ -102,60 +108,97 @@ impl Encrypt {
         Ok(())
     }
 
-    /// The key, safe in its file or at the broker before it is used.
-    async fn prepare_key(
-        &self,
-        kid: &KeyId,
-        broker: Option<&broker::Broker>,
-    ) -> anyhow::Result<Key> {
-        let (key, made) = match (&self.key_file, broker) {
-            (Some(path), _) => read_or_make_kek(path)?,
-            (None, Some(_)) => (Key::generate()?, true),
-            (None, None) => {
-                bail!("the key would be lost: give --key-file, or --kbs with --admin-token-file")
+    /// Everybody is prepared in the order in which nothing is lost: brokers last, because only they are changed.
+    async fn recipients(&self, broker: Option<&broker::Broker>) -> anyhow::Result<Recipients> {
+        let mut recipients = Recipients {
+            format: self.packet_version.into(),
+            ..Recipients::default()
+        };
+        let mut brokers: Vec<_> = self.key_id.iter().map(|kid| (kid, None)).collect();
+        for recipient in &self.recipient {
+            match recipient {
+                Recipient::Broker { kid, file } => brokers.push((kid, file.as_deref())),
+                Recipient::Jwe(path) => recipients.public.push(read_public(path)?),
+                Recipient::Provider(ProviderName { name, words }) => {
+                    recipients.providers.push(ProviderRecipient {
+                        name: name.clone(),
+                        words: words.clone(),
+                        endpoint: self.providers.endpoint(name)?,
+                    });
+                }
             }
-        };
-        let Some(broker) = broker else {
-            eprintln!(
-                "key {kid} is in its file only: register it at your broker as {}",
-                kid.path()
-            );
-            return Ok(key);
-        };
-        if made && !self.replace_key && broker.has(kid).await? == Some(true) {
+        }
+        let without_file = brokers.iter().filter(|(_, file)| file.is_none()).count();
+        if self.key_file.is_some() && without_file != 1 {
             bail!(
-                "the broker has a key {kid} already, and images that need it would be lost with it: \
-                 give that key with --key-file, another --key-id, or --replace-key"
+                "--key-file is the key of {without_file} recipients: give each its own, \
+                 kbs:///repository/type/tag::keypath=FILE"
             );
         }
-        broker.register(kid, &key).await?;
-        eprintln!("key {kid} is registered at the broker");
-        Ok(key)
+        let preparation = Preparation {
+            broker,
+            replace: self.replace_key,
+        };
+        for (kid, file) in brokers {
+            let file = file.or(self.key_file.as_deref());
+            let key = preparation.key(kid, file).await?;
+            recipients.broker.push((kid.to_string(), key));
+        }
+        Ok(recipients)
     }
 
-    /// What to do after an upload that failed, with the key where it is.
+    /// What to do after an upload that failed, with the keys where they are.
     fn advice(&self) -> &'static str {
-        match (&self.key_id, &self.key_file) {
-            (Some(_), Some(_)) => {
-                "the image was not pushed; its key is in the key file, so just try again"
+        let has_broker = self.key_id.is_some()
+            || (self.recipient.iter()).any(|to| matches!(to, Recipient::Broker { .. }));
+        let in_files = self.key_file.is_some()
+            || (self.recipient.iter())
+                .all(|to| !matches!(to, Recipient::Broker { file: None, .. }));
+        match (has_broker, in_files) {
+            (true, true) => {
+                "the image was not written; its key is in the key file, so just try again"
             }
-            (Some(_), None) => {
-                "the image was not pushed; its key is at the broker: try again with --replace-key"
+            (true, false) => {
+                "the image was not written; its key is at the broker: try again with --replace-key"
             }
-            (None, _) => "the image was not pushed",
+            (false, _) => "the image was not written",
+        }
+    }
+}
+
+/// The versions of a key packet, as they are said on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PacketVersion {
+    #[value(name = "1")]
+    One,
+    #[value(name = "2")]
+    Two,
+}
+
+impl From<PacketVersion> for Format {
+    fn from(version: PacketVersion) -> Self {
+        match version {
+            PacketVersion::One => Self::V1,
+            PacketVersion::Two => Self::V2,
         }
     }
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Decrypt {
-    /// The encrypted image: docker://registry/repository:tag or oci:directory[:tag].
+    /// The encrypted image: docker://registry/repository:tag, oci:directory[:tag] or oci-archive:file[:tag].
     source: String,
     /// Where the decrypted image goes, in the same words.
     destination: String,
-    /// The key-encryption key (32 raw bytes), or a recipient's private key in PEM.
-    #[arg(long)]
-    key_file: PathBuf,
+    /// A key-encryption key (32 raw bytes) or a recipient's private key (PEM, DER or JWK); with several
+    /// key-encryption keys each as kbs:///repository/type/tag=FILE.
+    #[arg(long, value_name = "FILE")]
+    key_file: Vec<KeyFile>,
+    /// A key provider that unwraps what it has wrapped: NAME[:WORDS].
+    #[arg(long, value_name = "PROVIDER")]
+    provider: Vec<ProviderName>,
+    #[command(flatten)]
+    providers: ProviderArgs,
     #[command(flatten)]
     registry: registry::RegistryArgs,
     #[command(flatten)]
@@ -165,10 +208,11 @@ pub(super) struct Decrypt {
 impl Decrypt {
     async fn run(self) -> anyhow::Result<()> {
         let [from, to] = self.registry.places([&self.source, &self.destination])?;
-        let keys = FileKeys::read(&self.key_file)?;
+        let keys = OwnersKeys::read(&self.key_file, &self.provider, &self.providers)?;
         let report = progress::bars();
-        let digest =
-            recrypt::decrypt(&from, &to, &self.selection.platform(), &keys, &report).await?;
+        let platform = self.selection.platform();
+        let written = recrypt::decrypt(&from, &to, &platform, &keys, &report).await;
+        let digest = written.context("the image was not written")?;
         writeln!(std::io::stdout(), "{digest}")?;
         Ok(())
     }
@@ -176,7 +220,7 @@ impl Decrypt {
 
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// The image: docker://registry/repository:tag or oci:directory[:tag].
+    /// The image: docker://registry/repository:tag, oci:directory[:tag] or oci-archive:file[:tag].
     image: String,
     /// Print JSON.
     #[arg(long)]
@@ -201,24 +245,35 @@ impl Inspect {
         for (index, layer) in seen.layers.iter().enumerate() {
             writeln!(out, "layer {index}  {}  {} bytes", layer.digest, layer.size)?;
             writeln!(out, "         {}", layer.media_type)?;
-            writeln!(out, "         {}", describe(layer))?;
+            for line in describe(layer) {
+                writeln!(out, "         {line}")?;
+            }
         }
         Ok(())
     }
 }
 
-fn describe(layer: &LayerInspection) -> String {
+/// What is said of a layer's encryption: never a key, only how it is called.
+fn describe(layer: &LayerInspection) -> Vec<String> {
     if !layer.encrypted {
-        return "not encrypted".to_owned();
+        return vec!["not encrypted".to_owned()];
     }
+    let refused = layer.refused.iter().map(|way| format!("for {way}"));
     if let Some(damage) = &layer.damage {
-        return format!("encrypted, but nobody can open it: {damage}");
+        return vec![format!("encrypted, but nobody can open it: {damage}")];
     }
-    let ways = layer.ways.iter().map(|way| match &way.key_id {
-        Some(kid) => format!("{} with {kid}", way.provider),
-        None => way.provider.clone(),
+    let cipher = layer.cipher.map(|cipher| format!("encrypted by {cipher}"));
+    let ways = layer.ways.iter().map(|way| {
+        let scheme = way.scheme.as_deref().map(|scheme| format!(" ({scheme})"));
+        let kid = way.key_id.as_deref().map(|kid| format!(", key {kid}"));
+        format!(
+            "for {}{}{}",
+            way.provider,
+            scheme.unwrap_or_default(),
+            kid.unwrap_or_default()
+        )
     });
-    format!("encrypted for {}", ways.collect::<Vec<_>>().join(", "))
+    cipher.into_iter().chain(ways).chain(refused).collect()
 }
 
 fn parse_platform(text: &str) -> Result<Platform, String> {

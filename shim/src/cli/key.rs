@@ -1,20 +1,24 @@
 //! Keys on the owner's disk: key-encryption keys of 32 raw bytes, and the private keys of JWE recipients.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use ocicrypt::jwe::{PrivateKey, PublicKey};
-use ocicrypt::{KEY_BYTES, Key, KeyError, KeySource};
+use ocicrypt::keyprovider::{DecryptConfig, Endpoint};
+use ocicrypt::{KEY_BYTES, Key, KeyError, KeySource, Unwrapped, read_secret};
 use zeroize::Zeroizing;
 
+use super::recipient::{ProviderArgs, ProviderName};
+
 /// Cap on a key file, in bytes; a PEM key is the largest kind.
-const FILE_BYTES_MAX: u64 = 64 * 1024;
+const FILE_BYTES_MAX: usize = 64 * 1024;
 
 /// A broker's name of a key: `kbs:///repository/type/tag`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +93,7 @@ pub(super) fn read_or_make_kek(path: &Path) -> anyhow::Result<(Key, bool)> {
 
 /// Reads a recipient's public key.
 pub(super) fn read_public(path: &Path) -> anyhow::Result<PublicKey> {
-    PublicKey::from_pem(&read(path)?).with_context(|| path.display().to_string())
+    PublicKey::from_bytes(&read(path)?).with_context(|| path.display().to_string())
 }
 
 /// A file's text without the line end, for a token.
@@ -103,52 +107,120 @@ pub(super) fn read_token(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+/// Reads a small file that may hold a secret.
+pub(super) fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
-    let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
-    read.with_context(|| format!("read {}", path.display()))?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        bail!("{} has more than {FILE_BYTES_MAX} bytes", path.display());
-    }
-    Ok(bytes)
+    let bytes = read_secret(file, FILE_BYTES_MAX);
+    let bytes = bytes.with_context(|| format!("read {}", path.display()))?;
+    bytes.with_context(|| format!("{} has more than {FILE_BYTES_MAX} bytes", path.display()))
 }
 
-/// Keys that were given as files: one is tried for every id, because its file does not say which it is.
-pub(super) struct FileKeys {
-    kek: Option<Key>,
-    private: Vec<PrivateKey>,
+/// A key file on the command line: `FILE`, or `kbs:///repository/type/tag=FILE` where there are several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeyFile {
+    kid: Option<KeyId>,
+    path: PathBuf,
 }
 
-impl FileKeys {
-    /// Reads 32 raw bytes as a key-encryption key, and anything else as PEM.
-    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = read(path)?;
-        if bytes.len() == KEY_BYTES {
-            return Ok(Self {
-                kek: Some(Key::new(bytes.to_vec())),
-                private: Vec::new(),
-            });
+impl FromStr for KeyFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((kid, path)) if kid.starts_with("kbs:") => Ok(Self {
+                kid: Some(kid.parse()?),
+                path: path.into(),
+            }),
+            _ => Ok(Self {
+                kid: None,
+                path: text.into(),
+            }),
         }
-        let key = PrivateKey::from_pem(&bytes).with_context(|| {
+    }
+}
+
+/// What was given to decrypt with. A key whose file does not say which it is, is tried for every id.
+pub(super) struct OwnersKeys {
+    named: BTreeMap<String, Key>,
+    any: Option<Key>,
+    private: Vec<PrivateKey>,
+    providers: Vec<(ProviderName, Endpoint)>,
+}
+
+impl OwnersKeys {
+    /// Reads 32 raw bytes as a key-encryption key, and anything else as a private key.
+    pub(super) fn read(
+        files: &[KeyFile],
+        names: &[ProviderName],
+        args: &ProviderArgs,
+    ) -> anyhow::Result<Self> {
+        if files.is_empty() && names.is_empty() {
+            bail!("nothing to decrypt with: give --key-file or --provider");
+        }
+        let mut keys = Self {
+            named: BTreeMap::new(),
+            any: None,
+            private: Vec::new(),
+            providers: Vec::new(),
+        };
+        for file in files {
+            keys.add(file)?;
+        }
+        for name in names {
+            let endpoint = args.endpoint(&name.name)?;
+            keys.providers.push((name.clone(), endpoint));
+        }
+        Ok(keys)
+    }
+
+    fn add(&mut self, file: &KeyFile) -> anyhow::Result<()> {
+        let bytes = read(&file.path)?;
+        let path = file.path.display();
+        if bytes.len() == KEY_BYTES {
+            let key = Key::new(bytes.to_vec());
+            let known = match &file.kid {
+                Some(kid) => self.named.insert(kid.to_string(), key),
+                None => self.any.replace(key),
+            };
+            if known.is_some() {
+                bail!(
+                    "several keys and no word which is which: write kbs:///repository/type/tag={path}"
+                );
+            }
+            return Ok(());
+        }
+        let key = PrivateKey::from_bytes(&bytes).with_context(|| {
             format!(
-                "{} is neither a key-encryption key of {KEY_BYTES} raw bytes nor a private key",
-                path.display()
+                "{path} is neither a key-encryption key of {KEY_BYTES} raw bytes nor a private key"
             )
         })?;
-        Ok(Self {
-            kek: None,
-            private: vec![key],
-        })
+        self.private.push(key);
+        Ok(())
     }
 }
 
 #[async_trait]
-impl KeySource for FileKeys {
+impl KeySource for OwnersKeys {
     async fn key(&self, kid: &str) -> Result<Key, KeyError> {
-        self.kek.clone().ok_or_else(|| KeyError::NotFound {
+        let key = self.named.get(kid).or(self.any.as_ref());
+        key.cloned().ok_or_else(|| KeyError::NotGiven {
             kid: kid.to_owned(),
         })
+    }
+
+    async fn unwrap(&self, name: &str, annotation: &[u8]) -> Option<Result<Unwrapped, KeyError>> {
+        let mut providers = self.providers.iter();
+        let (provider, endpoint) = providers.find(|(provider, _)| provider.name == name)?;
+        let config = DecryptConfig::words(name, &provider.words);
+        let answer = endpoint.unwrap(annotation, config).await;
+        Some(
+            answer
+                .map(|options| Zeroizing::new(options.expose().to_vec()))
+                .map_err(|error| KeyError::Provider {
+                    name: name.to_owned(),
+                    reason: format!("{:#}", anyhow::Error::from(error)),
+                }),
+        )
     }
 
     fn private_keys(&self) -> &[PrivateKey] {
@@ -197,5 +269,25 @@ mod tests {
         ] {
             assert!(bad.parse::<KeyId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn several_keys_need_their_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        for name in ["one", "two"] {
+            std::fs::write(path(name), [7; 32]).unwrap();
+        }
+        let args = ProviderArgs::default();
+        let read = |files: &[String]| {
+            let files: Vec<KeyFile> = files.iter().map(|file| file.parse().unwrap()).collect();
+            OwnersKeys::read(&files, &[], &args)
+        };
+        assert!(read(&[path("one")]).is_ok());
+        assert!(read(&[path("one"), format!("kbs:///a/b/c={}", path("two"))]).is_ok());
+        let error = read(&[path("one"), path("two")]).err().unwrap().to_string();
+        assert!(error.contains("kbs:///repository/type/tag="), "{error}");
+        let error = read(&[]).err().unwrap().to_string();
+        assert!(error.contains("--key-file or --provider"), "{error}");
     }
 }

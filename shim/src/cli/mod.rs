@@ -9,6 +9,7 @@ mod key;
 mod keyprovider;
 mod metrics;
 mod progress;
+mod recipient;
 mod registry;
 
 use clap::{Parser, Subcommand};
@@ -29,10 +30,11 @@ enum Command {
     /// Write init-data and tell its digest.
     #[command(subcommand)]
     InitData(init_data::Command),
-    /// Answer one question of ocicrypt's key-provider protocol, from stdin to stdout.
+    /// Serve ocicrypt's key-provider protocol: one question from stdin to stdout, or a socket of gRPC or ttRPC.
     ///
     /// For skopeo, buildah and containerd: a file named by OCICRYPT_KEYPROVIDER_CONFIG with
     /// {"key-providers":{"attestation-agent":{"cmd":{"path":"/usr/bin/cloister","args":["keyprovider"]}}}}
+    /// or {"key-providers":{"attestation-agent":{"grpc":"unix:///run/cloister/keyprovider.sock"}}},
     /// and --encryption-key provider:attestation-agent:keyid=kbs:///r/t/tag::keypath=/absolute/key
     #[command(verbatim_doc_comment)]
     Keyprovider(keyprovider::Serve),
@@ -52,7 +54,7 @@ impl Cli {
         match self.command {
             Command::Image(command) => command.run().await,
             Command::InitData(command) => command.run(),
-            Command::Keyprovider(serve) => serve.run(),
+            Command::Keyprovider(serve) => serve.run().await,
             Command::Metrics(metrics) => metrics.run().await,
         }
     }

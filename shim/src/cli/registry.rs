@@ -30,7 +30,7 @@ impl RegistryArgs {
     pub(super) fn places<const N: usize>(&self, names: [&str; N]) -> anyhow::Result<[Place; N]> {
         let mut insecure = BTreeSet::new();
         if self.plain_http {
-            for name in names.into_iter().filter(|name| !name.starts_with("oci:")) {
+            for name in names.into_iter().filter(|name| is_remote(name)) {
                 let image: image_rs::Reference =
                     name.strip_prefix("docker://").unwrap_or(name).parse()?;
                 let host = host_of(image.registry());
@@ -81,6 +81,11 @@ fn usual_auth_file() -> Option<PathBuf> {
     let podman = variable("XDG_RUNTIME_DIR").map(|path| path.join("containers/auth.json"));
     let docker = variable("HOME").map(|path| path.join(".docker/config.json"));
     podman.into_iter().chain(docker).find(|path| path.is_file())
+}
+
+/// Whether a name leads to a registry, and not to a file.
+fn is_remote(name: &str) -> bool {
+    !name.starts_with("oci:") && !name.starts_with("oci-archive:")
 }
 
 fn host_of(registry: &str) -> &str {

@@ -49,6 +49,11 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: provider_inputs,
     },
     Target {
+        name: "keyprovider_config",
+        run: provider_config,
+        seeds: provider_configs,
+    },
+    Target {
         name: "kbs_messages",
         run: messages,
         seeds: message_texts,
@@ -92,16 +97,23 @@ fn annotations(data: &[u8]) {
 
 fn jwe(data: &[u8]) {
     let _ = ocicrypt::jwe::unwrap(data, &[]);
+    let _ = ocicrypt::jwe::recipients(data);
 }
 
 fn pem(data: &[u8]) {
-    let _ = ocicrypt::jwe::PublicKey::from_pem(data);
-    let _ = ocicrypt::jwe::PrivateKey::from_pem(data);
+    let _ = ocicrypt::jwe::PublicKey::from_bytes(data);
+    let _ = ocicrypt::jwe::PrivateKey::from_bytes(data);
 }
 
 fn provider_input(data: &[u8]) {
     let _ = serde_json::from_slice::<keyprovider::Input>(data);
     let _ = serde_json::from_slice::<keyprovider::Output>(data);
+}
+
+fn provider_config(data: &[u8]) {
+    if let Ok(providers) = keyprovider::Providers::from_json(data) {
+        let _ = providers.get("p");
+    }
 }
 
 fn messages(data: &[u8]) {
@@ -187,6 +199,14 @@ fn jwes() -> Vec<Vec<u8>> {
 fn pems() -> Vec<Vec<u8>> {
     texts(&[
         "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEo59IT4UJgK0Xwi8iGcwLpTWY5Bke\nBwTtFJ7UKjYCX91K1YI3QC/qQ156PQD9teGndR6R05kgu2nX35GwT0EkWQ==\n-----END PUBLIC KEY-----\n",
+        r#"{"kty":"EC","crv":"P-256","x":"o59IT4UJgK0Xwi8iGcwLpTWY5BkeBwTtFJ7UKjYCX90","y":"K1YI3QC_qQ156PQD9teGndR6R05kgu2nX35GwT0EkWU","d":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"}"#,
+        r#"{"kty":"RSA","n":"sXch","e":"AQAB","d":"AA","p":"AA","q":"AA","dp":"AA","dq":"AA","qi":"AA"}"#,
+    ])
+}
+
+fn provider_configs() -> Vec<Vec<u8>> {
+    texts(&[
+        r#"{"key-providers":{"p":{"cmd":{"path":"/p","args":["a"]}},"q":{"grpc":"127.0.0.1:1"},"r":{"ttrpc":"unix:///s"}}}"#,
     ])
 }
 

@@ -86,6 +86,9 @@ where
         .get("epk")
         .and_then(Value::as_object)
         .ok_or(JweError::Member("epk"))?;
+    if text(epk, "kty") != Some("EC") {
+        return Err(JweError::Member("epk"));
+    }
     if text(epk, "crv") != Some(C::NAME) {
         return Ok(None);
     }

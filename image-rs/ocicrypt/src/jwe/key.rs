@@ -1,14 +1,20 @@
-//! The keys of JWE recipients, read from PEM: RSA, and EC on P-256, P-384 and P-521.
+//! The keys of JWE recipients, read from files: RSA, and EC on P-256, P-384 and P-521.
 //!
 //! Public: `PUBLIC KEY` (SPKI) and `RSA PUBLIC KEY` (PKCS #1). Private: `PRIVATE KEY` (PKCS #8), `RSA PRIVATE KEY`
-//! (PKCS #1) and `EC PRIVATE KEY` (SEC 1), not encrypted.
+//! (PKCS #1) and `EC PRIVATE KEY` (SEC 1), not encrypted. The same without PEM around them, and JWK.
 
 use p256::pkcs8::{DecodePrivateKey, DecodePublicKey};
 use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey};
+use rsa::traits::PublicKeyParts as _;
 use zeroize::Zeroizing;
+
+use super::jwk;
 
 /// Cap on the PEM text of a key, in bytes; RSA-16384 needs about 13 000.
 const PEM_BYTES_MAX: usize = 32 * 1024;
+
+/// RSA moduli below this are refused, in bits.
+const RSA_BITS_MIN: usize = 2048;
 
 /// Why a key cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +25,20 @@ pub enum KeyFormatError {
     /// Not PEM.
     #[error("a key is not in PEM format")]
     Pem,
+    /// Not PEM, and not DER of a key either.
+    #[error(
+        "a key is neither PEM nor DER nor JWK of an RSA key or an EC key on P-256, P-384 or P-521"
+    )]
+    Der,
+    /// Not a JWK, or one that misses a member.
+    #[error("a JWK is not the JSON of RFC 7517, or has not all members of its key")]
+    Jwk,
+    /// A private key where a public one is wanted.
+    #[error("a recipient's JWK is a private key; give its public half")]
+    PrivateJwk,
+    /// Shorter than anybody should trust.
+    #[error("an RSA key has {0} bits, fewer than {RSA_BITS_MIN}")]
+    Weak(usize),
     /// PEM of something else.
     #[error("PEM block {label:?} is not {expected}")]
     Label {
@@ -46,6 +66,43 @@ pub enum PublicKey {
 }
 
 impl PublicKey {
+    /// Reads a key in PEM, DER or JWK.
+    ///
+    /// # Errors
+    /// See [`KeyFormatError`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyFormatError> {
+        let key = match Form::of(bytes) {
+            Form::Pem => Self::from_pem(bytes),
+            Form::Jwk => jwk::public(bytes),
+            Form::Der => Self::from_spki(bytes)
+                .or_else(|| rsa::PublicKey::from_pkcs1_der(bytes).ok().map(Self::Rsa))
+                .ok_or(KeyFormatError::Der),
+        }?;
+        match &key {
+            Self::Rsa(rsa) => strong(rsa.size()).map(|()| key),
+            _ => Ok(key),
+        }
+    }
+
+    fn from_spki(der: &[u8]) -> Option<Self> {
+        let rsa = rsa::PublicKey::from_public_key_der(der).ok().map(Self::Rsa);
+        rsa.or_else(|| {
+            p256::PublicKey::from_public_key_der(der)
+                .ok()
+                .map(Self::P256)
+        })
+        .or_else(|| {
+            p384::PublicKey::from_public_key_der(der)
+                .ok()
+                .map(Self::P384)
+        })
+        .or_else(|| {
+            p521::PublicKey::from_public_key_der(der)
+                .ok()
+                .map(Self::P521)
+        })
+    }
+
     /// Reads a PEM key.
     ///
     /// # Errors
@@ -54,24 +111,7 @@ impl PublicKey {
         let (label, der) = decode(pem)?;
         let key = match label.as_str() {
             "RSA PUBLIC KEY" => rsa::PublicKey::from_pkcs1_der(&der).ok().map(Self::Rsa),
-            "PUBLIC KEY" => (rsa::PublicKey::from_public_key_der(&der)
-                .ok()
-                .map(Self::Rsa))
-            .or_else(|| {
-                p256::PublicKey::from_public_key_der(&der)
-                    .ok()
-                    .map(Self::P256)
-            })
-            .or_else(|| {
-                p384::PublicKey::from_public_key_der(&der)
-                    .ok()
-                    .map(Self::P384)
-            })
-            .or_else(|| {
-                p521::PublicKey::from_public_key_der(&der)
-                    .ok()
-                    .map(Self::P521)
-            }),
+            "PUBLIC KEY" => Self::from_spki(&der),
             _ => {
                 return Err(KeyFormatError::Label {
                     label,
@@ -98,6 +138,44 @@ pub enum PrivateKey {
 }
 
 impl PrivateKey {
+    /// Reads a key in PEM, DER or JWK.
+    ///
+    /// # Errors
+    /// See [`KeyFormatError`]; no error quotes any of the key.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyFormatError> {
+        let key = match Form::of(bytes) {
+            Form::Pem => Self::from_pem(bytes),
+            Form::Jwk => jwk::private(bytes),
+            Form::Der => Self::from_pkcs8(bytes)
+                .or_else(|| Self::from_pkcs1(bytes))
+                .or_else(|| Self::from_sec1(bytes))
+                .ok_or(KeyFormatError::Der),
+        }?;
+        match &key {
+            Self::Rsa(rsa) => strong(rsa.size()).map(|()| key),
+            _ => Ok(key),
+        }
+    }
+
+    fn from_pkcs1(der: &[u8]) -> Option<Self> {
+        let key = rsa::PrivateKey::from_pkcs1_der(der).ok();
+        key.map(|key| Self::Rsa(Box::new(key)))
+    }
+
+    fn from_sec1(der: &[u8]) -> Option<Self> {
+        let p256 = p256::SecretKey::from_sec1_der(der).ok().map(Self::P256);
+        p256.or_else(|| p384::SecretKey::from_sec1_der(der).ok().map(Self::P384))
+            .or_else(|| p521::SecretKey::from_sec1_der(der).ok().map(Self::P521))
+    }
+
+    fn from_pkcs8(der: &[u8]) -> Option<Self> {
+        let rsa = rsa::PrivateKey::from_pkcs8_der(der).ok();
+        rsa.map(|key| Self::Rsa(Box::new(key)))
+            .or_else(|| p256::SecretKey::from_pkcs8_der(der).ok().map(Self::P256))
+            .or_else(|| p384::SecretKey::from_pkcs8_der(der).ok().map(Self::P384))
+            .or_else(|| p521::SecretKey::from_pkcs8_der(der).ok().map(Self::P521))
+    }
+
     /// Reads a PEM key.
     ///
     /// # Errors
@@ -105,18 +183,9 @@ impl PrivateKey {
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyFormatError> {
         let (label, der) = decode(pem)?;
         let key = match label.as_str() {
-            "RSA PRIVATE KEY" => rsa::PrivateKey::from_pkcs1_der(&der)
-                .ok()
-                .map(|key| Self::Rsa(Box::new(key))),
-            "EC PRIVATE KEY" => (p256::SecretKey::from_sec1_der(&der).ok().map(Self::P256))
-                .or_else(|| p384::SecretKey::from_sec1_der(&der).ok().map(Self::P384))
-                .or_else(|| p521::SecretKey::from_sec1_der(&der).ok().map(Self::P521)),
-            "PRIVATE KEY" => (rsa::PrivateKey::from_pkcs8_der(&der)
-                .ok()
-                .map(|key| Self::Rsa(Box::new(key))))
-            .or_else(|| p256::SecretKey::from_pkcs8_der(&der).ok().map(Self::P256))
-            .or_else(|| p384::SecretKey::from_pkcs8_der(&der).ok().map(Self::P384))
-            .or_else(|| p521::SecretKey::from_pkcs8_der(&der).ok().map(Self::P521)),
+            "RSA PRIVATE KEY" => Self::from_pkcs1(&der),
+            "EC PRIVATE KEY" => Self::from_sec1(&der),
+            "PRIVATE KEY" => Self::from_pkcs8(&der),
             _ => {
                 return Err(KeyFormatError::Label {
                     label,
@@ -126,6 +195,30 @@ impl PrivateKey {
         };
         key.ok_or(KeyFormatError::Algorithm(label))
     }
+}
+
+/// How a key file is written, by its first bytes.
+enum Form {
+    Pem,
+    Der,
+    Jwk,
+}
+
+impl Form {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes.trim_ascii_start() {
+            [b'{', ..] => Self::Jwk,
+            [b'-', b'-', ..] => Self::Pem,
+            _ => Self::Der,
+        }
+    }
+}
+
+fn strong(modulus_bytes: usize) -> Result<(), KeyFormatError> {
+    let bits = modulus_bytes * 8;
+    (bits >= RSA_BITS_MIN)
+        .then_some(())
+        .ok_or(KeyFormatError::Weak(bits))
 }
 
 fn decode(pem: &[u8]) -> Result<(String, Zeroizing<Vec<u8>>), KeyFormatError> {
@@ -175,6 +268,77 @@ pub(super) mod tests {
             panic!("keys on P-256")
         };
         assert_eq!(sec1.public_key(), pkcs8.public_key());
+    }
+
+    /// The members of a JWK, from the halves of its key.
+    fn jwk_of(private: &p256::SecretKey) -> (String, String) {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        use p256::elliptic_curve::sec1::ToSec1Point;
+        let point = private.public_key().to_sec1_point(false);
+        let coordinate = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let (x, y) = point.as_bytes()[1..].split_at(32);
+        let public = format!(
+            r#""kty":"EC","crv":"P-256","kid":"k","x":"{}","y":"{}""#,
+            coordinate(x),
+            coordinate(y)
+        );
+        let d = coordinate(&private.to_bytes());
+        (
+            format!("{{{public}}}"),
+            format!(r#"{{{public},"d":"{d}"}}"#),
+        )
+    }
+
+    #[test]
+    fn a_key_in_der_or_jwk_is_the_same_key() {
+        for (private, public) in [RSA, EC_P256, EC_P384, EC_P521] {
+            let (_, der) = decode(private.as_bytes()).unwrap();
+            let (_, public_der) = decode(public.as_bytes()).unwrap();
+            let key = PrivateKey::from_bytes(&der).unwrap();
+            let recipient = PublicKey::from_bytes(&public_der).unwrap();
+            let message = crate::jwe::wrap(&[recipient], b"x").unwrap();
+            assert_eq!(
+                crate::jwe::unwrap(&message, &[key]).unwrap().as_slice(),
+                b"x"
+            );
+        }
+        let PrivateKey::P256(key) = PrivateKey::from_pem(EC_P256.0.as_bytes()).unwrap() else {
+            panic!("a key on P-256")
+        };
+        let (public, private) = jwk_of(&key);
+        let recipient = PublicKey::from_bytes(public.as_bytes()).unwrap();
+        let message = crate::jwe::wrap(&[recipient], b"x").unwrap();
+        let key = PrivateKey::from_bytes(private.as_bytes()).unwrap();
+        assert!(crate::jwe::unwrap(&message, &[key]).is_ok());
+        assert!(matches!(
+            PublicKey::from_bytes(private.as_bytes()),
+            Err(KeyFormatError::PrivateJwk)
+        ));
+        for bad in [
+            &b""[..],
+            b"{}",
+            b"{\"kty\":\"oct\"}",
+            b"\x30\x03\x02\x01\x00",
+            b"text",
+        ] {
+            assert!(PublicKey::from_bytes(bad).is_err());
+            assert!(PrivateKey::from_bytes(bad).is_err());
+        }
+    }
+
+    /// The RSA key of these tests, as JSON.
+    #[test]
+    fn an_rsa_key_in_jwk_opens_what_its_public_half_wraps() {
+        let jwk = include_str!("../../tests/vectors/rsa.jwk");
+        let key = PrivateKey::from_bytes(jwk.as_bytes()).unwrap();
+        let mut public: serde_json::Value = serde_json::from_str(jwk).unwrap();
+        for name in ["d", "p", "q", "dp", "dq", "qi"] {
+            public.as_object_mut().unwrap().remove(name);
+        }
+        let public = PublicKey::from_bytes(public.to_string().as_bytes()).unwrap();
+        let message = crate::jwe::wrap(&[public], b"x").unwrap();
+        assert!(crate::jwe::unwrap(&message, &[key]).is_ok());
     }
 
     #[test]

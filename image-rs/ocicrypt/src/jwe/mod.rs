@@ -5,6 +5,7 @@
 //! flattened one, which Go writes for one recipient, is read as well.
 
 mod agreement;
+mod jwk;
 mod key;
 
 pub use key::{KeyFormatError, PrivateKey, PublicKey};
@@ -114,11 +115,7 @@ pub fn wrap(recipients: &[PublicKey], plain: &[u8]) -> Result<Vec<u8>, JweError>
 /// # Errors
 /// See [`JweError`].
 pub fn unwrap(message: &[u8], keys: &[PrivateKey]) -> Result<Zeroizing<Vec<u8>>, JweError> {
-    if message.len() > MESSAGE_BYTES_MAX {
-        return Err(JweError::TooLong);
-    }
-    let wire: Wire = serde_json::from_slice(message).map_err(JweError::Json)?;
-    let sealed = Sealed::read(&wire)?;
+    let (wire, sealed) = read(message)?;
     let mut algorithms = Vec::new();
     for recipient in wire.each_recipient()? {
         let header = sealed.header_of(&recipient)?;
@@ -134,6 +131,41 @@ pub fn unwrap(message: &[u8], keys: &[PrivateKey]) -> Result<Zeroizing<Vec<u8>>,
         keys: keys.len(),
         recipients: algorithms.join(", "),
     })
+}
+
+/// Whom a message is for, as its headers say; nothing of it is proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipientHeader {
+    /// `alg`.
+    pub algorithm: String,
+    /// `kid`, where the writer gave one.
+    pub key_id: Option<String>,
+}
+
+/// Reads whom a message is for.
+///
+/// # Errors
+/// See [`JweError`].
+pub fn recipients(message: &[u8]) -> Result<Vec<RecipientHeader>, JweError> {
+    let (wire, sealed) = read(message)?;
+    let recipients = wire.each_recipient()?.into_iter();
+    let recipients = recipients.map(|recipient| {
+        let header = sealed.header_of(&recipient)?;
+        Ok(RecipientHeader {
+            algorithm: text(&header, "alg").unwrap_or("no algorithm").to_owned(),
+            key_id: text(&header, "kid").map(str::to_owned),
+        })
+    });
+    recipients.collect()
+}
+
+fn read(message: &[u8]) -> Result<(Wire, Sealed), JweError> {
+    if message.len() > MESSAGE_BYTES_MAX {
+        return Err(JweError::TooLong);
+    }
+    let wire: Wire = serde_json::from_slice(message).map_err(JweError::Json)?;
+    let sealed = Sealed::read(&wire)?;
+    Ok((wire, sealed))
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -343,6 +375,45 @@ mod tests {
                 b"private options"
             );
         }
+    }
+
+    /// Go writes RSA-OAEP; who configures another writer may get this.
+    #[test]
+    fn rsa_oaep_256_is_read() {
+        let (private, public) = pair(RSA.0, RSA.1);
+        let PublicKey::Rsa(rsa) = &public else {
+            panic!("an RSA key")
+        };
+        let rsa = rsa.clone();
+        let content_key = [5; KEY_BYTES];
+        let protected = URL_SAFE_NO_PAD.encode(r#"{"alg":"RSA-OAEP-256","enc":"A256GCM"}"#);
+        let payload = Payload {
+            msg: b"x",
+            aad: protected.as_bytes(),
+        };
+        let cipher = Aes256Gcm::new((&content_key).into());
+        let mut body = cipher
+            .encrypt(&Nonce::from([0; IV_BYTES]), payload)
+            .unwrap();
+        let tag = body.split_off(1);
+        let rng = &mut rand::rngs::SysRng;
+        let encrypted = rsa
+            .oaep_encrypt_with_rng::<sha2::Sha256, _>(rng, &content_key)
+            .unwrap();
+        let message = serde_json::json!({
+            "protected": protected,
+            "encrypted_key": URL_SAFE_NO_PAD.encode(encrypted),
+            "iv": URL_SAFE_NO_PAD.encode([0; IV_BYTES]),
+            "ciphertext": URL_SAFE_NO_PAD.encode(body),
+            "tag": URL_SAFE_NO_PAD.encode(tag),
+        });
+        let message = message.to_string();
+        assert_eq!(
+            unwrap(message.as_bytes(), &[private]).unwrap().as_slice(),
+            b"x"
+        );
+        let recipients = recipients(message.as_bytes()).unwrap();
+        assert_eq!(recipients[0].algorithm, RSA_OAEP_256);
     }
 
     #[test]

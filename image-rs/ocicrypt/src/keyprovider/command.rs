@@ -1,16 +1,14 @@
-//! The client: runs a key provider's program, as `OCICRYPT_KEYPROVIDER_CONFIG` names it under `cmd`.
+//! A key provider that is a program, started for each question, as `cmd` in the file of providers names it.
 
-use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Child;
 use zeroize::Zeroizing;
 
 use super::DOCUMENT_BYTES_MAX;
-use super::wire::{
-    DecryptConfig, EncryptConfig, Input, KeyUnwrapParams, KeyWrapParams, Operation, Output,
-    WireBytes,
-};
+use crate::secret::SecretBuffer;
 
 /// How much of a failed provider's stderr is told.
 const STDERR_BYTES_MAX: usize = 2048;
@@ -46,19 +44,15 @@ pub enum CommandError {
         /// The start of what it wrote to stderr.
         stderr: String,
     },
-    /// Its answer is not of the protocol; it is not quoted, because it may hold a key.
-    #[error(
-        "key provider {path:?} did not answer with {expected} in at most {DOCUMENT_BYTES_MAX} bytes of JSON"
-    )]
+    /// A cap.
+    #[error("key provider {path:?} answered with more than {DOCUMENT_BYTES_MAX} bytes")]
     Answer {
         /// The program.
         path: PathBuf,
-        /// What was asked for.
-        expected: &'static str,
     },
 }
 
-/// A provider that is a program. Blocking: call it from a blocking task.
+/// A provider that is a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The program.
@@ -68,62 +62,23 @@ pub struct Command {
 }
 
 impl Command {
-    /// Has `options` wrapped; the answer is what goes into the annotation.
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn wrap(&self, options: &[u8], config: EncryptConfig) -> Result<Vec<u8>, CommandError> {
-        let output = self.ask(&Input {
-            op: Operation::KeyWrap,
-            wrap: KeyWrapParams {
-                ec: Some(config),
-                options: Some(WireBytes::new(options)),
-            },
-            unwrap: KeyUnwrapParams::default(),
-        })?;
-        let annotation = output.wrap.and_then(|wrap| wrap.annotation);
-        annotation
-            .map(|bytes| bytes.expose().to_vec())
-            .ok_or_else(|| self.bad_answer("keywrapresults"))
-    }
-
-    /// Has an annotation unwrapped; the answer is the private options.
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn unwrap(
-        &self,
-        annotation: &[u8],
-        config: DecryptConfig,
-    ) -> Result<WireBytes, CommandError> {
-        let output = self.ask(&Input {
-            op: Operation::KeyUnwrap,
-            wrap: KeyWrapParams::default(),
-            unwrap: KeyUnwrapParams {
-                dc: Some(config),
-                annotation: Some(WireBytes::new(annotation)),
-            },
-        })?;
-        output
-            .unwrap
-            .and_then(|unwrap| unwrap.options)
-            .ok_or_else(|| self.bad_answer("keyunwrapresults"))
-    }
-
-    fn ask(&self, input: &Input) -> Result<Output, CommandError> {
-        let question = Zeroizing::new(serde_json::to_vec(input).unwrap_or_default());
-        let mut child = std::process::Command::new(&self.path)
+    /// Asks one question. The program is killed when the caller gives up.
+    pub(super) async fn ask(&self, question: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+        let mut child = tokio::process::Command::new(&self.path)
             .args(&self.args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .kill_on_drop(true)
             .spawn()
             .map_err(|source| CommandError::Start {
                 path: self.path.clone(),
                 source,
             })?;
-        let (answer, stderr) = talk(&mut child, &question).map_err(|source| self.broken(source))?;
-        let status = child.wait().map_err(|source| self.broken(source))?;
+        let (answer, stderr) = talk(&mut child, question)
+            .await
+            .map_err(|source| self.broken(source))?;
+        let status = child.wait().await.map_err(|source| self.broken(source))?;
         if !status.success() {
             let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
             return Err(CommandError::Failed {
@@ -132,10 +87,9 @@ impl Command {
                 stderr,
             });
         }
-        if answer.len() > DOCUMENT_BYTES_MAX {
-            return Err(self.bad_answer("a document"));
-        }
-        serde_json::from_slice(&answer).map_err(|_| self.bad_answer("a document"))
+        answer.ok_or_else(|| CommandError::Answer {
+            path: self.path.clone(),
+        })
     }
 
     fn broken(&self, source: std::io::Error) -> CommandError {
@@ -144,40 +98,25 @@ impl Command {
             source,
         }
     }
-
-    fn bad_answer(&self, expected: &'static str) -> CommandError {
-        CommandError::Answer {
-            path: self.path.clone(),
-            expected,
-        }
-    }
 }
 
-type Answer = (Zeroizing<Vec<u8>>, Vec<u8>);
+/// What the program wrote to stdout, unless that was too much, and the start of its stderr.
+type Answer = (Option<Zeroizing<Vec<u8>>>, Zeroizing<Vec<u8>>);
 
 /// Writes, reads and drains stderr at once, so that no full pipe stops the program.
-fn talk(child: &mut Child, question: &[u8]) -> std::io::Result<Answer> {
+async fn talk(child: &mut Child, question: &[u8]) -> std::io::Result<Answer> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    std::thread::scope(|scope| {
-        let errors = scope.spawn(move || {
-            stderr
-                .map(|pipe| capped(pipe, STDERR_BYTES_MAX))
-                .transpose()
-        });
-        let writer = scope.spawn(move || match stdin {
+    let write = async move {
+        match stdin {
             // A provider may answer before it has read all; its answer tells.
-            Some(mut pipe) => pipe.write_all(question).or_else(broken_pipe_is_fine),
+            Some(mut pipe) => pipe.write_all(question).await.or_else(broken_pipe_is_fine),
             None => Ok(()),
-        });
-        let answer = stdout
-            .map(|pipe| capped(pipe, DOCUMENT_BYTES_MAX + 1))
-            .transpose()?
-            .unwrap_or_default();
-        let panicked = |_| std::io::Error::other("a pipe's thread panicked");
-        writer.join().map_err(panicked)??;
-        let errors = errors.join().map_err(panicked)??.unwrap_or_default();
-        Ok((Zeroizing::new(answer), errors))
-    })
+        }
+    };
+    let read = capped(stdout, DOCUMENT_BYTES_MAX);
+    let errors = capped(stderr, STDERR_BYTES_MAX);
+    let ((), (answer, whole), (errors, _)) = tokio::try_join!(write, read, errors)?;
+    Ok((whole.then_some(answer), errors))
 }
 
 fn broken_pipe_is_fine(error: std::io::Error) -> std::io::Result<()> {
@@ -188,64 +127,79 @@ fn broken_pipe_is_fine(error: std::io::Error) -> std::io::Result<()> {
     }
 }
 
-/// Keeps at most `cap` bytes and reads the rest away.
-fn capped(mut pipe: impl Read, cap: usize) -> std::io::Result<Vec<u8>> {
-    let mut kept = Vec::new();
-    pipe.by_ref().take(cap as u64).read_to_end(&mut kept)?;
-    std::io::copy(&mut pipe, &mut std::io::sink())?;
-    Ok(kept)
+/// Keeps at most `cap` bytes and reads the rest away; tells whether there was no rest.
+async fn capped(
+    pipe: Option<impl AsyncRead + Unpin>,
+    cap: usize,
+) -> std::io::Result<(Zeroizing<Vec<u8>>, bool)> {
+    let mut kept = SecretBuffer::new();
+    let mut whole = true;
+    let mut piece = Zeroizing::new([0; 4096]);
+    if let Some(mut pipe) = pipe {
+        loop {
+            let count = pipe.read(piece.as_mut_slice()).await?;
+            if count == 0 {
+                break;
+            }
+            let room = count.min(cap - kept.len());
+            kept.extend(&piece[..room]);
+            whole &= room == count;
+        }
+    }
+    Ok((kept.into_inner(), whole))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{DecryptConfig, EncryptConfig, Endpoint, ProviderError};
     use super::*;
 
-    fn shell(script: &str) -> Command {
-        Command {
+    fn shell(script: &str) -> Endpoint {
+        Endpoint::Command(Command {
             path: "/bin/sh".into(),
             args: vec!["-c".to_owned(), script.to_owned()],
-        }
+        })
     }
 
-    #[test]
-    fn a_providers_answer_may_be_an_array_or_base64() {
+    async fn refusal(script: &str, options: &[u8]) -> ProviderError {
+        let refused = shell(script).wrap(options, EncryptConfig::default()).await;
+        refused.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_providers_answer_may_be_an_array_or_base64() {
         for bytes in ["[104,105]", "\"aGk=\""] {
             let wrap = shell(&format!(
                 "cat >/dev/null; echo '{{\"keywrapresults\":{{\"annotation\":{bytes}}}}}'"
             ));
-            assert_eq!(
-                wrap.wrap(b"options", EncryptConfig::default()).unwrap(),
-                b"hi"
-            );
+            let answer = wrap.wrap(b"options", EncryptConfig::default()).await;
+            assert_eq!(answer.unwrap(), b"hi");
         }
         let unwrap = shell("cat >/dev/null; echo '{\"keyunwrapresults\":{\"optsdata\":\"aGk=\"}}'");
-        assert_eq!(
-            unwrap
-                .unwrap(b"{}", DecryptConfig::default())
-                .unwrap()
-                .expose(),
-            b"hi"
+        let answer = unwrap.unwrap(b"{}", DecryptConfig::default()).await;
+        assert_eq!(answer.unwrap().expose(), b"hi");
+    }
+
+    #[tokio::test]
+    async fn a_failed_provider_is_told_with_its_words() {
+        let error = refusal("echo no such key >&2; exit 3", b"").await;
+        assert!(error.to_string().contains("no such key"), "{error}");
+        let error = refusal("echo hello", b"").await;
+        assert!(matches!(error, ProviderError::Answer { .. }), "{error}");
+        let error = refusal("head -c 2000000 /dev/zero", b"").await;
+        assert!(
+            matches!(error, ProviderError::Command(CommandError::Answer { .. })),
+            "{error}"
         );
     }
 
-    #[test]
-    fn a_failed_provider_is_told_with_its_words() {
-        let error = shell("echo no such key >&2; exit 3")
-            .wrap(b"", EncryptConfig::default())
-            .unwrap_err();
-        assert!(error.to_string().contains("no such key"), "{error}");
-        let error = shell("echo hello")
-            .wrap(b"", EncryptConfig::default())
-            .unwrap_err();
-        assert!(matches!(error, CommandError::Answer { .. }), "{error}");
-    }
-
-    #[test]
-    fn a_provider_which_never_reads_does_not_hang_us() {
+    #[tokio::test]
+    async fn a_provider_which_never_reads_does_not_hang_us() {
         let options = vec![7; 512 * 1024];
-        let error = shell("exec 0<&-; echo done >&2; exit 1")
-            .wrap(&options, EncryptConfig::default())
-            .unwrap_err();
-        assert!(matches!(error, CommandError::Failed { .. }), "{error}");
+        let error = refusal("exec 0<&-; echo done >&2; exit 1", &options).await;
+        assert!(
+            matches!(error, ProviderError::Command(CommandError::Failed { .. })),
+            "{error}"
+        );
     }
 }

@@ -1,17 +1,18 @@
 //! The server: answers a question of the protocol with CoCo annotation packets under a KEK.
 //!
 //! The user's words, `provider:<name>:keypath=/abs/key::keyid=kbs:///a/b/c::algorithm=A256GCM`, arrive as parameters
-//! and win over what the provider was started with, so that scripts written for CoCo's provider keep working.
+//! and win over what the provider was started with, so that scripts written for CoCo's provider keep working. A Go
+//! client sends all that its user said, for JWE recipients and other providers too: only what is for us is read.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use super::DOCUMENT_BYTES_MAX;
-use super::wire::{Input, KeyUnwrapResults, KeyWrapResults, Operation, Output, WireBytes};
+use super::wire::{
+    Input, KeyUnwrapResults, KeyWrapResults, Operation, Output, Parameters, WireBytes,
+};
+use super::{DOCUMENT_BYTES_MAX, method_of};
+use crate::annotation::PROVIDER_COCO;
 use crate::options::{OptionsError, PrivateOptions};
 use crate::packet::{Format, Packet, PacketError};
 use crate::secret::Key;
@@ -25,6 +26,17 @@ pub enum ServeError {
     /// A parameter which we do not know.
     #[error("parameter {0:?} is not supported; known are keyid=, keypath= and algorithm=A256GCM")]
     Parameter(String),
+    /// A question on the wrong method.
+    #[error("the document asks for {asked}, but was sent to {sent}")]
+    Method {
+        /// What it asks for.
+        asked: &'static str,
+        /// Where it came.
+        sent: &'static str,
+    },
+    /// Nobody knows for whom the words are.
+    #[error("words for several key providers: {0}; start this one with --name")]
+    Several(String),
     /// No key id.
     #[error("no key id: give --key-id, or keyid=kbs:///repository/type/tag in the encryption key")]
     NoKeyId,
@@ -48,33 +60,70 @@ pub enum ServeError {
 }
 
 /// Reads a key file for a provider; the file system stays with the caller.
-pub type KekSource<'a> = &'a dyn Fn(&Path) -> Result<Key, String>;
+pub type KekSource = fn(&Path) -> Result<Key, String>;
+
+/// What ocicrypt keeps among the words for providers, for its own schemes.
+const NOT_PROVIDERS: [&str; 13] = [
+    "gpg-client",
+    "gpg-client-version",
+    "gpg-privatekeys",
+    "gpg-privatekeys-passwords",
+    "gpg-pubkeyringfile",
+    "gpg-recipients",
+    "pkcs11-config",
+    "pkcs11-pubkeys",
+    "pkcs11-yamls",
+    "privkeys",
+    "privkeys-passwords",
+    "pubkeys",
+    "x509s",
+];
 
 /// A provider with the key that it was started with, if any.
 #[expect(missing_debug_implementations, reason = "holds a key")]
-pub struct Provider<'a> {
+pub struct Provider {
+    /// Its name in the client's file of providers; where absent it is CoCo's, or the only one.
+    pub name: Option<String>,
     /// The id of the key.
     pub kid: Option<String>,
     /// The key.
     pub kek: Option<Key>,
     /// Reads the file that `keypath=` names.
-    pub read_key: KekSource<'a>,
+    pub read_key: KekSource,
 }
 
-impl Provider<'_> {
+impl Provider {
     /// Answers one document with one document; the answer to an unwrap is a secret.
     ///
     /// # Errors
     /// See [`ServeError`].
     pub fn answer(&self, question: &[u8]) -> Result<Zeroizing<Vec<u8>>, ServeError> {
+        self.answer_to(None, question)
+    }
+
+    /// The same for a document that came to the method of an operation.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub fn answer_to(
+        &self,
+        method: Option<Operation>,
+        question: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, ServeError> {
         if question.len() > DOCUMENT_BYTES_MAX {
             return Err(ServeError::Question);
         }
         let input: Input = serde_json::from_slice(question).map_err(|_| ServeError::Question)?;
+        if let Some(sent) = method.filter(|method| *method != input.op) {
+            return Err(ServeError::Method {
+                asked: method_of(input.op),
+                sent: method_of(sent),
+            });
+        }
         let output = match input.op {
             Operation::KeyWrap => {
                 let parameters = input.wrap.ec.and_then(|ec| ec.parameters);
-                let words = Words::read(parameters.as_ref())?;
+                let words = self.words(parameters.as_ref())?;
                 let options = input.wrap.options.ok_or(ServeError::Question)?;
                 // Refused here rather than when the image is pulled.
                 PrivateOptions::from_json(options.expose())?;
@@ -85,7 +134,7 @@ impl Provider<'_> {
             }
             Operation::KeyUnwrap => {
                 let parameters = input.unwrap.dc.and_then(|dc| dc.parameters);
-                let words = Words::read(parameters.as_ref())?;
+                let words = self.words(parameters.as_ref())?;
                 let annotation = input.unwrap.annotation.ok_or(ServeError::Question)?;
                 Output {
                     wrap: None,
@@ -93,9 +142,35 @@ impl Provider<'_> {
                 }
             }
         };
-        Ok(Zeroizing::new(
-            serde_json::to_vec(&output).unwrap_or_default(),
-        ))
+        Ok(output.to_json())
+    }
+
+    /// What was said to this provider, and not to others.
+    fn words(&self, parameters: Option<&Parameters>) -> Result<Words, ServeError> {
+        let Some(parameters) = parameters else {
+            return Ok(Words::default());
+        };
+        let said = |name: &str| {
+            let mut words = Words::default();
+            let list = parameters.get(name).into_iter().flatten();
+            list.map(|item| words.add(&item.text().ok_or(ServeError::Question)?))
+                .collect::<Result<(), _>>()?;
+            Ok(words)
+        };
+        if let Some(name) = &self.name {
+            return said(name);
+        }
+        let names: Vec<_> = parameters
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !NOT_PROVIDERS.contains(name))
+            .collect();
+        match names.as_slice() {
+            [] => Ok(Words::default()),
+            [name] => said(name),
+            several if several.contains(&PROVIDER_COCO) => said(PROVIDER_COCO),
+            several => Err(ServeError::Several(several.join(", "))),
+        }
     }
 
     fn wrap(&self, words: &Words, options: &[u8]) -> Result<KeyWrapResults, ServeError> {
@@ -140,30 +215,26 @@ struct Words {
 }
 
 impl Words {
-    fn read(parameters: Option<&BTreeMap<String, Vec<String>>>) -> Result<Self, ServeError> {
-        let mut words = Self::default();
-        for text in parameters.into_iter().flatten().flat_map(|(_, list)| list) {
-            let decoded = STANDARD
-                .decode(text)
-                .ok()
-                .and_then(|bytes| String::from_utf8(bytes).ok());
-            for word in decoded.ok_or(ServeError::Question)?.split("::") {
-                match word.split_once('=') {
-                    Some(("keyid", kid)) => words.kid = Some(kid.to_owned()),
-                    Some(("keypath", path)) => words.key_path = Some(path.to_owned()),
-                    Some(("algorithm", "A256GCM")) => {}
-                    // skopeo demands some word after the provider's name, even where none is needed.
-                    None if !word.contains("::") => {}
-                    _ => return Err(ServeError::Parameter(word.to_owned())),
-                }
+    fn add(&mut self, text: &str) -> Result<(), ServeError> {
+        for word in text.split("::") {
+            match word.split_once('=') {
+                Some(("keyid", kid)) => self.kid = Some(kid.to_owned()),
+                Some(("keypath", path)) => self.key_path = Some(path.to_owned()),
+                Some(("algorithm", "A256GCM")) => {}
+                // skopeo demands some word after the provider's name, even where none is needed.
+                None => {}
+                _ => return Err(ServeError::Parameter(word.to_owned())),
             }
         }
-        Ok(words)
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
     use crate::secret::LayerKey;
 
@@ -184,9 +255,10 @@ mod tests {
     #[test]
     fn what_was_wrapped_unwraps_again() {
         let provider = Provider {
+            name: None,
             kid: Some("kbs:///a/b/c".to_owned()),
             kek: Some(Key::new(vec![4; 32])),
-            read_key: &no_file,
+            read_key: no_file,
         };
         let question = format!(
             r#"{{"op":"keywrap","keywrapparams":{{"ec":{{"Parameters":{{"x":["YW55"]}},"DecryptConfig":{{"Parameters":null}}}},
@@ -210,14 +282,17 @@ mod tests {
 
     #[test]
     fn the_users_words_win() {
-        let read = |path: &Path| match path.to_str() {
-            Some("/k") => Ok(Key::new(vec![9; 32])),
-            _ => Err("no such file".to_owned()),
-        };
+        fn read(path: &Path) -> Result<Key, String> {
+            match path.to_str() {
+                Some("/k") => Ok(Key::new(vec![9; 32])),
+                _ => Err("no such file".to_owned()),
+            }
+        }
         let provider = Provider {
+            name: None,
             kid: Some("kbs:///a/b/c".to_owned()),
             kek: None,
-            read_key: &read,
+            read_key: read,
         };
         let ask = |words: &str| {
             let question = format!(
@@ -243,5 +318,52 @@ mod tests {
             ask("algorithm=A256CTR::keypath=/k"),
             Err(ServeError::Parameter(_))
         ));
+    }
+
+    #[test]
+    fn words_for_others_are_not_read() {
+        let mut provider = Provider {
+            name: None,
+            kid: None,
+            kek: Some(Key::new(vec![4; 32])),
+            read_key: no_file,
+        };
+        let ask = |provider: &Provider, said: &[(&str, &str)]| {
+            let said: Vec<_> = said
+                .iter()
+                .map(|(name, words)| format!(r#""{name}":["{}"]"#, STANDARD.encode(words)))
+                .collect();
+            let question = format!(
+                r#"{{"op":"keywrap","keywrapparams":{{"ec":{{"Parameters":{{{}}}}},"optsdata":"{}"}}}}"#,
+                said.join(","),
+                STANDARD.encode(options())
+            );
+            provider.answer_to(Some(Operation::KeyWrap), question.as_bytes())
+        };
+        let ours = ("attestation-agent", "keyid=kbs:///a/b/c");
+        let pem = ("pubkeys", "-----BEGIN PUBLIC KEY-----=");
+        assert!(ask(&provider, &[ours, pem]).is_ok());
+        assert!(ask(&provider, &[("own", "keyid=kbs:///a/b/c"), pem]).is_ok());
+        assert!(ask(&provider, &[ours, ("other", "level=9")]).is_ok());
+        let (one, other) = (("one", "keyid=kbs:///a/b/c"), ("other", "level=9"));
+        assert!(matches!(
+            ask(&provider, &[one, other]),
+            Err(ServeError::Several(_))
+        ));
+        provider.name = Some("one".to_owned());
+        assert!(ask(&provider, &[one, other]).is_ok());
+    }
+
+    #[test]
+    fn a_question_on_the_wrong_method_is_refused() {
+        let provider = Provider {
+            name: None,
+            kid: None,
+            kek: None,
+            read_key: no_file,
+        };
+        let question = br#"{"op":"keyunwrap","keyunwrapparams":{"annotation":"e30="}}"#;
+        let error = provider.answer_to(Some(Operation::KeyWrap), question);
+        assert!(matches!(error, Err(ServeError::Method { .. })));
     }
 }
