@@ -2,13 +2,13 @@
 //! other decrypts, to the same bytes.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use support::image::{BUSYBOX, Recipe};
-use support::run::{Finished, within};
+use support::run::{Finished, Service, within};
 use support::skopeo::{self, Skopeo};
 use support::stage::KEY_ID;
 use support::{State, need, product};
@@ -150,4 +150,74 @@ fn what_cloister_encrypts_skopeo_decrypts_through_the_provider() {
     skopeo.args(["copy", "--quiet", "--insecure-policy", &sealed, &copy]);
     within(SHORT, &mut skopeo).unwrap().ok().unwrap();
     assert_eq!(case.layers("copy"), case.layers("sealed"));
+}
+
+/// The provider as a server, on a socket of the state directory.
+fn served(case: &Case) -> (Service, PathBuf) {
+    let socket = case.state.path().join("provider.sock");
+    let mut provider = Command::new(product::bin("cloister").unwrap());
+    provider
+        .args([
+            "keyprovider",
+            "--key-id",
+            &format!("kbs:///{KEY_ID}"),
+            "--key-file",
+        ])
+        .arg(case.state.path().join("key"))
+        .arg("--grpc")
+        .arg(format!("unix://{}", socket.display()));
+    let log = case.state.path().join("provider.log");
+    let mut service = Service::start(&mut provider, &log).unwrap();
+    service.wait_until(SHORT, || socket.exists()).unwrap();
+    let config = format!(
+        r#"{{"key-providers":{{"attestation-agent":{{"grpc":"unix://{}"}}}}}}"#,
+        socket.display()
+    );
+    let config = case.state.file("grpc.json", config).unwrap();
+    (service, config)
+}
+
+#[test]
+fn skopeo_and_cloister_ask_the_provider_over_grpc_both_ways() {
+    let Some(case) = Case::open() else { return };
+    let (_service, config) = served(&case);
+    let words = "provider:attestation-agent:any";
+    let skopeo = |option: &str, from: &str, to: &str| {
+        let mut skopeo = Command::new(skopeo::program());
+        skopeo.args([
+            "copy",
+            "--quiet",
+            "--insecure-policy",
+            option,
+            words,
+            from,
+            to,
+        ]);
+        skopeo.env("OCICRYPT_KEYPROVIDER_CONFIG", &config);
+        within(SHORT, &mut skopeo).unwrap().ok().unwrap();
+    };
+    let cloister = |args: &[&str]| {
+        let mut cloister = Command::new(product::bin("cloister").unwrap());
+        cloister.arg("image").args(args);
+        cloister.env("OCICRYPT_KEYPROVIDER_CONFIG", &config);
+        within(SHORT, &mut cloister).unwrap().ok().unwrap();
+    };
+    let (theirs, ours) = (case.layout("theirs"), case.layout("ours"));
+    skopeo("--encryption-key", &case.plain, &theirs);
+    cloister(&["encrypt", "--recipient", words, &case.plain, &ours]);
+    for (name, sealed) in [("theirs", &theirs), ("ours", &ours)] {
+        case.assert_sealed(name);
+        let (by_skopeo, by_cloister) = (format!("{name}-skopeo"), format!("{name}-cloister"));
+        skopeo("--decryption-key", sealed, &case.layout(&by_skopeo));
+        let opened = case.layout(&by_cloister);
+        cloister(&[
+            "decrypt",
+            "--provider",
+            "attestation-agent",
+            sealed,
+            &opened,
+        ]);
+        case.assert_plain(&by_skopeo);
+        case.assert_plain(&by_cloister);
+    }
 }
