@@ -151,9 +151,9 @@ impl Encrypt {
     fn advice(&self) -> &'static str {
         let has_broker = self.key_id.is_some()
             || (self.recipient.iter()).any(|to| matches!(to, Recipient::Broker { .. }));
+        let has_own_file = |to: &Recipient| !matches!(to, Recipient::Broker { file: None, .. });
         let in_files = self.key_file.is_some()
-            || (self.recipient.iter())
-                .all(|to| !matches!(to, Recipient::Broker { file: None, .. }));
+            || (self.key_id.is_none() && self.recipient.iter().all(has_own_file));
         match (has_broker, in_files) {
             (true, true) => {
                 "the image was not written; its key is in the key file, so just try again"
