@@ -60,7 +60,7 @@ pub enum RecryptError {
     #[error(transparent)]
     Jwe(#[from] JweError),
     /// Wrapping by a key provider.
-    #[error("wrap the layer key with key provider {name:?}: {source}")]
+    #[error("key provider {name:?} does not wrap the layer key")]
     Provider {
         /// Which provider.
         name: String,

@@ -106,7 +106,7 @@ pub struct KeyUnwrapParams {
 #[derive(Default, Serialize, Deserialize)]
 pub struct EncryptConfig {
     /// Provider → its parameters; each is base64 of text.
-    #[serde(default, rename = "Parameters")]
+    #[serde(default, rename = "Parameters", serialize_with = "as_map")]
     pub parameters: Option<Parameters>,
     /// How to decrypt, where encrypting needs it.
     #[serde(default, rename = "DecryptConfig")]
@@ -118,7 +118,7 @@ pub struct EncryptConfig {
 #[derive(Default, Serialize, Deserialize)]
 pub struct DecryptConfig {
     /// Provider → its parameters; each is base64 of text.
-    #[serde(default, rename = "Parameters")]
+    #[serde(default, rename = "Parameters", serialize_with = "as_map")]
     pub parameters: Option<Parameters>,
 }
 
@@ -285,6 +285,17 @@ impl<'de> Visitor<'de> for BytesVisitor {
     }
 }
 
+/// Go's readers take `null` for an empty map, others do not.
+fn as_map<S: Serializer>(
+    parameters: &Option<Parameters>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match parameters {
+        Some(parameters) => parameters.serialize(serializer),
+        None => Parameters::new().serialize(serializer),
+    }
+}
+
 /// Inputs carry base64, as Go's encoder writes them; a Go provider reads nothing else.
 fn as_base64<S: Serializer>(bytes: &Option<WireBytes>, serializer: S) -> Result<S::Ok, S::Error> {
     match bytes {
@@ -344,6 +355,17 @@ mod tests {
             b"\x0a\x01ab",
         ] {
             assert_eq!(of_message(bad), None);
+        }
+    }
+
+    /// CoCo's provider refuses `null` for a map.
+    #[test]
+    fn no_map_is_written_as_null() {
+        let wrap = Input::wrap(b"{}", EncryptConfig::words("p", "x"));
+        let unwrap = Input::unwrap(b"{}", DecryptConfig::default());
+        for input in [wrap, unwrap] {
+            let json = String::from_utf8(input.to_json().to_vec()).unwrap();
+            assert!(!json.contains("\"Parameters\":null"), "{json}");
         }
     }
 
