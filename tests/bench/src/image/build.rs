@@ -74,6 +74,7 @@ pub async fn layouts(place: &Path, layers: &[Layer], keys: &Keys) -> Result<()> 
         let recipients = Recipients {
             broker: vec![(KID.to_owned(), keys.key.clone())],
             public: vec![keys.public.clone()],
+            ..Recipients::default()
         };
         let from = layout(place, variant.plain());
         let to = layout(place, variant);
