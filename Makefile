@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: help setup build guest demo test check bench bench-kbs guest-kernel clean
+.PHONY: help setup build guest demo test check bench bench-image bench-kbs guest-kernel clean
 
 TRIPLE := x86_64-unknown-linux-gnu
 STATIC := -C target-feature=+crt-static
@@ -49,6 +49,10 @@ check: ## Format, lints, the workspace's invariants, documentation, licences
 
 bench: build ## Measure starts, sizes and memory, and print them as FIGURE lines
 	@$(BIN)/bench
+
+bench-image: ## Measure pulls of images against the work that they cannot do without
+	$(STATIC_CARGO) build --release -p bench --bin bench-image $(CARGO_FLAGS)
+	@$(BIN)/bench-image
 
 bench-kbs: ## Measure the key broker against the cryptography that it cannot do without
 	$(STATIC_CARGO) build --release -p kbs -p bench --bin kbs --bin bench-kbs $(CARGO_FLAGS)

@@ -14,7 +14,7 @@ mod limits;
 mod settings;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use agent_api::{ErrorCode, GuestError, Phase, oci};
@@ -22,6 +22,7 @@ use attestation_agent::attester::SampleAttester;
 use attestation_agent::{Attester, Broker, BrokerConfig};
 use evidence::Tee;
 use evidence::init_data::{Content, InitData, InitDataDigest};
+use image_rs::pull::Shared;
 use image_rs::{PullConfig, Puller, Reference};
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::OnceCell;
@@ -43,6 +44,8 @@ pub struct Images {
     dial: Arc<dyn Dial>,
     broker: Option<Arc<Broker>>,
     settings: OnceCell<Settings>,
+    /// What the pulls of the pod's containers share.
+    shared: OnceLock<Shared>,
     events: Events,
 }
 
@@ -106,6 +109,7 @@ impl Images {
             dial,
             broker,
             settings: OnceCell::new(),
+            shared: OnceLock::new(),
             events,
         })
     }
@@ -156,7 +160,8 @@ impl Images {
             },
             None => config,
         };
-        let puller = Puller::new(config, settings.registry.clone(), keys.clone());
+        let shared = self.shared.get_or_init(|| Shared::new(config.concurrency));
+        let puller = Puller::new(config, settings.registry.clone(), keys.clone()).sharing(shared);
         let pulled = puller
             .pull(image, target)
             .await

@@ -1,26 +1,41 @@
 //! One layer's way from the registry to a directory: digest, decryption, decompression, `diff_id`, unpack.
 //!
-//! Pieces arrive from an asynchronous task through a short channel; all the rest runs on a blocking thread of its
-//! own, so that as many layers are decoded at once as there are threads for them.
+//! ```text
+//! task ─► pieces ─► thread: digest, decrypt, decompress ─► chunks ─► thread: diff_id, unpack
+//!                                                         ◄─ buffers ◄─
+//! ```
+//!
+//! So one layer keeps more than one core busy, and several layers all of them. Both channels are short and the chunks'
+//! buffers come back, so that a layer takes the same small memory however large it is.
 
+mod blob;
+mod content;
 mod decoder;
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
+use std::sync::mpsc as channel;
+use std::thread;
 
 use bytes::Bytes;
 use ocicrypt::LayerOptions;
-use ocicrypt::cipher::{CipherError, Opener};
+use ocicrypt::cipher::CipherError;
 use ocicrypt::media_type::Compression;
 use tokio::sync::mpsc::Receiver;
 
-use crate::digest::{BadDigest, Digest, Hasher};
+use crate::digest::{BadDigest, Digest};
 use crate::place::PlaceError;
 use crate::registry::RegistryError;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
+use blob::Blob;
+use content::{Chunk, Content};
 use decoder::{Decoder, wants_more_window};
 
-/// What is handed to a decoder at once, and by it.
-const BUFFER_BYTES: usize = 128 * 1024;
+/// Pieces between the network and the decoder; each has at most what is read from a connection at once.
+pub(crate) const PIECES_AHEAD: usize = 3;
+/// Bytes of a chunk on its way from the decoder to the files.
+const CHUNK_BYTES: usize = 128 * 1024;
+/// Chunks between the decoder and the files.
+const CHUNKS_AHEAD: usize = 12;
 /// Places of a foreign layer that an error tells.
 const URLS_SHOWN_MAX: usize = 3;
 
@@ -109,7 +124,10 @@ pub(crate) struct Plan {
 }
 
 /// Pieces of a blob on their way to a decoder.
-pub(crate) type Pieces = Receiver<Result<Bytes, LayerError>>;
+pub(crate) type Pieces = Receiver<Piece>;
+
+/// A piece of a blob.
+pub(crate) type Piece = Result<Bytes, LayerError>;
 
 /// Decodes and unpacks a layer into `root`. Blocking.
 ///
@@ -142,257 +160,103 @@ fn decode_blob(
     usage: &Usage,
 ) -> Result<Journal, LayerError> {
     let blob = Blob::new(plan, pieces)?;
-    let window = options.limits.zstd_window_bytes;
-    let blob = BufReader::with_capacity(BUFFER_BYTES, blob);
-    let decoder = Decoder::new(plan.compression, blob, window).map_err(LayerError::Decompress)?;
-    let mut archive = Archive::new(BufReader::with_capacity(
-        BUFFER_BYTES,
-        Content {
-            decoder,
-            hasher: plan.diff_id.hasher(),
-            bytes: 0,
-            cap: plan
-                .size
-                .saturating_mul(options.limits.ratio)
-                .max(options.limits.ratio_floor_bytes),
-            exceeded: false,
-        },
-    ));
-    let journal = unpack(&mut archive, root, options, usage);
-    let mut content = archive.into_inner();
-    // What stands behind the archive's end belongs to the digests, too.
-    let journal = journal.and_then(|journal| {
-        io::copy(&mut content, &mut io::sink()).map_err(UnpackError::Read)?;
-        Ok(journal)
-    });
-    let content = content.into_inner();
-    let (unpacked, exceeded) = (content.bytes, content.exceeded);
-    let diff_id = content.hasher.finish();
-    let blob = content.decoder.into_inner().into_inner();
-    match journal {
-        Ok(journal) => {
-            blob.accept(&diff_id)?;
-            if diff_id != plan.diff_id {
-                return Err(LayerError::DiffId {
-                    expected: plan.diff_id.clone(),
-                    found: diff_id,
-                });
-            }
-            Ok(journal)
-        }
-        Err(UnpackError::Read(_)) if exceeded => {
-            let (compressed, ratio) = (plan.size, options.limits.ratio);
-            Err(UnpackError::Ratio {
-                unpacked,
-                compressed,
-                ratio,
-            }
-            .into())
-        }
-        Err(UnpackError::Read(error)) if wants_more_window(&error) => {
-            let (setting, cap) = ("zstd_window_bytes", window);
-            Err(UnpackError::Limit { setting, cap }.into())
-        }
-        Err(error) => Err(blob.explain(error)),
-    }
-}
-
-/// The blob as received: its digest, then, where it is encrypted, decryption in place.
-struct Blob {
-    pieces: Pieces,
-    piece: Vec<u8>,
-    position: usize,
-    received: u64,
-    size: u64,
-    expected: Digest,
-    /// Until the end, where it is compared.
-    digest: Option<Hasher>,
-    decrypt: Option<Decrypt>,
-    failure: Option<LayerError>,
-}
-
-struct Decrypt {
-    opener: Option<Opener>,
-    hmac: [u8; ocicrypt::cipher::HMAC_BYTES],
-    wrapped: Option<Wrapped>,
-}
-
-/// The digest inside the private options, and the same hash over the decrypted blob.
-struct Wrapped {
-    expected: Digest,
-    hasher: Hasher,
-}
-
-impl Blob {
-    fn new(plan: &Plan, pieces: Pieces) -> Result<Self, LayerError> {
-        let decrypt = plan.decrypt.as_ref().map(Decrypt::new).transpose()?;
-        Ok(Self {
-            pieces,
-            piece: Vec::new(),
-            position: 0,
-            received: 0,
-            size: plan.size,
-            expected: plan.digest.clone(),
-            digest: Some(plan.digest.hasher()),
-            decrypt,
-            failure: None,
-        })
-    }
-
-    /// Takes the next piece; `false` at the blob's end, which has been checked then.
-    fn refill(&mut self) -> Result<bool, LayerError> {
-        let Some(piece) = self.pieces.blocking_recv().transpose()? else {
-            if self.received != self.size {
-                return Err(LayerError::GivenUp);
-            }
-            // The digest first: where both fail, the blob was altered on its way, whatever the key.
-            if let Some(found) = self.digest.take().map(Hasher::finish)
-                && found != self.expected
-            {
-                return Err(LayerError::Digest {
-                    expected: self.expected.clone(),
-                    found,
-                });
-            }
-            if let Some(decrypt) = &mut self.decrypt {
-                decrypt.finish()?;
-            }
-            return Ok(false);
-        };
-        self.received += piece.len() as u64;
-        if let Some(digest) = &mut self.digest {
-            digest.update(&piece);
-        }
-        self.piece = piece.into();
-        self.position = 0;
-        if let Some(decrypt) = &mut self.decrypt {
-            decrypt.update(&mut self.piece)?;
-        }
-        Ok(true)
-    }
-
-    /// After the last byte: the blob's digest, and the digest that was wrapped with the key.
-    fn accept(mut self, diff_id: &Digest) -> Result<(), LayerError> {
-        if let Err(error) = io::copy(&mut self, &mut io::sink()) {
-            return Err(self.failure.unwrap_or(LayerError::Decompress(error)));
-        }
-        match self.decrypt.and_then(|decrypt| decrypt.wrapped) {
-            Some(wrapped) => wrapped.check(diff_id),
-            None => Ok(()),
-        }
-    }
-
-    /// A blob that was altered mostly shows as a broken archive first; the cause is told, not the consequence.
-    fn explain(mut self, error: UnpackError) -> LayerError {
-        if let Some(failure) = self.failure.take() {
-            return failure;
-        }
-        if error.may_be_damage() {
-            // Read to its end, which is where it is checked; the failure stays with the blob.
-            let _ = io::copy(&mut self, &mut io::sink());
-        }
-        match (self.failure, error) {
-            (Some(failure), _) => failure,
-            (None, UnpackError::Read(source)) => LayerError::Decompress(source),
-            (None, error) => LayerError::Unpack(error),
-        }
-    }
-}
-
-impl Read for Blob {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.position == self.piece.len() {
-            if self.failure.is_some() {
-                return Err(io::Error::other("the layer failed before"));
-            }
-            match self.refill() {
-                Ok(true) => {}
-                Ok(false) => return Ok(0),
-                Err(error) => {
-                    let text = error.to_string();
-                    self.failure = Some(error);
-                    return Err(io::Error::other(text));
+    let (compression, window) = (plan.compression, options.limits.zstd_window_bytes);
+    let ratio = plan.size.saturating_mul(options.limits.ratio);
+    let cap = ratio.max(options.limits.ratio_floor_bytes);
+    let decoder = Decoder::new(compression, blob, window).map_err(LayerError::Decompress)?;
+    let (send, chunks) = channel::sync_channel(CHUNKS_AHEAD);
+    let (give_back, spare) = channel::channel();
+    let hasher = plan.diff_id.hasher();
+    let mut archive = Archive::new(Content::new(chunks, give_back, hasher));
+    thread::scope(|scope| {
+        let inflating = scope.spawn(move || inflate(decoder, cap, &send, &spare));
+        let journal = unpack(&mut archive, root, options, usage);
+        let mut content = archive.into_inner();
+        // What stands behind the archive's end belongs to the digests, too.
+        let journal = journal.and_then(|journal| content.finish().map(|()| journal));
+        let diff_id = content.end();
+        // A panic there is one here, as it would be without a second thread.
+        let inflated = inflating
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match journal {
+            Ok(journal) => {
+                inflated.blob.accept(&diff_id)?;
+                if diff_id != plan.diff_id {
+                    return Err(LayerError::DiffId {
+                        expected: plan.diff_id.clone(),
+                        found: diff_id,
+                    });
                 }
+                Ok(journal)
             }
-        }
-        let count = buffer.len().min(self.piece.len() - self.position);
-        buffer[..count].copy_from_slice(&self.piece[self.position..self.position + count]);
-        self.position += count;
-        Ok(count)
-    }
-}
-
-impl Decrypt {
-    fn new(options: &LayerOptions) -> Result<Self, BadDigest> {
-        let wrapped = match options.digest.as_str() {
-            "" => None,
-            text => {
-                let expected: Digest = text.parse()?;
-                Some(Wrapped {
-                    hasher: expected.hasher(),
-                    expected,
-                })
+            Err(UnpackError::Read(_)) if inflated.bytes > cap => Err(UnpackError::Ratio {
+                unpacked: inflated.bytes,
+                compressed: plan.size,
+                ratio: options.limits.ratio,
             }
-        };
-        Ok(Self {
-            opener: Some(Opener::new(&options.key, &options.nonce)),
-            hmac: options.hmac,
-            wrapped,
-        })
-    }
-
-    fn update(&mut self, piece: &mut [u8]) -> Result<(), CipherError> {
-        if let Some(opener) = &mut self.opener {
-            opener.update(piece)?;
+            .into()),
+            Err(UnpackError::Read(error)) if wants_more_window(&error) => {
+                let (setting, cap) = ("zstd_window_bytes", window);
+                Err(UnpackError::Limit { setting, cap }.into())
+            }
+            Err(error) => Err(inflated.blob.explain(error)),
         }
-        if let Some(wrapped) = &mut self.wrapped {
-            wrapped.hasher.update(piece);
-        }
-        Ok(())
-    }
-
-    /// The end of a blob can be asked for more than once; it is checked the first time.
-    fn finish(&mut self) -> Result<(), CipherError> {
-        self.opener
-            .take()
-            .map_or(Ok(()), |opener| opener.finish(&self.hmac))
-    }
+    })
 }
 
-impl Wrapped {
-    /// The digest of the decrypted blob, or, where the writer compressed while it encrypted, of its content.
-    fn check(self, diff_id: &Digest) -> Result<(), LayerError> {
-        let found = self.hasher.finish();
-        if found == self.expected || *diff_id == self.expected {
-            return Ok(());
-        }
-        let expected = self.expected.to_string();
-        Err(LayerError::WrappedDigest {
-            expected,
-            found,
-            diff_id: diff_id.clone(),
-        })
-    }
-}
-
-/// The decompressed layer: hashed for its `diff_id`, and held to the ratio.
-struct Content {
-    decoder: Decoder<BufReader<Blob>>,
-    hasher: Hasher,
+/// What is left when all of a layer is decompressed, or nobody wants more of it.
+struct Inflated {
+    blob: Blob,
     bytes: u64,
-    cap: u64,
-    exceeded: bool,
 }
 
-impl Read for Content {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.decoder.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.bytes += count as u64;
-        if self.bytes > self.cap {
-            self.exceeded = true;
-            return Err(io::Error::other("the layer is far larger than its blob"));
+/// Decompresses into chunks, in buffers that come back, and holds the layer to `cap` bytes.
+fn inflate(
+    mut decoder: Decoder<Blob>,
+    cap: u64,
+    send: &channel::SyncSender<Chunk>,
+    spare: &channel::Receiver<Vec<u8>>,
+) -> Inflated {
+    let mut bytes = 0;
+    loop {
+        let mut chunk = spare.try_recv().unwrap_or_default();
+        let more = fill(&mut decoder, &mut chunk);
+        bytes += chunk.len() as u64;
+        let more = match more {
+            _ if bytes > cap => Err(io::Error::other("the layer is far larger than its blob")),
+            more => more,
+        };
+        // Who unpacks needs no more when it has failed.
+        let wanted = send.send(Ok(chunk)).is_ok();
+        match more {
+            Ok(true) if wanted => {}
+            Ok(_) => break,
+            Err(error) => {
+                let _ = send.send(Err(error));
+                break;
+            }
         }
-        Ok(count)
     }
+    Inflated {
+        blob: decoder.into_inner(),
+        bytes,
+    }
+}
+
+/// Fills a chunk as far as there is something; whether there may be more.
+fn fill(decoder: &mut Decoder<Blob>, chunk: &mut Vec<u8>) -> io::Result<bool> {
+    chunk.resize(CHUNK_BYTES, 0);
+    let mut filled = 0;
+    let mut result = Ok(true);
+    while filled < CHUNK_BYTES && matches!(result, Ok(true)) {
+        match decoder.read(&mut chunk[filled..]) {
+            Ok(0) => result = Ok(false),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => result = Err(error),
+        }
+    }
+    chunk.truncate(filled);
+    result
 }

@@ -1,9 +1,15 @@
 //! Pulling: from a name to a root file system that appears at once, whole and verified, or not at all.
 
 mod error;
+mod progress;
+mod run;
+mod shared;
+mod space;
 mod stage;
 
 pub use error::PullError;
+pub use progress::{LayerProgress, Progress, PullPhase};
+pub use shared::Shared;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -15,11 +21,10 @@ use futures_util::TryFutureExt as _;
 use oci_spec::image::ImageConfiguration;
 use ocicrypt::KeySource;
 use ocicrypt::media_type;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
 
 use crate::digest::Digest;
-use crate::layer::{self, LayerError, Pieces, Plan};
+use crate::layer::Plan;
 use crate::manifest::{
     self, CONFIG_BYTES_MAX, Descriptor, Document, Manifest, ManifestError, Platform,
 };
@@ -28,13 +33,13 @@ use crate::policy::Policy;
 use crate::reference::Reference;
 use crate::registry::{RawManifest, Registry};
 use crate::signature::{self, Documents, Lookaside, Signable};
-use crate::unpack::{
-    Devices, Journal, Limits, Options, Ownership, Root, Tree, Trusted, UnpackError, Usage,
-};
+use crate::unpack::{Devices, Limits, Options, Ownership, Trusted, Usage};
+use progress::Teller;
+use run::Pull;
 use stage::Stage;
 
-/// Pieces between the network and a decoder; with pieces of some 16 KiB this is little memory.
-const PIECES_AHEAD: usize = 64;
+/// Layers at once: enough for one to be on its way while another is decoded, and little enough for a small guest.
+const LAYERS_AT_ONCE: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
 
 /// How images are pulled.
 #[derive(Debug, Clone)]
@@ -45,7 +50,7 @@ pub struct PullConfig {
     pub platform: Platform,
     /// The caps.
     pub limits: Limits,
-    /// Layers at once.
+    /// Layers at once. Each takes two threads, and memory for its window and what is on its way, mostly up to 12 MiB.
     pub concurrency: NonZeroUsize,
     /// Device nodes.
     pub devices: Devices,
@@ -60,14 +65,14 @@ pub struct PullConfig {
 }
 
 impl PullConfig {
-    /// For this machine, with the default caps, as many layers at once as there are processors, and owners kept.
+    /// For this machine, with the default caps, and owners kept.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             platform: Platform::host(),
             limits: Limits::default(),
-            concurrency: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            concurrency: LAYERS_AT_ONCE,
             devices: Devices::Create,
             ownership: Ownership::Keep,
             trusted: Trusted::Keep,
@@ -136,16 +141,27 @@ pub struct Puller {
     config: Arc<PullConfig>,
     registry: Registry,
     keys: Arc<dyn KeySource>,
+    shared: Shared,
 }
 
 impl Puller {
-    /// A puller; clones share connections.
+    /// A puller; clones share connections, and layers that are on their way.
     #[must_use]
     pub fn new(config: PullConfig, registry: Registry, keys: Arc<dyn KeySource>) -> Self {
         Self {
+            shared: Shared::new(config.concurrency),
             config: Arc::new(config),
             registry,
             keys,
+        }
+    }
+
+    /// The same, but shares with all that have `shared`: the pullers of one pod, whatever their images need.
+    #[must_use]
+    pub fn sharing(self, shared: &Shared) -> Self {
+        Self {
+            shared: shared.clone(),
+            ..self
         }
     }
 
@@ -157,46 +173,76 @@ impl Puller {
         self.pull_from(&self.place(image), target).await
     }
 
+    /// As [`Puller::pull`], and tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Puller::pull`].
+    pub async fn pull_watched(
+        &self,
+        image: &Reference,
+        target: &Path,
+        progress: watch::Sender<Progress>,
+    ) -> Result<Pulled, PullError> {
+        self.pull_told(&self.place(image), target, &Teller::new(progress))
+            .await
+    }
+
     /// As [`Puller::pull`], from wherever the image is.
     ///
     /// # Errors
     /// As [`Puller::pull`].
     pub async fn pull_from(&self, image: &Place, target: &Path) -> Result<Pulled, PullError> {
+        let (progress, _) = watch::channel(Progress::default());
+        self.pull_told(image, target, &Teller::new(progress)).await
+    }
+
+    async fn pull_told(
+        &self,
+        image: &Place,
+        target: &Path,
+        teller: &Teller,
+    ) -> Result<Pulled, PullError> {
         let start = Instant::now();
         let resolved = self.resolve_from(image).await?;
         let mut timings = Timings {
             resolve: start.elapsed(),
             ..Timings::default()
         };
-        let space = self.check_space(image, &resolved.manifest, target)?;
+        let space = self.config.check_space(image, &resolved.manifest, target)?;
 
+        teller.phase(PullPhase::Keys);
         let start = Instant::now();
         let plans = self.plan(image, &resolved).await?;
         timings.keys = start.elapsed();
         let encrypted_layers = plans.iter().filter(|plan| plan.decrypt.is_some()).count();
 
+        teller.layers(&plans);
+        teller.phase(PullPhase::Layers);
         let (alive, mut all_gone) = mpsc::channel(1);
         let pull = Pull {
             image: image.clone(),
+            shared: self.shared.clone(),
             stage: Arc::new(Stage::new(target)?),
             options: self.options(),
             usage: Arc::new(Usage::default()),
             space,
+            teller: teller.clone(),
             _alive: alive,
         };
-        let result = match self.run(&pull, plans, &mut timings).await {
+        let result = match pull.run(plans, &mut timings).await {
             Ok(()) => {
                 let start = Instant::now();
                 let result = pull.stage.publish(target);
                 timings.publish += start.elapsed();
                 result
             }
-            Err(error) => Err(self.name_want_of_space(&pull, error)),
+            Err(error) => Err(pull.name_want_of_space(&self.config, error)),
         };
         // Threads that still decode end with their pieces; then, and before we return, the stage is gone.
         drop(pull);
         let _ = all_gone.recv().await;
         result?;
+        teller.phase(PullPhase::Done);
         Ok(Pulled {
             manifest_digest: resolved.manifest_digest,
             reference_digest: resolved.reference_digest,
@@ -344,39 +390,6 @@ impl Puller {
             .collect())
     }
 
-    /// Decodes all layers side by side, and merges each as soon as those below it are merged.
-    async fn run(
-        &self,
-        pull: &Pull,
-        plans: Vec<Plan>,
-        timings: &mut Timings,
-    ) -> Result<(), PullError> {
-        let start = Instant::now();
-        let permits = Arc::new(Semaphore::new(self.config.concurrency.get()));
-        let mut tasks = JoinSet::new();
-        let count = plans.len();
-        for (index, plan) in plans.into_iter().enumerate() {
-            let (pull, permits) = (pull.clone(), permits.clone());
-            tasks.spawn(async move {
-                // A closed semaphore cannot be: it is dropped after the tasks.
-                let _permit = permits.acquire_owned().await;
-                (index, one_layer(&pull, index, plan).await)
-            });
-        }
-        let mut journals: Vec<Option<Journal>> = (0..count).map(|_| None).collect();
-        while let Some(done) = tasks.join_next().await {
-            let (index, journal) = done.map_err(|error| pull.stage.broken(&error))?;
-            journals[index] = Some(journal?);
-        }
-        timings.layers = start.elapsed();
-        let start = Instant::now();
-        let (merging, journals) = (pull.clone(), journals.into_iter().flatten().collect());
-        let merged = tokio::task::spawn_blocking(move || merging.merge(journals)).await;
-        merged.map_err(|error| pull.stage.broken(&error))??;
-        timings.publish = start.elapsed();
-        Ok(())
-    }
-
     fn options(&self) -> Arc<Options> {
         let config = &self.config;
         Arc::new(Options {
@@ -386,64 +399,6 @@ impl Puller {
             trusted: config.trusted,
         })
     }
-
-    /// Refuses before the first byte what cannot fit: a layer is at least as large unpacked as compressed.
-    fn check_space(
-        &self,
-        image: &Place,
-        manifest: &Manifest,
-        target: &Path,
-    ) -> Result<Space, PullError> {
-        let compressed = manifest
-            .layers
-            .iter()
-            .fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
-        let cap = self.config.limits.compressed_bytes;
-        if compressed > cap {
-            return Err(PullError::TooLarge {
-                image: image.to_string(),
-                found: compressed,
-                cap,
-            });
-        }
-        let place = stage::parent_of(target);
-        let available = stage::free_bytes(&place)?;
-        let space = Space {
-            compressed,
-            available,
-        };
-        if compressed > available {
-            return Err(self.no_space(image, space, compressed, place));
-        }
-        Ok(space)
-    }
-
-    fn no_space(&self, image: &Place, space: Space, needed: u64, place: PathBuf) -> PullError {
-        PullError::NoSpace {
-            image: image.to_string(),
-            needed,
-            compressed: space.compressed,
-            available: space.available,
-            place,
-            setting: self.config.space_setting.clone(),
-        }
-    }
-
-    fn name_want_of_space(&self, pull: &Pull, error: PullError) -> PullError {
-        let cause = match &error {
-            PullError::Layer { source, .. } => match source.as_ref() {
-                LayerError::Unpack(cause) => Some(cause),
-                _ => None,
-            },
-            PullError::Merge { source, .. } => Some(source),
-            _ => None,
-        };
-        if !matches!(cause, Some(UnpackError::NoSpace(_))) {
-            return error;
-        }
-        let needed = pull.usage.bytes().max(pull.space.available);
-        self.no_space(&pull.image, pull.space, needed, pull.stage.place())
-    }
 }
 
 fn signable(raw: &RawManifest) -> Signable {
@@ -451,75 +406,4 @@ fn signable(raw: &RawManifest) -> Signable {
         digest: raw.digest.clone(),
         bytes: raw.bytes.clone(),
     }
-}
-
-/// One image on its way; every task of it holds the stage, which is removed with the last.
-#[derive(Clone)]
-struct Pull {
-    image: Place,
-    stage: Arc<Stage>,
-    options: Arc<Options>,
-    usage: Arc<Usage>,
-    space: Space,
-    /// Last, because fields are dropped in order: whoever waits for its end finds the stage removed.
-    _alive: mpsc::Sender<()>,
-}
-
-/// Bytes that an image has compressed, and that were free before it.
-#[derive(Debug, Clone, Copy)]
-struct Space {
-    compressed: u64,
-    available: u64,
-}
-
-impl Pull {
-    /// A method, so that a thread which calls it holds the whole pull: with single fields of it, the stage might be
-    /// removed before the thread ends, and what it writes then would be left.
-    fn decode(&self, plan: &Plan, pieces: Pieces, root: &Root) -> Result<Journal, LayerError> {
-        layer::decode(plan, pieces, root, &self.options, &self.usage)
-    }
-
-    fn merge(&self, journals: Vec<Journal>) -> Result<(), PullError> {
-        let failed = |source| PullError::Merge {
-            image: self.image.to_string(),
-            source,
-        };
-        let root = self.stage.rootfs()?;
-        let mut tree = Tree::new(&root, &self.options);
-        for (index, journal) in journals.into_iter().enumerate() {
-            tree.merge(&self.stage.layer(index)?, journal)
-                .map_err(failed)?;
-        }
-        tree.finish().map_err(failed)
-    }
-}
-
-async fn one_layer(pull: &Pull, index: usize, plan: Plan) -> Result<Journal, PullError> {
-    let (send, pieces) = mpsc::channel(PIECES_AHEAD);
-    let mut blob = pull.image.blob(&plan.digest, plan.size)?;
-    let digest = plan.digest.clone();
-    let root = pull.stage.new_layer(index)?;
-    let decoding = pull.clone();
-    let decode = tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &root));
-    loop {
-        let next = blob.next().await.transpose();
-        let Some(piece) = next else { break };
-        let failed = piece.is_err();
-        let piece = piece.map_err(LayerError::from);
-        // A decoder that is gone has failed, and says why below.
-        if send.send(piece).await.is_err() || failed {
-            break;
-        }
-    }
-    drop(send);
-    let decoded = decode.await.map_err(|error| pull.stage.broken(&error))?;
-    decoded.map_err(|source| {
-        let (image, source) = (pull.image.to_string(), Box::new(source));
-        PullError::Layer {
-            image,
-            index,
-            digest,
-            source,
-        }
-    })
 }

@@ -46,6 +46,13 @@ impl Stage {
         open(&path)
     }
 
+    /// An empty directory in place of one with something in it.
+    pub(super) fn renew_layer(&self, index: usize) -> Result<Root, PullError> {
+        let path = self.layer_path(index);
+        std::fs::remove_dir_all(&path).map_err(|source| failed("remove", &path, source))?;
+        self.new_layer(index)
+    }
+
     pub(super) fn layer(&self, index: usize) -> Result<Root, PullError> {
         open(&self.layer_path(index))
     }

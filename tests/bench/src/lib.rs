@@ -7,6 +7,7 @@
 
 pub mod bare;
 pub mod figure;
+pub mod image;
 pub mod kbs;
 pub mod pod;
 pub mod start;

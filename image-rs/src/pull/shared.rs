@@ -1,0 +1,180 @@
+//! What pulls that run at the same time share: the number of layers at once, and layers that more than one needs.
+//!
+//! ```text
+//! first pull   ─► leads:  fetch ─► … ─► unpacked ─► waits for the copies ─► merge
+//! other pulls  ─► join:   wait ────────────┴─► copy of the files ─────────► merge
+//! ```
+//!
+//! A layer is the same for another image only if all that decides its files is the same: the blob, its content, how
+//! it is packed, and how it is unpacked. Then the digests that were checked for one are those of the other. Files are
+//! copied and not linked, because each container may write into its own.
+//! A lead that fails or is cancelled fails alone: one of those who joined it leads anew.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ocicrypt::media_type::Compression;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+
+use crate::digest::Digest;
+use crate::layer::Plan;
+use crate::unpack::{Devices, Journal, Limits, Options, Ownership, Root, Trusted};
+
+/// What a layer takes of the permits.
+const UNITS: u32 = 2;
+/// What a zstd layer takes: its window is memory.
+const UNITS_OF_ZSTD: u32 = 3;
+/// Layers at once, whatever is configured.
+const LAYERS_MAX: u32 = 128;
+
+/// What the pulls of one pod share; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    permits: Arc<Semaphore>,
+    /// All that there are.
+    units: u32,
+    flights: Arc<Mutex<HashMap<LayerKey, Joined>>>,
+}
+
+/// All that decides what a layer's files are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct LayerKey {
+    digest: Digest,
+    diff_id: Digest,
+    compression: Compression,
+    encrypted: bool,
+    devices: Devices,
+    ownership: Ownership,
+    trusted: Trusted,
+    limits: Limits,
+}
+
+impl LayerKey {
+    pub(super) fn new(plan: &Plan, options: &Options) -> Self {
+        Self {
+            digest: plan.digest.clone(),
+            diff_id: plan.diff_id.clone(),
+            compression: plan.compression,
+            encrypted: plan.decrypt.is_some(),
+            devices: options.devices,
+            ownership: options.ownership,
+            trusted: options.trusted,
+            limits: options.limits.clone(),
+        }
+    }
+}
+
+/// How far the one who leads is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Flight {
+    pub(super) fetched: u64,
+    pub(super) unpacked: Option<Unpacked>,
+}
+
+/// A layer that stands, whole and checked, until nobody copies it any more.
+#[derive(Debug, Clone)]
+pub(super) struct Unpacked {
+    pub(super) root: Arc<Root>,
+    pub(super) journal: Arc<Journal>,
+}
+
+/// The end of one who joined. Whoever holds it keeps the layer as it is.
+pub(super) type Joined = watch::Receiver<Flight>;
+
+/// Who fetches a layer.
+pub(super) enum Part {
+    /// The caller does.
+    Lead(Lead),
+    /// Somebody else does.
+    Join(Joined),
+}
+
+impl Shared {
+    /// For at most `concurrency` layers at once, of all pulls together; two thirds of that where they are zstd, whose
+    /// decoder has a window of mostly 8 MiB.
+    #[must_use]
+    pub fn new(concurrency: NonZeroUsize) -> Self {
+        let layers = u32::try_from(concurrency.get()).unwrap_or(LAYERS_MAX);
+        let units = layers.min(LAYERS_MAX) * UNITS;
+        Self {
+            permits: Arc::new(Semaphore::new(units as usize)),
+            units,
+            flights: Arc::default(),
+        }
+    }
+
+    /// Waits for the turn of a layer; the turn ends with the value.
+    pub(super) async fn turn(&self, compression: Compression) -> Option<SemaphorePermit<'_>> {
+        let units = match compression {
+            Compression::None | Compression::Gzip => UNITS,
+            Compression::Zstd => UNITS_OF_ZSTD,
+        };
+        // A closed semaphore cannot be: nobody closes it.
+        self.permits.acquire_many(units.min(self.units)).await.ok()
+    }
+
+    pub(super) fn part(&self, key: LayerKey) -> Part {
+        let mut flights = lock(&self.flights);
+        if let Some(joined) = flights.get(&key) {
+            return Part::Join(joined.clone());
+        }
+        let (sender, joined) = watch::channel(Flight::default());
+        flights.insert(key.clone(), joined);
+        Part::Lead(Lead {
+            shared: self.clone(),
+            key,
+            sender,
+        })
+    }
+}
+
+/// The end of the one who leads; those who joined it learn of its end.
+#[derive(Debug)]
+pub(super) struct Lead {
+    shared: Shared,
+    key: LayerKey,
+    sender: watch::Sender<Flight>,
+}
+
+impl Lead {
+    pub(super) fn fetched(&self, bytes: u64) {
+        self.sender.send_modify(|flight| flight.fetched = bytes);
+    }
+
+    /// Lets those copy who joined, nobody else join, and comes back when they have.
+    pub(super) async fn share(self, root: Arc<Root>, journal: Journal) -> Journal {
+        lock(&self.shared.flights).remove(&self.key);
+        if self.sender.receiver_count() == 0 {
+            return journal;
+        }
+        let journal = Arc::new(journal);
+        let unpacked = Unpacked {
+            root,
+            journal: journal.clone(),
+        };
+        self.sender
+            .send_modify(|flight| flight.unpacked = Some(unpacked));
+        self.sender.closed().await;
+        self.sender.send_modify(|flight| flight.unpacked = None);
+        Arc::unwrap_or_clone(journal)
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        // After `share` this may be another's, who came later.
+        let mut flights = lock(&self.shared.flights);
+        let own = flights
+            .get(&self.key)
+            .is_some_and(|joined| joined.same_channel(&self.sender.subscribe()));
+        if own {
+            flights.remove(&self.key);
+        }
+    }
+}
+
+/// What is behind the lock is whole between any two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

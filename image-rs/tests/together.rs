@@ -1,0 +1,301 @@
+//! Pulls that are watched, cancelled, or run at the same time as others that need the same.
+
+#![allow(clippy::unwrap_used)]
+
+mod room;
+
+use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use image_rs::pull::{Progress, PullPhase};
+use image_rs::{Policy, PullConfig, PullError, Pulled, Puller, Reference};
+use room::{LayerBuilder, NoKeys, Pack, Room, push_image, read};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What of a layer passes before the gate is opened.
+const PASSED: usize = 1 << 20;
+const LAYER_BYTES: usize = 4 << 20;
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Stands before the registry, and lets through all that is asked, but only some of what is answered until it opens.
+struct Gate {
+    port: u16,
+    open: watch::Sender<bool>,
+    asked: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Gate {
+    async fn start(registry: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (open, opened) = watch::channel(false);
+        let asked = Arc::<Mutex<Vec<u8>>>::default();
+        let heard = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(("127.0.0.1", registry)).await.unwrap();
+                tokio::spawn(carry(near, far, heard.clone(), opened.clone()));
+            }
+        });
+        Self { port, open, asked }
+    }
+
+    fn image(&self, name: &str) -> Reference {
+        format!("127.0.0.1:{}/{name}", self.port).parse().unwrap()
+    }
+
+    fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// How often something was asked for.
+    fn asked(&self, what: &str) -> usize {
+        let asked = self.asked.lock().unwrap();
+        String::from_utf8_lossy(&asked).matches(what).count()
+    }
+}
+
+async fn carry(
+    near: TcpStream,
+    far: TcpStream,
+    asked: Arc<Mutex<Vec<u8>>>,
+    mut opened: watch::Receiver<bool>,
+) {
+    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
+        (near.into_split(), far.into_split());
+    let there = async {
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = from_near.read(&mut buffer).await {
+            asked.lock().unwrap().extend_from_slice(&buffer[..count]);
+            if to_far.write_all(&buffer[..count]).await.is_err() {
+                break;
+            }
+        }
+    };
+    let back = async {
+        let (mut buffer, mut passed) = (vec![0; 64 * 1024], 0);
+        while let Ok(count @ 1..) = from_far.read(&mut buffer).await {
+            passed += count;
+            if passed > PASSED && opened.wait_for(|open| *open).await.is_err() {
+                break;
+            }
+            if to_near.write_all(&buffer[..count]).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! { () = there => {}, () = back => {} }
+}
+
+/// A pull of its own, and how far it is.
+struct Running {
+    pull: JoinHandle<Result<Pulled, PullError>>,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Running {
+    fn start(puller: &Puller, image: Reference, target: PathBuf) -> Self {
+        let (sender, progress) = watch::channel(Progress::default());
+        let puller = puller.clone();
+        let pull = tokio::spawn(async move { puller.pull_watched(&image, &target, sender).await });
+        Self { pull, progress }
+    }
+
+    async fn until(&mut self, what: impl FnMut(&Progress) -> bool) {
+        let until = self.progress.wait_for(what);
+        let _ = tokio::time::timeout(PATIENCE, until)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    async fn end(self) -> Pulled {
+        tokio::time::timeout(PATIENCE, self.pull)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+    }
+}
+
+fn puller(room: &Room) -> Puller {
+    let config = PullConfig::new(Policy::accept_anything());
+    room.puller_with(config, Arc::new(NoKeys))
+}
+
+/// Bytes that are the same each time, and that no two places of a layer share.
+fn content(seed: u32) -> String {
+    let mut text = String::new();
+    for line in 0.. {
+        writeln!(text, "{seed} {line}").unwrap();
+        if text.len() > LAYER_BYTES {
+            break;
+        }
+    }
+    text
+}
+
+fn layer(seed: u32) -> Vec<u8> {
+    LayerBuilder::new()
+        .dir("d")
+        .file("d/large", &content(seed))
+        .file(&format!("own-{seed}"), "1")
+        .symlink("link", "d/large")
+        .hard_link("d/hard", "d/large")
+        .finish()
+}
+
+#[tokio::test]
+async fn progress_tells_each_phase_and_every_byte() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let layers = [(layer(1), Pack::Plain), (layer(2), Pack::Gzip)];
+    let digests = push_image(&room.image("p:1"), &layers, None).await;
+    let gate = Gate::start(room.port).await;
+    let mut running = Running::start(&puller(&room), gate.image("p:1"), room.path("root-p"));
+    running.until(|now| now.fetched() > 0).await;
+    let now = running.progress.borrow().clone();
+    assert_eq!(now.phase, PullPhase::Layers);
+    let told: Vec<_> = now
+        .layers
+        .iter()
+        .map(|layer| layer.digest.clone())
+        .collect();
+    assert_eq!(told, digests);
+    assert!(now.fetched() < now.size());
+    gate.open();
+    let mut progress = running.progress.clone();
+    let pulled = running.end().await;
+    let now = progress.borrow_and_update().clone();
+    assert_eq!(now.phase, PullPhase::Done);
+    assert!(now.layers.iter().all(|layer| layer.done));
+    assert_eq!(
+        (now.fetched(), now.size()),
+        (pulled.compressed_bytes, pulled.compressed_bytes)
+    );
+}
+
+#[tokio::test]
+async fn a_cancelled_pull_leaves_nothing() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let layers = [(layer(1), Pack::Plain), (layer(2), Pack::Plain)];
+    push_image(&room.image("c:1"), &layers, None).await;
+    let gate = Gate::start(room.port).await;
+    let store = room.path("store-of-cancelled");
+    std::fs::create_dir(&store).unwrap();
+    let mut running = Running::start(&puller(&room), gate.image("c:1"), store.join("root"));
+    running.until(|now| now.fetched() > 0).await;
+    assert_ne!(std::fs::read_dir(&store).unwrap().count(), 0);
+    running.pull.abort();
+    let empty = async {
+        while std::fs::read_dir(&store).unwrap().count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, empty).await.unwrap();
+}
+
+#[tokio::test]
+async fn pulls_of_one_image_join_in_one_fetch() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let digests = push_image(&room.image("j:1"), &[(layer(1), Pack::Plain)], None).await;
+    let gate = Gate::start(room.port).await;
+    let puller = puller(&room);
+    let mut first = Running::start(&puller, gate.image("j:1"), room.path("root-1"));
+    first.until(|now| now.fetched() > 0).await;
+    let mut second = Running::start(&puller, gate.image("j:1"), room.path("root-2"));
+    second.until(|now| now.fetched() > 0).await;
+    gate.open();
+    let (first, second) = (first.end().await.rootfs, second.end().await.rootfs);
+    assert_eq!(gate.asked(&format!("blobs/{}", digests[0])), 1);
+    for root in [&first, &second] {
+        assert_eq!(read(root, "link"), content(1));
+        let inode = |name: &str| std::fs::metadata(root.join(name)).unwrap().ino();
+        assert_eq!(
+            inode("d/hard"),
+            inode("d/large"),
+            "names of one file stay so"
+        );
+        let times = std::fs::symlink_metadata(root.join("link")).unwrap();
+        assert_eq!(times.mtime(), 1_000_000_000);
+    }
+    std::fs::write(first.join("d/large"), "changed").unwrap();
+    assert_eq!(
+        read(&second, "d/large"),
+        content(1),
+        "each has files of its own"
+    );
+    room_is_tidy(&room);
+}
+
+#[tokio::test]
+async fn who_joined_goes_on_when_the_first_is_cancelled() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let digests = push_image(&room.image("g:1"), &[(layer(1), Pack::Plain)], None).await;
+    let gate = Gate::start(room.port).await;
+    let puller = puller(&room);
+    let mut first = Running::start(&puller, gate.image("g:1"), room.path("root-1"));
+    first.until(|now| now.fetched() > 0).await;
+    let mut second = Running::start(&puller, gate.image("g:1"), room.path("root-2"));
+    second.until(|now| now.fetched() > 0).await;
+    first.pull.abort();
+    gate.open();
+    let second = second.end().await.rootfs;
+    assert_eq!(gate.asked(&format!("blobs/{}", digests[0])), 2);
+    assert_eq!(read(&second, "d/large"), content(1));
+    room_is_tidy(&room);
+}
+
+#[tokio::test]
+async fn images_that_share_a_layer_fetch_it_once() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let (base, a, b) = (layer(1), layer(2), layer(3));
+    let layers = |top: Vec<u8>| [(base.clone(), Pack::Gzip), (top, Pack::Gzip)];
+    let digests = push_image(&room.image("a:1"), &layers(a), None).await;
+    push_image(&room.image("b:1"), &layers(b), None).await;
+    let gate = Gate::start(room.port).await;
+    // The base of the first is on its way for as long as the gate is closed.
+    let config = PullConfig {
+        concurrency: 4.try_into().unwrap(),
+        ..PullConfig::new(Policy::accept_anything())
+    };
+    let puller = room.puller_with(config, Arc::new(NoKeys));
+    let mut first = Running::start(&puller, gate.image("a:1"), room.path("root-1"));
+    first
+        .until(|now| now.layers.iter().all(|l| l.fetched > 0) && !now.layers.is_empty())
+        .await;
+    let mut second = Running::start(&puller, gate.image("b:1"), room.path("root-2"));
+    second
+        .until(|now| now.layers.first().is_some_and(|l| l.fetched > 0))
+        .await;
+    gate.open();
+    let (first, second) = (first.end().await.rootfs, second.end().await.rootfs);
+    assert_eq!(gate.asked(&format!("blobs/{}", digests[0])), 1);
+    assert_eq!(read(&first, "d/large"), content(2));
+    assert_eq!(read(&second, "d/large"), content(3));
+    assert!(second.join("own-1").exists() && !second.join("own-2").exists());
+}
+
+/// What pulls work in is gone, also that of one that was cancelled.
+fn room_is_tidy(room: &Room) {
+    let names = std::fs::read_dir(room.directory.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<_> = names.filter(|name| name.starts_with(".pull-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}

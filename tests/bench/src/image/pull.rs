@@ -1,0 +1,48 @@
+//! Our pull, in a process that does nothing else.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use image_rs::registry::{Registry, RegistryConfig};
+use image_rs::{Policy, PullConfig, Puller, Reference};
+use ocicrypt::Key;
+use transport::{ClientConfig, PlainHttp, Roots, TcpDial};
+
+use super::Cost;
+use super::floor::OneKey;
+
+/// Pulls `image` into `target`, and says what it took.
+///
+/// # Errors
+/// When it is not pulled.
+pub async fn once(
+    image: &str,
+    target: &Path,
+    key: Option<Vec<u8>>,
+    layers: Option<NonZeroUsize>,
+    start: Instant,
+) -> Result<Cost> {
+    let image: Reference = image.parse()?;
+    let mut config = PullConfig::new(Policy::accept_anything());
+    config.concurrency = layers.unwrap_or(config.concurrency);
+    let puller = Puller::new(config, registry()?, Arc::new(OneKey(key.map(Key::new))));
+    let pulled = puller.pull(&image, target).await?;
+    eprintln!("{:?}", pulled.timings);
+    Cost::of_this_process(start.elapsed().as_secs_f64())
+}
+
+fn registry() -> Result<Registry> {
+    let local: BTreeSet<String> = ["127.0.0.1".to_owned()].into();
+    let mut config = ClientConfig::new(Roots::web());
+    config.plain_http = PlainHttp::Hosts(local.clone());
+    let client = transport::Client::new(Arc::new(TcpDial), config)?;
+    let config = RegistryConfig {
+        insecure: local,
+        ..RegistryConfig::default()
+    };
+    Ok(Registry::new(client, config))
+}

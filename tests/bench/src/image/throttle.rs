@@ -1,0 +1,215 @@
+//! A slow line to the registry, with a cache of blobs on the near side of it.
+//!
+//! ```text
+//! pull ─► cache, by digest ─► line of so many bytes a second ─► registry
+//! ```
+//!
+//! Manifests are never cached: what a tag means is for the registry to say. A blob is kept when all of it came, and
+//! its digest holds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http_body_util::BodyExt;
+use image_rs::Digest;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial};
+
+/// A line's pieces: small enough to be even.
+const PIECE: usize = 16 * 1024;
+
+/// The line and its cache; both end with the value.
+#[derive(Debug)]
+pub struct Line {
+    address: String,
+    task: JoinHandle<std::io::Result<()>>,
+    far: Arc<Far>,
+}
+
+struct Far {
+    registry: String,
+    client: Client,
+    bytes_per_second: f64,
+    /// When the line is free again.
+    free: Mutex<Instant>,
+    cache: Mutex<HashMap<String, Bytes>>,
+}
+
+impl std::fmt::Debug for Far {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Far")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    /// Opens the line to `registry` (`host:port`).
+    ///
+    /// # Errors
+    /// When nothing can be listened on.
+    pub async fn start(registry: &str, bits_per_second: f64) -> Result<Self> {
+        let mut config = ClientConfig::new(Roots::web());
+        config.plain_http = PlainHttp::Allow;
+        let far = Arc::new(Far {
+            registry: registry.to_owned(),
+            client: Client::new(Arc::new(TcpDial), config)?,
+            bytes_per_second: bits_per_second / 8.0,
+            free: Mutex::new(Instant::now()),
+            cache: Mutex::default(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let app = Router::new().fallback(serve).with_state(far.clone());
+        let task = tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { address, task, far })
+    }
+
+    /// `host:port` of the near end.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Forgets every blob.
+    pub fn clear(&self) {
+        self.far
+            .cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(State(far): State<Arc<Far>>, request: Request) -> Response {
+    far.serve(request).await.unwrap_or_else(|error| {
+        let mut response = Response::new(Body::from(error.to_string()));
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+        response
+    })
+}
+
+impl Far {
+    async fn serve(self: Arc<Self>, request: Request) -> Result<Response> {
+        let path = request.uri().path().to_owned();
+        let digest = path.rsplit_once("/blobs/").map(|(_, digest)| digest);
+        let whole =
+            request.method() == Method::GET && !request.headers().contains_key(header::RANGE);
+        if let Some(bytes) = digest
+            .and_then(|digest| self.cached(digest))
+            .filter(|_| whole)
+        {
+            return Ok(Response::builder()
+                .header(header::CONTENT_LENGTH, bytes.len())
+                .body(Body::from(bytes))?);
+        }
+        let kept = digest.filter(|_| whole).map(str::to_owned);
+        let mut ask = axum::http::Request::builder()
+            .method(request.method())
+            .uri(format!("http://{}{path}", self.registry))
+            .body(Bytes::new())?;
+        copy_headers(
+            request.headers(),
+            ask.headers_mut(),
+            &[header::ACCEPT, header::RANGE],
+        );
+        let answer = self.client.send_following(ask).await?;
+        let mut response = Response::builder().status(answer.status());
+        if let Some(headers) = response.headers_mut() {
+            let passed = [
+                header::CONTENT_TYPE,
+                header::CONTENT_LENGTH,
+                header::CONTENT_RANGE,
+            ];
+            copy_headers(answer.headers(), headers, &passed);
+        }
+        let pass = Pass {
+            far: self,
+            body: answer.into_body(),
+            piece: Bytes::new(),
+            kept: kept.map(|digest| (digest, Vec::new())),
+        };
+        Ok(response.body(Body::from_stream(pass.stream()))?)
+    }
+
+    fn cached(&self, digest: &str) -> Option<Bytes> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.get(digest).cloned()
+    }
+
+    fn keep(&self, digest: &str, bytes: Vec<u8>) {
+        let right = digest
+            .parse::<Digest>()
+            .is_ok_and(|digest| digest.check(&bytes).is_ok());
+        if right {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.insert(digest.to_owned(), bytes.into());
+        }
+    }
+
+    /// When the next `bytes` are through: all connections share the line.
+    fn through(&self, bytes: usize) -> Instant {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let took = Duration::from_secs_f64(bytes / self.bytes_per_second);
+        *free = (*free).max(Instant::now()) + took;
+        *free
+    }
+}
+
+fn copy_headers(from: &HeaderMap, to: &mut HeaderMap, names: &[header::HeaderName]) {
+    for name in names {
+        for value in from.get_all(name) {
+            to.append(name, value.clone());
+        }
+    }
+}
+
+/// One answer on its way through the line.
+struct Pass {
+    far: Arc<Far>,
+    body: transport::Body,
+    piece: Bytes,
+    /// Its digest, and what came of it so far.
+    kept: Option<(String, Vec<u8>)>,
+}
+
+impl Pass {
+    fn stream(self) -> impl Stream<Item = Result<Bytes, transport::Error>> {
+        stream::try_unfold(self, |mut pass| async move {
+            while pass.piece.is_empty() {
+                match pass.body.frame().await.transpose()? {
+                    Some(frame) => pass.piece = frame.into_data().unwrap_or_default(),
+                    None => {
+                        if let Some((digest, bytes)) = pass.kept.take() {
+                            pass.far.keep(&digest, bytes);
+                        }
+                        return Ok(None);
+                    }
+                }
+            }
+            let piece = pass.piece.split_to(pass.piece.len().min(PIECE));
+            if let Some((_, bytes)) = &mut pass.kept {
+                bytes.extend_from_slice(&piece);
+            }
+            tokio::time::sleep_until(pass.far.through(piece.len()).into()).await;
+            Ok(Some((piece, pass)))
+        })
+    }
+}
