@@ -127,6 +127,18 @@ impl Identity {
         }
     }
 
+    /// Whether `signed` is a bare repository, as cosign signs it, and the rule asks for a tag or a digest.
+    pub(crate) fn misses_tag(&self, signed: &str) -> bool {
+        let asks = match self {
+            Self::Exact
+            | Self::RepositoryDigestOrExact
+            | Self::ExactReference(_)
+            | Self::Remap { .. } => true,
+            Self::Repository | Self::ExactRepository(_) | Self::Digest => false,
+        };
+        asks && Named::parse(signed).is_some_and(|named| named.is_bare())
+    }
+
     /// The rule's name, for an error.
     pub(crate) fn name(&self) -> &'static str {
         match self {

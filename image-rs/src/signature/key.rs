@@ -1,5 +1,7 @@
 //! Public keys of signers and logs: ECDSA P-256 and P-384, RSA, Ed25519, as PEM of a `SubjectPublicKeyInfo`.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ring::signature as rs;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer;
@@ -10,8 +12,10 @@ const P256: &str = "1.2.840.10045.3.1.7";
 const P384: &str = "1.3.132.0.34";
 const RSA: &str = "1.2.840.113549.1.1.1";
 const ED25519: &str = "1.3.101.112";
-/// Cap on a key's PEM, in bytes; an RSA key of 8192 bits has 1.4 KiB.
+/// Cap on a block of PEM, in bytes; an RSA key of 8192 bits has 1.4 KiB.
 const PEM_BYTES_MAX: usize = 16 * 1024;
+/// How much of another label is told, in characters.
+const LABEL_SHOWN: usize = 40;
 
 /// A key that verifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +104,21 @@ impl PublicKey {
         &self.spki
     }
 
+    /// The four bytes by which a signed note names the key of `signer`.
+    pub(crate) fn note_hint(&self, signer: &str) -> [u8; 4] {
+        const ED25519_NOTE: u8 = 1;
+        let hash: [u8; 32] = match self.kind {
+            Kind::Ed25519 => Sha256::new()
+                .chain_update(signer)
+                .chain_update([b'\n', ED25519_NOTE])
+                .chain_update(&self.bits)
+                .finalize()
+                .into(),
+            Kind::P256 | Kind::P384 | Kind::Rsa => self.id(),
+        };
+        [hash[0], hash[1], hash[2], hash[3]]
+    }
+
     /// SHA-256 of the `SubjectPublicKeyInfo`: how logs name their keys.
     #[must_use]
     pub(crate) fn id(&self) -> [u8; 32] {
@@ -115,32 +134,52 @@ pub(super) fn one_pem(pem: &[u8], label: &str) -> Result<Vec<u8>, String> {
         .ok_or_else(|| format!("it has no {label} in PEM"))
 }
 
-/// The DER of every block in `pem`, all of which must have the label.
+/// The DER of every block in `pem`, all of which must have the label. Lines may have any length, as Go takes them.
 pub(super) fn all_pem(pem: &[u8], label: &str, cap: usize) -> Result<Vec<Vec<u8>>, String> {
-    let text = std::str::from_utf8(pem).map_err(|_| format!("it is not a {label} in PEM"))?;
-    let end = "-----END ";
+    let bad = || format!("it is not a {label} in PEM");
+    let text = std::str::from_utf8(pem).map_err(|_| bad())?;
     let (mut rest, mut blocks) = (text.trim(), Vec::new());
     while !rest.is_empty() {
         if blocks.len() == cap {
             return Err(format!("it has more than {cap} of {label}"));
         }
-        let close = rest
-            .find(end)
-            .and_then(|at| Some(at + end.len() + rest[at + end.len()..].find("-----")? + 5))
-            .ok_or_else(|| format!("it is not a {label} in PEM"))?;
-        let block = &rest[..close];
-        if block.len() > PEM_BYTES_MAX {
-            return Err(format!("a {label} has more than {PEM_BYTES_MAX} bytes"));
-        }
-        let (found, der) = pem_rfc7468::decode_vec(block.as_bytes())
-            .map_err(|error| format!("it is not a {label} in PEM: {error}"))?;
+        let (found, base64, next) = block(rest).ok_or_else(bad)?;
         if found != label {
+            let found: String = found.chars().take(LABEL_SHOWN).collect();
             return Err(format!("it is a {found} and not a {label}"));
         }
-        blocks.push(der);
-        rest = rest[close..].trim_start();
+        if base64.len() > PEM_BYTES_MAX {
+            return Err(format!("a {label} has more than {PEM_BYTES_MAX} bytes"));
+        }
+        blocks.push(decode(base64).ok_or_else(bad)?);
+        rest = next.trim_start();
     }
     Ok(blocks)
+}
+
+/// The DER of a single block, whatever its label is.
+pub(super) fn any_pem(pem: &[u8]) -> Option<Vec<u8>> {
+    let (_, base64, rest) = block(std::str::from_utf8(pem).ok()?.trim())?;
+    if rest.trim().is_empty() {
+        decode(base64)
+    } else {
+        None
+    }
+}
+
+/// The label and the base64 of the first block, and what follows it. Text before it is a comment, as in files of
+/// authorities.
+fn block(text: &str) -> Option<(&str, &str, &str)> {
+    let (_, rest) = text.split_once("-----BEGIN ")?;
+    let (label, rest) = rest.split_once("-----")?;
+    let (base64, rest) = rest.split_once("-----END ")?;
+    let rest = rest.strip_prefix(label)?.strip_prefix("-----")?;
+    Some((label, base64, rest))
+}
+
+fn decode(base64: &str) -> Option<Vec<u8>> {
+    let base64: String = base64.split_ascii_whitespace().collect();
+    STANDARD.decode(base64).ok()
 }
 
 #[cfg(test)]
@@ -160,6 +199,8 @@ mod tests {
         assert!(error.contains("more than 1"), "{error}");
         let error = PublicKey::from_pem(pair.serialize_pem().as_bytes()).unwrap_err();
         assert!(error.contains("PRIVATE KEY"), "{error}");
+        let one_line = pem.replace('\n', "").replace("KEY-----", "KEY-----\n");
+        assert_eq!(PublicKey::from_pem(one_line.as_bytes()).unwrap(), key);
         for bad in [
             "",
             "-----BEGIN PUBLIC KEY-----",

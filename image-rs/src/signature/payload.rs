@@ -75,9 +75,17 @@ impl Payload {
         if rule.admits(image, &self.reference) {
             return Ok(());
         }
-        Err(Reason::Identity {
-            signed: self.reference.clone(),
-            rule: rule.name(),
+        let (signed, rule_name) = (self.reference.clone(), rule.name());
+        Err(if rule.misses_tag(&signed) {
+            Reason::NoTag {
+                signed,
+                rule: rule_name,
+            }
+        } else {
+            Reason::Identity {
+                signed,
+                rule: rule_name,
+            }
         })
     }
 }

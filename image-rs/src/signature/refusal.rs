@@ -53,6 +53,17 @@ pub enum Reason {
         /// The rule.
         rule: &'static str,
     },
+    /// A name without a tag, as cosign signs it unless it is told otherwise.
+    #[error(
+        "it is for {signed:?}, without the tag or digest that signedIdentity {rule} asks for; \
+         for what cosign signs write matchRepository"
+    )]
+    NoTag {
+        /// The name in it.
+        signed: String,
+        /// The rule.
+        rule: &'static str,
+    },
     /// A bundle, which says no name.
     #[error(
         "a sigstore bundle names no repository, so that signedIdentity {rule} cannot hold; \

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::digest;
 use serde::Deserialize;
 
-use super::key::PublicKey;
+use super::key::{PublicKey, any_pem};
 use super::merkle::{self, Hash, PATH_MAX};
 use super::refusal::Reason;
 
@@ -144,12 +144,18 @@ fn checkpoint(note: &str, keys: &[PublicKey]) -> Result<(u64, Vec<u8>), Reason> 
         .lines()
         .take(CHECKPOINT_SIGNATURES_MAX)
         .filter_map(|line| line.strip_prefix("\u{2014} ")?.split_once(' '))
-        .filter_map(|(_, signature)| STANDARD.decode(signature).ok())
-        // Four bytes say which key; we have few keys, and try each.
-        .filter_map(|signature| signature.get(4..).map(<[u8]>::to_vec))
-        .any(|signature| {
-            keys.iter()
-                .any(|key| key.verifies(text.as_bytes(), &signature))
+        .any(|(signer, signature)| {
+            let Ok(signature) = STANDARD.decode(signature) else {
+                return false;
+            };
+            // Four bytes say by which key.
+            let Some((hint, signature)) = signature.split_at_checked(4) else {
+                return false;
+            };
+            let by = |key: &PublicKey| {
+                key.note_hint(signer) == *hint && key.verifies(text.as_bytes(), signature)
+            };
+            keys.iter().any(by)
         });
     if !signed {
         return Err(Reason::Proof("the checkpoint is not by the policy's Rekor"));
@@ -269,7 +275,7 @@ impl Body {
                 same_signature(&decode(&signature)?, claim)?;
                 same_author(&one.public_key, claim)
             }
-            ("hashedrekord" | "dsse" | "intoto", "0.0.1" | "0.0.2", _) => {
+            ("hashedrekord" | "dsse", "0.0.1", _) | ("intoto", "0.0.2", _) => {
                 Err(Reason::Entry("kind of signature"))
             }
             _ => Err(Reason::Unsupported(format!(
@@ -317,10 +323,8 @@ fn same_signature(found: &[u8], claim: Claim<'_>) -> Result<(), Reason> {
 
 /// The entry's PEM must hold the very certificate or key; its label is not looked at, as others do not either.
 fn same_author(base64: &str, claim: Claim<'_>) -> Result<(), Reason> {
-    let pem = decode(base64)?;
-    let found = pem_rfc7468::decode_vec(pem.trim_ascii())
-        .map_err(|error| Reason::format(FORMAT, error))?
-        .1;
+    let found = any_pem(&decode(base64)?)
+        .ok_or_else(|| Reason::format(FORMAT, "its certificate or key is not in PEM"))?;
     if found == claim.author {
         Ok(())
     } else {

@@ -247,6 +247,20 @@ async fn each_part_of_a_proof_must_hold() {
             other => panic!("{path}: {other}"),
         }
     }
+    // The four bytes that name the key are another's.
+    let checkpoint = good
+        .pointer(&format!("{entry}/inclusionProof/checkpoint/envelope"))
+        .and_then(Value::as_str)
+        .unwrap();
+    let (head, signature) = checkpoint.rsplit_once(' ').unwrap();
+    let hinted = format!("{head} AAAA{}", &signature[4..]);
+    assert!(matches!(
+        reason(
+            kit.judge(&spoil("/inclusionProof/checkpoint/envelope", json!(hinted)))
+                .await
+        ),
+        Reason::Proof(_)
+    ));
     let tampered = spoil("/canonicalizedBody", json!(base64(b"{}")));
     assert_eq!(reason(kit.judge(&tampered).await), Reason::EntryTimestamp);
     let later = spoil("/integratedTime", json!("1767229999"));
