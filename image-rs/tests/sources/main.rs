@@ -13,6 +13,8 @@ mod tarball;
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use blobs::{Blob, image};
 use image_rs::layout::{Layout, LayoutError};
 use image_rs::manifest::Platform;
@@ -205,10 +207,11 @@ async fn a_layout_is_allowed_by_the_default_alone() {
     image(&here.layout("t"), &[packed(&tree(), Pack::Gzip)]);
     let accept = r#"[{"type":"insecureAcceptAnything"}]"#;
     let reject = r#"[{"type":"reject"}]"#;
+    let key = STANDARD.encode(include_bytes!("../../ocicrypt/tests/vectors/p256.pub.pem"));
     for policy in [
         format!(r#"{{"default":{reject},"transports":{{"docker":{{"":{accept}}}}}}}"#),
         format!(r#"{{"default":{accept},"transports":{{"oci":{{"":{accept}}}}}}}"#),
-        r#"{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"/k"}]}"#.to_owned(),
+        format!(r#"{{"default":[{{"type":"sigstoreSigned","keyData":"{key}"}}]}}"#),
     ] {
         let config = PullConfig {
             policy: Policy::from_json(policy.as_bytes()).unwrap(),
