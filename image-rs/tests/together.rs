@@ -292,6 +292,29 @@ async fn images_that_share_a_layer_fetch_it_once() {
     assert!(second.join("own-1").exists() && !second.join("own-2").exists());
 }
 
+#[tokio::test]
+async fn a_layer_that_an_image_has_twice_is_fetched_once() {
+    let Some(room) = Room::open().await else {
+        return;
+    };
+    let (base, other) = (layer(1), layer(2));
+    let empty = LayerBuilder::new().finish();
+    let layers = [&base, &empty, &other, &base, &empty].map(|tar| (tar.clone(), Pack::Gzip));
+    let digests = push_image(&room.image("t:1"), &layers, None).await;
+    let gate = Gate::start(room.port).await;
+    gate.open();
+    let puller = room.puller(Arc::new(NoKeys));
+    let (image, target) = (gate.image("t:1"), room.path("root-t"));
+    let root = puller.pull(&image, &target).await.unwrap().rootfs;
+    for digest in &digests {
+        assert_eq!(gate.asked(&format!("blobs/{digest}")), 1);
+    }
+    // The one that is there twice comes last, too.
+    assert_eq!(read(&root, "d/large"), content(1));
+    assert!(root.join("own-1").exists() && root.join("own-2").exists());
+    room_is_tidy(&room);
+}
+
 /// What pulls work in is gone, also that of one that was cancelled.
 fn room_is_tidy(room: &Room) {
     let names = std::fs::read_dir(room.directory.path()).unwrap();
