@@ -165,7 +165,14 @@ impl FromStr for Reference {
             None => (text, None),
         };
         let (registry, rest) = match text.split_once('/') {
-            Some((first, rest)) if is_registry(first) => (first.to_ascii_lowercase(), rest),
+            Some((first, rest)) if is_registry(first) => {
+                let small = first.to_ascii_lowercase();
+                // A host by its capitals alone would be a user of Docker Hub when it is read again.
+                if !is_registry(&small) {
+                    return Err(ReferenceError::Registry(first.to_owned()));
+                }
+                (small, rest)
+            }
             _ => (DOCKER_HUB.to_owned(), text),
         };
         let registry = if registry == "index.docker.io" {
@@ -332,6 +339,7 @@ mod tests {
         let cases = [
             "",
             "UPPER/x/../y",
+            "UPPER/x",
             "a//b",
             "a/../b",
             "ghcr.io/a/b:",
