@@ -28,6 +28,9 @@ use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial};
 /// A line's pieces: small enough to be even.
 const PIECE: usize = 16 * 1024;
 
+/// How late a piece may be taken up and the line still be full.
+const LATE: Duration = Duration::from_millis(20);
+
 /// The line and its cache; both end with the value.
 #[derive(Debug)]
 pub struct Line {
@@ -139,11 +142,17 @@ impl Far {
             ];
             copy_headers(answer.headers(), headers, &passed);
         }
+        let length = answer.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let pass = Pass {
             far: self,
             body: answer.into_body(),
             piece: Bytes::new(),
-            kept: kept.map(|digest| (digest, Vec::new())),
+            kept: kept.zip(length).map(|(digest, length)| Kept {
+                digest,
+                length,
+                bytes: Vec::new(),
+            }),
         };
         Ok(response.body(Body::from_stream(pass.stream()))?)
     }
@@ -168,7 +177,9 @@ impl Far {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = f64::from(u32::try_from(bytes).unwrap_or(u32::MAX));
         let took = Duration::from_secs_f64(bytes / self.bytes_per_second);
-        *free = (*free).max(Instant::now()) + took;
+        let now = Instant::now();
+        // A timer is late by a millisecond or two, which is no loss for a line that was not idle.
+        *free = (*free).max(now.checked_sub(LATE).unwrap_or(now)) + took;
         *free
     }
 }
@@ -186,8 +197,15 @@ struct Pass {
     far: Arc<Far>,
     body: transport::Body,
     piece: Bytes,
-    /// Its digest, and what came of it so far.
-    kept: Option<(String, Vec<u8>)>,
+    kept: Option<Kept>,
+}
+
+/// A blob on its way into the cache.
+struct Kept {
+    digest: String,
+    length: usize,
+    /// What came of it so far.
+    bytes: Vec<u8>,
 }
 
 impl Pass {
@@ -196,17 +214,18 @@ impl Pass {
             while pass.piece.is_empty() {
                 match pass.body.frame().await.transpose()? {
                     Some(frame) => pass.piece = frame.into_data().unwrap_or_default(),
-                    None => {
-                        if let Some((digest, bytes)) = pass.kept.take() {
-                            pass.far.keep(&digest, bytes);
-                        }
-                        return Ok(None);
-                    }
+                    None => return Ok(None),
                 }
             }
             let piece = pass.piece.split_to(pass.piece.len().min(PIECE));
-            if let Some((_, bytes)) = &mut pass.kept {
-                bytes.extend_from_slice(&piece);
+            if let Some(mut kept) = pass.kept.take() {
+                kept.bytes.extend_from_slice(&piece);
+                // Who has all that was announced asks for no more: this may be the last that is heard of it.
+                if kept.bytes.len() == kept.length {
+                    pass.far.keep(&kept.digest, kept.bytes);
+                } else {
+                    pass.kept = Some(kept);
+                }
             }
             tokio::time::sleep_until(pass.far.through(piece.len()).into()).await;
             Ok(Some((piece, pass)))
