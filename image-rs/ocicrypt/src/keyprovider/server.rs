@@ -152,9 +152,9 @@ impl Provider {
         };
         let said = |name: &str| {
             let mut words = Words::default();
-            let list = parameters.get(name).into_iter().flatten();
-            list.map(|item| words.add(&item.text().ok_or(ServeError::Question)?))
-                .collect::<Result<(), _>>()?;
+            for item in parameters.get(name).into_iter().flatten() {
+                words.add(&item.text().ok_or(ServeError::Question)?)?;
+            }
             Ok(words)
         };
         if let Some(name) = &self.name {

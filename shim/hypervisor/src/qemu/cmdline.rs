@@ -113,7 +113,9 @@ impl Line {
         self.option("-machine", kind);
         let (accel, cpu) = match facts.accel {
             Resolved::Kvm => ("kvm", "host"),
-            Resolved::Tcg => ("tcg", "max"),
+            // One thread for all processors: with a thread for each, a guest's kernel that patches
+            // its own code now and then trips over a breakpoint that it has already taken back.
+            Resolved::Tcg => ("tcg,thread=single", "max"),
         };
         self.option("-accel", accel);
         self.option("-cpu", cpu);
