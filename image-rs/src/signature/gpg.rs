@@ -251,7 +251,7 @@ fn may_sign(
             check_subkey(key, subkey, &name, now)?;
             subkey.key.created_at()
         }
-        None if flags(&latest).is_some_and(|flags| !flags.sign()) => {
+        None if flags(latest).is_some_and(|flags| !flags.sign()) => {
             return refuse("may not sign, by its own word");
         }
         None => primary.created_at(),
@@ -384,7 +384,7 @@ fn flags(signature: &Signature) -> Option<KeyFlags> {
     has.then(|| signature.key_flags())
 }
 
-fn is_weak(key: &(impl VerifyingKey + KeyDetails)) -> bool {
+fn is_weak(key: &impl VerifyingKey) -> bool {
     match key.algorithm() {
         PublicKeyAlgorithm::RSA | PublicKeyAlgorithm::RSASign => {
             key.public_params().write_len() < RSA_BYTES_MIN

@@ -127,7 +127,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub(super) fn format(what: &'static str, detail: impl ToString) -> Self {
+    pub(super) fn format(what: &'static str, detail: impl std::fmt::Display) -> Self {
         Self::Format {
             what,
             detail: detail.to_string(),

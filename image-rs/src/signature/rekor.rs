@@ -89,7 +89,7 @@ impl Entry {
         if let Some(proof) = &self.proof {
             proof.verify(&self.body, keys)?;
         }
-        Body::read(&self.body)?.is_about(claim)?;
+        Body::read(&self.body)?.confirm(claim)?;
         Ok(time)
     }
 
@@ -246,7 +246,7 @@ impl Body {
         serde_json::from_slice(bytes).map_err(|error| Reason::format(FORMAT, error))
     }
 
-    fn is_about(self, claim: Claim<'_>) -> Result<(), Reason> {
+    fn confirm(self, claim: Claim<'_>) -> Result<(), Reason> {
         let (kind, version) = (self.kind.as_str(), self.version.as_str());
         match (kind, version, claim.content) {
             ("hashedrekord", "0.0.1", Content::Plain(bytes)) => {

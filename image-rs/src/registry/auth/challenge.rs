@@ -135,7 +135,7 @@ mod tests {
     fn one_value_may_have_several_challenges_with_commas_within() {
         let docker = r#"Bearer realm="https://auth.test/token",service="r.test",scope="repository:a/b:pull,push""#;
         let one = bearer("https://auth.test/token", Some("r.test"));
-        assert_eq!(all(&[docker]), [one.clone()]);
+        assert_eq!(all(&[docker]), std::slice::from_ref(&one));
         let many = r#"Negotiate, Basic realm="a, b=\"c\"", Digest qop="auth,auth-int",nonce=abc== , bearer service=x , realm="https://t.test/?a=b,c""#;
         let second = bearer("https://t.test/?a=b,c", Some("x"));
         assert_eq!(all(&[many]), [Challenge::Basic, second]);

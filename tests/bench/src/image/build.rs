@@ -1,5 +1,6 @@
 //! The image in its four dresses: OCI layouts, and from there into the registry.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -134,10 +135,13 @@ fn write(layout: &Path, layers: &[Layer], variant: Variant) -> Result<()> {
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Each layer's `diff_id` and descriptor, made on all cores.
-fn pack(blobs: &Path, layers: &[Layer], variant: Variant) -> Result<Vec<(Digest, Value)>> {
+/// A layer's `diff_id` and descriptor.
+type Packed = (Digest, Value);
+
+/// The layers in their order, made on all cores.
+fn pack(blobs: &Path, layers: &[Layer], variant: Variant) -> Result<Vec<Packed>> {
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Result<(Digest, Value)>)>> = Mutex::default();
+    let done: Mutex<BTreeMap<usize, Result<Packed>>> = Mutex::default();
     let cores = std::thread::available_parallelism()?.get();
     std::thread::scope(|scope| {
         for _ in 0..cores {
@@ -151,17 +155,16 @@ fn pack(blobs: &Path, layers: &[Layer], variant: Variant) -> Result<Vec<(Digest,
                         Ok((Digest::of(&layer.tar), blob(blobs, media_type, &bytes)?))
                     });
                     if let Ok(mut done) = done.lock() {
-                        done.push((index, packed));
+                        done.insert(index, packed);
                     }
                 }
             });
         }
     });
-    let mut done = done
+    let done = done
         .into_inner()
         .map_err(|_| anyhow!("a layer was not made"))?;
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, packed)| packed).collect()
+    done.into_values().collect()
 }
 
 fn compress(tar: &[u8], variant: Variant) -> Result<(Vec<u8>, &'static str)> {
