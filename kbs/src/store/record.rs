@@ -5,7 +5,7 @@
 //! once for all of them. Where several came at once, it lets a moment pass for their siblings: what
 //! a commit costs is then shared by many, and a guest that is alone waits for nobody.
 
-use std::{fmt::Write, time::Duration};
+use std::{sync::LazyLock, time::Duration};
 
 use sqlx::{AnyConnection, Row};
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +14,9 @@ use super::{Engine, Store, StoreError, TENANT, Writer};
 use crate::record::{Entry, Search, from_millis, from_word, millis, word};
 
 /// Entries of one transaction.
-const BATCH: usize = 512;
+const BATCH: usize = 64;
+/// Statements add one of these numbers of rows, so that the database knows them already.
+const SHAPES: [usize; 4] = [1, 4, 16, BATCH];
 /// How long a batch waits for siblings: less than a disk takes for a commit.
 const GATHER: Duration = Duration::from_millis(1);
 /// Entries that wait; further requests wait for a place.
@@ -23,7 +25,21 @@ pub(super) const WAITING: usize = 4096;
 const PAGE: i64 = 1000;
 /// Entries that one step of retention removes.
 const REMOVED: i64 = 5000;
-const COLUMNS: usize = 11;
+const COLUMNS: [&str; 11] = [
+    "tenant",
+    TIME,
+    "kind",
+    "subject",
+    "resource",
+    "result",
+    "ticket",
+    "evidence",
+    "versions",
+    "claims",
+    "attestation",
+];
+/// The one that is a number.
+const TIME: &str = "time";
 
 /// An entry that waits for its batch.
 pub(super) struct Waiting {
@@ -147,58 +163,68 @@ async fn write(writer: &Writer, entries: &[&Entry]) -> Result<(), StoreError> {
 }
 
 /// A value of a row.
-#[derive(PartialEq, Eq)]
 enum Value {
     Number(i64),
     Text(String),
 }
 
-/// Adds entries as a part of a transaction, in one statement. A value that is the same as in the row
-/// before it is bound once for both.
+/// Adds entries as a part of a transaction; up to [`BATCH`] of them are one statement.
 pub(super) async fn insert(
     connection: &mut AnyConnection,
     entries: &[&Entry],
 ) -> Result<(), StoreError> {
-    let mut sql = "INSERT INTO record (tenant, time, kind, subject, resource, result, ticket, \
-                   evidence, versions, claims, attestation) VALUES "
-        .to_owned();
-    let mut values: Vec<Value> = Vec::new();
-    // Of the row before, where its columns are among the values.
-    let mut before: Option<[usize; COLUMNS]> = None;
-    for entry in entries {
-        let mut places = [0; COLUMNS];
-        for (column, value) in row_of(entry)?.into_iter().enumerate() {
-            let same = before.map(|places| places[column]);
-            places[column] = match same.filter(|place| values.get(*place) == Some(&value)) {
-                Some(place) => place,
-                None => {
-                    values.push(value);
-                    values.len() - 1
-                }
-            };
-            let comma = match (column, before) {
-                (0, None) => "(",
-                (0, Some(_)) => ", (",
-                _ => ", ",
-            };
-            // A `String` takes any text.
-            let _ = write!(sql, "{comma}${}", places[column] + 1);
+    for some in entries.chunks(BATCH) {
+        let shape = SHAPES.partition_point(|rows| *rows < some.len());
+        let text = statements(connection.backend_name())[shape].as_str();
+        let mut query = sqlx::query(sqlx::AssertSqlSafe(text));
+        for entry in some {
+            for value in row_of(entry)? {
+                query = match value {
+                    Value::Number(number) => query.bind(number),
+                    Value::Text(text) => query.bind(text),
+                };
+            }
         }
-        sql.push(')');
-        before = Some(places);
+        for _ in some.len()..SHAPES[shape] {
+            for column in COLUMNS {
+                query = match column {
+                    TIME => query.bind(None::<i64>),
+                    _ => query.bind(None::<&str>),
+                };
+            }
+        }
+        query.execute(&mut *connection).await?;
     }
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
-    for value in values {
-        query = match value {
-            Value::Number(number) => query.bind(number),
-            Value::Text(text) => query.bind(text),
-        };
-    }
-    query.execute(connection).await?;
     Ok(())
 }
 
-fn row_of(entry: &Entry) -> Result<[Value; COLUMNS], StoreError> {
+/// The text for each shape: a row whose values are all absent is none.
+fn statements(database: &str) -> &'static [String; SHAPES.len()] {
+    type Texts = LazyLock<[String; SHAPES.len()]>;
+    // SQLite looks a numbered place up in a list of all, each time.
+    static BARE: Texts = LazyLock::new(|| SHAPES.map(|rows| statement(rows, |_| "?".to_owned())));
+    static NUMBERED: Texts =
+        LazyLock::new(|| SHAPES.map(|rows| statement(rows, |number| format!("${number}"))));
+    match database {
+        "SQLite" => &BARE,
+        _ => &NUMBERED,
+    }
+}
+
+fn statement(rows: usize, place: impl Fn(usize) -> String) -> String {
+    let row = |row: usize| {
+        let places = (1..=COLUMNS.len()).map(|column| place(row * COLUMNS.len() + column));
+        format!("({})", places.collect::<Vec<_>>().join(", "))
+    };
+    let values: Vec<String> = (0..rows).map(row).collect();
+    format!(
+        "INSERT INTO record ({}) SELECT * FROM (VALUES {}) AS entry WHERE column1 IS NOT NULL",
+        COLUMNS.join(", "),
+        values.join(", "),
+    )
+}
+
+fn row_of(entry: &Entry) -> Result<[Value; COLUMNS.len()], StoreError> {
     let json = |text: Result<String, _>| {
         text.map(Value::Text)
             .map_err(|_| StoreError::Content("entry"))

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each step brings the database from the version of its index to the next one.
-pub(super) const STEPS: [&str; 3] = [
+pub(super) const STEPS: [&str; 4] = [
     "
     CREATE TABLE resource (
         path TEXT PRIMARY KEY, sealed BLOB NOT NULL, bytes INTEGER NOT NULL,
@@ -94,6 +94,11 @@ pub(super) const STEPS: [&str; 3] = [
         ON c.tenant = o.tenant AND c.what = 'reference-value' ORDER BY o.id;
     DROP TABLE old_reference_value;
     "#,
+    // What was released has no ticket to be found by.
+    "
+    DROP INDEX record_ticket;
+    CREATE INDEX record_ticket ON record (tenant, ticket) WHERE ticket <> '';
+    ",
 ];
 /// Any number that no other program of the database takes: brokers that start at once migrate one
 /// after the other.

@@ -19,8 +19,6 @@ use crate::record::{Entry, word};
 const VALUES: i64 = 20_000;
 /// Bytes of one value as JSON.
 const VALUE_BYTES: usize = 64 * 1024;
-/// Entries that go into the record in one statement.
-const ENTRIES: usize = 512;
 
 /// What becomes of the values that a name has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,10 +246,7 @@ async fn tell(
         })
         .collect();
     let all: Vec<&Entry> = entries.iter().collect();
-    for some in all.chunks(ENTRIES) {
-        record::insert(change, some).await?;
-    }
-    Ok(())
+    record::insert(change, &all).await
 }
 
 /// Milliseconds since 1970.

@@ -79,6 +79,7 @@ on_both!(
     a_list_of_reference_values_comes_in_whole_names,
     reference_values_are_bounded_and_a_refused_change_leaves_nothing,
     entries_are_kept_in_order_and_found,
+    entries_of_one_change_are_all_there_and_no_more,
     retention_takes_the_oldest,
     a_newer_database_is_left_alone,
 );
@@ -282,6 +283,29 @@ async fn entries_are_kept_in_order_and_found(place: Place) {
     assert!(matches!(store.search(&wrong).await, Err(StoreError::Time)));
 }
 
+async fn entries_of_one_change_are_all_there_and_no_more(place: Place) {
+    let store = place.open().await;
+    let mut after = None;
+    for count in [0, 1, 3, 16, 17, 64, 65, 150] {
+        let made: Vec<Entry> = (0..count)
+            .map(|number| entry(&format!("a/b/{number}")))
+            .collect();
+        let mut change = store.begin().await.unwrap();
+        let all: Vec<&Entry> = made.iter().collect();
+        record::insert(&mut change, &all).await.unwrap();
+        change.commit().await.unwrap();
+        let page = Search {
+            after,
+            ..Search::default()
+        };
+        let found = store.search(&page).await.unwrap();
+        after = found.last().map(|last| last.id).or(after);
+        let about =
+            |all: &[Entry]| -> Vec<String> { all.iter().map(|one| one.resource.clone()).collect() };
+        assert_eq!(about(&found), about(&made), "{count}");
+    }
+}
+
 async fn retention_takes_the_oldest(place: Place) {
     let store = place.open().await;
     let mut old = entry("old");
@@ -375,5 +399,6 @@ async fn a_file_of_the_first_schema_is_brought_over_whole() {
         .fetch_one(&again.read)
         .await
         .unwrap();
-    assert_eq!(row.try_get::<i64, _>(0).unwrap(), 3);
+    let newest = i64::try_from(schema::STEPS.len()).unwrap();
+    assert_eq!(row.try_get::<i64, _>(0).unwrap(), newest);
 }
