@@ -177,10 +177,12 @@ impl GuestError {
         }
     }
 
-    /// The same error with the ticket that the broker gave.
+    /// The same error with the ticket that the broker gave: one word, without what would end it here.
     #[must_use]
     pub fn with_ticket(mut self, ticket: &str) -> Self {
-        self.ticket = Some(cut(ticket, limit::MAX_TICKET).replace([')', '\n'], ""));
+        let of_a_word = |letter: &char| letter.is_ascii_graphic() && *letter != ')';
+        let word = cut(ticket, limit::MAX_TICKET).chars().filter(of_a_word);
+        self.ticket = Some(word.collect());
         self
     }
 
@@ -286,12 +288,17 @@ mod tests {
             "pull: no tag: x [y] (z) [image-not-found]"
         );
         assert_eq!(GuestError::parse(&error.to_string()).unwrap(), error);
-        let error = error.with_ticket("t-1");
-        assert_eq!(
-            error.to_string(),
-            "pull: no tag: x [y] (z) [image-not-found] (ticket t-1)"
-        );
-        assert_eq!(GuestError::parse(&error.to_string()).unwrap(), error);
+        // A ticket is one word, whatever a broker sends.
+        for ticket in ["t-1", "t)-1\n", " t -\u{e4}1"] {
+            let error = error.clone().with_ticket(ticket);
+            assert_eq!(
+                error.to_string(),
+                "pull: no tag: x [y] (z) [image-not-found] (ticket t-1)"
+            );
+            assert_eq!(GuestError::parse(&error.to_string()).unwrap(), error);
+        }
+        let odd = GuestError::parse("p: m [internal] (ticket a (tic)ket b)").unwrap();
+        assert_eq!(GuestError::parse(&odd.to_string()), Some(odd));
     }
 
     #[test]
