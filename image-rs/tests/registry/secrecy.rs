@@ -66,6 +66,26 @@ async fn credentials_stay_home_when_a_registry_redirects() {
 }
 
 #[tokio::test]
+async fn an_error_does_not_repeat_the_secrets_of_a_redirect() {
+    for location in [
+        "http://user:pw@store.test/x?sig=1",
+        "ftp://user:pw@store.test/x?sig=1",
+        "https://store.test/x?sig=1",
+        "http://store.test:1/x?sig=1",
+    ] {
+        let answer = move |_: &_| reply(307, &[("location", location)], "");
+        let registry = Server::plain(answer).await;
+        let world = World::with(&[("r.test", &registry)]);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let error = read(&client, IMAGE, &manifest()).await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        for secret in ["pw", "sig="] {
+            assert!(!text.contains(secret), "{location}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_challenge_from_behind_a_redirect_is_not_answered() {
     let challenge = r#"Bearer realm="http://evil.test/token""#;
     let evil = Server::plain(guarded(challenge, |_| "nobody's".to_owned())).await;

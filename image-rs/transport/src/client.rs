@@ -1,6 +1,6 @@
 //! The client: a pool of connections over the dialler, deadlines, and redirects only on request.
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -31,6 +31,10 @@ const IDLE_CONNECTIONS: usize = 8;
 
 /// How long a connection waits for use.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// An answer to come. In a box: each crate that awaits an `async fn` compiles it anew, and this one
+/// has all of HTTP and TLS below it.
+pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send + 'a>>;
 
 /// How a client behaves.
 #[derive(Debug, Clone)]
@@ -164,7 +168,11 @@ impl Client {
     ///
     /// # Errors
     /// When there is no answer; the variant is the step that failed.
-    pub async fn send(&self, mut request: Request<Bytes>) -> Result<Response<Body>, Error> {
+    pub fn send(&self, request: Request<Bytes>) -> Answer<'_> {
+        Box::pin(self.ask(request))
+    }
+
+    async fn ask(&self, mut request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let target = Target::of(request.uri())?;
         let host: Arc<str> = target.to_string().into();
         if !target.secure && !self.plain_http.allows(&target) {
@@ -215,7 +223,10 @@ impl Client {
                 return Ok(answer);
             }
             let next = next_uri(&parts.uri, &from, &answer)?;
-            let to = Target::of(&next)?;
+            let to = Target::of(&next).map_err(|error| Error::Redirect {
+                host: from.to_string(),
+                cause: format!("to a URL that is refused: {error}"),
+            })?;
             if from.secure && !to.secure {
                 return Err(Error::Redirect {
                     host: from.to_string(),

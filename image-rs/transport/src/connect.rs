@@ -211,7 +211,7 @@ pub(crate) struct Target {
 impl Target {
     pub(crate) fn of(uri: &Uri) -> Result<Self, Error> {
         let refuse = |cause: &str| Error::Request {
-            url: uri.to_string(),
+            url: shown(uri),
             cause: cause.to_owned(),
         };
         let secure = match uri.scheme_str() {
@@ -233,6 +233,14 @@ impl Target {
             port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
         })
     }
+}
+
+/// A URL without what may be a secret in it: a user, and the query of one that is signed.
+fn shown(uri: &Uri) -> String {
+    let scheme = uri.scheme_str().unwrap_or_default();
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{}", uri.path())
 }
 
 impl std::fmt::Display for Target {

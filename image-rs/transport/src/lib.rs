@@ -20,7 +20,7 @@ mod roots;
 mod way;
 
 pub use body::{Body, bytes_capped};
-pub use client::{Client, ClientConfig, PlainHttp, Redirected, Timeouts};
+pub use client::{Answer, Client, ClientConfig, PlainHttp, Redirected, Timeouts};
 pub use dial::{BoxedStream, Dial, Stream, TcpDial};
 pub use error::{Error, Phase};
 pub use proxy::{Proxies, ProxyError};

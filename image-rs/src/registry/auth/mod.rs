@@ -183,9 +183,24 @@ impl Service<'_> {
         }
     }
 
+    /// Without a user, and without a query, in which there may be a secret.
     fn shown(&self) -> String {
         const SHOWN_MAX: usize = 200;
-        let letters = self.realm.chars().filter(|letter| !letter.is_control());
+        let text = match url::Url::parse(self.realm) {
+            Ok(url) => format!(
+                "{}://{}{}",
+                url.scheme(),
+                url.host_str().unwrap_or_default(),
+                url.path()
+            ),
+            Err(_) => self
+                .realm
+                .split(['?', '@'])
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        };
+        let letters = text.chars().filter(|letter| !letter.is_control());
         letters.take(SHOWN_MAX).collect()
     }
 }
