@@ -26,12 +26,6 @@ const MAX_FILE: i64 = 1 << 30;
 /// A file under construction lies beside its place under this ending.
 const PARTIAL: &str = ".partial";
 
-/// Whether the request is for a symbolic link, whose data is the target.
-#[must_use]
-pub fn is_symlink(request: &agent::CopyFileRequest) -> bool {
-    FileType::from_raw_mode(request.file_mode) == FileType::Symlink
-}
-
 /// Writes one chunk. The file gets its name when its last chunk has come.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use agent_api::{ErrorCode, GuestError, agent};
 use evidence::Tee;
 use policies::agent::AgentPolicy;
+use rustix::fs::FileType;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -66,7 +67,7 @@ impl Gated for agent::CopyFileRequest {
             "offset": self.offset,
             "symlink_src": "",
         });
-        if crate::copy_file::is_symlink(self) {
+        if FileType::from_raw_mode(self.file_mode) == FileType::Symlink {
             input["symlink_src"] = String::from_utf8_lossy(&self.data).into();
         }
         Ok(input)

@@ -238,8 +238,8 @@ impl Metrics {
     pub(crate) fn decided(&self, entry: &Entry) {
         match (entry.kind, entry.result) {
             // What an attestation is about is the kind of TEE, which the configuration lists.
-            (Kind::Attest, Outcome::Allowed) => self.of_tee(&self.attested, entry),
-            (Kind::Attest, Outcome::Denied) => self.of_tee(&self.refused, entry),
+            (Kind::Attest, Outcome::Allowed) => of_tee(&self.attested, entry),
+            (Kind::Attest, Outcome::Denied) => of_tee(&self.refused, entry),
             (Kind::Release, result) => {
                 self.policy.evaluations.inc();
                 match result {
@@ -252,12 +252,6 @@ impl Metrics {
             }
             _ => {}
         }
-    }
-
-    #[expect(clippy::unused_self, reason = "it reads as the others do")]
-    fn of_tee(&self, family: &Family<One, Counter>, entry: &Entry) {
-        let label = [("tee_type", entry.resource.clone())];
-        family.get_or_create(&label).inc();
     }
 
     /// All of it as text.
@@ -282,6 +276,11 @@ impl Metrics {
         let _ = text::encode(&mut text, &self.registry);
         text
     }
+}
+
+fn of_tee(family: &Family<One, Counter>, entry: &Entry) {
+    let label = [("tee_type", entry.resource.clone())];
+    family.get_or_create(&label).inc();
 }
 
 impl Outcomes {

@@ -85,21 +85,9 @@ impl<T> Compiled<T> {
             .clone()
     }
 
-    /// Drops all versions of `id`, for example when it is deleted.
-    pub fn forget(&self, id: &str) {
-        self.lock().by_key.retain(|(known, _), _| known != id);
-    }
-
     /// How many are here, those that did not compile included.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.lock().by_key.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn cell(&self, id: &str, version: i64) -> Arc<OnceLock<Compilation<T>>> {
@@ -165,9 +153,6 @@ mod tests {
         assert!(cache.known("a", 1).is_some() && cache.known("a", 2).is_none());
         assert!(compiled(&cache, "a", 2));
         assert!(!compiled(&cache, "a", 1));
-        cache.forget("a");
-        assert!(cache.is_empty());
-        assert!(compiled(&cache, "a", 2));
     }
 
     #[test]

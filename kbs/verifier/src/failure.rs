@@ -1,6 +1,7 @@
 //! Why evidence was refused, in words for the owner.
 
 use evidence::{Device, Tee};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -160,6 +161,14 @@ fn accepting(kind: Tee) -> String {
         "run the guest in a TEE; for development only, list `{kind}` in `attestation.accept` of \
          the broker's configuration"
     )
+}
+
+/// Seconds since the Unix epoch as a date of RFC 3339.
+pub(crate) fn date(seconds: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()
+        .and_then(|date| date.format(&Rfc3339).ok())
+        .unwrap_or_else(|| seconds.to_string())
 }
 
 /// A piece of a hostile text that is safe to print.

@@ -82,8 +82,8 @@ impl State {
     }
 
     /// Whether nothing can happen any more.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
+    #[cfg(test)]
+    fn is_final(&self) -> bool {
         matches!(self, Self::Stopped(_))
     }
 }

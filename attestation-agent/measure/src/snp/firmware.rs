@@ -173,12 +173,6 @@ impl Firmware {
         &self.sections
     }
 
-    /// Whether it checks what it boots against hashes.
-    #[must_use]
-    pub fn takes_hashes(&self) -> bool {
-        self.hashes.is_some()
-    }
-
     pub(super) fn reset(&self) -> Option<u32> {
         self.reset
     }

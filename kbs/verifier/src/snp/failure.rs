@@ -3,7 +3,7 @@
 use evidence::snp::Product;
 
 use super::Role;
-use crate::Explanation;
+use crate::{Explanation, failure::date};
 
 /// A refusal. Times are seconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,10 +37,10 @@ pub enum SnpFailure {
     #[error("the {what} was not signed by the {issuer}")]
     Chain { what: &'static str, issuer: Role },
     /// Too early.
-    #[error("the {role} certificate is valid from {from}, and it is {now}")]
+    #[error("the {role} certificate is valid from {}, and it is {}", date(*from), date(*now))]
     NotYetValid { role: Role, from: i64, now: i64 },
     /// Too late.
-    #[error("the {role} certificate was valid until {until}, and it is {now}")]
+    #[error("the {role} certificate was valid until {}, and it is {}", date(*until), date(*now))]
     Expired { role: Role, until: i64, now: i64 },
     /// Required and not there.
     #[error("there is no list of revoked certificates of {product}'s ARK")]
@@ -49,7 +49,7 @@ pub enum SnpFailure {
     #[error("the list of revoked certificates is not usable: {0}")]
     CrlForm(&'static str),
     /// Out of its time.
-    #[error("the list of revoked certificates is valid from {from} until {until}, and it is {now}")]
+    #[error("the list of revoked certificates is valid from {} until {}, and it is {}", date(*from), date(*until), date(*now))]
     CrlStale { from: i64, until: i64, now: i64 },
     /// Revoked.
     #[error("AMD revoked the {role} certificate with the serial number {serial}")]
@@ -111,15 +111,17 @@ impl SnpFailure {
             Self::ForeignIssuer { role } => ("certificates", format!("AMD's {role}"), text),
             Self::Chain { issuer, .. } => ("chain", format!("signed by the {issuer}"), text),
             Self::NotYetValid { from, now, .. } => {
-                ("validity", format!("from {from}"), now.to_string())
+                ("validity", format!("from {}", date(*from)), date(*now))
             }
             Self::Expired { until, now, .. } => {
-                ("validity", format!("until {until}"), now.to_string())
+                ("validity", format!("until {}", date(*until)), date(*now))
             }
             Self::CrlAbsent { .. } | Self::CrlForm(_) => ("crl", "a current list".into(), text),
-            Self::CrlStale { from, until, now } => {
-                ("crl", format!("{from} to {until}"), now.to_string())
-            }
+            Self::CrlStale { from, until, now } => (
+                "crl",
+                format!("{} to {}", date(*from), date(*until)),
+                date(*now),
+            ),
             Self::Revoked { .. } => ("crl", "not revoked".into(), text),
             Self::Unsigned | Self::Algorithm { .. } | Self::Signature => {
                 ("signature", "ECDSA P-384 by the chip".into(), text)
@@ -175,5 +177,21 @@ impl SnpFailure {
             }
             Self::Vmpl { .. } => "ask for the report at VMPL 0",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_dates() {
+        let failure = SnpFailure::Expired {
+            role: Role::Ask,
+            until: 1_735_689_600,
+            now: 1_735_689_601,
+        };
+        let text = "the ASK certificate was valid until 2025-01-01T00:00:00Z, and it is 2025-01-01T00:00:01Z";
+        assert_eq!(failure.to_string(), text);
     }
 }

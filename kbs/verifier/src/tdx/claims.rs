@@ -7,7 +7,8 @@ use evidence::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{document::date, needs::Ca};
+use super::needs::Ca;
+use crate::failure::date;
 
 /// What `dcap-qvl` found about the platform.
 pub(super) struct Verdict<'a> {

@@ -87,15 +87,7 @@ impl Period {
     }
 }
 
-/// A date as Intel writes it.
-pub(super) fn date(seconds: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(seconds)
-        .ok()
-        .and_then(|date| date.format(&Rfc3339).ok())
-        .unwrap_or_else(|| seconds.to_string())
-}
-
-/// The reverse of [`date`].
+/// The reverse of [`crate::failure::date`].
 pub(super) fn seconds(date: &str) -> Option<i64> {
     OffsetDateTime::parse(date, &Rfc3339)
         .ok()

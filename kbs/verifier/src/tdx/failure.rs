@@ -2,11 +2,8 @@
 
 use evidence::{eventlog::EventLogError, tdx::QuoteError};
 
-use super::{
-    document::{Document, date},
-    needs::Ca,
-};
-use crate::Explanation;
+use super::{document::Document, needs::Ca};
+use crate::{Explanation, failure::date};
 
 /// A refusal. Times are seconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
