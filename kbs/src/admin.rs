@@ -6,7 +6,6 @@ pub(crate) mod right;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -19,7 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::{config, session::seconds};
+use crate::{config, file, session::seconds};
 
 pub(crate) use issuer::Issuer;
 pub use issuer::IssuerError;
@@ -295,11 +294,10 @@ pub(crate) fn private_key(path: &Path) -> Result<(Algorithm, EncodingKey), Admin
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AdminError> {
-    let pem = fs::read(path).map_err(|source| AdminError::Read {
+    file::read(path, file::SMALL).map_err(|source| AdminError::Read {
         path: path.to_owned(),
         source,
-    })?;
-    Ok(Zeroizing::new(pem))
+    })
 }
 
 /// An administrator who is none.
@@ -378,6 +376,8 @@ pub enum AdminError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn config(public_key: &Path) -> config::Admin {

@@ -11,11 +11,11 @@ use std::{
 
 use kbs_protocol::{ErrorKind, TeePubKey};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
 use crate::{
     admin::{AdminError, Admins},
     config::{self, Config},
+    file,
     limit::Limiter,
     master::{KeyRing, Source},
     metrics::Metrics,
@@ -182,10 +182,10 @@ pub(crate) fn store_address(config: &config::Store) -> Result<Address, OpenError
     Ok(match (&config.database, &config.url_file) {
         (Some(file), _) => Address::file(file)?,
         (None, Some(file)) => {
-            let url = std::fs::read_to_string(file)
+            let url = file::read_text(file, file::SMALL)
                 .map_err(KeyFileError::Read)
                 .map_err(unusable(file))?;
-            Address::server(Zeroizing::new(url).trim())?
+            Address::server(url.trim())?
         }
         (None, None) => return Err(StoreError::Address("there is none".to_owned()).into()),
     })

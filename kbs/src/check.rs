@@ -14,10 +14,10 @@ use crate::{
     admin::Admins,
     broker::{OpenError, master_keys, store_address},
     config::Config,
-    master::MasterKeys,
     master::{KeyRing, Source},
     session::seconds,
-    store::{Found, StoreError, probe},
+    signer::Signers,
+    store::{Found, StoreError, probe, unknown},
     telemetry::Traces,
     tls::{NEAR_END, Shown},
     token::TokenSigner,
@@ -88,6 +88,9 @@ pub(crate) async fn findings(config: &Config) -> Vec<Finding> {
             format!("{} public keys, {} issuers", keys.len(), issuers.len())
         }),
     ));
+    let (keys, signers) = (&config.reference.signers, Signers::read(&config.reference));
+    let signers = signers.map(|_| format!("{} files with signers' keys", keys.len()));
+    found.push(Finding::of("reference", signers));
     let verifiers =
         Verifiers::open(config).map(|_| config.collateral.directory.display().to_string());
     found.push(Finding::of("collateral", verifiers));
@@ -200,17 +203,8 @@ async fn store(config: &Config) -> Finding {
     match probe(&address).await {
         Ok(Found::Empty) => Finding::new(Level::Good, ABOUT, format!("{place}: empty")),
         Ok(Found::Data { older, masters }) => {
-            let known = keys.known();
-            let missing: Vec<_> = masters
-                .into_iter()
-                .filter(|id| !known.contains(id))
-                .collect();
-            if !missing.is_empty() {
-                let text = format!(
-                    "{place}: resources are under master keys that are not here: {}",
-                    missing.join(", ")
-                );
-                return Finding::new(Level::Fault, ABOUT, text);
+            if let Some(error) = unknown(masters, &keys) {
+                return Finding::new(Level::Fault, ABOUT, format!("{place}: {error}"));
             }
             if older {
                 let text = format!("{place}: of an older kbs; the start brings it to this version");
@@ -224,8 +218,10 @@ async fn store(config: &Config) -> Finding {
 }
 
 fn new_database(file: &Path) -> Finding {
-    let directory = file.parent().is_some_and(Path::is_dir);
-    if directory {
+    let directory = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    if directory.unwrap_or(Path::new(".")).is_dir() {
         let text = format!("{} is made by the first start", file.display());
         return Finding::new(Level::Good, "store", text);
     }

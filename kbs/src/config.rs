@@ -7,7 +7,7 @@ mod suggestion;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use reference::Reference;
 
-use crate::collateral;
+use crate::{collateral, file};
 
 pub use admin::{Admin, Issuer, Role};
 pub use operation::{Format, Limits, Log, Telemetry};
@@ -215,13 +215,10 @@ impl Config {
     /// # Errors
     /// When it cannot be read, has an unknown key, or contradicts itself.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = file::read_text(path, CONFIG_BYTES).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        if text.len() > CONFIG_BYTES {
-            return Err(ConfigError::Check("larger than 1 MiB"));
-        }
         let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             detail: error.to_string(),
@@ -253,6 +250,11 @@ impl Config {
         if !(1..=LONGEST_CHALLENGE_SECONDS).contains(&self.attestation.challenge_seconds) {
             return Err(ConfigError::Check(
                 "attestation.challenge_seconds must be 1 to 900",
+            ));
+        }
+        if self.listen.port() != 0 && self.metrics_listen == Some(self.listen) {
+            return Err(ConfigError::Check(
+                "metrics_listen is the address of `listen`: give it a port of its own",
             ));
         }
         if self.drain_seconds > 600 {
@@ -377,6 +379,8 @@ fn five_minutes() -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const GOOD: &str = r#"

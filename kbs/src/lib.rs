@@ -25,6 +25,7 @@ pub mod config;
 mod current;
 mod decided;
 mod explain;
+mod file;
 mod limit;
 mod master;
 mod metrics;

@@ -4,7 +4,7 @@
 //! newest wraps, and all of them unwrap. That is what makes rotation possible while brokers run.
 
 use std::{
-    env, fs, io,
+    env,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -13,14 +13,12 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
-    collateral::replace,
+    file::{self, Held},
     seal::{KeyFileError, SealError, Sealer},
 };
 
 /// Keys in one file; more are a file that is no key file.
 const KEYS: usize = 64;
-/// Bytes of a key file.
-const FILE_BYTES: u64 = 64 * 1024;
 const ID_BYTES: usize = 8;
 const ID_CONTEXT: &[u8] = b"kbs master key id\0";
 
@@ -151,37 +149,30 @@ impl MasterKeys for KeyRing {
 }
 
 /// Adds a key to a file, which wraps from then on, and gives its id. The file is replaced whole, so
-/// that no broker reads half of it.
+/// that no broker reads half of it, and no key is lost to another who adds one.
 pub(crate) fn rotate(path: &Path) -> Result<String, KeyFileError> {
-    let text = read_text(path)?;
+    let file = Held::of(path).map_err(KeyFileError::Read)?;
+    let text = file.text(file::SMALL).map_err(KeyFileError::Read)?;
     if keys_of(&text)?.len() >= KEYS {
         return Err(KeyFileError::Form);
     }
     let key = Sealer::new_key();
     let whole = Zeroizing::new(format!("{}\n{}", text.trim_end(), *key));
-    replace(path, whole.as_bytes()).map_err(KeyFileError::Write)?;
+    file.replace(whole.as_bytes())
+        .map_err(KeyFileError::Write)?;
     let ids = keys_of(&key)?;
     Ok(ids.into_iter().map(|(id, _)| id).collect())
 }
 
 fn parse(source: &Source) -> Result<Keys, KeyFileError> {
     let text = match source {
-        Source::File(path) => read_text(path)?,
+        Source::File(path) => file::read_text(path, file::SMALL).map_err(KeyFileError::Read)?,
         Source::Environment(name) => {
             Zeroizing::new(env::var(name).map_err(|_| KeyFileError::Environment)?)
         }
         Source::Nowhere => return Err(KeyFileError::Form),
     };
     keys_of(&text)
-}
-
-fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-    let bytes = fs::metadata(path).map_err(KeyFileError::Read)?.len();
-    if bytes > FILE_BYTES {
-        return Err(KeyFileError::Read(io::ErrorKind::FileTooLarge.into()));
-    }
-    let text = fs::read_to_string(path).map_err(KeyFileError::Read)?;
-    Ok(Zeroizing::new(text))
 }
 
 fn keys_of(text: &str) -> Result<Keys, KeyFileError> {
@@ -203,6 +194,8 @@ fn keys_of(text: &str) -> Result<Keys, KeyFileError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,11 +1,7 @@
 //! Who signs reference values: public keys that the configuration names, and the check of a CoRIM
 //! under them.
 
-use std::{
-    fs,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use policies::{
     corim::{Algorithm, Corim, CorimError, SignedCorim},
@@ -18,12 +14,10 @@ use ring::signature::{
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 
-use crate::config;
+use crate::{config, file};
 
 /// Keys that may be configured.
 const SIGNERS: usize = 64;
-/// Bytes of a key's file.
-const FILE_BYTES: u64 = 64 * 1024;
 /// Bytes of a key's id that an error shows.
 const SHOWN: usize = 32;
 
@@ -78,7 +72,7 @@ impl Signers {
                 source,
             };
             let no_key = || SignerError::Key { path: path.clone() };
-            let pem = read(path).map_err(failed)?;
+            let pem = file::read(path, file::SMALL).map_err(failed)?;
             let before = keys.len();
             for found in SubjectPublicKeyInfoDer::pem_slice_iter(&pem) {
                 let found = found.map_err(|_| no_key())?;
@@ -171,14 +165,6 @@ impl Signer {
             .verify(&corim.message, &corim.signature)
             .is_ok()
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    fs::File::open(path)?
-        .take(FILE_BYTES)
-        .read_to_end(&mut text)?;
-    Ok(text)
 }
 
 /// A key of the configuration that cannot be used.

@@ -4,7 +4,6 @@
 //! ticket. Sending holds up no request: spans wait in a queue, and what does not fit is dropped.
 
 use std::{
-    fs,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use transport::{Client, ClientConfig, PlainHttp, Roots, RootsError, TcpDial, bytes_capped};
 
-use crate::config::Telemetry;
+use crate::{config::Telemetry, file};
 
 /// Spans that wait to be sent.
 const QUEUE: usize = 4096;
@@ -77,10 +76,12 @@ impl Traces {
         };
         let roots = match &config.ca {
             None => Roots::web(),
-            Some(path) => Roots::pinned(&fs::read_to_string(path).map_err(|source| {
-                let path = path.clone();
-                TelemetryError::Read { path, source }
-            })?)?,
+            Some(path) => {
+                Roots::pinned(&file::read_text(path, file::SMALL).map_err(|source| {
+                    let path = path.clone();
+                    TelemetryError::Read { path, source }
+                })?)?
+            }
         };
         // A span holds nothing that has to be hidden, and the operator wrote the address.
         let client = ClientConfig {

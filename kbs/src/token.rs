@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -31,7 +30,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::{broker::guest, decided::Decided, session::seconds, verified::Verified};
+use crate::{broker::guest, decided::Decided, file, session::seconds, verified::Verified};
 
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// Where the guest's key is in the claims.
@@ -98,7 +97,7 @@ impl TokenSigner {
     /// # Errors
     /// When it cannot be read or is another kind of key.
     pub fn read(path: &Path, issuer: &str, lifetime: Duration) -> Result<Self, TokenError> {
-        let pem = Zeroizing::new(fs::read_to_string(path).map_err(TokenError::Read)?);
+        let pem = file::read_text(path, file::SMALL).map_err(TokenError::Read)?;
         Self::from_pem(&pem, issuer, lifetime)
     }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -22,11 +22,9 @@ use verifier::{
 use crate::{
     collateral::{Collateral, CollateralError, DEVELOPMENT_BYTES, Development},
     config::{Config, OldGeneration},
+    file,
     session::seconds,
 };
-
-/// Bytes of a file with development roots.
-const ROOT_BYTES: usize = 64 * 1024;
 
 /// The verifiers that are turned on.
 pub(crate) struct Verifiers {
@@ -62,7 +60,8 @@ impl Verifiers {
             .transpose()?;
         let mut collateral = Collateral::open(&config.collateral)?;
         if let Some(path) = &development.collateral {
-            let documents = Development::parse(&read(path, DEVELOPMENT_BYTES)?)?;
+            let documents =
+                Development::parse(&file::read(path, DEVELOPMENT_BYTES).map_err(unread(path))?)?;
             collateral = collateral.with_development(documents);
         }
         let tdx = accepts(Tee::Tdx).then(tdx::Roots::intel).transpose()?;
@@ -187,23 +186,15 @@ fn value(kind: Tee, evidence: &RawValue) -> Result<Value, Failure> {
 }
 
 fn text(path: &Path) -> Result<String, VerifierError> {
-    let failed = |source| VerifierError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    String::from_utf8(read(path, ROOT_BYTES)?).map_err(|error| failed(std::io::Error::other(error)))
+    let text = file::read_text(path, file::SMALL).map_err(unread(path))?;
+    Ok(text.as_str().to_owned())
 }
 
-fn read(path: &Path, cap: usize) -> Result<Vec<u8>, VerifierError> {
-    let failed = |source| VerifierError::Read {
+fn unread(path: &Path) -> impl FnOnce(io::Error) -> VerifierError {
+    move |source| VerifierError::Read {
         path: path.to_owned(),
         source,
-    };
-    let bytes = fs::metadata(path).map_err(failed)?.len();
-    if bytes > cap as u64 {
-        return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
     }
-    fs::read(path).map_err(failed)
 }
 
 /// Why there are no claims.

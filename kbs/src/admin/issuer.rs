@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,8 +19,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use transport::{Client, ClientConfig, PlainHttp, Roots, RootsError, TcpDial, bytes_capped};
+use zeroize::Zeroizing;
 
-use crate::{config, current::Current};
+use crate::{config, current::Current, file};
 
 /// Bytes of a discovery document or of a set of keys.
 const DOCUMENT_BYTES: usize = 256 * 1024;
@@ -218,8 +218,8 @@ fn parse(text: &[u8]) -> Result<Vec<Key>, IssuerError> {
     Ok(keys)
 }
 
-fn read_file(path: &PathBuf) -> Result<String, IssuerError> {
-    fs::read_to_string(path).map_err(|source| IssuerError::Read {
+fn read_file(path: &PathBuf) -> Result<Zeroizing<String>, IssuerError> {
+    file::read_text(path, DOCUMENT_BYTES).map_err(|source| IssuerError::Read {
         path: path.clone(),
         source,
     })

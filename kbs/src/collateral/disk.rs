@@ -4,9 +4,8 @@
 //! be anything; what cannot be read counts as absent and is fetched anew.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,15 +14,13 @@ use super::{
     document::Document,
     stored::{FILE_BYTES, Held},
 };
+use crate::file;
 
 /// Files in the cache; beyond it the oldest certificates of chips go.
 pub(super) const FILES: usize = 16 * 1024;
 /// Bytes of all files.
 const ALL_BYTES: u64 = 256 * 1024 * 1024;
 const SUFFIX: &str = ".json";
-/// In the name of a file that is being written.
-const NEW: &str = ".json.new-";
-const PRIVATE: u32 = 0o600;
 const PRIVATE_DIRECTORY: u32 = 0o700;
 
 /// A directory that is ours. It is made with the first file.
@@ -88,7 +85,7 @@ impl Disk {
         if text.len() > FILE_BYTES {
             return Err(io::Error::other("the document is too long"));
         }
-        replace(&path, &text)?;
+        file::replace(&path, &text)?;
         self.make_room()
     }
 
@@ -135,7 +132,8 @@ impl Disk {
 fn is_left_over(entry: &fs::DirEntry, metadata: &fs::Metadata) -> bool {
     const LONGEST_WRITE: Duration = Duration::from_secs(3600);
     let age = metadata.modified().ok().and_then(|at| at.elapsed().ok());
-    entry.file_name().to_string_lossy().contains(NEW) && age.is_some_and(|age| age > LONGEST_WRITE)
+    entry.file_name().to_string_lossy().contains(file::NEW)
+        && age.is_some_and(|age| age > LONGEST_WRITE)
 }
 
 fn name(entry: &fs::DirEntry) -> Option<Document> {
@@ -151,40 +149,10 @@ fn read(path: &Path, document: &Document) -> Result<Option<Held>, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(cause(error)),
     }
-    let mut text = Vec::new();
-    let most = FILE_BYTES as u64 + 1;
-    let file = File::open(path).map_err(cause)?;
-    file.take(most).read_to_end(&mut text).map_err(cause)?;
-    if text.len() > FILE_BYTES {
-        return Err("it is too long".to_owned());
-    }
+    let text = file::read(path, FILE_BYTES).map_err(cause)?;
     let held = Held::read(&text)?;
     if held.document() != document {
         return Err(format!("it is {}", held.document()));
     }
     Ok(Some(held))
-}
-
-/// Writes a file beside the old one, and puts it in its place when it is on the disk.
-pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = path.with_extension(format!("json.new-{:016x}", rand::random::<u64>()));
-    let written = write_new(&new, text).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        drop(fs::remove_file(&new));
-        return written;
-    }
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(PRIVATE)
-        .open(path)?;
-    file.write_all(text)?;
-    file.sync_all()
 }

@@ -4,7 +4,6 @@
 //! from being renewed.
 
 use std::{
-    fs,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -26,7 +25,7 @@ use super::{
     hold::{Holds, back_off, retry_after},
     stored::Held,
 };
-use crate::session::seconds;
+use crate::{file, session::seconds};
 
 /// Fetches at once, in each lane.
 const LANE: usize = 16;
@@ -43,7 +42,7 @@ const TIMEOUTS: Timeouts = Timeouts {
     body: Duration::from_secs(10),
 };
 /// Bytes of the file with more roots.
-const ROOTS_BYTES: u64 = 1 << 20;
+const ROOTS_BYTES: usize = 1 << 20;
 
 /// The way to the services.
 pub(super) struct Fetcher {
@@ -240,11 +239,7 @@ fn roots(config: &Config) -> Result<Roots, CollateralError> {
         path: path.clone(),
         cause,
     };
-    let length = fs::metadata(path).map_err(|error| unusable(error.to_string()))?;
-    if length.len() > ROOTS_BYTES {
-        return Err(unusable(format!("it has more than {ROOTS_BYTES} bytes")));
-    }
-    let pem = fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+    let pem = file::read_text(path, ROOTS_BYTES).map_err(|error| unusable(error.to_string()))?;
     Roots::web()
         .and(&pem)
         .map_err(|error| unusable(error.to_string()))

@@ -48,7 +48,6 @@ pub use bundle::BundleError;
 pub use carry::{Imported, Summary};
 pub use config::{Config, Simulated};
 pub use development::{DEVELOPMENT_BYTES, Development};
-pub(crate) use disk::replace;
 pub use document::Document;
 pub use error::CollateralError;
 pub(crate) use error::show;

@@ -1,7 +1,6 @@
 //! `kbs collateral`: fill the cache before guests need it, and carry it to brokers that may ask nobody.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     str::FromStr,
     time::{Duration, SystemTime},
@@ -16,8 +15,9 @@ use evidence::{
 use verifier::tdx::{self, Ca};
 
 use crate::{
-    collateral::{self, BUNDLE_BYTES, CollateralError, Document, Needed, replace, show},
+    collateral::{self, BUNDLE_BYTES, CollateralError, Document, Needed, show},
     config::Config,
+    file,
 };
 
 /// The longest that a service which limits its rate is waited for.
@@ -229,7 +229,7 @@ async fn export(
     output: &Path,
 ) -> anyhow::Result<()> {
     let (text, summary) = collateral.export(key, SystemTime::now()).await?;
-    replace(output, &text).with_context(|| format!("write {}", output.display()))?;
+    file::replace(output, &text).with_context(|| format!("write {}", output.display()))?;
     for document in &summary.documents {
         println!("{document}");
     }
@@ -246,11 +246,7 @@ async fn import(
     bundle: &Path,
 ) -> anyhow::Result<()> {
     let path = bundle.display();
-    let length = fs::metadata(bundle).with_context(|| format!("read {path}"))?;
-    if length.len() > BUNDLE_BYTES as u64 {
-        anyhow::bail!("{path} has more than {BUNDLE_BYTES} bytes");
-    }
-    let text = fs::read(bundle).with_context(|| format!("read {path}"))?;
+    let text = file::read(bundle, BUNDLE_BYTES).with_context(|| format!("read {path}"))?;
     let imported = collateral
         .import(&text, keys, SystemTime::now())
         .await

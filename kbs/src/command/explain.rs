@@ -74,6 +74,7 @@ fn headline(entry: &Entry) -> String {
         0 => String::new(),
         version => format!(", version {version},"),
     };
+    let [resource, subject, time] = [resource, subject, time].map(|text| plain(text));
     format!("{step} of {resource}{version} {result} at {time} ({subject})")
 }
 
@@ -86,19 +87,19 @@ fn deciders(entry: &Entry) -> String {
     match entry.kind {
         Kind::Attest => {
             let device = |(class, version): (&String, &i64)| {
-                format!(", its policy for {class} ({})", policy(*version))
+                format!(", its policy for {} ({})", plain(class), policy(*version))
             };
             let devices: String = versions.devices.iter().map(device).collect();
             format!(
                 "the appraisal policy {} ({}){devices} and reference values {}",
-                versions.policy,
+                plain(&versions.policy),
                 policy(versions.appraisal),
                 versions.references
             )
         }
         Kind::Release => format!(
             "the release policy {} ({})",
-            versions.policy,
+            plain(&versions.policy),
             policy(versions.release)
         ),
         Kind::Resource | Kind::Policy | Kind::Reference => "an administrator".to_owned(),
@@ -114,7 +115,8 @@ fn cause(one: &Judged) -> String {
         fix,
         ..
     } = one;
-    let rule = match rule.as_str() {
+    let [claim, expected, found, fix] = [claim, expected, found, fix].map(|text| plain(text));
+    let rule = match plain(rule).as_str() {
         "" => String::new(),
         rule => format!("\n  rule      {rule}"),
     };
@@ -125,8 +127,53 @@ fn cause(one: &Judged) -> String {
 
 fn fact(one: &Judged) -> String {
     let sign = if one.holds { "holds" } else { "fails" };
-    format!(
-        "  {sign}  {}: {} (expected {})",
-        one.claim, one.found, one.expected
-    )
+    let [claim, found, expected] = [&one.claim, &one.found, &one.expected].map(|text| plain(text));
+    format!("  {sign}  {claim}: {found} (expected {expected})")
+}
+
+/// What a guest may have written, as one line in which nothing moves the cursor, hides a letter or
+/// turns the direction of writing: a terminal shows what was said, and no more.
+fn plain(text: &str) -> String {
+    const SHOWN: usize = 2000;
+    let moves = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+    };
+    let mut line = String::new();
+    for letter in text.chars().take(SHOWN) {
+        if moves(letter) {
+            line.extend(letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+    }
+    if text.chars().nth(SHOWN).is_some() {
+        line.push_str("...");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_wrote_stays_on_its_line() {
+        let hostile = "A\n  fix       run this\u{1b}]0;x\u{7}\u{202e}";
+        let shown = plain(hostile);
+        assert_eq!(shown, "A\\n  fix       run this\\u{1b}]0;x\\u{7}\\u{202e}");
+        assert_eq!(plain("größer als 3"), "größer als 3");
+        assert_eq!(plain(&"x".repeat(5000)).len(), 2003);
+        let one = Judged {
+            claim: hostile.to_owned(),
+            expected: hostile.to_owned(),
+            found: hostile.to_owned(),
+            rule: hostile.to_owned(),
+            fix: hostile.to_owned(),
+            holds: false,
+        };
+        assert_eq!(cause(&one).lines().count(), 6);
+        assert_eq!(fact(&one).lines().count(), 1);
+    }
 }

@@ -1,5 +1,7 @@
 //! `kbs record`: what was decided and administered, as JSON lines.
 
+use std::io::{self, Write};
+
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use http::Method;
@@ -9,10 +11,12 @@ use crate::record::{Entry, Kind, Outcome, Search, from_word};
 
 /// Entries that `list` shows unless told.
 const LISTED: i64 = 100;
+/// Entries of one answer.
+const PAGE: i64 = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Record {
-    /// Print one page of entries.
+    /// Print entries, 100 unless told.
     List(Filter),
     /// Print all entries.
     Export(Filter),
@@ -41,8 +45,8 @@ pub(super) struct Filter {
     /// Entries after the one of this number.
     #[arg(long)]
     after: Option<i64>,
-    /// Entries of one page.
-    #[arg(long, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    /// At most this many entries.
+    #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     limit: Option<i64>,
 }
 
@@ -52,6 +56,8 @@ impl Record {
             Self::List(filter) => (filter, false),
             Self::Export(filter) => (filter, true),
         };
+        // An export ends where there is no more, or where it was told to.
+        let mut left = filter.limit.unwrap_or(if all { i64::MAX } else { LISTED });
         let mut search = Search {
             since: filter.since,
             until: filter.until,
@@ -60,17 +66,24 @@ impl Record {
             resource: filter.resource,
             result: filter.result,
             after: filter.after,
-            limit: filter.limit.or((!all).then_some(LISTED)),
+            limit: None,
         };
+        let mut to = io::stdout().lock();
         loop {
+            search.limit = Some(left.min(PAGE));
             let path = format!("record?{}", serde_urlencoded::to_string(&search)?);
             let answer = connection.ask(Method::GET, &path, "").await?;
             let page: Vec<Entry> = serde_json::from_slice(&answer).context("read the answer")?;
             for entry in &page {
-                println!("{}", serde_json::to_string(entry)?);
+                match writeln!(to, "{}", serde_json::to_string(entry)?) {
+                    // `head` has seen enough.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                    written => written?,
+                }
             }
+            left = left.saturating_sub_unsigned(page.len() as u64);
             search.after = page.last().map(|entry| entry.id);
-            if !all || search.after.is_none() {
+            if left <= 0 || search.after.is_none() {
                 return Ok(());
             }
         }

@@ -1,6 +1,9 @@
 //! CoRIMs that are signed here with each algorithm, and one whose bytes were laid by hand.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    fs,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use ciborium::{Value, cbor};

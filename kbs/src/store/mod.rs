@@ -28,7 +28,7 @@ use address::Engine;
 pub(crate) use change::{Change, REFERENCES};
 pub(crate) use figures::Figures;
 pub use policy::PolicyVersion;
-pub(crate) use probe::{Found, probe};
+pub(crate) use probe::{Found, probe, unknown};
 pub(crate) use reference::{Mode, Page, Touched};
 pub use reference::{ReferenceState, ReferenceVersion};
 pub use resource::{KeyStatus, Metadata};
@@ -85,6 +85,10 @@ impl Store {
         };
         let pool = connect(address, writers).await?;
         schema::migrate(&pool, engine, &*keys).await?;
+        let masters = probe::masters(&mut *pool.acquire().await?).await?;
+        if let Some(unknown) = probe::unknown(masters, &*keys) {
+            return Err(unknown);
+        }
         let writer = Writer { pool, engine };
         let read = connect(address, CONNECTIONS).await?;
         let (recorder, waiting) = mpsc::channel(record::WAITING);
@@ -155,6 +159,9 @@ pub enum StoreError {
     /// A row that this program did not write.
     #[error("store: a {0} in it cannot be read")]
     Content(&'static str),
+    /// Another key file, or one that lost keys.
+    #[error("store: resources are under master keys that are not here: {0}")]
+    Masters(String),
     /// Written by a newer program.
     #[error("store: written by a newer kbs: start that one")]
     Newer,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use sqlx::{AnyConnection, ConnectOptions, Connection, Row, any::AnyConnectOptions};
 
 use super::{Address, Engine, StoreError, schema};
+use crate::master::MasterKeys;
 
 /// What is at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,17 +58,31 @@ async fn look(database: &mut AnyConnection, engine: Engine) -> Result<Found, Sto
     if version > newest {
         return Err(StoreError::Newer);
     }
-    let mut masters = BTreeSet::new();
-    if version == newest {
-        let rows = sqlx::query("SELECT DISTINCT master FROM resource_version")
-            .fetch_all(database)
-            .await?;
-        for row in rows {
-            masters.insert(row.try_get(0)?);
-        }
-    }
+    let masters = match version == newest {
+        true => masters(database).await?,
+        false => BTreeSet::new(),
+    };
     Ok(Found::Data {
         older: version < newest,
         masters,
     })
+}
+
+/// The ids of the master keys that resources are under.
+pub(super) async fn masters(database: &mut AnyConnection) -> Result<BTreeSet<String>, StoreError> {
+    let rows = sqlx::query("SELECT DISTINCT master FROM resource_version")
+        .fetch_all(database)
+        .await?;
+    let ids = rows.iter().map(|row| row.try_get(0));
+    Ok(ids.collect::<Result<_, _>>()?)
+}
+
+/// Those of them that are not known here.
+pub(crate) fn unknown(masters: BTreeSet<String>, keys: &dyn MasterKeys) -> Option<StoreError> {
+    let known = keys.known();
+    let unknown: Vec<_> = masters
+        .into_iter()
+        .filter(|id| !known.contains(id))
+        .collect();
+    (!unknown.is_empty()).then(|| StoreError::Masters(unknown.join(", ")))
 }

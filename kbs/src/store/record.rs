@@ -134,7 +134,9 @@ pub(super) async fn write_batches(writer: Writer, mut waiting: mpsc::Receiver<Wa
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
         if crowded && batch.len() < BATCH {
             tokio::time::sleep(GATHER).await;
-            while let (true, Ok(one)) = (batch.len() < BATCH, waiting.try_recv()) {
+            while batch.len() < BATCH {
+                // What is taken out must go in: whoever sent it waits.
+                let Ok(one) = waiting.try_recv() else { break };
                 batch.push(one);
             }
         }

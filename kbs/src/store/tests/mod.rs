@@ -80,6 +80,7 @@ on_both!(
     reference_values_are_bounded_and_a_refused_change_leaves_nothing,
     entries_are_kept_in_order_and_found,
     entries_of_one_change_are_all_there_and_no_more,
+    a_crowd_is_recorded_whole,
     retention_takes_the_oldest,
     a_newer_database_is_left_alone,
 );
@@ -171,11 +172,23 @@ async fn another_key_or_another_place_opens_nothing(place: Place) {
         .await
         .unwrap();
     std::fs::write(place.key(), Sealer::new_key().as_bytes()).unwrap();
-    let other = place.open().await;
-    assert!(matches!(
-        other.resource(&path("a/b/e")).await,
-        Err(StoreError::Seal(_))
-    ));
+    let keys = KeyRing::read(Source::File(place.key())).ok().unwrap();
+    let other = Store::open(&place.address, Arc::new(keys)).await;
+    assert!(matches!(other.err(), Some(StoreError::Masters(_))));
+}
+
+/// More than one batch waits at once, and each of them is told.
+async fn a_crowd_is_recorded_whole(place: Place) {
+    let store = place.open().await;
+    let crowd = (0..700).map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move { store.record(entry(&format!("a/b/{number}"))).await })
+    });
+    for one in crowd.collect::<Vec<_>>() {
+        one.await.unwrap().unwrap();
+    }
+    let found = store.search(&Search::default()).await.unwrap();
+    assert_eq!(found.len(), 700);
 }
 
 async fn rotation_wraps_anew_while_others_read(place: Place) {
