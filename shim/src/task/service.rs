@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError};
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::{CreateRequest, Tasks};
 use crate::clock;
+use crate::creation::{Clock, Progress};
 use crate::io::Stdio;
 use crate::process::Phase;
 use crate::spec::{oci, proto};
@@ -27,6 +29,19 @@ const MAX_JSON: usize = 4 * 1024 * 1024;
 /// The task service of one sandbox.
 #[derive(Debug, Clone)]
 pub struct Service(pub Arc<Tasks>);
+
+/// What is left of a caller's time for what follows the answer: an error is worth nothing to one who is
+/// gone, and containerd deletes what failed before it passes the error on.
+const RESERVE_MAX: Duration = Duration::from_secs(5);
+/// The share of the time that is kept for it, where that is less.
+const RESERVE_SHARE: u32 = 8;
+
+/// How long a call may work, of the time that its caller waits; `None` is no limit.
+fn time_for_work(timeout_nano: i64) -> Option<Duration> {
+    let within = u64::try_from(timeout_nano).ok().filter(|&nanos| nanos > 0);
+    let within = Duration::from_nanos(within?);
+    Some(within - RESERVE_MAX.min(within / RESERVE_SHARE))
+}
 
 /// Runs work to its end, whether or not someone still waits for it.
 async fn to_the_end<T: Send + 'static>(
@@ -51,7 +66,7 @@ fn json<T: DeserializeOwned>(any: &MessageField<Any>, what: &str) -> Result<T, G
 impl Task for Service {
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: wire::CreateTaskRequest,
     ) -> ttrpc::Result<wire::CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
@@ -75,10 +90,16 @@ impl Task for Service {
             tasks: Arc::clone(&self.0),
             id: Some(id),
         };
-        let pid = to_the_end(Arc::clone(&self.0).create(request)).await;
+        let created = to_the_end(Arc::clone(&self.0).create(request));
+        let within = time_for_work(context.timeout_nano);
+        let pid = tokio::select! {
+            biased;
+            pid = created => pid?,
+            late = abandon.overdue(within) => return Err(late.into()),
+        };
         abandon.disarm();
         Ok(wire::CreateTaskResponse {
-            pid: pid?,
+            pid,
             ..Default::default()
         })
     }
@@ -305,6 +326,18 @@ struct Abandon {
 impl Abandon {
     fn disarm(mut self) {
         self.id = None;
+    }
+
+    /// Waits until the caller's time is almost over; says how far the creation is then.
+    async fn overdue(&self, within: Option<Duration>) -> GuestError {
+        let Some(within) = within else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(within).await;
+        let id = self.id.as_deref().unwrap_or_default();
+        let container = self.tasks.containers.get(id);
+        let progress = container.map_or_else(|_| Progress::default(), |it| it.progress());
+        progress.overdue(within, Clock::Caller, Instant::now())
     }
 }
 
