@@ -79,7 +79,7 @@ impl Container {
     pub fn cancelled(&self) -> GuestError {
         let how_far = self.progress.borrow().told(Instant::now());
         let text = format!(
-            "the creation of container {} was cancelled {how_far}",
+            "the creation of container {} was cancelled while {how_far}",
             self.id
         );
         GuestError::new(ErrorCode::Cancelled, "create", text)

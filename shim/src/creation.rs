@@ -81,6 +81,17 @@ pub struct Creation {
     pub progress: Progress,
 }
 
+impl fmt::Display for Creation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {}",
+            self.container,
+            self.progress.told(Instant::now())
+        )
+    }
+}
+
 /// Whose time was over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
@@ -155,7 +166,7 @@ impl Progress {
     #[must_use]
     pub fn overdue(&self, within: Duration, clock: Clock, now: Instant) -> GuestError {
         let text = format!(
-            "deadline of {} s exceeded {}; {}",
+            "deadline of {} s exceeded while {}; {}",
             seconds(within),
             self.told(now),
             match clock {
@@ -169,16 +180,16 @@ impl Progress {
         GuestError::new(ErrorCode::DeadlineExceeded, self.step.phase(), text)
     }
 
-    /// What is done and how far it is, as the rest of a sentence.
+    /// What is done and how far it is: the rest of a sentence.
     #[must_use]
     pub fn told(&self, now: Instant) -> String {
         let image = self.image.as_deref().unwrap_or("an image");
         let image: String = image.chars().take(NAME_SHOWN).collect();
-        let pulling = format!("while pulling {image}");
+        let pulling = format!("pulling {image}");
         match self.step {
-            Step::Prepare => "before anything was done".to_owned(),
-            Step::Boot => "while the VM boots".to_owned(),
-            Step::Make => "while the guest makes the container".to_owned(),
+            Step::Prepare => "preparing".to_owned(),
+            Step::Boot => "booting the VM".to_owned(),
+            Step::Make => "making the container in the guest".to_owned(),
             Step::Pull => format!(
                 "{pulling}, of which the guest tells no more: its owner's policy may deny WatchPullRequest"
             ),
@@ -233,22 +244,6 @@ impl Step {
             | Self::Layers
             | Self::Publish
             | Self::Attest => "pull",
-        }
-    }
-
-    /// What it is, for a person who waits.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Prepare => "preparing",
-            Self::Boot => "booting the VM",
-            Self::Pull => "pulling the image",
-            Self::Resolve => "looking up the image",
-            Self::Keys => "fetching keys",
-            Self::Layers => "pulling layers",
-            Self::Publish => "merging layers",
-            Self::Attest => "attesting",
-            Self::Make => "making the container",
         }
     }
 }
@@ -347,7 +342,7 @@ mod tests {
             assert!(text.starts_with("pull: ") && text.contains(words), "{text}");
         }
         progress.enter(Step::Make);
-        assert!(overdue(&progress, now).contains("makes the container"));
+        assert!(overdue(&progress, now).contains("making the container"));
     }
 
     #[test]

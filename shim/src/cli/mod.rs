@@ -3,6 +3,7 @@
 //! as a key provider. For an operator,
 //! on the pod's host: tells what a sandbox counts of itself.
 
+mod bars;
 mod broker;
 mod image;
 mod init_data;
@@ -10,6 +11,7 @@ mod key;
 mod keyprovider;
 mod measure;
 mod metrics;
+mod monitor;
 mod progress;
 mod recipient;
 mod registry;
@@ -47,6 +49,10 @@ enum Command {
     /// The same as `curl --unix-socket <state directory>/shim-monitor.sock http://shim/metrics`. A policy
     /// of the guest's owner may refuse GetMetricsRequest.
     Metrics(metrics::Metrics),
+    /// Print how far the containers of a sandbox are that are being created: the boot, and the pull by layers.
+    ///
+    /// A policy of the guest's owner may refuse WatchPullRequest; then no more is known than that it pulls.
+    Progress(progress::Progress),
 }
 
 impl Cli {
@@ -61,6 +67,7 @@ impl Cli {
             Command::Keyprovider(serve) => serve.run().await,
             Command::Measure(measure) => measure.run(),
             Command::Metrics(metrics) => metrics.run().await,
+            Command::Progress(progress) => progress.run().await,
         }
     }
 }

@@ -131,6 +131,16 @@ impl Running {
         self
     }
 
+    /// Ends it at once, as a crash would, and what it started.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn crash(mut self) -> Result<()> {
+        let _ = killpg(pid_of(&self.child), Signal::SIGKILL);
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
