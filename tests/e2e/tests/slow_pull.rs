@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use support::containerd::NAMESPACE;
 use support::image::{Entry, Recipe};
 use support::line::SlowLine;
 use support::need;
 use support::pod::Pod;
-use support::run::{Finished, Running};
+use support::product;
+use support::run::{Finished, Running, with_input};
 use support::stage::{START, Stage, TOOLS};
 
 /// What the large layer has, and what comes through the line in a second: a pull of two minutes.
@@ -192,4 +195,62 @@ fn noise(count: usize) -> Vec<u8> {
     }
     bytes.truncate(count);
     bytes
+}
+
+#[test]
+fn cloister_run_shows_the_pull_and_takes_everything_away() {
+    if !need(&TOOLS) {
+        return;
+    }
+    let stage = Stage::plain().unwrap();
+    let image = stage
+        .push(&Recipe::busybox("run").unwrap(), "small")
+        .unwrap();
+    let init_data = stage
+        .state
+        .file("init-data.toml", stage.init_data().toml)
+        .unwrap();
+    let config = stage.settings().write(&stage.state, "c.toml").unwrap();
+    let before = stage.containerd.leftovers();
+    let run = |more: &[&str], input: &[u8]| {
+        let mut command = Command::new(product::bin("cloister").unwrap());
+        command
+            .env("CLOISTER_STATE_ROOT", stage.containerd.shim_state())
+            .args(["run", "--namespace", NAMESPACE, "--config"])
+            .arg(&config)
+            .arg("--init-data")
+            .arg(&init_data)
+            .args(more);
+        with_input(START, &mut command, input).unwrap()
+    };
+    // The image's own program.
+    let plain = run(&[&image], b"");
+    assert_eq!(
+        (plain.code, plain.stdout.as_str()),
+        (0, "run\n"),
+        "{}",
+        plain.report()
+    );
+    for part in [": booting the VM\n", &format!(": pulling {image}")] {
+        assert!(plain.stderr.contains(part), "{}", plain.report());
+    }
+    // Arguments, both outputs, the exit code, and input to its end.
+    let script = "wc -c; echo err >&2; exit 7";
+    let other = run(
+        &["--quiet", "--interactive", &image, "/bin/sh", "-c", script],
+        b"12345",
+    );
+    assert_eq!(
+        (other.code, other.stdout.trim(), other.stderr.as_str()),
+        (7, "5", "err\n"),
+        "{}",
+        other.report()
+    );
+    let missing = run(&[&image.replace("small", "none")], b"");
+    assert!(
+        missing.code == 1 && missing.stderr.contains("[image-not-found]"),
+        "{}",
+        missing.report()
+    );
+    stage.settled(&before).unwrap();
 }
