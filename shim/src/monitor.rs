@@ -1,5 +1,6 @@
 //! The sandbox's metrics for the host: HTTP on a Unix socket in the state directory, as Kata's shim
-//! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl.
+//! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl. `GET
+//! /creations` is ours: how far the containers are that are being created.
 //!
 //! Only root reaches the socket: the directory is its own. What the guest tells is the guest's
 //! business: its owner's policy may refuse `GetMetricsRequest`, and that is the answer then.

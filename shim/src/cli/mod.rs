@@ -1,7 +1,7 @@
 //! The `cloister` command line. For an owner, before a pod starts: encrypts images and registers their
 //! keys, writes init-data and tells its digest, predicts what the hardware will report, and serves skopeo
 //! as a key provider. For an operator,
-//! on the pod's host: tells what a sandbox counts of itself.
+//! on the pod's host: runs a container, tells what a sandbox counts of itself and how far a creation is.
 
 mod bars;
 mod broker;
