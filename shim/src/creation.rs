@@ -252,11 +252,11 @@ fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
 
-/// Seconds, with a tenth where they are few.
+/// Seconds, with a tenth where they are few. What is left of a caller's time is a little less than it set.
 fn seconds(duration: Duration) -> String {
     match duration.as_secs() {
-        0..10 => format!("{:.1}", duration.as_secs_f32()),
-        seconds => seconds.to_string(),
+        0..5 => format!("{:.1}", duration.as_secs_f32()),
+        _ => format!("{:.0}", duration.as_secs_f32()),
     }
 }
 

@@ -198,7 +198,7 @@ impl Tasks {
 
     async fn kill(&self, id: &str, exec: &str, signal: u32) -> Result<(), GuestError> {
         let container = self.containers.get(id)?;
-        if !container.is_created() && matches!(signal, SIGKILL | SIGTERM) {
+        if !container.is_created() && exec.is_empty() && matches!(signal, SIGKILL | SIGTERM) {
             container.cancel.cancel();
             container.settled.cancelled().await;
             if !container.is_created() {

@@ -36,11 +36,15 @@ const RESERVE_MAX: Duration = Duration::from_secs(5);
 /// The share of the time that is kept for it, where that is less.
 const RESERVE_SHARE: u32 = 8;
 
-/// How long a call may work, of the time that its caller waits; `None` is no limit.
-fn time_for_work(timeout_nano: i64) -> Option<Duration> {
-    let within = u64::try_from(timeout_nano).ok().filter(|&nanos| nanos > 0);
-    let within = Duration::from_nanos(within?);
-    Some(within - RESERVE_MAX.min(within / RESERVE_SHARE))
+/// How long a caller waits; `None` is no limit.
+fn patience(timeout_nano: i64) -> Option<Duration> {
+    let nanos = u64::try_from(timeout_nano).ok()?;
+    (nanos > 0).then(|| Duration::from_nanos(nanos))
+}
+
+/// How long a call may work, of the time that its caller waits.
+fn time_for_work(within: Duration) -> Duration {
+    within - RESERVE_MAX.min(within / RESERVE_SHARE)
 }
 
 /// Runs work to its end, whether or not someone still waits for it.
@@ -91,7 +95,7 @@ impl Task for Service {
             id: Some(id),
         };
         let created = to_the_end(Arc::clone(&self.0).create(request));
-        let within = time_for_work(context.timeout_nano);
+        let within = patience(context.timeout_nano);
         let pid = tokio::select! {
             biased;
             pid = created => pid?,
@@ -333,7 +337,7 @@ impl Abandon {
         let Some(within) = within else {
             return std::future::pending().await;
         };
-        tokio::time::sleep(within).await;
+        tokio::time::sleep(time_for_work(within)).await;
         let id = self.id.as_deref().unwrap_or_default();
         let container = self.tasks.containers.get(id);
         let progress = container.map_or_else(|_| Progress::default(), |it| it.progress());
@@ -360,4 +364,23 @@ fn unsupported(what: &str) -> ttrpc::Error {
         format!("{what} is not supported"),
     )
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_of_a_callers_time_is_kept_for_what_follows_the_answer() {
+        let seconds = Duration::from_secs;
+        assert_eq!(time_for_work(seconds(8)), seconds(7));
+        assert_eq!(time_for_work(seconds(120)), seconds(115));
+    }
+
+    #[test]
+    fn a_caller_that_names_no_time_has_all() {
+        assert_eq!(patience(5), Some(Duration::from_nanos(5)));
+        assert_eq!(patience(0), None);
+        assert_eq!(patience(-1), None);
+    }
 }

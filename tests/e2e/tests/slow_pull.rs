@@ -88,8 +88,10 @@ fn a_deadline_says_how_far_the_pull_was(stage: &Stage, late: &Pod<'_>, image: &s
     assert_ne!(run.code, 0, "{}", run.report());
     println!("{}", run.stderr);
     for part in [
-        "pull: deadline of ",
-        &format!(" s exceeded while pulling {image}: "),
+        &format!(
+            "pull: deadline of {} s exceeded while pulling {image}: ",
+            HURRY.as_secs()
+        ),
         " of 3 layers unpacked, ",
         "MiB fetched at ",
         "/s, which leaves ",
@@ -206,13 +208,17 @@ fn cloister_run_shows_the_pull_and_takes_everything_away() {
     let image = stage
         .push(&Recipe::busybox("run").unwrap(), "small")
         .unwrap();
+    let line = SlowLine::open(stage.registry.address(), SLOW / 10).unwrap();
+    let slow = image.replace(stage.registry.address(), line.address());
     let init_data = stage
         .state
         .file("init-data.toml", stage.init_data().toml)
         .unwrap();
-    let config = stage.settings().write(&stage.state, "c.toml").unwrap();
+    let mut settings = stage.settings();
+    settings.allow.push(line.address().to_owned());
+    let config = settings.write(&stage.state, "c.toml").unwrap();
     let before = stage.containerd.leftovers();
-    let run = |more: &[&str], input: &[u8]| {
+    let command = |more: &[&str]| {
         let mut command = Command::new(product::bin("cloister").unwrap());
         command
             .env("CLOISTER_STATE_ROOT", stage.containerd.shim_state())
@@ -221,8 +227,9 @@ fn cloister_run_shows_the_pull_and_takes_everything_away() {
             .arg("--init-data")
             .arg(&init_data)
             .args(more);
-        with_input(START, &mut command, input).unwrap()
+        command
     };
+    let run = |more: &[&str], input: &[u8]| with_input(START, &mut command(more), input).unwrap();
     // The image's own program.
     let plain = run(&[&image], b"");
     assert_eq!(
@@ -252,5 +259,18 @@ fn cloister_run_shows_the_pull_and_takes_everything_away() {
         "{}",
         missing.report()
     );
+    // What a terminal sends during the pull ends it.
+    let running = Running::start(&mut command(&["--name", "slow", &slow])).unwrap();
+    let since = Instant::now();
+    while !stage
+        .progress("slow")
+        .is_ok_and(|said| said.contains("of 2 layers"))
+    {
+        assert!(since.elapsed() < START, "the pull never began");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    running.interrupt().unwrap();
+    let ended = running.finish(START).unwrap();
+    assert_eq!(ended.code, 130, "{}", ended.report());
     stage.settled(&before).unwrap();
 }

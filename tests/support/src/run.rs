@@ -131,6 +131,14 @@ impl Running {
         self
     }
 
+    /// Sends it SIGINT, as a terminal does.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn interrupt(&self) -> Result<()> {
+        Ok(kill(pid_of(&self.child), Signal::SIGINT)?)
+    }
+
     /// Ends it at once, as a crash would, and what it started.
     ///
     /// # Errors
