@@ -9,8 +9,7 @@
 mod bundle;
 mod shim;
 
-use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -83,8 +82,8 @@ impl Run {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         // Before there is a writer: it opens only what has a reader.
-        let stdout = open(bundle.stdout())?;
-        let stderr = open(bundle.stderr())?;
+        let stdout = open(&bundle.stdout())?;
+        let stderr = open(&bundle.stderr())?;
         let mut show = Show::on_stderr();
         tokio::select! {
             biased;
@@ -146,18 +145,16 @@ impl Run {
     }
 }
 
-fn either<'a>(one: &'a mut Signal, other: &'a mut Signal) -> impl Future<Output = ()> + 'a {
-    async {
-        tokio::select! {
-            _ = one.recv() => {}
-            _ = other.recv() => {}
-        }
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
     }
 }
 
-fn open(fifo: PathBuf) -> Result<pipe::Receiver> {
+fn open(fifo: &Path) -> Result<pipe::Receiver> {
     pipe::OpenOptions::new()
-        .open_receiver(&fifo)
+        .open_receiver(fifo)
         .with_context(|| format!("open {}", fifo.display()))
 }
 
