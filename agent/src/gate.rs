@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use agent_api::{ErrorCode, GuestError, agent};
+use agent_api::{ErrorCode, GuestError, agent, pull};
 use evidence::Tee;
 use policies::agent::AgentPolicy;
 use rustix::fs::FileType;
@@ -49,6 +49,10 @@ gated! {
     StatsContainerRequest TtyWinResizeRequest UpdateContainerRequest
     UpdateEphemeralMountsRequest UpdateInterfaceRequest UpdateRoutesRequest VolumeStatsRequest
     WaitProcessRequest WriteStreamRequest
+}
+
+impl Gated for pull::WatchPullRequest {
+    const RULE: &'static str = "WatchPullRequest";
 }
 
 impl Gated for agent::CopyFileRequest {
@@ -232,6 +236,24 @@ mod tests {
             code(tee.admit(SetPolicyRequest::new())),
             ErrorCode::PolicyDenied
         );
+    }
+
+    #[test]
+    fn how_far_a_pull_is_is_told_as_the_policy_says() {
+        let request = || pull::WatchPullRequest {
+            container_id: "c".to_owned(),
+            ..Default::default()
+        };
+        let plain = Gate::new(None, None).unwrap();
+        assert_eq!(plain.admit(request()).unwrap().container_id, "c");
+        let rego = "package agent_policy\n\
+            import rego.v1\n\
+            default WatchPullRequest := false\n\
+            WatchPullRequest if input == {\"container_id\": \"c\", \"seen\": 0}\n";
+        let gate = Gate::new(Some(Tee::Sample), Some(rego)).unwrap();
+        assert!(gate.admit(request()).is_ok());
+        let other = pull::WatchPullRequest::new();
+        assert_eq!(code(gate.admit(other)), ErrorCode::PolicyDenied);
     }
 
     #[test]

@@ -22,14 +22,15 @@ use attestation_agent::attester::SampleAttester;
 use attestation_agent::{Attester, Broker, BrokerConfig};
 use evidence::Tee;
 use evidence::init_data::{Content, InitData, InitDataDigest};
-use image_rs::pull::Shared;
+use image_rs::pull::{Progress, Shared};
 use image_rs::{PullConfig, Puller, Reference};
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use transport::Dial;
 
 use crate::fault::invalid;
 use crate::host::Events;
+use crate::pulls::Pulls;
 use keys::BrokerKeys;
 use settings::Settings;
 
@@ -46,6 +47,7 @@ pub struct Images {
     settings: OnceCell<Settings>,
     /// What the pulls of the pod's containers share.
     shared: OnceLock<Shared>,
+    pulls: Pulls,
     events: Events,
 }
 
@@ -110,11 +112,18 @@ impl Images {
             broker,
             settings: OnceCell::new(),
             shared: OnceLock::new(),
+            pulls: Pulls::default(),
             events,
         })
     }
 
-    /// Pulls an image into `target`, whose parent exists and which does not.
+    /// The pulls that are on their way.
+    #[must_use]
+    pub fn pulls(&self) -> &Pulls {
+        &self.pulls
+    }
+
+    /// Pulls an image into `target`, whose parent exists and which does not, unless `given_up` comes first.
     ///
     /// # Errors
     ///
@@ -124,13 +133,28 @@ impl Images {
         container: &str,
         image: &str,
         target: &Path,
+        given_up: impl Future<Output = ()>,
     ) -> Result<Rootfs, GuestError> {
         let reference: Reference = image.parse().map_err(|e| {
             GuestError::new(ErrorCode::ReferenceInvalid, PHASE, format!("{image}: {e}"))
         })?;
-        let (rootfs, ()) =
-            tokio::try_join!(self.fetch(container, &reference, target), self.attest())?;
-        Ok(rootfs)
+        let (progress, listed) = self.pulls.list(container);
+        let both = async {
+            let fetched = self.fetch(container, &reference, target, progress);
+            let (rootfs, ()) = tokio::try_join!(fetched, self.attest())?;
+            Ok(rootfs)
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = given_up => {
+                let message = format!("the pull of {image} was given up: its container is not wanted any more");
+                Err(GuestError::new(ErrorCode::Cancelled, PHASE, message))
+            }
+            outcome = both => outcome,
+        };
+        // What was cut short still has threads that write.
+        listed.ended().await;
+        outcome
     }
 
     async fn fetch(
@@ -138,6 +162,7 @@ impl Images {
         container: &str,
         image: &Reference,
         target: &Path,
+        progress: watch::Sender<Progress>,
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
         let settings = self
@@ -163,7 +188,7 @@ impl Images {
         let shared = self.shared.get_or_init(|| Shared::new(config.concurrency));
         let puller = Puller::new(config, settings.registry.clone(), keys.clone()).sharing(shared);
         let pulled = puller
-            .pull(image, target)
+            .pull_watched(image, target, progress)
             .await
             .map_err(|error| keys.failure().unwrap_or_else(|| fault::of_pull(&error)))?;
         tracing::info!(container, digest = %pulled.manifest_digest, "pulled");

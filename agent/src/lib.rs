@@ -39,6 +39,7 @@ pub mod pause;
 pub mod polled;
 pub mod power;
 pub mod process;
+pub mod pulls;
 pub mod reaper;
 pub mod runtime;
 pub mod sandbox;

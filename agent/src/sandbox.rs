@@ -3,6 +3,7 @@
 //! Every method that a request reaches takes it as [`Allowed`]: there is no other way in.
 
 mod create;
+mod making;
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,9 +21,11 @@ use crate::host::Events;
 use crate::image::Images;
 use crate::path::{self, check_id};
 use crate::process::OutputKind;
+use crate::pulls::Pulls;
 use crate::reaper::Reaper;
 use crate::runtime::{self, Runtime};
 use crate::storage::Storages;
+use making::Making;
 
 /// Containers of one pod.
 const MAX_CONTAINERS: usize = 256;
@@ -51,7 +54,7 @@ pub struct Sandbox {
 /// An id that is taken.
 #[derive(Clone, Debug)]
 enum Slot {
-    Making,
+    Making(Making),
     Made(Arc<Container>),
 }
 
@@ -122,6 +125,12 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The pulls that are on their way.
+    #[must_use]
+    pub fn pulls(&self) -> &Pulls {
+        self.images.pulls()
+    }
+
     /// Lets a container's process go.
     ///
     /// # Errors
@@ -181,7 +190,7 @@ impl Sandbox {
         Ok(status)
     }
 
-    /// Ends a container and takes it away.
+    /// Ends a container and takes it away; one that is being made is not made.
     ///
     /// # Errors
     ///
@@ -190,20 +199,40 @@ impl Sandbox {
         &self,
         request: Allowed<agent::RemoveContainerRequest>,
     ) -> Result<(), GuestError> {
-        let container = self.container(&request.container_id)?;
+        let id = &request.container_id;
+        let removed = self.remove(id);
         if request.timeout == 0 {
-            container.remove().await?;
-        } else {
-            let timeout = Duration::from_secs(request.timeout.into());
-            let late = ErrorCode::DeadlineExceeded;
-            let removed = tokio::time::timeout(timeout, container.remove()).await;
-            removed.or_fail(late, "remove", &request.container_id)??;
+            return removed.await;
         }
-        self.containers().remove(&request.container_id);
+        let timeout = Duration::from_secs(request.timeout.into());
+        let removed = tokio::time::timeout(timeout, removed).await;
+        removed.or_fail(ErrorCode::DeadlineExceeded, "remove", id)?
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), GuestError> {
+        if let Some(making) = self.cancel(id) {
+            making.over().await;
+            return Ok(());
+        }
+        let container = self.container(id)?;
+        container.remove().await?;
+        self.containers().remove(id);
         for point in container.storages() {
             self.storages.release(point);
         }
         Ok(())
+    }
+
+    /// Cancels the making of a container, if it is being made.
+    fn cancel(&self, id: &str) -> Option<Making> {
+        // Under the lock: who makes it looks under the lock too, before it says that it is there.
+        match self.containers().get(id) {
+            Some(Slot::Making(making)) => {
+                making.cancel();
+                Some(making.clone())
+            }
+            Some(Slot::Made(_)) | None => None,
+        }
     }
 
     /// Writes to a process's stdin.
@@ -356,8 +385,12 @@ impl Sandbox {
     pub async fn destroy(&self, _request: Allowed<agent::DestroySandboxRequest>) {
         let slots: Vec<_> = self.containers().drain().map(|(_, slot)| slot).collect();
         for slot in slots {
-            let Slot::Made(container) = slot else {
-                continue;
+            let container = match slot {
+                Slot::Made(container) => container,
+                Slot::Making(making) => {
+                    making.cancel();
+                    continue;
+                }
             };
             if tokio::time::timeout(DESTROY_TIMEOUT, container.remove())
                 .await
@@ -387,7 +420,7 @@ impl Sandbox {
     fn container(&self, id: &str) -> Result<Arc<Container>, GuestError> {
         match self.containers().get(id) {
             Some(Slot::Made(container)) => Ok(Arc::clone(container)),
-            Some(Slot::Making) | None => {
+            Some(Slot::Making(_)) | None => {
                 let shown: String = id.chars().take(agent_api::limit::MAX_ID).collect();
                 let message = format!("there is no container {shown}");
                 Err(GuestError::new(ErrorCode::NotFound, "container", message))

@@ -9,6 +9,8 @@ use agent_api::agent_ttrpc::{AgentService, create_agent_service};
 use agent_api::empty::Empty;
 use agent_api::health::{self, health_check_response::ServingStatus};
 use agent_api::health_ttrpc::{Health, create_health};
+use agent_api::pull::{PullProgress, WatchPullRequest};
+use agent_api::pull_ttrpc::{PullService, create_pull_service};
 use agent_api::{GuestError, csi, ports, types};
 use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
@@ -40,17 +42,20 @@ impl std::fmt::Debug for Serving {
 ///
 /// There is no vsock in this guest.
 pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestError> {
-    let agent = create_agent_service(Arc::new(Agent {
+    let agent = Arc::new(Agent {
         gate,
         sandbox,
         scrapes: Scrapes::default(),
-    }));
+    });
+    let pulls = create_pull_service(agent.clone());
+    let agent = create_agent_service(agent);
     let health = create_health(Arc::new(Liveness));
     let address = format!("vsock://{ANY_CID}:{}", ports::AGENT);
     let server = ttrpc::r#async::Server::new()
         .bind(&address)
         .or_internal("boot", &address)?
         .register_service(agent)
+        .register_service(pulls)
         .register_service(health);
     let mut serving = Serving { server };
     serving.server.start().await.or_internal("boot", &address)?;
@@ -127,6 +132,18 @@ impl Agent {
             Output::Hidden(drain) => self.sandbox.discard_output(kind, drain).await?,
         }
         Ok(response)
+    }
+}
+
+#[async_trait]
+impl PullService for Agent {
+    async fn watch_pull(
+        &self,
+        _: &TtrpcContext,
+        request: WatchPullRequest,
+    ) -> ttrpc::Result<PullProgress> {
+        let request = self.gate.admit(request)?;
+        Ok(self.sandbox.pulls().watch(request).await?)
     }
 }
 

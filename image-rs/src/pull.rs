@@ -173,7 +173,8 @@ impl Puller {
         self.pull_from(&self.place(image), target).await
     }
 
-    /// As [`Puller::pull`], and tells how far it is.
+    /// As [`Puller::pull`], and tells how far it is. The last end of `progress` goes with the last that the pull has
+    /// on the disk: who drops the future, and waits for the channel to close, finds nothing left.
     ///
     /// # Errors
     /// As [`Puller::pull`].

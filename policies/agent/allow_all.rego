@@ -47,4 +47,5 @@ default UpdateInterfaceRequest := true
 default UpdateRoutesRequest := true
 default VolumeStatsRequest := true
 default WaitProcessRequest := true
+default WatchPullRequest := true
 default WriteStreamRequest := true

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::creation::Progress;
 use crate::process::Process;
 use crate::rootfs::Shared;
 use crate::spec::group::Role;
@@ -34,6 +35,7 @@ pub struct Container {
     pub cancel: CancellationToken,
     /// Its creation has ended: it exists, or nothing of it is left.
     pub settled: CancellationToken,
+    progress: watch::Sender<Progress>,
     state: Mutex<State>,
 }
 
@@ -56,8 +58,31 @@ impl Container {
             init: Arc::new(init),
             cancel: CancellationToken::new(),
             settled: CancellationToken::new(),
+            progress: watch::Sender::default(),
             state: Mutex::default(),
         }
+    }
+
+    /// How far its creation is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Notes how far its creation is.
+    pub fn note(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+
+    /// The error of a creation that was ended.
+    #[must_use]
+    pub fn cancelled(&self) -> GuestError {
+        let how_far = self.progress.borrow().told(Instant::now());
+        let text = format!(
+            "the creation of container {} was cancelled while {how_far}",
+            self.id
+        );
+        GuestError::new(ErrorCode::Cancelled, "create", text)
     }
 
     /// It exists in the guest now; what it has mounted on the host goes with it.

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod container;
+pub mod creation;
 pub mod event;
 pub mod guest;
 pub mod init_data;

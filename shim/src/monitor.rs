@@ -1,5 +1,6 @@
 //! The sandbox's metrics for the host: HTTP on a Unix socket in the state directory, as Kata's shim
-//! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl.
+//! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl. `GET
+//! /creations` is ours: how far the containers are that are being created.
 //!
 //! Only root reaches the socket: the directory is its own. What the guest tells is the guest's
 //! business: its owner's policy may refuse `GetMetricsRequest`, and that is the answer then.
@@ -24,14 +25,18 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use transport::{BoxedStream, Dial};
 
+use crate::creation::Creation;
 use crate::state_dir::StateDir;
 
 /// The socket in the state directory; Kata's name.
 const SOCKET: &str = "shim-monitor.sock";
-/// The only path; Kata's.
+/// Kata's path.
 pub const METRICS: &str = "/metrics";
+/// How far the containers are that are being created: JSON, an array of [`Creation`].
+pub const CREATIONS: &str = "/creations";
 /// Prometheus' text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
 /// Collectors at a time; more wait.
 const MAX_CONNECTIONS: usize = 8;
 /// How long a collector may take to ask.
@@ -47,6 +52,9 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// Why there are none.
     async fn metrics(&self) -> Result<String, GuestError>;
+
+    /// The containers that are being created, and how far that is.
+    fn creations(&self) -> Vec<Creation>;
 }
 
 /// Listens in the directory of a sandbox.
@@ -101,7 +109,14 @@ async fn speak(stream: UnixStream, source: Arc<dyn Source>) {
 }
 
 async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<Bytes>> {
+    let mut content_type = TEXT;
     let (status, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, CREATIONS) => {
+            content_type = JSON;
+            // Words and numbers always serialize.
+            let text = serde_json::to_string(&source.creations()).unwrap_or_default();
+            (StatusCode::OK, text)
+        }
         (&Method::GET, METRICS) => match source.metrics().await {
             Ok(text) => (StatusCode::OK, text),
             Err(error) if error.code == ErrorCode::PolicyDenied => {
@@ -109,18 +124,18 @@ async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<B
             }
             Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
         },
-        (_, METRICS) => (
+        (_, METRICS | CREATIONS) => (
             StatusCode::METHOD_NOT_ALLOWED,
             "only GET is answered\n".to_owned(),
         ),
         _ => (
             StatusCode::NOT_FOUND,
-            format!("there is nothing but {METRICS}\n"),
+            format!("there is nothing but {METRICS} and {CREATIONS}\n"),
         ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    let content_type = http::HeaderValue::from_static(TEXT);
+    let content_type = http::HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
@@ -155,6 +170,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::creation::Progress;
     use transport::{Client, ClientConfig, PlainHttp, Roots, bytes_capped};
 
     struct Fixed(Result<String, GuestError>);
@@ -163,6 +179,13 @@ mod tests {
     impl Source for Fixed {
         async fn metrics(&self) -> Result<String, GuestError> {
             self.0.clone()
+        }
+
+        fn creations(&self) -> Vec<Creation> {
+            vec![Creation {
+                container: "c".into(),
+                progress: Progress::default(),
+            }]
         }
     }
 
@@ -197,6 +220,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_being_created_is_told_whether_or_not_there_is_a_guest() {
+        let source = Fixed(Err(GuestError::new(
+            ErrorCode::AgentUnreachable,
+            "metrics",
+            "why",
+        )));
+        let (status, text) = ask(source, Method::GET, CREATIONS).await;
+        let told: Vec<Creation> = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, told[0].container.as_str()), (200, "c"));
+    }
+
+    #[tokio::test]
     async fn a_policys_no_and_a_missing_guest_are_told_apart() {
         for (code, status) in [
             (ErrorCode::PolicyDenied, 403),
@@ -213,6 +248,7 @@ mod tests {
     async fn there_is_nothing_else_to_do_here() {
         for (method, path, status) in [
             (Method::POST, METRICS, 405),
+            (Method::POST, CREATIONS, 405),
             (Method::GET, "/", 404),
             (Method::PUT, "/policy", 404),
         ] {

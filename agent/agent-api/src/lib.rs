@@ -3,6 +3,7 @@
 //! - Generated from `proto/`: Kata's ttRPC messages and services ([`agent`], [`agent_ttrpc`],
 //!   [`health`], [`health_ttrpc`], [`oci`], [`types`], [`csi`]). Messages serialize with `serde`
 //!   to the JSON that a policy reads.
+//! - Generated too, and Cloister's own: how far a pull is ([`pull`], [`pull_ttrpc`]).
 //! - Written here: ports and caps ([`ports`], [`limit`]), the host port's lines ([`HostLine`],
 //!   [`DialAnswer`]), phases of a start ([`Ready`], [`Event`]) and the closed list of errors
 //!   ([`ErrorCode`], [`GuestError`]).
@@ -21,7 +22,7 @@ pub mod ports;
 
 pub use error::{ErrorCode, GuestError, ParseErrorCodeError};
 pub use event::{Event, Phase, Ready};
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, pull, pull_ttrpc, types};
 pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;
 

@@ -23,5 +23,16 @@ pub const MAX_PHASE: usize = 64;
 /// The ticket of a [`crate::GuestError`], in bytes.
 pub const MAX_TICKET: usize = 128;
 
+/// Layers in one answer of `WatchPull`; the agent tells those above it as one. Few images have more than a
+/// hundred.
+pub const MAX_PULL_LAYERS: usize = 256;
+
+/// How long apart the answers of `WatchPull` are at least, in milliseconds: ten in a second are more than
+/// an eye sees.
+pub const PULL_INTERVAL_MS: u64 = 100;
+
+/// How long `WatchPull` waits for something new before it answers what there is, in seconds.
+pub const PULL_WAIT_SECONDS: u64 = 30;
+
 /// A host name in a `DIAL` line, in bytes (RFC 1035, section 2.3.4).
 pub const MAX_HOST_NAME: usize = 253;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use agent_api::{ErrorCode, GuestError, Phase, agent};
 
+use super::making::{self, Maker, Making};
 use super::{MAX_CONTAINERS, STDIO_PORTS, Sandbox, Slot};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Parts, apply_user, remove_state};
@@ -20,16 +21,16 @@ use crate::spec::{self, Place};
 use crate::{oom, pause};
 
 impl Sandbox {
-    /// Makes a container; its process waits for [`Sandbox::start_container`].
+    /// Makes a container; its process waits for [`Sandbox::start_container`]. Ends early when the container
+    /// is to be removed, or when nobody waits for this any more: ttRPC drops a call whose time is over.
     ///
     /// # Errors
     ///
     /// The step that failed. Nothing is left of the container then.
     pub async fn create_container(
-        &self,
+        self: &Arc<Self>,
         request: Allowed<agent::CreateContainerRequest>,
     ) -> Result<(), GuestError> {
-        let began = Instant::now();
         let id = request.container_id.clone();
         check_id("create", "container_id", &id)?;
         if self.created.get().is_none() {
@@ -41,34 +42,67 @@ impl Sandbox {
             ));
         }
         refuse_unsupported(&request)?;
-        self.reserve(&id)?;
+        let (making, maker) = making::pair();
+        let _abandon = making.abandon();
+        self.reserve(&id, making)?;
+        let (sandbox, request) = (Arc::clone(self), request.into_request());
+        // What was begun is undone also when this call is dropped.
+        tokio::spawn(async move { sandbox.make_or_undo(id, request, maker).await })
+            .await
+            .or_internal("create", "the task ended")?
+    }
+
+    async fn make_or_undo(
+        &self,
+        id: String,
+        request: agent::CreateContainerRequest,
+        maker: Maker,
+    ) -> Result<(), GuestError> {
+        let began = Instant::now();
         let mut storages = Vec::new();
-        let made = self.make(request.into_request(), &mut storages).await;
-        match made {
-            Ok(container) => {
-                self.containers()
-                    .insert(id.clone(), Slot::Made(Arc::new(container)));
-                self.tell(Phase::Create, began, &id);
-                Ok(())
-            }
-            Err(error) => {
-                // The id stays taken until nothing is left of it.
-                self.undo(&id, &storages).await;
-                self.containers().remove(&id);
-                Err(error)
-            }
+        let error = match self.make(request, &mut storages, &maker).await {
+            Ok(container) => match self.keep(&id, container, &maker) {
+                None => {
+                    self.tell(Phase::Create, began, &id);
+                    return Ok(());
+                }
+                Some(unwanted) => {
+                    if let Err(error) = unwanted.remove().await {
+                        tracing::warn!(container = id, %error, "not wanted any more");
+                    }
+                    storages.extend_from_slice(unwanted.storages());
+                    let message = format!("container {id} is not wanted any more");
+                    GuestError::new(ErrorCode::Cancelled, "create", message)
+                }
+            },
+            Err(error) => error,
+        };
+        // The id stays taken until nothing is left of it.
+        self.undo(&id, &storages).await;
+        self.containers().remove(&id);
+        Err(error)
+    }
+
+    /// Puts the container in its place, or gives it back when it is not wanted any more.
+    fn keep(&self, id: &str, container: Container, maker: &Maker) -> Option<Container> {
+        let mut containers = self.containers();
+        if maker.is_cancelled() {
+            return Some(container);
         }
+        containers.insert(id.to_owned(), Slot::Made(Arc::new(container)));
+        None
     }
 
     async fn make(
         &self,
         mut request: agent::CreateContainerRequest,
         storages: &mut Vec<PathBuf>,
+        maker: &Maker,
     ) -> Result<Container, GuestError> {
         let id = std::mem::take(&mut request.container_id);
         let bundle = bundle(&id);
         fs::create_dir_all(&bundle).or_internal("create", bundle.display())?;
-        let root = self.root(&id, &request, storages).await?;
+        let root = self.root(&id, &request, storages, maker).await?;
         let oci = request.OCI.mut_or_insert_default();
         let process = oci.Process.mut_or_insert_default();
         if let Root::Pulled(rootfs) = &root {
@@ -125,6 +159,7 @@ impl Sandbox {
         id: &str,
         request: &agent::CreateContainerRequest,
         storages: &mut Vec<PathBuf>,
+        maker: &Maker,
     ) -> Result<Root, GuestError> {
         let is_pull = |storage: &&agent::Storage| storage.driver == image::DRIVER;
         for storage in request.storages.iter().filter(|storage| !is_pull(storage)) {
@@ -147,7 +182,7 @@ impl Sandbox {
             return Ok(Root::Pause(target));
         }
         self.images
-            .pull(id, &pull.source, &target)
+            .pull(id, &pull.source, &target, maker.cancelled())
             .await
             .map(|rootfs| Root::Pulled(Box::new(rootfs)))
     }
@@ -165,7 +200,7 @@ impl Sandbox {
         }
     }
 
-    fn reserve(&self, id: &str) -> Result<(), GuestError> {
+    fn reserve(&self, id: &str, making: Making) -> Result<(), GuestError> {
         let mut containers = self.containers();
         if containers.contains_key(id) {
             let message = format!("container {id} exists");
@@ -179,7 +214,7 @@ impl Sandbox {
                 message,
             ));
         }
-        containers.insert(id.to_owned(), Slot::Making);
+        containers.insert(id.to_owned(), Slot::Making(making));
         Ok(())
     }
 

@@ -40,6 +40,8 @@ pub struct LayerProgress {
 /// How far a pull is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
+    /// Counts the changes: who saw one state can tell whether there is another.
+    pub changes: u64,
     /// What it does now.
     pub phase: PullPhase,
     /// The layers, lowest first; none before they are known.
@@ -72,7 +74,7 @@ impl Teller {
     }
 
     pub(super) fn phase(&self, phase: PullPhase) {
-        self.0.send_modify(|progress| progress.phase = phase);
+        self.change(|progress| progress.phase = phase);
     }
 
     pub(super) fn layers(&self, plans: &[Plan]) {
@@ -83,7 +85,7 @@ impl Teller {
             done: false,
         });
         let layers = layers.collect();
-        self.0.send_modify(|progress| progress.layers = layers);
+        self.change(|progress| progress.layers = layers);
     }
 
     /// So many bytes of a layer are here.
@@ -105,10 +107,17 @@ impl Teller {
     }
 
     fn layer(&self, index: usize, change: impl FnOnce(&mut LayerProgress)) {
-        self.0.send_modify(|progress| {
+        self.change(|progress| {
             if let Some(layer) = progress.layers.get_mut(index) {
                 change(layer);
             }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        self.0.send_modify(|progress| {
+            progress.changes = progress.changes.saturating_add(1);
+            change(progress);
         });
     }
 }

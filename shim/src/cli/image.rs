@@ -15,7 +15,7 @@ use ocicrypt::packet::Format;
 
 use super::key::{KeyFile, KeyId, OwnersKeys, read_public};
 use super::recipient::{Preparation, ProviderArgs, ProviderName, Recipient};
-use super::{broker, progress, registry};
+use super::{bars, broker, registry};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -100,7 +100,7 @@ impl Encrypt {
         let found = from.manifest(&self.selection.platform()).await?;
         recrypt::check_plain(&found.manifest)?;
         let recipients = self.recipients(broker.as_ref()).await?;
-        let report = progress::bars();
+        let report = bars::report();
         let pushed =
             recrypt::encrypt(&from, &to, &self.selection.platform(), &recipients, &report).await;
         let digest = pushed.with_context(|| self.advice())?;
@@ -209,7 +209,7 @@ impl Decrypt {
     async fn run(self) -> anyhow::Result<()> {
         let [from, to] = self.registry.places([&self.source, &self.destination])?;
         let keys = OwnersKeys::read(&self.key_file, &self.provider, &self.providers)?;
-        let report = progress::bars();
+        let report = bars::report();
         let platform = self.selection.platform();
         let written = recrypt::decrypt(&from, &to, &platform, &keys, &report).await;
         let digest = written.context("the image was not written")?;

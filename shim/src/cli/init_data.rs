@@ -54,7 +54,8 @@ pub(super) fn digest(path: &Path) -> anyhow::Result<InitDataDigest> {
     Ok(read(path)?.digest())
 }
 
-fn read(path: &Path) -> anyhow::Result<InitData> {
+/// Init-data that a guest will obey.
+pub(super) fn read(path: &Path) -> anyhow::Result<InitData> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let data = InitData::parse(&bytes)?;
     data.content()?;

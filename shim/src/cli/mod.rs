@@ -1,8 +1,9 @@
 //! The `cloister` command line. For an owner, before a pod starts: encrypts images and registers their
 //! keys, writes init-data and tells its digest, predicts what the hardware will report, and serves skopeo
 //! as a key provider. For an operator,
-//! on the pod's host: tells what a sandbox counts of itself.
+//! on the pod's host: runs a container, tells what a sandbox counts of itself and how far a creation is.
 
+mod bars;
 mod broker;
 mod image;
 mod init_data;
@@ -10,9 +11,11 @@ mod key;
 mod keyprovider;
 mod measure;
 mod metrics;
+mod monitor;
 mod progress;
 mod recipient;
 mod registry;
+mod run;
 
 use clap::{Parser, Subcommand};
 
@@ -47,21 +50,33 @@ enum Command {
     /// The same as `curl --unix-socket <state directory>/shim-monitor.sock http://shim/metrics`. A policy
     /// of the guest's owner may refuse GetMetricsRequest.
     Metrics(metrics::Metrics),
+    /// Run a container in a VM of its own, without containerd; the guest pulls the image.
+    ///
+    /// On a terminal the boot and the pull are shown as bars, else as lines. SIGINT and SIGTERM end the
+    /// pull, or go to the program; the exit code is the program's.
+    Run(run::Run),
+    /// Print how far the containers of a sandbox are that are being created: the boot, and the pull by layers.
+    ///
+    /// A policy of the guest's owner may refuse WatchPullRequest; then no more is known than that it pulls.
+    Progress(progress::Progress),
 }
 
 impl Cli {
-    /// Runs the command.
+    /// Runs the command; returns the exit code.
     ///
     /// # Errors
     /// With what went wrong and what to do.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self) -> anyhow::Result<u8> {
         match self.command {
-            Command::Image(command) => command.run().await,
-            Command::InitData(command) => command.run(),
-            Command::Keyprovider(serve) => serve.run().await,
-            Command::Measure(measure) => measure.run(),
-            Command::Metrics(metrics) => metrics.run().await,
+            Command::Image(command) => command.run().await?,
+            Command::InitData(command) => command.run()?,
+            Command::Keyprovider(serve) => serve.run().await?,
+            Command::Measure(measure) => measure.run()?,
+            Command::Metrics(metrics) => metrics.run().await?,
+            Command::Run(run) => return run.run().await,
+            Command::Progress(progress) => progress.run().await?,
         }
+        Ok(0)
     }
 }
 

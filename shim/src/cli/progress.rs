@@ -1,42 +1,47 @@
-//! One bar for each layer; nothing at all where stderr is no terminal.
+//! `cloister progress`: how far the containers of a sandbox are that are being created.
 
-use std::collections::HashMap;
-use std::io::IsTerminal;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use image_rs::recrypt::{Progress, Report};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use anyhow::Result;
+use clap::Args;
 
-const TEMPLATE: &str = "{prefix:>9} [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec}";
+use super::bars::Show;
+use super::monitor::{Monitor, Sandbox};
 
-/// A report that draws bars.
-pub(super) fn bars() -> Report {
-    if !std::io::stderr().is_terminal() {
-        return Arc::new(|_| {});
-    }
-    let all = MultiProgress::new();
-    let bars = Mutex::new(HashMap::<usize, ProgressBar>::new());
-    Arc::new(move |progress| {
-        let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
-        match progress {
-            Progress::Start { layer, size } => {
-                let style = ProgressStyle::with_template(TEMPLATE)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
-                let bar = ProgressBar::new(size)
-                    .with_style(style)
-                    .with_prefix(format!("layer {layer}"));
-                bars.insert(layer, all.add(bar));
-            }
-            Progress::Advance { layer, bytes } => {
-                if let Some(bar) = bars.get(&layer) {
-                    bar.inc(bytes);
-                }
-            }
-            Progress::Done { layer } => {
-                if let Some(bar) = bars.remove(&layer) {
-                    bar.finish();
-                }
-            }
+/// How often to look: the guest tells no more than ten states in a second.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// What to look at.
+#[derive(Debug, Args)]
+pub(super) struct Progress {
+    #[command(flatten)]
+    of: Sandbox,
+    /// Look on until no container is being created any more; with bars on a terminal.
+    #[arg(long, short)]
+    follow: bool,
+}
+
+impl Progress {
+    pub(super) async fn run(self) -> Result<()> {
+        let monitor = self.of.open()?;
+        if self.follow {
+            return follow(&monitor).await;
         }
-    })
+        for creation in monitor.creations().await? {
+            println!("{creation}");
+        }
+        Ok(())
+    }
+}
+
+async fn follow(monitor: &Monitor) -> Result<()> {
+    let mut show = Show::on_stderr();
+    loop {
+        let creations = monitor.creations().await?;
+        show.update(&creations);
+        if creations.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
 }

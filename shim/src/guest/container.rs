@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use agent_api::GuestError;
 use agent_api::agent::{self as api, Storage};
 use agent_api::oci;
+use agent_api::pull::{PullProgress, WatchPullRequest};
+use agent_api::{GuestError, limit};
 use protobuf::MessageField;
 use ttrpc::context::Context;
 
 use super::{Guest, REQUEST_TIMEOUT};
+
+/// How long the guest may take to tell how far a pull is: it waits for news itself.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(limit::PULL_WAIT_SECONDS + 10);
 
 /// What a container is created from.
 #[derive(Debug, Clone)]
@@ -22,15 +26,11 @@ pub struct NewContainer {
 }
 
 impl Guest {
-    /// Creates a container, with the pull of its image.
+    /// Creates a container, with the pull of its image, without limit.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn create_container(
-        &self,
-        new: NewContainer,
-        within: Duration,
-    ) -> Result<(), GuestError> {
+    pub async fn create_container(&self, new: NewContainer) -> Result<(), GuestError> {
         let request = api::CreateContainerRequest {
             container_id: new.id,
             storages: new.storages,
@@ -38,7 +38,21 @@ impl Guest {
             ..Default::default()
         };
         let call = self.client.create_container(Context::default(), &request);
-        self.call("create", within, call).await.map(drop)
+        self.unlimited("create", call).await.map(drop)
+    }
+
+    /// Waits until the pull for a container is further than was `seen`, and tells how far.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn watch_pull(&self, id: &str, seen: u64) -> Result<PullProgress, GuestError> {
+        let request = WatchPullRequest {
+            container_id: id.to_owned(),
+            seen,
+            ..Default::default()
+        };
+        let call = self.pulls.watch_pull(Context::default(), &request);
+        self.call("pull", WATCH_TIMEOUT, call).await
     }
 
     /// Lets a container's first process run.

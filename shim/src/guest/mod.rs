@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agent_api::agent::{self as api, Storage};
 use agent_api::agent_ttrpc::AgentServiceClient;
+use agent_api::pull_ttrpc::PullServiceClient;
 use agent_api::{ErrorCode, GuestError};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -34,6 +35,7 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Guest {
     client: AgentServiceClient,
+    pulls: PullServiceClient,
     gone: watch::Receiver<Option<GuestError>>,
 }
 
@@ -50,6 +52,7 @@ impl Guest {
     #[must_use]
     pub fn new(client: ttrpc::r#async::Client, gone: watch::Receiver<Option<GuestError>>) -> Self {
         Self {
+            pulls: PullServiceClient::new(client.clone()),
             client: AgentServiceClient::new(client),
             gone,
         }

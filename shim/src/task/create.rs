@@ -14,13 +14,15 @@ use containerd_shim_protos::types::mount::Mount;
 use hypervisor::VmSpec;
 use tracing::{info, warn};
 
+use super::make::make;
 use super::{Tasks, options};
 use crate::config::{self, Config, ConfigError, SharedFs};
 use crate::container::Container;
-use crate::guest::{NewContainer, ProcessId};
+use crate::creation::Step;
+use crate::guest::{Guest, NewContainer, ProcessId};
 use crate::init_data;
 use crate::io::{self, Stdio};
-use crate::process::Process;
+use crate::process::{KILLED, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::sandbox::Plan;
 use crate::spec::amend::{HostBind, amend};
@@ -28,8 +30,6 @@ use crate::spec::group::{self, Role};
 use crate::spec::{self, Spec, proto, size};
 use crate::state_dir::is_plain_name;
 
-/// How long the guest may take to forget a container whose creation failed.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The file in the state directory that keeps the guest's console.
 const CONSOLE_LOG: &str = "console.log";
 
@@ -56,6 +56,15 @@ struct Prepared {
     binds: Vec<HostBind>,
     /// The root's path on the host, relative to the bundle or absolute.
     host_root: String,
+}
+
+/// What the guest is asked for.
+struct Ready {
+    guest: Guest,
+    new: NewContainer,
+    /// What the host has mounted for it.
+    shared: Option<Shared>,
+    within: Duration,
 }
 
 impl Tasks {
@@ -88,15 +97,7 @@ impl Tasks {
             init,
         ))?;
 
-        let outcome = tokio::select! {
-            biased;
-            () = container.cancel.cancelled() => {
-                let text = format!("the creation of container {} was cancelled", container.id);
-                Err(GuestError::new(ErrorCode::Cancelled, "create", text))
-            }
-            outcome = self.create_steps(&container, &request, spec) => outcome,
-        };
-        match outcome {
+        match self.create_steps(&container, &request, spec).await {
             Ok(shared) => {
                 container.created(shared);
                 container.settled.cancel();
@@ -121,17 +122,41 @@ impl Tasks {
         request: &CreateRequest,
         spec: Spec,
     ) -> Result<Option<Shared>, GuestError> {
+        let ready = tokio::select! {
+            biased;
+            () = container.cancel.cancelled() => return Err(container.cancelled()),
+            ready = self.make_ready(container, request, spec) => ready?,
+        };
+        let began = Instant::now();
+        make(&ready.guest, container, ready.new, ready.within).await?;
+        self.timeline
+            .note("create", began.elapsed(), Some(&container.id));
+        Ok(ready.shared)
+    }
+
+    /// All that the guest needs for a container, and the guest.
+    async fn make_ready(
+        self: &Arc<Self>,
+        container: &Container,
+        request: &CreateRequest,
+        spec: Spec,
+    ) -> Result<Ready, GuestError> {
         let config = self.config(request, &container.role, &spec).await?;
         let mut prepared = prepare(config, container, request, spec)?;
         io::check(&container.init.stdio)?;
         if container.role.owns_vm() {
+            container.note(|progress| progress.enter(Step::Boot));
             self.boot(container, &prepared).await?;
         }
         let guest = self.sandbox.guest()?;
         let shared = self.share(container, request, &mut prepared).await?;
-        let began = Instant::now();
+        container.note(|progress| progress.enter(Step::Make));
         let storages = match &prepared.source {
             Source::GuestPull { image, metadata } => {
+                // A pod's sandbox container has nothing to pull.
+                if container.role != Role::Sandbox {
+                    container.note(|progress| progress.pull(image));
+                }
                 vec![rootfs::guest_pull_storage(image, metadata, &container.id)]
             }
             Source::Host => Vec::new(),
@@ -141,12 +166,12 @@ impl Tasks {
             storages,
             spec: proto::spec(&prepared.spec),
         };
-        guest
-            .create_container(new, prepared.config.create_timeout)
-            .await?;
-        self.timeline
-            .note("create", began.elapsed(), Some(&container.id));
-        Ok(shared)
+        Ok(Ready {
+            guest,
+            new,
+            shared,
+            within: prepared.config.create_timeout,
+        })
     }
 
     /// The pod's configuration: read by its first container, and kept for the others.
@@ -302,12 +327,11 @@ impl Tasks {
     async fn undo_create(&self, container: &Container) {
         if container.role.owns_vm() {
             self.sandbox.stop().await;
-        } else if let Ok(guest) = self.sandbox.guest() {
-            // An error means that the guest never had it.
-            let _ = tokio::time::timeout(UNDO_TIMEOUT, guest.remove_container(&container.id)).await;
         }
         container.unmount();
         self.containers.remove(&container.id);
+        // Who waits for its end must not wait for ever.
+        container.init.exited(KILLED);
     }
 }
 

@@ -2,6 +2,7 @@
 //! goes out. What is here decides; [`service`] only translates messages.
 
 mod create;
+mod make;
 mod options;
 pub mod service;
 
@@ -18,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::container::{Container, Containers, Patience};
+use crate::creation::Creation;
 use crate::event::Publisher;
 use crate::guest::{Guest, ProcessId};
 use crate::io::{self, Copies, Stdio};
@@ -196,6 +198,13 @@ impl Tasks {
 
     async fn kill(&self, id: &str, exec: &str, signal: u32) -> Result<(), GuestError> {
         let container = self.containers.get(id)?;
+        if !container.is_created() && exec.is_empty() && matches!(signal, SIGKILL | SIGTERM) {
+            container.cancel.cancel();
+            container.settled.cancelled().await;
+            if !container.is_created() {
+                return Ok(());
+            }
+        }
         container.check_created("kill")?;
         let process = container.process(exec)?;
         match process.phase() {
@@ -390,6 +399,17 @@ impl monitor::Source for Tasks {
     async fn metrics(&self) -> Result<String, GuestError> {
         self.sandbox.guest()?.metrics().await
     }
+
+    fn creations(&self) -> Vec<Creation> {
+        let all = self.containers.all();
+        let creating = all.iter().filter(|container| !container.is_created());
+        creating
+            .map(|container| Creation {
+                container: container.id.clone(),
+                progress: container.progress(),
+            })
+            .collect()
+    }
 }
 
 /// How long the shim waits for a container. containerd asks for the first within milliseconds of the
@@ -398,8 +418,9 @@ const PATIENCE: Patience = Patience {
     first: Duration::from_secs(8),
     next: Duration::from_secs(3),
 };
-/// SIGKILL's number on every architecture of Linux.
+/// Their numbers on every architecture of Linux.
 const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
 
 /// What is told of a process that was deleted before it ran.
 fn never_ran() -> Exit {

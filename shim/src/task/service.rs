@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError};
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::{CreateRequest, Tasks};
 use crate::clock;
+use crate::creation::{Clock, Progress};
 use crate::io::Stdio;
 use crate::process::Phase;
 use crate::spec::{oci, proto};
@@ -27,6 +29,23 @@ const MAX_JSON: usize = 4 * 1024 * 1024;
 /// The task service of one sandbox.
 #[derive(Debug, Clone)]
 pub struct Service(pub Arc<Tasks>);
+
+/// What is left of a caller's time for what follows the answer: an error is worth nothing to one who is
+/// gone, and containerd deletes what failed before it passes the error on.
+const RESERVE_MAX: Duration = Duration::from_secs(5);
+/// The share of the time that is kept for it, where that is less.
+const RESERVE_SHARE: u32 = 8;
+
+/// How long a caller waits; `None` is no limit.
+fn patience(timeout_nano: i64) -> Option<Duration> {
+    let nanos = u64::try_from(timeout_nano).ok()?;
+    (nanos > 0).then(|| Duration::from_nanos(nanos))
+}
+
+/// How long a call may work, of the time that its caller waits.
+fn time_for_work(within: Duration) -> Duration {
+    within - RESERVE_MAX.min(within / RESERVE_SHARE)
+}
 
 /// Runs work to its end, whether or not someone still waits for it.
 async fn to_the_end<T: Send + 'static>(
@@ -51,7 +70,7 @@ fn json<T: DeserializeOwned>(any: &MessageField<Any>, what: &str) -> Result<T, G
 impl Task for Service {
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: wire::CreateTaskRequest,
     ) -> ttrpc::Result<wire::CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
@@ -75,10 +94,16 @@ impl Task for Service {
             tasks: Arc::clone(&self.0),
             id: Some(id),
         };
-        let pid = to_the_end(Arc::clone(&self.0).create(request)).await;
+        let created = to_the_end(Arc::clone(&self.0).create(request));
+        let within = patience(context.timeout_nano);
+        let pid = tokio::select! {
+            biased;
+            pid = created => pid?,
+            late = abandon.overdue(within) => return Err(late.into()),
+        };
         abandon.disarm();
         Ok(wire::CreateTaskResponse {
-            pid: pid?,
+            pid,
             ..Default::default()
         })
     }
@@ -306,6 +331,18 @@ impl Abandon {
     fn disarm(mut self) {
         self.id = None;
     }
+
+    /// Waits until the caller's time is almost over; says how far the creation is then.
+    async fn overdue(&self, within: Option<Duration>) -> GuestError {
+        let Some(within) = within else {
+            return std::future::pending().await;
+        };
+        tokio::time::sleep(time_for_work(within)).await;
+        let id = self.id.as_deref().unwrap_or_default();
+        let container = self.tasks.containers.get(id);
+        let progress = container.map_or_else(|_| Progress::default(), |it| it.progress());
+        progress.overdue(within, Clock::Caller, Instant::now())
+    }
 }
 
 impl Drop for Abandon {
@@ -327,4 +364,23 @@ fn unsupported(what: &str) -> ttrpc::Error {
         format!("{what} is not supported"),
     )
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_of_a_callers_time_is_kept_for_what_follows_the_answer() {
+        let seconds = Duration::from_secs;
+        assert_eq!(time_for_work(seconds(8)), seconds(7));
+        assert_eq!(time_for_work(seconds(120)), seconds(115));
+    }
+
+    #[test]
+    fn a_caller_that_names_no_time_has_all() {
+        assert_eq!(patience(5), Some(Duration::from_nanos(5)));
+        assert_eq!(patience(0), None);
+        assert_eq!(patience(-1), None);
+    }
 }

@@ -184,6 +184,18 @@ impl Containerd {
         within(limit, self.command().args(args))
     }
 
+    /// Runs `ctr` with `args` and its own `--timeout`, which it hands to the shim with every call; waits
+    /// for it three times as long.
+    ///
+    /// # Errors
+    /// As [`Self::ctr`].
+    pub fn ctr_hurried(&self, timeout: Duration, args: &[&str]) -> Result<Finished> {
+        self.note(args);
+        let seconds = format!("{}s", timeout.as_secs());
+        let mut ctr = self.command();
+        within(timeout * 3, ctr.args(["--timeout", &seconds]).args(args))
+    }
+
     /// Starts `ctr` and does not wait.
     ///
     /// # Errors

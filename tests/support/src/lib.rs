@@ -13,6 +13,7 @@ pub mod firmware;
 pub mod host;
 pub mod image;
 pub mod init_data;
+pub mod line;
 mod need;
 pub mod pod;
 pub mod postgres;

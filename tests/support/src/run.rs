@@ -131,6 +131,24 @@ impl Running {
         self
     }
 
+    /// Sends it SIGINT, as a terminal does.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn interrupt(&self) -> Result<()> {
+        Ok(kill(pid_of(&self.child), Signal::SIGINT)?)
+    }
+
+    /// Ends it at once, as a crash would, and what it started.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn crash(mut self) -> Result<()> {
+        let _ = killpg(pid_of(&self.child), Signal::SIGKILL);
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

@@ -243,6 +243,18 @@ impl Stage {
         Ok(within(CLI, &mut command)?.ok()?.stdout)
     }
 
+    /// How far the containers of a pod are that are being created, as the product's own command prints it.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn progress(&self, sandbox: &str) -> Result<String> {
+        let mut command = Command::new(product::bin("cloister")?);
+        command
+            .args(["progress", "--namespace", NAMESPACE, sandbox])
+            .env("CLOISTER_STATE_ROOT", self.containerd.shim_state());
+        Ok(within(CLI, &mut command)?.ok()?.stdout)
+    }
+
     /// The phases of a container's last start.
     ///
     /// # Errors
