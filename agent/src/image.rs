@@ -28,8 +28,10 @@ use oci_spec::image::ImageConfiguration;
 use tokio::sync::OnceCell;
 use transport::Dial;
 
-use crate::fault::invalid;
+use crate::fault::{OrFail, invalid};
 use crate::host::Events;
+use crate::path;
+use crate::scratch::ImageStore;
 use keys::BrokerKeys;
 use settings::Settings;
 
@@ -44,6 +46,7 @@ pub struct Images {
     dial: Arc<dyn Dial>,
     broker: Option<Arc<Broker>>,
     settings: OnceCell<Settings>,
+    store: ImageStore,
     /// What the pulls of the pod's containers share.
     shared: OnceLock<Shared>,
     events: Events,
@@ -85,7 +88,12 @@ impl Images {
     /// # Errors
     ///
     /// [`ErrorCode::InitDataInvalid`]: the broker cannot be spoken to as init-data says.
-    pub fn new(launch: Launch, dial: Arc<dyn Dial>, events: Events) -> Result<Self, GuestError> {
+    pub fn new(
+        launch: Launch,
+        store: ImageStore,
+        dial: Arc<dyn Dial>,
+        events: Events,
+    ) -> Result<Self, GuestError> {
         let broker = match (&launch.content.broker, launch.tee) {
             (Some(location), Some(tee)) => {
                 let config = BrokerConfig::of_init_data(location, tee);
@@ -109,12 +117,13 @@ impl Images {
             dial,
             broker,
             settings: OnceCell::new(),
+            store,
             shared: OnceLock::new(),
             events,
         })
     }
 
-    /// Pulls an image into `target`, whose parent exists and which does not.
+    /// Pulls an image into `target` in the image store; what is there of it is [`place`]'s.
     ///
     /// # Errors
     ///
@@ -140,16 +149,16 @@ impl Images {
         target: &Path,
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
-        let settings = self
-            .settings
-            .get_or_try_init(|| {
-                let broker = self.broker.as_deref();
-                Settings::load(&self.content, self.tee, broker, &self.dial)
-            })
-            .await?;
+        let settings = self.settings.get_or_try_init(|| {
+            let broker = self.broker.as_deref();
+            Settings::load(&self.content, self.tee, broker, &self.dial)
+        });
+        let (settings, ()) = tokio::try_join!(settings, self.store.ready())?;
+        make_place(target)?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
         let config = PullConfig {
             lookaside: settings.lookaside.clone(),
+            space_setting: self.store.setting().to_owned(),
             ..PullConfig::new(settings.policy.clone())
         };
         let config = limits::apply(config, &self.content.image.limits);
@@ -188,6 +197,17 @@ impl Images {
         }
         Ok(())
     }
+}
+
+/// The directory of a container's image.
+#[must_use]
+pub fn place(container: &str) -> PathBuf {
+    Path::new(path::IMAGE).join(container)
+}
+
+fn make_place(target: &Path) -> Result<(), GuestError> {
+    let place = target.parent().unwrap_or(target);
+    std::fs::create_dir_all(place).or_internal(PHASE, place.display())
 }
 
 fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attester>, GuestError> {
