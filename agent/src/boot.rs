@@ -5,17 +5,14 @@
 //! to a tmpfs first. Its executable stays in the old root, unlinked but held by the process:
 //! `/proc/self/exe` still starts it.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::{fs, io};
 
 use rustix::mount::{MountFlags, mount, mount_move};
 
-/// One module file path per line, in the order of dependency.
-const MODULE_LIST: &str = "/modules/load";
-/// The list of modules, in bytes.
-const MAX_MODULE_LIST: u64 = 64 * 1024;
+use crate::module::{self, Ability};
+use crate::scratch;
+
 /// Where the new root is while the old one is still `/`.
 const NEW_ROOT: &str = "/newroot";
 
@@ -23,13 +20,8 @@ const NEW_ROOT: &str = "/newroot";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A kernel module did not load.
-    #[error("module {module}: {cause}")]
-    Module {
-        /// Its path.
-        module: String,
-        /// Why.
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    Module(#[from] module::Error),
     /// A file system did not mount.
     #[error("mount {kind} on {target}: {cause}")]
     Mount {
@@ -61,7 +53,7 @@ struct FileSystem {
 const NO_DEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const NO_EXEC: MountFlags = NO_DEV.union(MountFlags::NOEXEC);
 
-/// Of `/run`; its size is set by [`limit_run`].
+/// Of `/run`; its size is set by [`limit_run`], when it is known what else takes memory.
 const RUN_OPTIONS: &str = "mode=0755";
 /// Bytes of free memory that `/run` must leave to the agent, its decoders and the kernel. Images are
 /// unpacked there: a file system that takes the last page ends the guest, a full one is an error.
@@ -126,48 +118,21 @@ const FILE_SYSTEMS: &[FileSystem] = &[
     },
 ];
 
-/// Brings the system up. Called once, by PID 1, before it has threads.
+/// Brings the system up, and answers the modules that a scratch disk needs. Called once, by PID 1,
+/// before it has threads.
 ///
 /// # Errors
 ///
 /// Names the step; the guest cannot go on.
-pub fn bring_up() -> Result<(), Error> {
-    load_modules(Path::new(MODULE_LIST))?;
+pub fn bring_up() -> Result<Ability, Error> {
+    module::load_boot()?;
+    let modules = Ability::open(scratch::ABILITY)?;
     mount_new_root()?;
     switch_root()?;
-    limit_run()?;
     mount_configfs()?;
     enable_controllers()?;
-    crate::network::bring_up_loopback().map_err(step("loopback"))
-}
-
-/// Loads the modules that the image lists. An image whose kernel has everything built in has no
-/// list.
-fn load_modules(list: &Path) -> Result<(), Error> {
-    let file = match File::open(list) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(step(MODULE_LIST)(error)),
-    };
-    let mut text = String::new();
-    file.take(MAX_MODULE_LIST)
-        .read_to_string(&mut text)
-        .map_err(step(MODULE_LIST))?;
-    for module in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        load_module(module).map_err(|cause| Error::Module {
-            module: module.to_owned(),
-            cause,
-        })?;
-    }
-    Ok(())
-}
-
-fn load_module(path: &str) -> io::Result<()> {
-    let file = File::open(path)?;
-    match rustix::system::finit_module(&file, c"", 0) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    crate::network::bring_up_loopback().map_err(step("loopback"))?;
+    Ok(modules)
 }
 
 fn mount_new_root() -> Result<(), Error> {
@@ -203,11 +168,16 @@ fn switch_root() -> Result<(), Error> {
     std::env::set_current_dir("/").map_err(step("/"))
 }
 
-/// Lets `/run` take what is free once the initramfs is gone, without what is kept back; in a guest so
-/// small that this would leave little, half of it.
-fn limit_run() -> Result<(), Error> {
+/// Lets `/run` take what is free once the initramfs is gone, without what is kept back and what is
+/// `promised` to others; in a guest so small that this would leave little, half of it.
+///
+/// # Errors
+///
+/// Those of mount(2).
+pub fn limit_run(promised: u64) -> Result<(), Error> {
     let info = rustix::system::sysinfo();
     let free = info.freeram.saturating_mul(u64::from(info.mem_unit));
+    let free = free.saturating_sub(promised);
     let options = format!("{RUN_OPTIONS},size={}", run_size(free));
     let options = std::ffi::CString::new(options).map_err(|e| step("options of /run")(e.into()))?;
     rustix::mount::mount_remount("/run", NO_DEV, options.as_c_str())

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::cgroup::Cgroup;
 use crate::fault::{OrFail, invalid};
+use crate::image;
 use crate::oom;
 use crate::path::check_id;
 use crate::process::Process;
@@ -232,9 +233,10 @@ impl Container {
 ///
 /// Those of unlink(2); what is not there is no error.
 pub async fn remove_state(id: String, bundle: PathBuf) -> Result<(), GuestError> {
+    let image = image::place(&id);
     let state = PathBuf::from(CONTAINERS).join(id);
     let remove = move || {
-        for directory in [state, bundle] {
+        for directory in [state, image, bundle] {
             match std::fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).or_internal("remove", directory.display());

@@ -28,9 +28,11 @@ use oci_spec::image::ImageConfiguration;
 use tokio::sync::{OnceCell, watch};
 use transport::Dial;
 
-use crate::fault::invalid;
+use crate::fault::{OrFail, invalid};
 use crate::host::Events;
+use crate::path;
 use crate::pulls::Pulls;
+use crate::scratch::ImageStore;
 use keys::BrokerKeys;
 use settings::Settings;
 
@@ -45,6 +47,7 @@ pub struct Images {
     dial: Arc<dyn Dial>,
     broker: Option<Arc<Broker>>,
     settings: OnceCell<Settings>,
+    store: ImageStore,
     /// What the pulls of the pod's containers share.
     shared: OnceLock<Shared>,
     pulls: Pulls,
@@ -87,7 +90,12 @@ impl Images {
     /// # Errors
     ///
     /// [`ErrorCode::InitDataInvalid`]: the broker cannot be spoken to as init-data says.
-    pub fn new(launch: Launch, dial: Arc<dyn Dial>, events: Events) -> Result<Self, GuestError> {
+    pub fn new(
+        launch: Launch,
+        store: ImageStore,
+        dial: Arc<dyn Dial>,
+        events: Events,
+    ) -> Result<Self, GuestError> {
         let broker = match (&launch.content.broker, launch.tee) {
             (Some(location), Some(tee)) => {
                 let config = BrokerConfig::of_init_data(location, tee);
@@ -111,6 +119,7 @@ impl Images {
             dial,
             broker,
             settings: OnceCell::new(),
+            store,
             shared: OnceLock::new(),
             pulls: Pulls::default(),
             events,
@@ -123,7 +132,8 @@ impl Images {
         &self.pulls
     }
 
-    /// Pulls an image into `target`, whose parent exists and which does not, unless `given_up` comes first.
+    /// Pulls an image into `target` in the image store, unless `given_up` comes first; what is there of it is
+    /// [`place`]'s.
     ///
     /// # Errors
     ///
@@ -165,16 +175,16 @@ impl Images {
         progress: watch::Sender<Progress>,
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
-        let settings = self
-            .settings
-            .get_or_try_init(|| {
-                let broker = self.broker.as_deref();
-                Settings::load(&self.content, self.tee, broker, &self.dial)
-            })
-            .await?;
+        let settings = self.settings.get_or_try_init(|| {
+            let broker = self.broker.as_deref();
+            Settings::load(&self.content, self.tee, broker, &self.dial)
+        });
+        let (settings, ()) = tokio::try_join!(settings, self.store.ready())?;
+        make_place(target)?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
         let config = PullConfig {
             lookaside: settings.lookaside.clone(),
+            space_setting: self.store.setting().to_owned(),
             ..PullConfig::new(settings.policy.clone())
         };
         let config = limits::apply(config, &self.content.image.limits);
@@ -213,6 +223,17 @@ impl Images {
         }
         Ok(())
     }
+}
+
+/// The directory of a container's image.
+#[must_use]
+pub fn place(container: &str) -> PathBuf {
+    Path::new(path::IMAGE).join(container)
+}
+
+fn make_place(target: &Path) -> Result<(), GuestError> {
+    let place = target.parent().unwrap_or(target);
+    std::fs::create_dir_all(place).or_internal(PHASE, place.display())
 }
 
 fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attester>, GuestError> {

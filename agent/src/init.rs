@@ -1,7 +1,7 @@
 //! PID 1's way from the kernel to READY, in the order that the trust needs.
 //!
 //! ```text
-//! boot ─► command line ─► init-data: digest equals the measured one ─► policy ─► listen ─► READY
+//! boot ─► command line ─► init-data: digest equals the measured one ─► policy ─► image store ─► listen ─► READY
 //! ```
 //!
 //! Any failure is told to the host as FAIL and printed, and the VM powers off: no workload runs
@@ -22,8 +22,10 @@ use crate::fault::OrFail;
 use crate::gate::Gate;
 use crate::host::{Events, HostPort};
 use crate::image::{Images, Launch};
+use crate::module::Ability;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
+use crate::scratch::{Choice, ImageStore};
 use crate::{boot, power, server};
 
 /// The kernel's own limit for its command line is 2048 to 4096 bytes.
@@ -36,10 +38,14 @@ const DISK_POLL: Duration = Duration::from_millis(20);
 pub fn run() -> ExitCode {
     let started = since_boot();
     end_vm_on_panic();
-    let cmdline = boot::bring_up()
+    let brought_up = boot::bring_up()
         .map_err(|e| GuestError::new(ErrorCode::Internal, "boot", e))
-        .and_then(|()| read_cmdline());
-    let host = HostPort::new(cmdline.as_ref().map_or(ports::HOST, |c| c.host_port));
+        .and_then(|modules| Ok((read_cmdline()?, modules)));
+    let host = HostPort::new(
+        brought_up
+            .as_ref()
+            .map_or(ports::HOST, |(c, _)| c.host_port),
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -51,8 +57,8 @@ pub fn run() -> ExitCode {
         }
     };
     runtime.block_on(async {
-        let result = match cmdline {
-            Ok(cmdline) => serve(&cmdline, host, started).await,
+        let result = match brought_up {
+            Ok((cmdline, modules)) => serve(&cmdline, modules, host, started).await,
             Err(error) => Err(error),
         };
         if let Err(error) = result {
@@ -66,7 +72,12 @@ pub fn run() -> ExitCode {
 }
 
 /// Sets everything up, says READY, and serves until the sandbox is destroyed.
-async fn serve(cmdline: &Cmdline, host: HostPort, started: Duration) -> Result<(), GuestError> {
+async fn serve(
+    cmdline: &Cmdline,
+    modules: Ability,
+    host: HostPort,
+    started: Duration,
+) -> Result<(), GuestError> {
     start_log(cmdline);
     let reaper = Reaper::start().or_internal("boot", "watch child processes")?;
     let init_data = find_init_data(cmdline.init_data.as_ref()).await?;
@@ -75,6 +86,8 @@ async fn serve(cmdline: &Cmdline, host: HostPort, started: Duration) -> Result<(
         .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?
         .unwrap_or_default();
     let gate = Gate::new(cmdline.tee, content.policy.as_deref())?;
+    let choice = Choice::make(content.image.store, cmdline.tee).await?;
+    let store = ImageStore::begin(choice, modules)?;
     let (events, waiting) = Events::channel();
     let measured = cmdline.init_data.clone();
     let launch = Launch {
@@ -83,7 +96,7 @@ async fn serve(cmdline: &Cmdline, host: HostPort, started: Duration) -> Result<(
         init_data,
         content,
     };
-    let images = Images::new(launch, Arc::new(host), events.clone())?;
+    let images = Images::new(launch, store, Arc::new(host), events.clone())?;
     let sandbox = Arc::new(Sandbox::new(reaper, images, events));
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {

@@ -100,6 +100,26 @@ pub fn check_id(phase: &str, what: &str, id: &str) -> Result<(), GuestError> {
     ))
 }
 
+/// The id of a container: one that is not the name of what lies beside its bundle.
+///
+/// # Errors
+///
+/// It is no such id.
+pub fn check_container_id(phase: &str, id: &str) -> Result<(), GuestError> {
+    check_id(phase, "container_id", id)?;
+    let bundle = Path::new(BASE).join(id);
+    if [SHARED, SANDBOX, IMAGE]
+        .iter()
+        .any(|own| Path::new(own).starts_with(&bundle))
+    {
+        return Err(invalid(
+            phase,
+            format!("container_id {id:?} is the guest's own"),
+        ));
+    }
+    Ok(())
+}
+
 /// Reads a file of a container's root as the container itself would see it: no link leads out.
 ///
 /// # Errors
@@ -160,6 +180,14 @@ mod tests {
         for bad in ["", ".", "..", "-a", "a/b", "a b", "ä", &"a".repeat(129)] {
             assert!(check_id("t", "id", bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn no_container_has_the_name_of_a_directory_of_the_guest() {
+        for own in ["image", "shared", "sandbox"] {
+            assert!(check_container_id("t", own).is_err(), "{own}");
+        }
+        assert!(check_container_id("t", "images").is_ok());
     }
 
     #[test]

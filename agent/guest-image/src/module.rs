@@ -40,6 +40,11 @@ pub const DEMAND: &[(&str, &[&str])] = &[
     ("dm-verity", &["dm_verity"]),
     // dm-crypt asks the kernel for its cipher by name, which no dependency shows.
     ("dm-crypt", &["dm_crypt", "xts", "aesni_intel"]),
+    // Authenticated encryption: the tags are dm-integrity's to keep, on a device in memory.
+    (
+        "scratch",
+        &["dm_crypt", "dm_integrity", "loop", "gcm", "aesni_intel"],
+    ),
     ("tsm", &["tsm|tsm_report"]),
     ("sev-guest", &["sev_guest"]),
     ("tdx-guest", &["tdx_guest"]),

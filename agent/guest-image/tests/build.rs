@@ -30,7 +30,9 @@ const MODULES: &[(&str, &str)] = &[
     ("drivers/md/dm-mod.ko", ""),
     ("drivers/md/dm-verity.ko", "dm-mod"),
     ("drivers/md/dm-crypt.ko", "dm-mod"),
+    ("drivers/md/dm-integrity.ko", "dm-mod"),
     ("crypto/xts.ko", ""),
+    ("crypto/gcm.ko", ""),
     ("drivers/virt/coco/tsm.ko", "configfs"),
     ("drivers/virt/coco/sev-guest.ko", "tsm"),
     ("drivers/virt/coco/tdx-guest.ko", "tsm"),
@@ -114,6 +116,9 @@ fn the_initramfs_has_the_agent_and_the_modules_in_load_order_and_nothing_else() 
                 /modules/virtio_net.ko\n/modules/overlay.ko\n/modules/configfs.ko\n";
     assert!(text.contains(load));
     assert!(text.contains("\ndm-crypt /modules/dm_mod.ko,/modules/dm_crypt.ko,/modules/xts.ko\n"));
+    let scratch = "\nscratch /modules/dm_mod.ko,/modules/dm_crypt.ko,/modules/dm_integrity.ko,\
+                   /modules/loop.ko,/modules/gcm.ko\n";
+    assert!(text.contains(scratch));
     let tee = "\nsev-guest /modules/configfs.ko,/modules/tsm.ko,/modules/sev_guest.ko\n";
     assert!(text.contains(tee));
     assert!(!text.contains("unwanted"));

@@ -15,7 +15,7 @@ use crate::container::{Container, Parts, apply_user, remove_state};
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::gate::Allowed;
 use crate::image::{self, Rootfs};
-use crate::path::{self, check_id};
+use crate::path::{self, check_container_id};
 use crate::process::Process;
 use crate::spec::{self, Place};
 use crate::{oom, pause};
@@ -32,7 +32,7 @@ impl Sandbox {
         request: Allowed<agent::CreateContainerRequest>,
     ) -> Result<(), GuestError> {
         let id = request.container_id.clone();
-        check_id("create", "container_id", &id)?;
+        check_container_id("create", &id)?;
         if self.created.get().is_none() {
             let message = "there is no sandbox: call CreateSandbox first";
             return Err(GuestError::new(
@@ -181,6 +181,7 @@ impl Sandbox {
             fs::create_dir_all(&target).or_internal("create", target.display())?;
             return Ok(Root::Pause(target));
         }
+        let target = image::place(id).join("rootfs");
         self.images
             .pull(id, &pull.source, &target, maker.cancelled())
             .await

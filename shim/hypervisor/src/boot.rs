@@ -17,7 +17,7 @@ use crate::accel::{self, Resolved};
 use crate::console::{self, CONSOLE_TAIL, Panic, Reading, STDERR_TAIL};
 use crate::qemu::{Facts, VsockDevice, arguments};
 use crate::qmp::{Event, Qmp, Version};
-use crate::spec::{CheckedSpec, VmSpec, Vsock};
+use crate::spec::{CheckedSpec, Scratch, VmSpec, Vsock};
 use crate::supervise::{self, Cause, Exit, Launch, Process, Started, Status};
 use crate::tail::Tail;
 use crate::tsc;
@@ -63,6 +63,7 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         Some(task) => task.await.ok().flatten(),
         None => None,
     };
+    let scratch = spec.spec().scratch.as_ref().map(make_scratch).transpose()?;
     let facts = Facts {
         accel,
         tsc_khz,
@@ -70,14 +71,17 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         host_port: made.host_port,
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
+        scratch_fd: scratch.as_ref().map(AsRawFd::as_raw_fd),
     };
+    let mut descriptors = vec![qmp_end, console_end, made.descriptor];
+    descriptors.extend(scratch);
     Ok(Prepared {
         facts,
         vsock: made.device,
         incoming: Incoming::new(receiver),
         qmp,
         console,
-        descriptors: vec![qmp_end, console_end, made.descriptor],
+        descriptors,
     })
 }
 
@@ -118,6 +122,20 @@ fn make_vsock(spec: &VmSpec, incoming: mpsc::Sender<OwnedFd>) -> io::Result<Made
         descriptor,
         host_port: spec.host_port,
     })
+}
+
+/// A file without a name: it is gone with the last who has it open, and that is QEMU.
+fn make_scratch(scratch: &Scratch) -> Result<OwnedFd, BootError> {
+    let made = tempfile::tempfile_in(&scratch.directory).and_then(|file| {
+        file.set_len(u64::from(scratch.mib) << 20)?;
+        Ok(file)
+    });
+    made.map(OwnedFd::from)
+        .map_err(|source| BootError::Scratch {
+            mib: scratch.mib,
+            directory: scratch.directory.clone(),
+            source,
+        })
 }
 
 /// Our end, registered with the runtime, and QEMU's.

@@ -23,7 +23,7 @@ mod tsc;
 mod vm;
 pub mod vsock;
 
-pub use spec::{Accel, CheckedSpec, Disk, Machine, SharedFs, SpecError, VmSpec, Vsock};
+pub use spec::{Accel, CheckedSpec, Disk, Machine, Scratch, SharedFs, SpecError, VmSpec, Vsock};
 pub use supervise::{Cause, Exit, Status};
 pub use vm::{BootError, Timings, Vm};
 pub use vsock::{Incoming, VsockStream};

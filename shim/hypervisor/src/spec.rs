@@ -16,6 +16,8 @@ pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 pub const MAX_DISKS: usize = 16;
 /// Longest serial of a virtio-blk device (virtio 1.3 §5.2.6.1, `VIRTIO_BLK_ID_BYTES`).
 pub const MAX_SERIAL: usize = 20;
+/// The largest scratch disk, 16 TiB: no file of ext4 is larger.
+pub const MAX_SCRATCH_MIB: u32 = 16 << 20;
 /// Longest virtio-fs tag (virtio 1.3 §5.11.4).
 pub const MAX_TAG: usize = 36;
 /// The longest kernel command line that x86 accepts (`COMMAND_LINE_SIZE`), without its NUL.
@@ -49,7 +51,7 @@ pub enum Accel {
     Tcg,
 }
 
-/// A disk, always read-only: what a guest writes stays in the guest.
+/// A disk, always read-only: what a guest writes goes to its [`Scratch`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
@@ -70,6 +72,19 @@ pub enum DiskFormat {
     /// Byte for byte.
     #[default]
     Raw,
+}
+
+/// A disk that is empty when the VM starts and gone when it has ended, however it ended. It has no name
+/// in the file system, and takes only the room of what the guest wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scratch {
+    /// The directory on whose file system it is.
+    pub directory: PathBuf,
+    /// Its size in MiB, 1 to [`MAX_SCRATCH_MIB`].
+    pub mib: u32,
+    /// The serial by which the guest finds the disk, at most [`MAX_SERIAL`] bytes.
+    pub serial: String,
 }
 
 /// A directory of the host that a virtio-fs daemon serves.
@@ -116,6 +131,8 @@ pub struct VmSpec {
     pub kernel_params: Vec<String>,
     /// Disks, in this order.
     pub disks: Vec<Disk>,
+    /// A disk for the guest to write to.
+    pub scratch: Option<Scratch>,
     /// A shared directory.
     pub shared_fs: Option<SharedFs>,
     /// How host and guest are connected.
@@ -149,6 +166,7 @@ impl VmSpec {
             initrd: None,
             kernel_params: Vec::new(),
             disks: Vec::new(),
+            scratch: None,
             shared_fs: None,
             vsock: Vsock::default(),
             host_port: DEFAULT_HOST_PORT,
@@ -213,6 +231,12 @@ pub enum SpecError {
         /// The serial.
         serial: String,
     },
+    /// A scratch disk of no size, or of more than a file can have.
+    #[error("a scratch disk of {mib} MiB: use 1 to {MAX_SCRATCH_MIB}")]
+    Scratch {
+        /// As asked for.
+        mib: u32,
+    },
     /// The virtio-fs tag is empty, too long or has an odd character.
     #[error("virtio-fs tag {tag:?}: use 1 to {MAX_TAG} of the characters A-Z a-z 0-9 . _ -")]
     Tag {
@@ -265,7 +289,7 @@ impl TryFrom<VmSpec> for CheckedSpec {
     fn try_from(spec: VmSpec) -> Result<Self, SpecError> {
         check_shape(&spec)?;
         check_kernel_params(&spec)?;
-        check_disks(&spec.disks)?;
+        check_disks(&spec)?;
         check_paths(&spec)?;
         Ok(Self(spec))
     }
@@ -319,21 +343,28 @@ fn check_kernel_params(spec: &VmSpec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn check_disks(disks: &[Disk]) -> Result<(), SpecError> {
-    if disks.len() > MAX_DISKS {
-        return Err(SpecError::Disks { count: disks.len() });
+fn check_disks(spec: &VmSpec) -> Result<(), SpecError> {
+    let scratch = spec.scratch.iter().map(|scratch| scratch.serial.as_str());
+    let disks = spec.disks.iter().map(|disk| disk.serial.as_str());
+    let serials: Vec<&str> = disks.chain(scratch).collect();
+    if serials.len() > MAX_DISKS {
+        return Err(SpecError::Disks {
+            count: serials.len(),
+        });
     }
-    for (index, disk) in disks.iter().enumerate() {
-        let repeated = disks[..index]
-            .iter()
-            .any(|other| other.serial == disk.serial);
-        if repeated || !is_plain_word(&disk.serial, MAX_SERIAL) {
+    for (index, serial) in serials.iter().enumerate() {
+        if serials[..index].contains(serial) || !is_plain_word(serial, MAX_SERIAL) {
             return Err(SpecError::Serial {
-                serial: disk.serial.clone(),
+                serial: (*serial).to_owned(),
             });
         }
     }
-    Ok(())
+    match &spec.scratch {
+        Some(Scratch { mib, .. }) if !(1..=MAX_SCRATCH_MIB).contains(mib) => {
+            Err(SpecError::Scratch { mib: *mib })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_paths(spec: &VmSpec) -> Result<(), SpecError> {
@@ -349,6 +380,14 @@ fn check_paths(spec: &VmSpec) -> Result<(), SpecError> {
         check_path("disk", &disk.path, "a file or device that exists", |path| {
             path.exists() && !path.is_dir()
         })?;
+    }
+    if let Some(scratch) = &spec.scratch {
+        check_path(
+            "directory of the scratch disk",
+            &scratch.directory,
+            "a directory that exists",
+            Path::is_dir,
+        )?;
     }
     if let Some(fs) = &spec.shared_fs {
         check_path(
@@ -485,6 +524,37 @@ mod tests {
             s.disks = vec![disk.clone(), disk];
         });
         assert_eq!(error, SpecError::Serial { serial: "d".into() });
+    }
+
+    #[test]
+    fn a_scratch_disk_has_a_size_and_a_serial_of_its_own() {
+        let scratch = |mib, serial: &str| {
+            let serial = serial.to_owned();
+            move |s: &mut VmSpec| {
+                s.disks = vec![Disk {
+                    path: s.kernel.clone(),
+                    format: DiskFormat::Raw,
+                    serial: "d".into(),
+                }];
+                s.scratch = Some(Scratch {
+                    directory: s.state_dir.clone(),
+                    mib,
+                    serial,
+                });
+            }
+        };
+        for mib in [0, MAX_SCRATCH_MIB + 1] {
+            assert_eq!(refusal(scratch(mib, "s")), SpecError::Scratch { mib });
+        }
+        assert_eq!(
+            refusal(scratch(1, "d")),
+            SpecError::Serial { serial: "d".into() }
+        );
+        let error = refusal(|s| {
+            scratch(1, "s")(s);
+            s.scratch.as_mut().unwrap().directory = "/nonexistent".into();
+        });
+        assert!(error.to_string().contains("directory of the scratch disk"));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! ```
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -51,6 +52,16 @@ pub enum BootError {
     /// A socket between us and QEMU cannot be made.
     #[error("socket for QEMU: {0}")]
     Socket(#[source] io::Error),
+    /// The scratch disk cannot be made.
+    #[error("scratch disk of {mib} MiB in {directory:?}: {source}")]
+    Scratch {
+        /// Its size.
+        mib: u32,
+        /// Where it was to be.
+        directory: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// QEMU does not start.
     #[error("start of {program}: {source}")]
     Spawn {

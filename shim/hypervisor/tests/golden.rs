@@ -8,7 +8,7 @@ use std::path::Path;
 use hypervisor::accel::Resolved;
 use hypervisor::qemu::{Facts, VsockDevice, arguments};
 use hypervisor::spec::DiskFormat;
-use hypervisor::{CheckedSpec, Disk, Machine, SharedFs, VmSpec};
+use hypervisor::{CheckedSpec, Disk, Machine, Scratch, SharedFs, VmSpec};
 
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
@@ -44,6 +44,7 @@ fn lines(
         host_port: 1030,
         qmp_fd: 10,
         console_fd: 11,
+        scratch_fd: spec.spec().scratch.is_some().then_some(13),
     };
     let mut text = String::new();
     for word in arguments(&spec, &facts) {
@@ -103,6 +104,16 @@ fn every_shape_has_its_golden_line() {
         }
         let name = format!("{machine_name}-disks");
         holds(&name, &lines(machine, Resolved::Tcg, USER, disks));
+        let name = format!("{machine_name}-scratch");
+        let scratch = |spec: &mut VmSpec| {
+            disks(spec);
+            spec.scratch = Some(Scratch {
+                directory: spec.state_dir.clone(),
+                mib: 1024,
+                serial: "scratch".to_owned(),
+            });
+        };
+        holds(&name, &lines(machine, Resolved::Tcg, USER, scratch));
         let all = |spec: &mut VmSpec| {
             disks(spec);
             shared_fs(spec);
@@ -150,6 +161,7 @@ fn a_port_other_than_the_wanted_one_is_told_to_the_guest() {
         host_port: 1030,
         qmp_fd: 10,
         console_fd: 11,
+        scratch_fd: None,
     };
     assert!(!arguments(&spec, &facts).join(" ").contains("host_port"));
     facts.host_port = 40_000;

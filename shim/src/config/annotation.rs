@@ -1,6 +1,7 @@
 //! What a pod may ask for by annotation: one table, one row for each, behind the operator's list.
 //!
-//! Kata's names: `io.katacontainers.config.{hypervisor,runtime,agent}.<name>`. A row is allowed
+//! Kata's names: `io.katacontainers.config.{hypervisor,runtime,agent}.<name>`, and `cloister` in that
+//! place for what Kata does not have. A row is allowed
 //! where `enable_annotations` has `<name>` (of the hypervisor's), or `runtime.<name>` and so on of
 //! the others'. Nothing is ever ignored: an annotation that is not allowed, unknown or malformed
 //! fails the pod.
@@ -8,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::key::nearest;
-use super::{Config, ConfigError, kernel_words};
+use super::{Config, ConfigError, kernel_words, scratch_size};
 
 /// What every such annotation starts with.
 pub const PREFIX: &str = "io.katacontainers.config.";
@@ -42,6 +43,11 @@ const TABLE: &[(&str, Apply)] = &[
     ("runtime.create_container_timeout", |config, text| {
         config.create_timeout = std::time::Duration::from_secs(number(text)?.into());
         Ok(())
+    }),
+    // Cloister's own: Kata has no such disk.
+    ("cloister.scratch_disk", |config, text| {
+        config.scratch_mib = number(text)?;
+        scratch_size(config.scratch_mib)
     }),
 ];
 
@@ -145,6 +151,17 @@ mod tests {
         let key = "io.katacontainers.config.runtime.disable_guest_seccomp";
         assert!(apply_one(&["disable_guest_seccomp"], key, "true").is_err());
         assert!(apply_one(&["runtime.disable_guest_seccomp"], key, "true").is_ok());
+    }
+
+    #[test]
+    fn a_pod_may_ask_for_a_scratch_disk_of_its_own_size() {
+        let key = "io.katacontainers.config.cloister.scratch_disk";
+        let allowed = ["cloister.scratch_disk"];
+        assert_eq!(apply_one(&allowed, key, "4096").unwrap().scratch_mib, 4096);
+        for value in ["0", "1", "999999999"] {
+            assert!(apply_one(&allowed, key, value).is_err(), "{value}");
+        }
+        assert!(apply_one(&["scratch_disk"], key, "4096").is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::key::{self, Problem};
-use super::{Config, ConfigError, SharedFs, Tee, kernel_words};
+use super::{Config, ConfigError, SharedFs, Tee, kernel_words, scratch_size};
 
 /// No configuration of people's is larger.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -107,6 +107,9 @@ struct Cloister {
     accel: Option<Accel>,
     tee: Option<Tee>,
     init_data: Option<PathBuf>,
+    /// In MiB.
+    scratch_disk: Option<u32>,
+    scratch_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -166,12 +169,9 @@ impl FileRoot {
             .any(|word| word == FORCE_GUEST_PULL);
         let seccomp = self.runtime.disable_guest_seccomp;
         config.disable_guest_seccomp = seccomp.unwrap_or(config.disable_guest_seccomp);
-        config.vm.accel = self.cloister.accel.unwrap_or_default();
-        config.tee = self.cloister.tee.unwrap_or_default();
-        config.init_data = self
-            .cloister
-            .init_data
-            .filter(|path| !path.as_os_str().is_empty());
+        self.cloister
+            .apply(&mut config)
+            .map_err(|(key, cause)| refuse(key, cause))?;
         for entry in &self.relay.allow {
             let target: Target = entry
                 .parse()
@@ -179,6 +179,27 @@ impl FileRoot {
             config.relay_allow.push(target);
         }
         Ok(config)
+    }
+}
+
+impl Cloister {
+    fn apply(self, config: &mut Config) -> Result<(), (&'static str, String)> {
+        let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        config.vm.accel = self.accel.unwrap_or_default();
+        config.tee = self.tee.unwrap_or_default();
+        config.init_data = given(self.init_data);
+        config.scratch_mib = self.scratch_disk.unwrap_or_default();
+        scratch_size(config.scratch_mib).map_err(|cause| ("cloister.scratch_disk", cause))?;
+        if let Some(path) = given(self.scratch_dir) {
+            if !path.is_absolute() {
+                return Err((
+                    "cloister.scratch_dir",
+                    format!("{path:?} is not an absolute path"),
+                ));
+            }
+            config.scratch_dir = path;
+        }
+        Ok(())
     }
 }
 
@@ -363,6 +384,8 @@ mod tests {
             [cloister]
             accel = "tcg"
             tee = "sample"
+            scratch_disk = 1024
+            scratch_dir = "/scratch"
             [relay]
             allow = ["Registry.example:443"]
             "#,
@@ -376,6 +399,8 @@ mod tests {
         assert_eq!(config.boot_timeout, Duration::from_millis(1500));
         assert!(config.force_guest_pull && !config.disable_guest_seccomp);
         assert_eq!((config.tee, config.vm.accel), (Tee::Sample, Accel::Tcg));
+        assert_eq!(config.scratch_mib, 1024);
+        assert_eq!(config.scratch_dir, Path::new("/scratch"));
         assert_eq!(config.relay_allow[0].to_string(), "registry.example:443");
     }
 
@@ -398,6 +423,9 @@ mod tests {
                 "reconnect_timeout_ms",
             ),
             ("[cloister]\ntee = \"snp\"", "tee"),
+            ("[cloister]\nscratch_disk = 63", "cloister.scratch_disk"),
+            ("[cloister]\nscratch_disk = -1", "scratch_disk"),
+            ("[cloister]\nscratch_dir = \"tmp\"", "cloister.scratch_dir"),
             ("[cloister]\naccell = \"kvm\"", "cloister.accel?"),
         ] {
             let error = load_text(text).unwrap_err().to_string();

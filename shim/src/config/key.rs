@@ -39,7 +39,10 @@ const SUPPORTED: &[(&str, &[&str])] = &[
             "disable_guest_seccomp",
         ],
     ),
-    ("cloister", &["accel", "tee", "init_data"]),
+    (
+        "cloister",
+        &["accel", "tee", "init_data", "scratch_disk", "scratch_dir"],
+    ),
     ("relay", &["allow"]),
 ];
 

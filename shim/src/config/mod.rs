@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_api::Target;
+use hypervisor::spec::MAX_SCRATCH_MIB;
 use hypervisor::{Accel, Machine};
 use serde::Deserialize;
 use thiserror::Error;
@@ -26,6 +27,8 @@ pub use file::load;
 pub const PATH_VARIABLE: &str = "CLOISTER_CONFIG";
 /// The file that is read where nothing names another, if it exists.
 pub const DEFAULT_PATH: &str = "/etc/cloister/configuration.toml";
+/// The smallest scratch disk, in MiB: no image that needs one fits into less.
+const MIN_SCRATCH_MIB: u32 = 64;
 
 /// The kind of trusted execution environment the guest runs in, as the guest is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -87,6 +90,10 @@ pub struct Config {
     pub tee: Tee,
     /// An init-data document (TOML) for every pod that brings none.
     pub init_data: Option<PathBuf>,
+    /// MiB of scratch disk for the guest; none at zero.
+    pub scratch_mib: u32,
+    /// The directory on whose file system scratch disks are.
+    pub scratch_dir: PathBuf,
     /// The only places that the relay dials.
     pub relay_allow: Vec<Target>,
 }
@@ -131,6 +138,8 @@ impl Default for Config {
             disable_guest_seccomp: true,
             tee: Tee::None,
             init_data: None,
+            scratch_mib: 0,
+            scratch_dir: PathBuf::from("/var/lib/cloister/scratch"),
             relay_allow: Vec::new(),
         }
     }
@@ -263,6 +272,16 @@ fn kernel_words(text: &str) -> Result<Vec<String>, String> {
         }
     }
     Ok(words)
+}
+
+/// Whether a scratch disk may have this size in MiB; zero is none.
+fn scratch_size(mib: u32) -> Result<(), String> {
+    if mib == 0 || (MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB).contains(&mib) {
+        return Ok(());
+    }
+    Err(format!(
+        "{mib} MiB: use {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB}, or 0 for none"
+    ))
 }
 
 #[cfg(test)]

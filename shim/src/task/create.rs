@@ -1,6 +1,7 @@
 //! The creation of a container: configuration, VM (for the first of a pod), root file system,
 //! specification, and the guest's part. Every step that fails undoes those before it.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::types::mount::Mount;
-use hypervisor::VmSpec;
+use hypervisor::{Scratch, VmSpec};
 use tracing::{info, warn};
 
 use super::make::make;
@@ -32,6 +33,8 @@ use crate::state_dir::is_plain_name;
 
 /// The file in the state directory that keeps the guest's console.
 const CONSOLE_LOG: &str = "console.log";
+/// The serial by which the agent finds the scratch disk.
+const SCRATCH_SERIAL: &str = "cloister-scratch";
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -228,6 +231,8 @@ impl Tasks {
             disks.push(prepared.disk);
             kernel_params.push(prepared.kernel_param);
         }
+        let scratch =
+            scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
         // A pod's later containers may need files of the host; one on its own is known already.
         let may_share = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
         let needs_share = container.role == Role::Sandbox
@@ -256,6 +261,7 @@ impl Tasks {
                 qemu: vm.qemu,
                 kernel_params,
                 disks,
+                scratch,
                 console_log: Some(self.directory.path().join(CONSOLE_LOG)),
                 ..VmSpec::new(
                     &vm_name(&self.sandbox_id),
@@ -363,6 +369,24 @@ fn prepare(
         binds,
         host_root,
     })
+}
+
+/// The guest's scratch disk, in a directory that is made where it is missing.
+fn scratch(config: &Config) -> Result<Option<Scratch>, String> {
+    if config.scratch_mib == 0 {
+        return Ok(None);
+    }
+    let directory = config.scratch_dir.clone();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .map_err(|error| format!("cloister.scratch_dir {directory:?}: {error}"))?;
+    Ok(Some(Scratch {
+        directory,
+        mib: config.scratch_mib,
+        serial: SCRATCH_SERIAL.to_owned(),
+    }))
 }
 
 fn rootfs_error(error: &RootfsError) -> GuestError {

@@ -205,7 +205,9 @@ pub fn files_with(dirs: &[PathBuf], needles: &[&[u8]]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+/// Whether `needle`, which is not empty, stands in `bytes`.
+#[must_use]
+pub fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     // The first byte decides most positions; a window comparison of every position is too slow for
     // a debug build over a whole image store.
     let Some((first, rest)) = needle.split_first() else {

@@ -74,6 +74,15 @@ impl InitData {
         Self { toml }
     }
 
+    /// The same with the owner's word on where images are kept.
+    #[must_use]
+    pub fn with_store(&self, store: &str) -> Self {
+        let keyed = format!("[image]\nstore = \"{store}\"\n");
+        Self {
+            toml: self.toml.replacen("[image]\n", &keyed, 1),
+        }
+    }
+
     /// The same with one byte changed, in a comment: nothing but the digest differs.
     #[must_use]
     pub fn with_one_byte_changed(&self) -> Self {

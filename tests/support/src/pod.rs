@@ -31,6 +31,8 @@ pub struct Settings {
     pub allow: Vec<String>,
     /// Memory in MiB.
     pub memory: u32,
+    /// MiB of scratch disk; none at zero.
+    pub scratch: u32,
     /// Milliseconds until the agent must have answered.
     pub boot_ms: u64,
 }
@@ -48,6 +50,7 @@ impl Settings {
             kernel_params: String::new(),
             allow: allow.iter().map(|a| (*a).to_owned()).collect(),
             memory: 512,
+            scratch: 0,
             boot_ms: 60_000,
         }
     }
@@ -77,7 +80,7 @@ impl Settings {
              default_memory = {memory}\nshared_fs = {fs:?}\nkernel_params = {params:?}\n\
              enable_annotations = [\"cc_init_data\"]\n\n\
              [agent.kata]\nreconnect_timeout_ms = {boot}\n\n\
-             [cloister]\ntee = {tee:?}\n\n[relay]\nallow = {allow:?}\n",
+             [cloister]\ntee = {tee:?}\nscratch_disk = {scratch}\nscratch_dir = {dir:?}\n\n[relay]\nallow = {allow:?}\n",
             kernel = given(&self.kernel, "vmlinux")?,
             initrd = given(&self.initrd, "initramfs.cpio")?,
             memory = self.memory,
@@ -85,6 +88,8 @@ impl Settings {
             params = self.kernel_params,
             boot = self.boot_ms,
             tee = self.tee,
+            scratch = self.scratch,
+            dir = state.path().join("scratch"),
             allow = self.allow,
         );
         if self.guest_pull {

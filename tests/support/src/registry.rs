@@ -29,31 +29,29 @@ impl Registry {
     /// # Errors
     /// When it does not listen in time.
     pub fn start(state: &State) -> Result<Self> {
-        let address = format!("127.0.0.1:{}", free_port()?);
         let storage = state.dir("registry")?;
         let identity = tls::identity(state, "registry")?;
-        let config = state.file(
-            "registry.yml",
-            format!(
-                "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: false\n\
-                 storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
-                 http:\n  addr: {address}\n  tls:\n    certificate: {}\n    key: {}\n",
-                storage.display(),
-                identity.cert.display(),
-                identity.key.display()
-            ),
-        )?;
-        let mut service = Service::start(
-            Command::new("docker-registry").arg("serve").arg(config),
-            &state.path().join("registry.log"),
-        )?;
-        service.wait_until(READY, || TcpStream::connect(&address).is_ok())?;
+        let tls = format!(
+            "  tls:\n    certificate: {}\n    key: {}\n",
+            identity.cert.display(),
+            identity.key.display()
+        );
+        let (service, address) = serve(state, "registry", &storage, &tls)?;
         Ok(Self {
             service,
             address,
             storage,
             identity,
         })
+    }
+
+    /// Serves the same images without TLS as well, as long as the answer is held; its second part is the
+    /// address.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn in_the_clear(&self, state: &State) -> Result<(Service, String)> {
+        serve(state, "registry-clear", &self.storage, "")
     }
 
     /// `host:port`, as it stands before an image's name.
@@ -143,6 +141,26 @@ impl Registry {
         .ok()?;
         Ok(serde_json::from_str(&said.stdout)?)
     }
+}
+
+/// Starts one and waits until it listens.
+fn serve(state: &State, name: &str, storage: &Path, tls: &str) -> Result<(Service, String)> {
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let config = state.file(
+        &format!("{name}.yml"),
+        format!(
+            "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: false\n\
+             storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
+             http:\n  addr: {address}\n{tls}",
+            storage.display(),
+        ),
+    )?;
+    let mut service = Service::start(
+        Command::new("docker-registry").arg("serve").arg(config),
+        &state.path().join(format!("{name}.log")),
+    )?;
+    service.wait_until(READY, || TcpStream::connect(&address).is_ok())?;
+    Ok((service, address))
 }
 
 /// A port that was free a moment ago.

@@ -7,9 +7,11 @@
 
 mod limits;
 mod registry;
+mod store;
 mod wire;
 
 pub use limits::{Devices, ImageLimits, TrustedXattrs};
+pub use store::Store;
 
 use super::InitData;
 
@@ -67,6 +69,8 @@ pub struct ImageSettings {
     pub proxy: PullProxy,
     /// What an image may at most be.
     pub limits: ImageLimits,
+    /// Where images are kept; the guest's own choice where it is not written.
+    pub store: Option<Store>,
 }
 
 /// The proxies of `[image.image_pull_proxy]`, as they are written; empty where there is none.

@@ -11,7 +11,7 @@ use super::{Facts, VsockDevice, arguments};
 use crate::accel::Resolved;
 use crate::console;
 use crate::qmp::Qmp;
-use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, VmSpec};
+use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, VmSpec};
 use crate::supervise::{Launch, Status, spawn};
 use crate::vsock::UserDevice;
 
@@ -45,6 +45,8 @@ async fn is_taken(machine: Machine) {
     let (qmp, qmp_end) = std::os::unix::net::UnixStream::pair().unwrap();
     let (_console, console_end) = std::os::unix::net::UnixStream::pair().unwrap();
     qmp.set_nonblocking(true).unwrap();
+    let scratch = tempfile::tempfile_in(dir.path()).unwrap();
+    scratch.set_len(1 << 20).unwrap();
     let facts = Facts {
         accel: Resolved::Tcg,
         tsc_khz: Some(2_000_000),
@@ -54,6 +56,7 @@ async fn is_taken(machine: Machine) {
         host_port: 1030,
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
+        scratch_fd: Some(scratch.as_raw_fd()),
     };
     let mut words: Vec<OsString> = arguments(&spec, &facts)
         .into_iter()
@@ -64,7 +67,7 @@ async fn is_taken(machine: Machine) {
         program: spec.spec().qemu.clone(),
         arguments: words,
         directory: dir.path().to_owned(),
-        descriptors: vec![vsock, qmp_end.into(), console_end.into()],
+        descriptors: vec![vsock, qmp_end.into(), console_end.into(), scratch.into()],
     };
     let started = spawn(launch).await.unwrap();
     let stderr = tokio::net::unix::pipe::Receiver::from_owned_fd(started.stderr.into()).unwrap();
@@ -100,6 +103,11 @@ fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
         format: DiskFormat::Raw,
         serial: "d0".to_owned(),
     }];
+    spec.scratch = Some(Scratch {
+        directory: dir.to_owned(),
+        mib: 1,
+        serial: "s0".to_owned(),
+    });
     CheckedSpec::try_from(spec).unwrap()
 }
 

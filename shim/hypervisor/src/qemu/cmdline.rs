@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::accel::Resolved;
 use crate::qemu::kernel;
-use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, SharedFs, VmSpec};
+use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, SharedFs, VmSpec};
 
 /// What the host offers, and the descriptors that QEMU inherits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Facts {
     pub qmp_fd: RawFd,
     /// A connected stream socket for the serial console.
     pub console_fd: RawFd,
+    /// The scratch disk's file, where the spec asks for one.
+    pub scratch_fd: Option<RawFd>,
 }
 
 /// How the vsock device is offered to the guest.
@@ -60,6 +62,9 @@ pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
     line.device("virtio-rng", "rng=entropy");
     for (index, disk) in spec.spec().disks.iter().enumerate() {
         line.disk(index, disk);
+    }
+    if let (Some(scratch), Some(fd)) = (&spec.spec().scratch, facts.scratch_fd) {
+        line.scratch(scratch, fd);
     }
     if let Some(fs) = &spec.spec().shared_fs {
         line.shared_fs(fs);
@@ -198,6 +203,27 @@ impl Line {
         self.device(
             "virtio-blk",
             &format!("drive=disk{index},serial={}", disk.serial),
+        );
+    }
+
+    /// Nothing of it has to reach the host's disk: what is left of it when QEMU ends is of no use. A host
+    /// without room is the guest's I/O error; the default is a VM that stands still.
+    fn scratch(&mut self, scratch: &Scratch, fd: RawFd) {
+        self.option("-add-fd", format!("fd={fd},set=1"));
+        self.option(
+            "-blockdev",
+            "driver=file,node-name=scratch-file,filename=/dev/fdset/1,locking=off,cache.no-flush=on",
+        );
+        self.option(
+            "-blockdev",
+            "driver=raw,node-name=scratch,file=scratch-file,cache.no-flush=on",
+        );
+        self.device(
+            "virtio-blk",
+            &format!(
+                "drive=scratch,serial={},rerror=report,werror=report",
+                scratch.serial
+            ),
         );
     }
 

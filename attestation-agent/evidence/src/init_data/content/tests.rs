@@ -127,6 +127,14 @@ fn limits_of_images_are_the_owners() {
 }
 
 #[test]
+fn where_images_are_kept_is_the_owners_word() {
+    let store = |text: &str| content(&[("cdh.toml", text)]).unwrap().image.store;
+    assert_eq!(store("[image]"), None);
+    assert_eq!(store("[image]\nstore = 'memory'"), Some(Store::Memory));
+    assert_eq!(store("[image]\nstore = 'scratch'"), Some(Store::Scratch));
+}
+
+#[test]
 fn the_place_of_simple_signatures_may_be_inline_or_at_the_broker() {
     let lookaside = |text: &str| {
         let text = format!("[image]\n{text}");
@@ -208,6 +216,7 @@ fn what_is_known_and_not_supported_is_named_with_a_fix() {
         ),
         ("cdh.toml", "[image.limits]\nentires = 1", "entires"),
         ("cdh.toml", "[image.limits]\ndevices = 'some'", "some"),
+        ("cdh.toml", "[image]\nstore = 'disk'", "disk"),
         (
             "cdh.toml",
             "[[image.registry_config.registry]]\ninsecure = true",
