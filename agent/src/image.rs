@@ -43,6 +43,7 @@ pub struct Images {
     tee: Option<Tee>,
     content: Content,
     dial: Arc<dyn Dial>,
+    mirror: Option<Arc<dyn Dial>>,
     broker: Option<Arc<Broker>>,
     settings: OnceCell<Settings>,
     /// What the pulls of the pod's containers share.
@@ -109,12 +110,20 @@ impl Images {
             tee,
             content,
             dial,
+            mirror: None,
             broker,
             settings: OnceCell::new(),
             shared: OnceLock::new(),
             pulls: Pulls::default(),
             events,
         })
+    }
+
+    /// The same with a mirror of the node, whose dialler looks at no name.
+    #[must_use]
+    pub fn with_mirror(self, dial: Arc<dyn Dial>) -> Self {
+        let mirror = Some(dial);
+        Self { mirror, ..self }
     }
 
     /// The pulls that are on their way.
@@ -169,7 +178,8 @@ impl Images {
             .settings
             .get_or_try_init(|| {
                 let broker = self.broker.as_deref();
-                Settings::load(&self.content, self.tee, broker, &self.dial)
+                let mirror = self.mirror.as_ref();
+                Settings::load(&self.content, self.tee, broker, &self.dial, mirror)
             })
             .await?;
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));

@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::cmdline::Cmdline;
 use crate::fault::OrFail;
 use crate::gate::Gate;
-use crate::host::{Events, HostPort};
+use crate::host::{Events, HostPort, MirrorDial};
 use crate::image::{Images, Launch};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
@@ -83,7 +83,8 @@ async fn serve(cmdline: &Cmdline, host: HostPort, started: Duration) -> Result<(
         init_data,
         content,
     };
-    let images = Images::new(launch, Arc::new(host), events.clone())?;
+    let mirror = Arc::new(MirrorDial(host));
+    let images = Images::new(launch, Arc::new(host), events.clone())?.with_mirror(mirror);
     let sandbox = Arc::new(Sandbox::new(reaper, images, events));
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {

@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::anew::begins_anew;
 use super::progress::{PullPhase, Teller};
 use super::shared::{Joined, LayerKey, Lead, Part, Shared};
 use super::space::Space;
@@ -153,21 +154,43 @@ impl Pull {
         lead: Lead,
     ) -> Result<Journal, PullError> {
         let turn = self.shared.turn(plan.compression).await;
-        let (send, pieces) = mpsc::channel(PIECES_AHEAD);
         let mut blob = self.image.blob(&plan.digest, plan.size)?;
-        let digest = plan.digest.clone();
-        let (decoding, into) = (self.clone(), root.clone());
-        let decode = tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &into));
+        if plan.decrypt.is_some() {
+            blob = blob.encrypted();
+        }
         let fetched = |bytes| {
             self.teller.fetched(index, bytes);
             lead.fetched(bytes);
         };
-        fetch(&mut blob, send, fetched).await;
-        let decoded = decode.await.map_err(|error| self.stage.broken(&error))?;
+        let (plan, mut root) = (Arc::new(plan), root);
+        let journal = loop {
+            let source = match self.attempt(&plan, &root, &mut blob, &fetched).await? {
+                Ok(journal) => break journal,
+                Err(source) => source,
+            };
+            if !begins_anew(&mut blob, &source) {
+                return Err(self.layer_failed(index, plan.digest.clone(), source));
+            }
+            root = Arc::new(self.stage.renew_layer(index)?);
+        };
         drop(turn);
-        let journal = decoded.map_err(|source| self.layer_failed(index, digest, source))?;
         self.teller.layer_done(index);
         Ok(lead.share(root, journal).await)
+    }
+
+    /// One layer, as far as the blob at hand carries it.
+    async fn attempt(
+        &self,
+        plan: &Arc<Plan>,
+        root: &Arc<Root>,
+        blob: &mut BlobReader,
+        fetched: impl Fn(u64),
+    ) -> Result<Result<Journal, LayerError>, PullError> {
+        let (send, pieces) = mpsc::channel(PIECES_AHEAD);
+        let (decoding, plan, into) = (self.clone(), plan.clone(), root.clone());
+        let decode = tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &into));
+        fetch(blob, send, fetched).await;
+        decode.await.map_err(|error| self.stage.broken(&error))
     }
 
     /// Waits for the one who leads and copies what it unpacked; `None` when it failed, or went away.

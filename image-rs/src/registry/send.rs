@@ -13,7 +13,7 @@ use transport::{Body, Redirected, bytes_capped};
 
 use super::auth::{self, AuthFileError, Challenge, Credential, Slot, State};
 use super::rules::Site;
-use super::{Registry, RegistryError, Security};
+use super::{Registry, RegistryError, Security, node};
 
 /// Cap on the body of an error answer.
 pub(super) const ERROR_BYTES_MAX: usize = 16 * 1024;
@@ -76,7 +76,11 @@ impl<'a> Ask<'a> {
 
     fn url(&self, scheme: &str) -> String {
         let image = &self.site.image;
-        let (host, repository) = (image.endpoint(), image.repository());
+        let (host, repository) = if self.site.is_node {
+            (node::HOST, node::REPOSITORY)
+        } else {
+            (image.endpoint(), image.repository())
+        };
         match &self.address {
             Address::Url(url) => url.clone(),
             Address::Path(path) => format!("{scheme}://{host}/v2/{repository}/{path}"),
@@ -101,7 +105,7 @@ impl Registry {
     /// Sends, again and again where that may help. Who is busy to the end is an error, too.
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
         let retry = &self.config.retry;
-        let attempts = self.attempts(ask.is_last);
+        let attempts = self.attempts(ask.site, ask.is_last);
         let mut attempt = 1;
         loop {
             let result = self.send_authorised(ask).await;
@@ -132,6 +136,10 @@ impl Registry {
         &self,
         ask: &Ask<'_>,
     ) -> Result<Response<Body>, RegistryError> {
+        // It has nobody's credentials, and what it challenges is its own business.
+        if ask.site.is_node {
+            return self.send_once(ask, None).await;
+        }
         let image = &ask.site.image;
         let key = (
             image.endpoint().to_owned(),
@@ -275,9 +283,9 @@ impl Registry {
         if let Some(token) = token {
             request.headers_mut().insert(AUTHORIZATION, token);
         }
-        let http = self.client(ask.site.security);
+        let http = self.client_to(ask.site);
         let sent = match ask.method {
-            Method::GET | Method::HEAD => http.send_following(request).await,
+            Method::GET | Method::HEAD if !ask.site.is_node => http.send_following(request).await,
             _ => http.send(request).await,
         };
         sent.map_err(|source| RegistryError::Unreachable {

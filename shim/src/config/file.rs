@@ -52,6 +52,7 @@ struct FileRoot {
     runtime: Runtime,
     cloister: Cloister,
     relay: Relay,
+    mirror: Mirror,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -113,6 +114,13 @@ struct Cloister {
 #[serde(deny_unknown_fields, default)]
 struct Relay {
     allow: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Mirror {
+    directory: Option<PathBuf>,
+    size_mib: Option<u64>,
 }
 
 impl FileRoot {
@@ -178,6 +186,9 @@ impl FileRoot {
                 .map_err(|cause: agent_api::LineError| refuse("relay.allow", cause.to_string()))?;
             config.relay_allow.push(target);
         }
+        self.mirror
+            .apply(&mut config.mirror)
+            .map_err(|(key, cause)| refuse(key, cause))?;
         Ok(config)
     }
 }
@@ -207,6 +218,21 @@ impl Runtime {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl Mirror {
+    fn apply(self, mirror: &mut super::Mirror) -> Result<(), (&'static str, String)> {
+        mirror.size_mib = self.size_mib.unwrap_or(mirror.size_mib);
+        if let Some(directory) = self.directory {
+            // Shims of one node are started in different places.
+            if !directory.is_absolute() {
+                let cause = format!("{directory:?} is not an absolute path");
+                return Err(("mirror.directory", cause));
+            }
+            mirror.directory = directory;
+        }
+        Ok(())
     }
 }
 
@@ -365,6 +391,9 @@ mod tests {
             tee = "sample"
             [relay]
             allow = ["Registry.example:443"]
+            [mirror]
+            directory = "/big/blobs"
+            size_mib = 0
             "#,
         )
         .unwrap();
@@ -377,6 +406,8 @@ mod tests {
         assert!(config.force_guest_pull && !config.disable_guest_seccomp);
         assert_eq!((config.tee, config.vm.accel), (Tee::Sample, Accel::Tcg));
         assert_eq!(config.relay_allow[0].to_string(), "registry.example:443");
+        assert_eq!(config.mirror.directory, Path::new("/big/blobs"));
+        assert!(config.mirror.open().is_none() && Config::default().mirror.open().is_some());
     }
 
     #[test]
@@ -398,6 +429,9 @@ mod tests {
                 "reconnect_timeout_ms",
             ),
             ("[cloister]\ntee = \"snp\"", "tee"),
+            ("[mirror]\ndirectory = \"blobs\"", "mirror.directory"),
+            ("[mirror]\nsize_mib = -1", "size_mib"),
+            ("[mirror]\nsize = 1", "mirror.size_mib?"),
             ("[cloister]\naccell = \"kvm\"", "cloister.accel?"),
         ] {
             let error = load_text(text).unwrap_err().to_string();

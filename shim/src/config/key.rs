@@ -41,6 +41,7 @@ const SUPPORTED: &[(&str, &[&str])] = &[
     ),
     ("cloister", &["accel", "tee", "init_data"]),
     ("relay", &["allow"]),
+    ("mirror", &["directory", "size_mib"]),
 ];
 
 /// Kata's keys (4.1) that are known and not supported.

@@ -4,8 +4,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Value;
 
 use super::{
-    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageLimits, ImageSettings,
-    PullProxy, Source, limits, registry,
+    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, HostMirror, ImageLimits,
+    ImageSettings, PullProxy, Source, limits, registry,
 };
 
 #[derive(Deserialize)]
@@ -116,6 +116,7 @@ struct Image {
     image_pull_proxy: Proxy,
     work_dir: Option<Value>,
     limits: ImageLimits,
+    host_mirror: Option<HostMirror>,
 }
 
 #[derive(Deserialize, Default)]
@@ -259,6 +260,7 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
             exceptions: image.image_pull_proxy.no_proxy,
         },
         limits: limits::check(image.limits)?,
+        host_mirror: image.host_mirror,
     })
 }
 
