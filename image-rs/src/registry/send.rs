@@ -240,7 +240,7 @@ impl Registry {
                 self.schemes.keep(host, "https");
                 Ok(answer)
             }
-            Err(error) if speaks_no_tls(&error) => {
+            Err(error) if speaks_no_tls(&error, host) => {
                 match self.transmit(ask, ask.url("http"), token).await {
                     Ok(answer) => {
                         self.schemes.keep(host, "http");
@@ -321,18 +321,21 @@ pub(super) fn busy(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-fn speaks_no_tls(error: &RegistryError) -> bool {
+/// Whether a place may still speak plain HTTP. Without a port in its name that is another port, which may be the only
+/// one that it listens on.
+fn speaks_no_tls(error: &RegistryError, host: &str) -> bool {
     use transport::{Error, Phase};
     let RegistryError::Unreachable { source, .. } = error else {
         return false;
     };
-    // A server of plain HTTP answers the first bytes of TLS with an error, or waits for more.
-    matches!(
-        source,
-        Error::Tls { .. }
-            | Error::Timeout {
-                phase: Phase::Tls,
-                ..
-            }
-    )
+    let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+    match source {
+        // A server of plain HTTP answers the first bytes of TLS with an error, or waits for more.
+        Error::Tls { .. } => true,
+        Error::Dial { .. } => !has_port,
+        Error::Timeout { phase, .. } => {
+            *phase == Phase::Tls || (*phase == Phase::Dial && !has_port)
+        }
+        _ => false,
+    }
 }
