@@ -5,29 +5,40 @@
 
 use crate::layer::LayerError;
 use crate::place::BlobReader;
+use crate::registry::RegistryError;
+use crate::unpack::UnpackError;
 
-/// Whether the same blob now comes anew from its first byte; what was unpacked of it is to be thrown away.
-pub(super) fn begins_anew(blob: &mut BlobReader, error: &LayerError) -> bool {
+/// Begins the same blob anew from its first byte, for what was unpacked of it to be thrown away; else the error that
+/// stands, with every place that gave wrong bytes.
+pub(super) fn begin_anew(blob: &mut BlobReader, error: LayerError) -> Result<(), LayerError> {
     let BlobReader::Registry(blob) = blob else {
-        return false;
+        return Err(error);
     };
-    let anew = match error {
-        LayerError::Digest { found, .. } => blob.refuse(found.clone()).is_ok(),
+    let text = error.to_string();
+    match &error {
+        LayerError::Digest { found, .. } => match blob.refuse(found.clone()) {
+            Ok(()) => {}
+            Err(all @ RegistryError::Nowhere { .. }) => return Err(all.into()),
+            Err(_) => return Err(error),
+        },
         // Every byte was what the manifest names.
         LayerError::DiffId { .. }
         | LayerError::WrappedDigest { .. }
-        | LayerError::BadWrappedDigest(_) => false,
+        | LayerError::BadWrappedDigest(_)
+        | LayerError::Cipher(_)
         // No place is left, or nobody waits for it.
-        LayerError::Fetch(_)
+        | LayerError::Fetch(_)
         | LayerError::Source(_)
         | LayerError::Foreign { .. }
-        | LayerError::GivenUp => false,
-        LayerError::Cipher(_) | LayerError::Decompress(_) | LayerError::Unpack(_) => {
-            blob.doubt(error)
+        | LayerError::GivenUp
+        // Not the bytes' fault, and it would end in the same way.
+        | LayerError::Unpack(UnpackError::NoSpace(_)) => return Err(error),
+        LayerError::Decompress(_) | LayerError::Unpack(_) => {
+            if !blob.doubt(&error) {
+                return Err(error);
+            }
         }
-    };
-    if anew {
-        tracing::warn!(%error, "a layer is fetched anew from the next place");
     }
-    anew
+    tracing::warn!(error = text, "a layer is fetched anew from the next place");
+    Ok(())
 }

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::anew::begins_anew;
+use super::anew::begin_anew;
 use super::progress::{PullPhase, Teller};
 use super::shared::{Joined, LayerKey, Lead, Part, Shared};
 use super::space::Space;
@@ -89,13 +89,19 @@ impl Pull {
 
     /// A method, so that a thread which calls it holds the whole pull: with single fields of it, the stage might be
     /// removed before the thread ends, and what it writes then would be left.
-    fn decode(&self, plan: &Plan, pieces: Pieces, root: &Root) -> Result<Journal, LayerError> {
-        layer::decode(plan, pieces, root, &self.options, &self.usage)
+    fn decode(
+        &self,
+        plan: &Plan,
+        pieces: Pieces,
+        root: &Root,
+        usage: &Usage,
+    ) -> Result<Journal, LayerError> {
+        layer::decode(plan, pieces, root, &self.options, usage)
     }
 
     /// A method for the same reason.
-    fn copy(&self, from: &Root, to: &Root) -> Result<(), UnpackError> {
-        copy_layer(from, to, &self.options, &self.usage)
+    fn copy(&self, from: &Root, to: &Root, usage: &Usage) -> Result<(), UnpackError> {
+        copy_layer(from, to, &self.options, usage)
     }
 
     /// Blocking; ends without a whole tree when the layers do.
@@ -163,32 +169,41 @@ impl Pull {
             lead.fetched(bytes);
         };
         let (plan, mut root) = (Arc::new(plan), root);
-        let journal = loop {
-            let source = match self.attempt(&plan, &root, &mut blob, &fetched).await? {
-                Ok(journal) => break journal,
-                Err(source) => source,
-            };
-            if !begins_anew(&mut blob, &source) {
-                return Err(self.layer_failed(index, plan.digest.clone(), source));
+        let decoded = loop {
+            let usage = Arc::new(self.usage.part());
+            match self
+                .attempt(&plan, &root, &mut blob, &usage, &fetched)
+                .await?
+            {
+                Ok(journal) => break Ok(journal),
+                Err(error) => match begin_anew(&mut blob, error) {
+                    Ok(()) => usage.forget(),
+                    Err(error) => break Err(error),
+                },
             }
             root = Arc::new(self.stage.renew_layer(index)?);
         };
         drop(turn);
+        let digest = plan.digest.clone();
+        let journal = decoded.map_err(|source| self.layer_failed(index, digest, source))?;
         self.teller.layer_done(index);
         Ok(lead.share(root, journal).await)
     }
 
-    /// One layer, as far as the blob at hand carries it.
+    /// What stands behind `blob`, into `root`; the outer error is a task's own.
     async fn attempt(
         &self,
         plan: &Arc<Plan>,
         root: &Arc<Root>,
         blob: &mut BlobReader,
+        usage: &Arc<Usage>,
         fetched: impl Fn(u64),
     ) -> Result<Result<Journal, LayerError>, PullError> {
         let (send, pieces) = mpsc::channel(PIECES_AHEAD);
-        let (decoding, plan, into) = (self.clone(), plan.clone(), root.clone());
-        let decode = tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &into));
+        let (decoding, plan, root, usage) =
+            (self.clone(), plan.clone(), root.clone(), usage.clone());
+        let decode =
+            tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &root, &usage));
         fetch(blob, send, fetched).await;
         decode.await.map_err(|error| self.stage.broken(&error))
     }
@@ -213,9 +228,13 @@ impl Pull {
         };
         let pull = self.clone();
         let copy = tokio::task::spawn_blocking(move || {
-            let copied = pull.copy(&unpacked.root, &root);
+            let usage = pull.usage.part();
+            let copied = pull.copy(&unpacked.root, &root, &usage);
             // One who was cancelled meanwhile removes what it had, so the copy may lack something.
             let whole = joined.has_changed().is_ok();
+            if !whole {
+                usage.forget();
+            }
             whole.then(|| copied.map(|()| Journal::clone(&unpacked.journal)))
         });
         let copied = copy.await.map_err(|error| self.stage.broken(&error))?;

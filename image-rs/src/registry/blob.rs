@@ -121,7 +121,7 @@ impl BlobStream {
         }
         self.is_done = true;
         if let Some(offer) = self.offer.take() {
-            offer.end();
+            offer.end().await;
         }
         Ok(None)
     }

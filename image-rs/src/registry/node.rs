@@ -12,6 +12,7 @@
 //! a pull waiting for long.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -30,11 +31,13 @@ pub(super) const HOST: &str = "mirror.invalid";
 /// The repository of all blobs: the host need not know whose they are.
 pub(super) const REPOSITORY: &str = "blob";
 /// One piece of an upload, in bytes.
-const PIECE_BYTES: usize = 512 * 1024;
-/// Pieces of the registry that wait to be offered.
-const WAITING: usize = 16;
-/// How long one blob may wait for its offer altogether.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Pieces that wait to be offered.
+const WAITING: usize = 2;
+/// How long one blob may wait for its offer, beside the part of its own time below.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The part of the time since its first byte that a blob may wait as well.
+const PATIENCE_PART: u32 = 8;
 
 /// Which blobs the mirror is asked for, and offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,87 +107,88 @@ impl NodeMirror {
     }
 
     /// Offers a blob that is at hand.
-    pub(super) fn offer_whole(&self, digest: &Digest, bytes: Bytes) {
+    pub(super) fn offer_whole(&self, digest: &Digest, mut bytes: Bytes) {
         let (http, digest) = (self.http.clone(), digest.clone());
         tokio::spawn(async move {
-            if let Some(mut upload) = Upload::begin(http, digest).await
-                && upload.send(bytes).await.is_some()
-            {
-                upload.finish().await;
+            let mut upload = Upload::begin(http, digest).await?;
+            while !bytes.is_empty() {
+                let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+                upload.send(piece).await?;
             }
+            upload.finish().await
         });
     }
 }
 
 /// A blob that is offered while it comes. Dropped before its end, it is given up.
 pub(super) struct Offer {
-    sender: mpsc::Sender<Next>,
-    patience: Duration,
-}
-
-enum Next {
-    Piece(Bytes),
-    End,
+    sender: mpsc::Sender<Bytes>,
+    gathered: BytesMut,
+    is_whole: Arc<AtomicBool>,
+    began: Instant,
+    waited: Duration,
 }
 
 impl Offer {
     pub(super) fn begin(mirror: &NodeMirror, digest: &Digest) -> Self {
-        let (sender, next) = mpsc::channel(WAITING);
-        tokio::spawn(carry(mirror.http.clone(), digest.clone(), next));
+        let (sender, pieces) = mpsc::channel(WAITING);
+        let is_whole = Arc::new(AtomicBool::new(false));
+        let (http, digest) = (mirror.http.clone(), digest.clone());
+        tokio::spawn(carry(http, digest, pieces, Arc::clone(&is_whole)));
         Self {
             sender,
-            patience: PATIENCE,
+            gathered: BytesMut::new(),
+            is_whole,
+            began: Instant::now(),
+            waited: Duration::ZERO,
         }
     }
 
-    /// Hands on a piece; `None` where the mirror is too slow or wants no more.
-    pub(super) async fn piece(mut self, piece: &Bytes) -> Option<Self> {
-        let began = Instant::now();
-        let sent = self.sender.send(Next::Piece(piece.clone()));
-        match timeout(self.patience, sent).await {
-            Ok(Ok(())) => {
-                self.patience = self.patience.saturating_sub(began.elapsed());
-                Some(self)
-            }
-            Ok(Err(_)) => None,
-            Err(_) => {
-                tracing::debug!("the node's mirror is too slow to be filled");
-                None
-            }
+    /// Hands on what came; `None` where the mirror is too slow or wants no more.
+    pub(super) async fn piece(mut self, bytes: &[u8]) -> Option<Self> {
+        self.gathered.extend_from_slice(bytes);
+        while self.gathered.len() >= PIECE_BYTES {
+            let piece = self.gathered.split_to(PIECE_BYTES).freeze();
+            self.hand_on(piece).await?;
+        }
+        Some(self)
+    }
+
+    /// Every byte came.
+    pub(super) async fn end(mut self) {
+        let rest = self.gathered.split().freeze();
+        if self.hand_on(rest).await.is_some() {
+            self.is_whole.store(true, Ordering::Release);
         }
     }
 
-    /// Every byte was handed on.
-    pub(super) fn end(self) {
-        let _ = self.sender.try_send(Next::End);
+    async fn hand_on(&mut self, piece: Bytes) -> Option<()> {
+        let since = Instant::now();
+        let most = PATIENCE + self.began.elapsed() / PATIENCE_PART;
+        let sent = timeout(most.saturating_sub(self.waited), self.sender.send(piece)).await;
+        self.waited += since.elapsed();
+        if sent.is_err() {
+            tracing::debug!("the node's mirror is too slow to be filled");
+        }
+        sent.ok()?.ok()
     }
 }
 
 /// Carries pieces to the mirror until the end, the mirror's no, or until the reader gives up.
-async fn carry(http: Client, digest: Digest, mut next: mpsc::Receiver<Next>) {
-    let Some(mut upload) = Upload::begin(http, digest).await else {
-        return;
-    };
-    let mut gathered = BytesMut::new();
-    loop {
-        match next.recv().await {
-            Some(Next::Piece(piece)) => {
-                gathered.extend_from_slice(&piece);
-                if gathered.len() < PIECE_BYTES {
-                    continue;
-                }
-                if upload.send(gathered.split().freeze()).await.is_none() {
-                    return;
-                }
-            }
-            Some(Next::End) => {
-                if upload.send(gathered.freeze()).await.is_some() {
-                    upload.finish().await;
-                }
-                return;
-            }
-            None => return upload.give_up().await,
-        }
+async fn carry(
+    http: Client,
+    digest: Digest,
+    mut pieces: mpsc::Receiver<Bytes>,
+    is_whole: Arc<AtomicBool>,
+) -> Option<()> {
+    let mut upload = Upload::begin(http, digest).await?;
+    while let Some(piece) = pieces.recv().await {
+        upload.send(piece).await?;
+    }
+    if is_whole.load(Ordering::Acquire) {
+        upload.finish().await
+    } else {
+        upload.give_up().await
     }
 }
 
@@ -218,15 +222,15 @@ impl Upload {
         Some(())
     }
 
-    async fn finish(mut self) {
+    async fn finish(mut self) -> Option<()> {
         let digest = format!("?digest={}", self.digest);
-        if self.ask(Method::PUT, &digest, Bytes::new()).await.is_some() {
-            tracing::debug!(digest = %self.digest, "the node's mirror was filled");
-        }
+        self.ask(Method::PUT, &digest, Bytes::new()).await?;
+        tracing::debug!(digest = %self.digest, "the node's mirror was filled");
+        Some(())
     }
 
-    async fn give_up(mut self) {
-        let _ = self.ask(Method::DELETE, "", Bytes::new()).await;
+    async fn give_up(mut self) -> Option<()> {
+        self.ask(Method::DELETE, "", Bytes::new()).await
     }
 
     /// `None` when the mirror does not take it; nobody needs it to.

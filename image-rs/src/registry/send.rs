@@ -301,6 +301,7 @@ impl Registry {
         let mut error = RegistryError::from_status(&ask.what, status, &body.unwrap_or_default());
         let image = &ask.site.image;
         if let RegistryError::Unauthorized { detail, .. } = &mut error
+            && !ask.site.is_node
             && matches!(self.config.auth.find(image), Ok(None))
         {
             let registry = image.registry();

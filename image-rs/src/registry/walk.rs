@@ -54,7 +54,12 @@ impl Health {
     }
 
     fn note(&self, site: &Site, error: &RegistryError) {
-        if !site.is_mirror || !error.is_fault_of_place() {
+        let counts = if site.is_node {
+            !matches!(error, RegistryError::NotFound { .. })
+        } else {
+            site.is_mirror && error.is_fault_of_place()
+        };
+        if !counts {
             return;
         }
         if site.is_node {
