@@ -111,7 +111,10 @@ impl Ingest {
         let mut locked = Locked::take(&self.place)?;
         self.place.admit(&mut locked, length)?;
         let written = self.file.write_all(bytes);
-        written.map_err(|source| failed("write", &self.path, source))?;
+        written.map_err(|source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Disk,
+            _ => failed("write", &self.path, source),
+        })?;
         drop(locked);
         self.hasher.update(bytes);
         self.written += length;

@@ -30,7 +30,7 @@ const MAX_CONNECTIONS: usize = 32;
 /// The head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 /// One piece of an upload, in bytes.
-const MAX_PIECE: usize = 4 * 1024 * 1024;
+const MAX_PIECE: usize = 1024 * 1024;
 /// How long a guest may take to ask; also how long a connection may wait for use.
 const ASK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a piece may take to come.
@@ -264,7 +264,9 @@ fn refusal(error: &StoreError) -> Refusal {
     let (status, code) = match error {
         StoreError::Taken(_) => (StatusCode::CONFLICT, "BLOB_UPLOAD_INVALID"),
         StoreError::Digest { .. } => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
-        StoreError::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "SIZE_INVALID"),
+        StoreError::Full { .. } | StoreError::Disk => {
+            (StatusCode::INSUFFICIENT_STORAGE, "SIZE_INVALID")
+        }
         StoreError::Locked => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
         StoreError::Io { .. } => {
             // Its paths are the host's business.

@@ -25,6 +25,8 @@ use super::read::Reading;
 
 /// Freed beyond what is needed at once, as a part of the whole, so that not every piece looks at all blobs.
 const SLACK: u64 = 64;
+/// The part of the disk that is left to others.
+const RESERVE: u64 = 32;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,9 @@ pub enum StoreError {
         /// The size from the configuration.
         cap: u64,
     },
+    /// A disk that is nearly full, whatever is removed.
+    #[error("the mirror's disk has too little room left")]
+    Disk,
     /// Other bytes than those of the digest.
     #[error("the blob is not {expected}: it has the digest {found}")]
     Digest {
@@ -94,8 +99,11 @@ impl Store {
         }
         let store = Self(Arc::new(place));
         let mut locked = Locked::take(&store.0)?;
-        // Also where the size was made smaller.
-        store.0.admit(&mut locked, 0)?;
+        // Also where the size was made smaller. What is there can be read, however little fits in.
+        match store.0.admit(&mut locked, 0) {
+            Ok(()) | Err(StoreError::Full { .. } | StoreError::Disk) => {}
+            Err(error) => return Err(error),
+        }
         drop(locked);
         Ok(store)
     }
@@ -191,18 +199,21 @@ impl Place {
         if coming > self.cap {
             return Err(full);
         }
-        let total = locked.total(self)?;
-        let excess = total.saturating_add(coming).saturating_sub(self.cap);
-        if excess == 0 {
+        let over = |total: u64| total.saturating_add(coming).saturating_sub(self.cap);
+        let lacking = self.lacking(bytes)?;
+        if over(locked.total(self)?).max(lacking) == 0 {
             return Ok(());
         }
         let mut old = self.all()?;
         old.sort_by_key(|blob| blob.used);
+        // Counted and not remembered: somebody may have removed files by hand.
+        let total = sum(&old);
+        let excess = over(total).max(lacking);
         let wanted = excess.saturating_add(self.cap / SLACK);
         let mut freed: u64 = 0;
         locked.change()?;
         for blob in old {
-            if freed >= wanted {
+            if excess == 0 || freed >= wanted {
                 break;
             }
             fs::remove_file(&blob.path).map_err(|source| failed("remove", &blob.path, source))?;
@@ -210,15 +221,25 @@ impl Place {
             freed = freed.saturating_add(blob.bytes);
         }
         locked.changed(total.saturating_sub(freed))?;
-        if freed < excess { Err(full) } else { Ok(()) }
+        match freed {
+            freed if freed < over(total) => Err(full),
+            freed if freed < lacking => Err(StoreError::Disk),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the disk lacks of `bytes` and of what is left to others.
+    fn lacking(&self, bytes: u64) -> Result<u64, StoreError> {
+        let disk = rustix::fs::statvfs(&self.root)
+            .map_err(|errno| failed("look at", &self.root, errno.into()))?;
+        let reserve = disk.f_blocks.saturating_mul(disk.f_frsize) / RESERVE;
+        let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+        Ok(reserve.saturating_add(bytes).saturating_sub(available))
     }
 
     /// Bytes of all blobs, counted.
     pub(super) fn count(&self) -> Result<u64, StoreError> {
-        let all = self.all()?;
-        Ok(all
-            .iter()
-            .fold(0, |sum: u64, blob| sum.saturating_add(blob.bytes)))
+        Ok(sum(&self.all()?))
     }
 
     /// Bytes on their way; what the dead left is removed.
@@ -258,6 +279,11 @@ impl Place {
         }
         Ok(all)
     }
+}
+
+fn sum(blobs: &[Old]) -> u64 {
+    let sizes = blobs.iter().map(|blob| blob.bytes);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// Notes the use of a blob.

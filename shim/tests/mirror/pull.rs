@@ -230,9 +230,8 @@ async fn whatever_the_host_does_the_image_is_the_registrys() {
                 && !request.contains("team");
             assert!(is_plain, "{lie:?}: {request}");
         }
-        let is_answer_of_a_registry = matches!(lie, Lie::Redirect | Lie::Challenge);
         assert!(
-            is_answer_of_a_registry || told.has("the node's mirror is passed by"),
+            told.has("the node's mirror is passed by"),
             "{lie:?}: {:?}",
             told.0
         );
