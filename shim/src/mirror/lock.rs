@@ -72,7 +72,9 @@ impl Locked {
             return Ok(total);
         }
         let total = place.count()?;
-        self.changed(total)?;
+        // A disk that is full cannot note it, and is about to be relieved; then it is counted once more.
+        let _ = self.changed(total);
+        self.total = Some(total);
         Ok(total)
     }
 

@@ -181,6 +181,51 @@ fn a_blob_that_never_fits_pushes_nothing_out() {
 }
 
 #[test]
+fn what_was_removed_by_hand_takes_no_room() {
+    let place = tempfile::tempdir().unwrap();
+    let store = Store::open(place.path(), 10_000).unwrap();
+    for number in 0..3 {
+        put(&store, &content(number, 3_000));
+    }
+    fs::remove_dir_all(place.path().join("blobs")).unwrap();
+    let later = [3, 4, 5].map(|number| put(&store, &content(number, 3_000)));
+    assert_eq!(later.map(|digest| has(&store, &digest)), [true; 3]);
+    assert_eq!(sizes(place.path()), (9_000, 0, Some(9_000)));
+}
+
+#[test]
+fn on_a_disk_that_runs_full_the_mirror_gives_way() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: a small tmpfs needs root");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=4m", "none"])
+        .arg(place.path())
+        .status();
+    assert!(mount.unwrap().success());
+    let mib = 1024 * 1024;
+    {
+        let store = Store::open(&place.path().join("mirror"), 8 * mib as u64).unwrap();
+        let blobs = [1, 2, 3, 4].map(|seed| put(&store, &content(seed, mib)));
+        let there = blobs.map(|digest| has(&store, &digest));
+        assert_eq!(there, [false, true, true, true]);
+        // Others fill the disk.
+        fs::write(place.path().join("other"), content(5, mib / 2)).unwrap();
+        put(&store, &content(6, mib));
+        let large = content(7, 4 * mib);
+        let mut ingest = store.ingest(&Digest::of(&large)).unwrap();
+        let error = ingest.write(&large).unwrap_err();
+        assert!(matches!(error, StoreError::Disk), "{error}");
+        drop(ingest);
+        assert_eq!(sizes(&place.path().join("mirror")), (0, 0, Some(0)));
+    }
+    let unmounted = Command::new("umount").arg(place.path()).status();
+    assert!(unmounted.unwrap().success());
+}
+
+#[test]
 fn a_writer_that_is_killed_blocks_nobody_and_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let store = Store::open(place.path(), ROOMY).unwrap();
