@@ -431,7 +431,7 @@ mod tests {
             ("[cloister]\ntee = \"snp\"", "tee"),
             ("[mirror]\ndirectory = \"blobs\"", "mirror.directory"),
             ("[mirror]\nsize_mib = -1", "size_mib"),
-            ("[mirror]\nsize = 1", "mirror.size_mib?"),
+            ("[mirror]\nsize_mb = 1", "mirror.size_mib?"),
             ("[cloister]\naccell = \"kvm\"", "cloister.accel?"),
         ] {
             let error = load_text(text).unwrap_err().to_string();
