@@ -1,4 +1,4 @@
-//! The host port: READY and the phases of a start, FAIL, and the relay's dialler.
+//! The host port: READY and the phases of a start, FAIL, and the diallers of the relay and of the mirror.
 
 use std::io;
 use std::time::Duration;
@@ -75,6 +75,22 @@ impl HostPort {
         Ok(())
     }
 
+    /// A stream that the host agreed to carry.
+    async fn ask(self, line: &HostLine, who: &str) -> io::Result<BoxedStream> {
+        let asking = async {
+            let mut stream = self.open(line).await?;
+            let answer = read_line(&mut stream).await?;
+            Ok::<_, io::Error>((stream, answer))
+        };
+        let (stream, answer) = timeout(DIAL_TIMEOUT, asking).await??;
+        match DialAnswer::parse(&answer).map_err(io::Error::other)? {
+            DialAnswer::Ok => Ok(Box::new(stream)),
+            DialAnswer::Err(code, text) => {
+                Err(io::Error::new(kind_of(code), format!("{who}: {text}")))
+            }
+        }
+    }
+
     async fn open(self, line: &HostLine) -> io::Result<VsockStream> {
         let address = VsockAddr::new(ports::HOST_CID, self.port);
         let mut stream = timeout(CONNECT_TIMEOUT, VsockStream::connect(address)).await??;
@@ -83,24 +99,24 @@ impl HostPort {
     }
 }
 
+/// The node's mirror behind the host port. Host and port are not looked at: it is one.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorDial(pub HostPort);
+
 #[async_trait]
 impl Dial for HostPort {
     async fn dial(&self, host: &str, port: u16) -> io::Result<BoxedStream> {
         let target = Target::new(host, port)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let dialling = async {
-            let mut stream = self.open(&HostLine::Dial(target.clone())).await?;
-            let line = read_line(&mut stream).await?;
-            Ok::<_, io::Error>((stream, line))
-        };
-        let (stream, line) = timeout(DIAL_TIMEOUT, dialling).await??;
-        match DialAnswer::parse(&line).map_err(io::Error::other)? {
-            DialAnswer::Ok => Ok(Box::new(stream)),
-            DialAnswer::Err(code, text) => {
-                let text = format!("{target}: the host's relay: {text}");
-                Err(io::Error::new(kind_of(code), text))
-            }
-        }
+        let who = format!("{target}: the host's relay");
+        self.ask(&HostLine::Dial(target), &who).await
+    }
+}
+
+#[async_trait]
+impl Dial for MirrorDial {
+    async fn dial(&self, _host: &str, _port: u16) -> io::Result<BoxedStream> {
+        self.0.ask(&HostLine::Mirror, "the host's mirror").await
     }
 }
 

@@ -45,6 +45,7 @@ pub struct Images {
     tee: Option<Tee>,
     content: Content,
     dial: Arc<dyn Dial>,
+    mirror: Option<Arc<dyn Dial>>,
     broker: Option<Arc<Broker>>,
     settings: OnceCell<Settings>,
     store: ImageStore,
@@ -117,6 +118,7 @@ impl Images {
             tee,
             content,
             dial,
+            mirror: None,
             broker,
             settings: OnceCell::new(),
             store,
@@ -124,6 +126,13 @@ impl Images {
             pulls: Pulls::default(),
             events,
         })
+    }
+
+    /// The same with a mirror of the node, whose dialler looks at no name.
+    #[must_use]
+    pub fn with_mirror(self, dial: Arc<dyn Dial>) -> Self {
+        let mirror = Some(dial);
+        Self { mirror, ..self }
     }
 
     /// The pulls that are on their way.
@@ -176,8 +185,8 @@ impl Images {
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
         let settings = self.settings.get_or_try_init(|| {
-            let broker = self.broker.as_deref();
-            Settings::load(&self.content, self.tee, broker, &self.dial)
+            let (broker, mirror) = (self.broker.as_deref(), self.mirror.as_ref());
+            Settings::load(&self.content, self.tee, broker, &self.dial, mirror)
         });
         let (settings, ()) = tokio::try_join!(settings, self.store.ready())?;
         make_place(target)?;

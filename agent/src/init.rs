@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::cmdline::Cmdline;
 use crate::fault::OrFail;
 use crate::gate::Gate;
-use crate::host::{Events, HostPort};
+use crate::host::{Events, HostPort, MirrorDial};
 use crate::image::{Images, Launch};
 use crate::module::Ability;
 use crate::reaper::Reaper;
@@ -96,7 +96,8 @@ async fn serve(
         init_data,
         content,
     };
-    let images = Images::new(launch, store, Arc::new(host), events.clone())?;
+    let mirror = Arc::new(MirrorDial(host));
+    let images = Images::new(launch, store, Arc::new(host), events.clone())?.with_mirror(mirror);
     let sandbox = Arc::new(Sandbox::new(reaper, images, events));
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {

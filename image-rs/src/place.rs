@@ -251,6 +251,15 @@ pub enum BlobReader {
 }
 
 impl BlobReader {
+    /// The same, of a layer that is encrypted; see [`BlobStream::encrypted`].
+    #[must_use]
+    pub fn encrypted(self) -> Self {
+        match self {
+            Self::Registry(blob) => Self::Registry(Box::new(blob.encrypted())),
+            layout @ Self::Layout(_) => layout,
+        }
+    }
+
     /// The next piece; `None` at the end.
     ///
     /// # Errors

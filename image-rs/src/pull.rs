@@ -1,5 +1,6 @@
 //! Pulling: from a name to a root file system that appears at once, whole and verified, or not at all.
 
+mod anew;
 mod error;
 mod progress;
 mod run;

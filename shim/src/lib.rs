@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   bootstrap ─► task ─► sandbox ─► hypervisor::Vm
-//!                 │  │      └─ boot ─► relay (host port), virtiofs
+//!                 │  │      └─ boot ─► relay (host port) ─► mirror, virtiofs
 //!                 │  └─► guest ─► the agent's ttRPC
 //!                 ├─ config, spec, rootfs, init_data     what a container becomes
 //!                 └─ process, io, event, stats           what containerd sees
@@ -24,6 +24,7 @@ pub mod guest;
 pub mod init_data;
 pub mod io;
 pub mod log;
+pub mod mirror;
 pub mod monitor;
 pub mod process;
 pub mod relay;

@@ -1,4 +1,4 @@
-//! The host port: what the guest says of itself, and the relay to the few places it may reach.
+//! The host port: what the guest says of itself, the relay to the few places it may reach, and the way to the mirror.
 //!
 //! Each connection opens with one line of the contract. `READY` and `FAIL` become [`Notice`]s for
 //! the sandbox's driver; `DIAL` is answered here. The relay sees bytes only: TLS ends in the guest,
@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{debug, warn};
+
+use crate::mirror::Mirror;
 
 /// How long a peer may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +48,7 @@ pub struct HostPort {
     allow: Arc<[Target]>,
     slots: Arc<Semaphore>,
     notices: mpsc::Sender<Notice>,
+    mirror: Option<Mirror>,
 }
 
 impl HostPort {
@@ -56,7 +59,14 @@ impl HostPort {
             allow: allow.into(),
             slots: Arc::new(Semaphore::new(MAX_RELAYS)),
             notices,
+            mirror: None,
         }
+    }
+
+    /// The same with a mirror.
+    #[must_use]
+    pub fn with_mirror(self, mirror: Option<Mirror>) -> Self {
+        Self { mirror, ..self }
     }
 
     /// Serves one connection until it ends. What goes wrong ends that connection only.
@@ -73,6 +83,7 @@ impl HostPort {
             Ok(HostLine::Ready(ready)) => self.follow(stream, ready).await,
             Ok(HostLine::Fail(error)) => self.tell(Notice::Failed(error)).await,
             Ok(HostLine::Dial(target)) => self.dial(stream, &target).await,
+            Ok(HostLine::Mirror) => self.reflect(stream).await,
             Err(error) => warn!(%error, "the guest said an unknown line"),
         }
     }
@@ -122,6 +133,33 @@ impl HostPort {
                 debug!(%target, ?carried, "relay ended");
             }
             Err(_) => {
+                let _ = stream.shutdown().await;
+            }
+        }
+    }
+
+    async fn reflect<S>(&self, mut stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let refuse = |code, cause: &str| (DialAnswer::Err(code, cause.to_owned()), None);
+        let (answer, open) = match &self.mirror {
+            None => refuse(ErrorCode::HostNotAllowed, "this host keeps no mirror"),
+            Some(mirror) => match mirror.slot() {
+                None => refuse(
+                    ErrorCode::ResourceExhausted,
+                    "too many connections to the mirror",
+                ),
+                Some(_) if !mirror.is_open().await => {
+                    refuse(ErrorCode::HostNotAllowed, "the mirror cannot be opened")
+                }
+                Some(slot) => (DialAnswer::Ok, Some((mirror, slot))),
+            },
+        };
+        let answered = stream.write_all(format!("{answer}\n").as_bytes()).await;
+        match (open, answered) {
+            (Some((mirror, _slot)), Ok(())) => mirror.serve(stream).await,
+            _ => {
                 let _ = stream.shutdown().await;
             }
         }

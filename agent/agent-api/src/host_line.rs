@@ -5,10 +5,12 @@
 //! FAIL {"code":"init-data-mismatch","phase":"init-data","message":"..."}
 //! DIAL registry.example:443      ->  OK
 //!                                ->  ERR host-not-allowed registry.example is not in relay.allow
+//! MIRROR                         ->  OK, or ERR as above
 //! ```
 //!
 //! Lines are at most [`limit::MAX_HOST_LINE`] bytes with their line feed. Whoever reads one must
-//! read no byte beyond it: after `DIAL` the next byte belongs to the relayed connection.
+//! read no byte beyond it: after `DIAL` the next byte belongs to the relayed connection, and after
+//! `MIRROR` to HTTP.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,7 +34,7 @@ pub enum LineError {
     #[error("line is not plain text")]
     NotText,
     /// The first word is none of ours.
-    #[error("line opens with {0:?}, not with READY, FAIL, DIAL, OK or ERR")]
+    #[error("line opens with {0:?}, not with READY, FAIL, DIAL, MIRROR, OK or ERR")]
     UnknownVerb(String),
     /// The JSON of `READY` or `FAIL` is not what it should be.
     #[error("{verb}: {cause}")]
@@ -139,6 +141,8 @@ pub enum HostLine {
     Fail(GuestError),
     /// Relay this connection.
     Dial(Target),
+    /// Speak to the node's mirror of blobs.
+    Mirror,
 }
 
 impl HostLine {
@@ -154,6 +158,7 @@ impl HostLine {
             "READY" => Ok(Self::Ready(json("READY", rest)?)),
             "FAIL" => Ok(Self::Fail(json("FAIL", rest)?)),
             "DIAL" => Ok(Self::Dial(rest.parse()?)),
+            "MIRROR" if text == "MIRROR" => Ok(Self::Mirror),
             other => Err(LineError::UnknownVerb(shorten(other))),
         }
     }
@@ -170,14 +175,15 @@ impl fmt::Display for HostLine {
                 write!(f, "FAIL {}", to_json(&error)?)
             }
             Self::Dial(target) => write!(f, "DIAL {target}"),
+            Self::Mirror => f.write_str("MIRROR"),
         }
     }
 }
 
-/// What the relay answers to `DIAL`.
+/// What the host answers to `DIAL` and `MIRROR`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialAnswer {
-    /// Connected: every further byte is the peer's.
+    /// Connected: every further byte is the peer's, or the mirror's.
     Ok,
     /// Not connected, and why; the connection is closed.
     Err(ErrorCode, String),
@@ -285,6 +291,7 @@ mod tests {
             HostLine::Fail(fail),
             HostLine::Dial(Target::new("registry.example", 443).unwrap()),
             HostLine::Dial(Target::new("fd00::1", 5000).unwrap()),
+            HostLine::Mirror,
         ] {
             assert_eq!(HostLine::parse(&line(&expected)).unwrap(), expected);
         }
@@ -313,6 +320,10 @@ mod tests {
         assert_eq!(
             HostLine::parse(b"PING\n"),
             Err(LineError::UnknownVerb("PING".into()))
+        );
+        assert_eq!(
+            HostLine::parse(b"MIRROR a\n"),
+            Err(LineError::UnknownVerb("MIRROR".into()))
         );
         assert!(matches!(
             HostLine::parse(b"READY {}\n"),

@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use attestation_agent::{Broker, ResourceUri};
 use evidence::Tee;
 use evidence::init_data::Content;
-use evidence::init_data::content::{self, Registries, RegistryRule, Source};
+use evidence::init_data::content::{self, HostMirror, Registries, RegistryRule, Source};
 use image_rs::policy::{Files, Location, ValueError, ValueSource};
 use image_rs::registry::{
-    AuthFile, Mirror, PullFromMirror, Reach, Registry, RegistryConfig, Rule, Rules, Security,
+    AuthFile, Mirror, NodeMirror, PullFromMirror, Reach, Registry, RegistryConfig, Rule, Rules,
+    Security, Share,
 };
 use image_rs::signature::Lookaside;
 use image_rs::{Policy, PolicyFile};
@@ -39,6 +40,7 @@ impl Settings {
         tee: Option<Tee>,
         broker: Option<&Broker>,
         dial: &Arc<dyn Dial>,
+        mirror: Option<&Arc<dyn Dial>>,
     ) -> Result<Self, GuestError> {
         let image = &content.image;
         let policy = match &image.security_policy {
@@ -87,13 +89,28 @@ impl Settings {
             rules,
             ..RegistryConfig::default()
         };
-        let registry = Registry::open(Arc::clone(dial), &reach, config);
+        let mut registry = Registry::open(Arc::clone(dial), &reach, config).map_err(malformed)?;
+        if let (Some(dial), Some(share)) = (mirror, share(image.host_mirror, tee)) {
+            let mirror = NodeMirror::new(Arc::clone(dial), share).map_err(malformed)?;
+            registry = registry.with_node_mirror(mirror);
+        }
         Ok(Self {
             policy,
             lookaside,
             layers_at_once,
-            registry: registry.map_err(malformed)?,
+            registry,
         })
+    }
+}
+
+/// What the host's mirror may know of. In a TEE it is only what it cannot read, unless the owner says otherwise.
+fn share(owner: Option<HostMirror>, tee: Option<Tee>) -> Option<Share> {
+    match owner {
+        Some(HostMirror::Off) => None,
+        Some(HostMirror::Encrypted) => Some(Share::Encrypted),
+        Some(HostMirror::All) => Some(Share::All),
+        None if tee.is_none() => Some(Share::All),
+        None => Some(Share::Encrypted),
     }
 }
 
@@ -200,11 +217,28 @@ mod tests {
             let policy =
                 format!(r#"{{"default": [{{"type": "sigstoreSigned", "keyPath": "{path}"}}]}}"#);
             content.image.security_policy = Some(Source::Inline(policy));
-            let error = Settings::load(&content, Some(Tee::Sample), None, &dial).await;
+            let error = Settings::load(&content, Some(Tee::Sample), None, &dial, None).await;
             let error = error.err().unwrap();
             assert_eq!(error.code, ErrorCode::InitDataInvalid);
             let message = &error.message;
             assert!(message.contains(path) && message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn in_a_tee_the_host_learns_of_encrypted_layers_only_unless_the_owner_says_so() {
+        assert_eq!(share(None, None), Some(Share::All));
+        assert_eq!(share(None, Some(Tee::Snp)), Some(Share::Encrypted));
+        assert_eq!(
+            share(Some(HostMirror::All), Some(Tee::Snp)),
+            Some(Share::All)
+        );
+        for tee in [None, Some(Tee::Snp)] {
+            assert_eq!(share(Some(HostMirror::Off), tee), None);
+            assert_eq!(
+                share(Some(HostMirror::Encrypted), tee),
+                Some(Share::Encrypted)
+            );
         }
     }
 
@@ -213,9 +247,11 @@ mod tests {
         let image: image_rs::Reference = "docker.io/library/busybox".parse().unwrap();
         let dial: Arc<dyn Dial> = Arc::new(transport::TcpDial);
         let content = Content::default();
-        let plain = Settings::load(&content, None, None, &dial).await.unwrap();
+        let plain = Settings::load(&content, None, None, &dial, None)
+            .await
+            .unwrap();
         assert!(plain.policy.demand(&image).is_ok());
-        let tee = Settings::load(&content, Some(Tee::Sample), None, &dial)
+        let tee = Settings::load(&content, Some(Tee::Sample), None, &dial, None)
             .await
             .unwrap();
         assert!(tee.policy.demand(&image).is_err());

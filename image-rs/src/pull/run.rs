@@ -14,6 +14,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::anew::begin_anew;
 use super::progress::{PullPhase, Teller};
 use super::shared::{Joined, LayerKey, Lead, Part, Shared};
 use super::space::Space;
@@ -88,13 +89,19 @@ impl Pull {
 
     /// A method, so that a thread which calls it holds the whole pull: with single fields of it, the stage might be
     /// removed before the thread ends, and what it writes then would be left.
-    fn decode(&self, plan: &Plan, pieces: Pieces, root: &Root) -> Result<Journal, LayerError> {
-        layer::decode(plan, pieces, root, &self.options, &self.usage)
+    fn decode(
+        &self,
+        plan: &Plan,
+        pieces: Pieces,
+        root: &Root,
+        usage: &Usage,
+    ) -> Result<Journal, LayerError> {
+        layer::decode(plan, pieces, root, &self.options, usage)
     }
 
     /// A method for the same reason.
-    fn copy(&self, from: &Root, to: &Root) -> Result<(), UnpackError> {
-        copy_layer(from, to, &self.options, &self.usage)
+    fn copy(&self, from: &Root, to: &Root, usage: &Usage) -> Result<(), UnpackError> {
+        copy_layer(from, to, &self.options, usage)
     }
 
     /// Blocking; ends without a whole tree when the layers do.
@@ -153,21 +160,52 @@ impl Pull {
         lead: Lead,
     ) -> Result<Journal, PullError> {
         let turn = self.shared.turn(plan.compression).await;
-        let (send, pieces) = mpsc::channel(PIECES_AHEAD);
         let mut blob = self.image.blob(&plan.digest, plan.size)?;
-        let digest = plan.digest.clone();
-        let (decoding, into) = (self.clone(), root.clone());
-        let decode = tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &into));
+        if plan.decrypt.is_some() {
+            blob = blob.encrypted();
+        }
         let fetched = |bytes| {
             self.teller.fetched(index, bytes);
             lead.fetched(bytes);
         };
-        fetch(&mut blob, send, fetched).await;
-        let decoded = decode.await.map_err(|error| self.stage.broken(&error))?;
+        let (plan, mut root) = (Arc::new(plan), root);
+        let decoded = loop {
+            let usage = Arc::new(self.usage.part());
+            match self
+                .attempt(&plan, &root, &mut blob, &usage, &fetched)
+                .await?
+            {
+                Ok(journal) => break Ok(journal),
+                Err(error) => match begin_anew(&mut blob, error) {
+                    Ok(()) => usage.forget(),
+                    Err(error) => break Err(error),
+                },
+            }
+            root = Arc::new(self.stage.renew_layer(index)?);
+        };
         drop(turn);
+        let digest = plan.digest.clone();
         let journal = decoded.map_err(|source| self.layer_failed(index, digest, source))?;
         self.teller.layer_done(index);
         Ok(lead.share(root, journal).await)
+    }
+
+    /// What stands behind `blob`, into `root`; the outer error is a task's own.
+    async fn attempt(
+        &self,
+        plan: &Arc<Plan>,
+        root: &Arc<Root>,
+        blob: &mut BlobReader,
+        usage: &Arc<Usage>,
+        fetched: impl Fn(u64),
+    ) -> Result<Result<Journal, LayerError>, PullError> {
+        let (send, pieces) = mpsc::channel(PIECES_AHEAD);
+        let (decoding, plan, root, usage) =
+            (self.clone(), plan.clone(), root.clone(), usage.clone());
+        let decode =
+            tokio::task::spawn_blocking(move || decoding.decode(&plan, pieces, &root, &usage));
+        fetch(blob, send, fetched).await;
+        decode.await.map_err(|error| self.stage.broken(&error))
     }
 
     /// Waits for the one who leads and copies what it unpacked; `None` when it failed, or went away.
@@ -190,9 +228,13 @@ impl Pull {
         };
         let pull = self.clone();
         let copy = tokio::task::spawn_blocking(move || {
-            let copied = pull.copy(&unpacked.root, &root);
+            let usage = pull.usage.part();
+            let copied = pull.copy(&unpacked.root, &root, &usage);
             // One who was cancelled meanwhile removes what it had, so the copy may lack something.
             let whole = joined.has_changed().is_ok();
+            if !whole {
+                usage.forget();
+            }
             whole.then(|| copied.map(|()| Journal::clone(&unpacked.journal)))
         });
         let copied = copy.await.map_err(|error| self.stage.broken(&error))?;

@@ -12,6 +12,7 @@ use http::header::{HeaderValue, RANGE};
 use http_body_util::BodyExt;
 use transport::Body;
 
+use super::node::Offer;
 use super::rules::Site;
 use super::send::Ask;
 use super::walk::Walk;
@@ -33,6 +34,8 @@ pub struct BlobStream {
     /// The places, or why there is none, until it was told.
     walk: Result<Walk, Option<RegistryError>>,
     at: Option<At>,
+    /// What goes back to the node's mirror, which did not have it.
+    offer: Option<Offer>,
     /// Bytes handed out.
     position: u64,
     /// The end was handed out.
@@ -78,10 +81,20 @@ impl BlobStream {
             size,
             walk: walk.map_err(Some),
             at: None,
+            offer: None,
             position: 0,
             is_done: size == 0,
             resumes: 0,
         }
+    }
+
+    /// The same, of a layer that is encrypted, which more places may know of.
+    #[must_use]
+    pub fn encrypted(mut self) -> Self {
+        if let (Ok(walk), Some(node)) = (&mut self.walk, &self.registry.node) {
+            node.lead(walk, true);
+        }
+        self
     }
 
     /// The next piece; `None` after the last byte.
@@ -92,7 +105,12 @@ impl BlobStream {
         while !self.is_done {
             let fault = match self.step().await {
                 Ok(Some(piece)) if piece.is_empty() => continue,
-                Ok(Some(piece)) => return Ok(Some(piece)),
+                Ok(Some(piece)) => {
+                    if let Some(offer) = self.offer.take() {
+                        self.offer = offer.piece(&piece).await;
+                    }
+                    return Ok(Some(piece));
+                }
                 Ok(None) => break,
                 Err(fault) => fault,
             };
@@ -102,6 +120,9 @@ impl BlobStream {
             }
         }
         self.is_done = true;
+        if let Some(offer) = self.offer.take() {
+            offer.end().await;
+        }
         Ok(None)
     }
 
@@ -132,6 +153,7 @@ impl BlobStream {
     fn begin_anew(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.position = 0;
         self.is_done = false;
+        self.offer = None;
         match &mut self.at {
             // Another place gave the beginning, and may have lied.
             Some(at) if at.began > 0 => {
@@ -155,7 +177,7 @@ impl BlobStream {
             at.fruitless = 0;
         }
         at.fruitless += 1;
-        let most = self.registry.attempts(at.is_last);
+        let most = self.registry.attempts(&at.site, at.is_last);
         if at.fruitless >= most || resumes >= RESUMES_MAX {
             return self.leave(error);
         }
@@ -168,11 +190,24 @@ impl BlobStream {
     /// Leaves the place at hand for the next.
     fn leave(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         let left = self.at.take();
+        self.consider_offer(left.as_ref(), &error);
         match (&mut self.walk, left) {
             (Ok(walk), Some(at)) => walk.failed(&at.site, error),
             _ => return Err(error),
         }
         self.enter()
+    }
+
+    /// What the node's mirror lacks it is offered, from the first byte on.
+    fn consider_offer(&mut self, left: Option<&At>, error: &RegistryError) {
+        let is_miss = matches!(error, RegistryError::NotFound { .. });
+        if let Some(node) = &self.registry.node
+            && left.is_some_and(|at| at.site.is_node)
+            && is_miss
+            && self.position == 0
+        {
+            self.offer = Some(Offer::begin(node, &self.digest));
+        }
     }
 
     fn enter(&mut self) -> Result<(), RegistryError> {

@@ -14,6 +14,7 @@ mod beside;
 mod blob;
 mod conf;
 mod error;
+mod node;
 mod push;
 mod range;
 mod reach;
@@ -27,6 +28,7 @@ pub use auth::{AuthFile, AuthFileError};
 pub use beside::Beside;
 pub use blob::BlobStream;
 pub use error::RegistryError;
+pub use node::{NodeMirror, Share};
 pub use push::Upload;
 pub use reach::Reach;
 pub use retry::Retry;
@@ -79,6 +81,7 @@ pub struct Registry {
     tokens: Tokens,
     health: Health,
     schemes: Schemes,
+    node: Option<NodeMirror>,
 }
 
 /// A manifest as received.
@@ -107,7 +110,15 @@ impl Registry {
             tokens: Tokens::default(),
             health: Health::default(),
             schemes: Schemes::default(),
+            node: None,
         }
+    }
+
+    /// The same, which asks the node's own mirror for blobs first.
+    #[must_use]
+    pub fn with_node_mirror(self, mirror: NodeMirror) -> Self {
+        let node = Some(mirror);
+        Self { node, ..self }
     }
 
     /// Fetches the manifest that `image` names, by digest or by tag.
@@ -137,15 +148,26 @@ impl Registry {
         cap: usize,
     ) -> Result<Bytes, RegistryError> {
         let what = format!("blob {digest} of {image}");
-        let mut walk = self.walk(image, Need::Blob)?;
+        let mut walk = self.walk_of_blob(image)?;
+        let mut missing = None;
         while let Some(site) = walk.next() {
             let ask = Ask {
                 is_last: walk.is_last(),
                 ..Ask::get(format!("blobs/{digest}"), &site, what.clone())
             };
             match self.fetch(&ask, cap, Some(digest)).await {
-                Ok((bytes, _, _)) => return Ok(bytes),
-                Err(error) => walk.failed(&site, error),
+                Ok((bytes, _, _)) => {
+                    if let Some(node) = missing {
+                        NodeMirror::offer_whole(node, digest, bytes.clone());
+                    }
+                    return Ok(bytes);
+                }
+                Err(error) => {
+                    if site.is_node && matches!(error, RegistryError::NotFound { .. }) {
+                        missing = self.node.as_ref();
+                    }
+                    walk.failed(&site, error);
+                }
             }
         }
         Err(walk.end(&what))
@@ -155,7 +177,7 @@ impl Registry {
     #[must_use]
     pub fn blob(&self, image: &Reference, digest: &Digest, size: u64) -> BlobStream {
         let what = format!("blob {digest} of {image}");
-        let walk = self.walk(image, Need::Blob);
+        let walk = self.walk_of_blob(image);
         BlobStream::new(self.clone(), what, digest.clone(), size, walk)
     }
 
@@ -190,7 +212,7 @@ impl Registry {
         cap: usize,
         expected: Option<&Digest>,
     ) -> Result<(Bytes, Digest, Option<String>), RegistryError> {
-        let attempts = self.attempts(ask.is_last);
+        let attempts = self.attempts(ask.site, ask.is_last);
         let mut attempt = 1;
         loop {
             let answer = self.send_ok(ask).await?;
@@ -205,13 +227,23 @@ impl Registry {
         }
     }
 
-    fn attempts(&self, is_last: bool) -> u32 {
+    fn attempts(&self, site: &Site, is_last: bool) -> u32 {
         let retry = &self.config.retry;
-        if is_last {
+        if site.is_node {
+            1
+        } else if is_last {
             retry.attempts
         } else {
             retry.mirror_attempts
         }
+    }
+
+    fn walk_of_blob(&self, image: &Reference) -> Result<Walk, RegistryError> {
+        let mut walk = self.walk(image, Need::Blob)?;
+        if let Some(node) = &self.node {
+            node.lead(&mut walk, false);
+        }
+        Ok(walk)
     }
 
     fn walk(&self, image: &Reference, need: Need) -> Result<Walk, RegistryError> {
@@ -246,6 +278,13 @@ impl Registry {
         let insecure = &self.config.insecure;
         if insecure.contains(registry) || insecure.contains(host) {
             site.security = Security::PlainHttp;
+        }
+    }
+
+    fn client_to(&self, site: &Site) -> &transport::Client {
+        match &self.node {
+            Some(node) if site.is_node => &node.http,
+            _ => self.client(site.security),
         }
     }
 

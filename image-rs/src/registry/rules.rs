@@ -79,6 +79,8 @@ pub(super) struct Site {
     pub(super) image: Reference,
     pub(super) security: Security,
     pub(super) is_mirror: bool,
+    /// The mirror of the guest's own node, which knows no names.
+    pub(super) is_node: bool,
 }
 
 /// Rules that contradict themselves or name no place.
@@ -207,9 +209,8 @@ impl Rules {
         let mut sites = Vec::with_capacity(rule.mirrors.len() + 1);
         for mirror in rule.mirrors.iter().filter(|m| m.serves(rule, image, need)) {
             sites.push(Site {
-                image: at(&mirror.location)?,
-                security: mirror.security,
                 is_mirror: true,
+                ..Site::direct(at(&mirror.location)?, mirror.security)
             });
         }
         let origin = match &rule.location {
@@ -248,11 +249,34 @@ impl Site {
             image,
             security,
             is_mirror: false,
+            is_node: false,
+        }
+    }
+
+    /// The mirror of the node, on the way to `image`.
+    pub(super) fn node(image: Reference) -> Self {
+        Self {
+            image,
+            security: Security::PlainHttp,
+            is_mirror: true,
+            is_node: true,
+        }
+    }
+
+    /// Whose health it shares.
+    pub(super) fn host(&self) -> &str {
+        if self.is_node {
+            super::node::HOST
+        } else {
+            self.image.registry()
         }
     }
 
     /// What it is called where all places are listed.
     pub(super) fn title(&self) -> String {
+        if self.is_node {
+            return "the node's mirror".to_owned();
+        }
         let kind = if self.is_mirror { "mirror" } else { "registry" };
         format!("{kind} {}", self.image.name())
     }

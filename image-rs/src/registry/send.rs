@@ -13,7 +13,7 @@ use transport::{Body, Redirected, bytes_capped};
 
 use super::auth::{self, AuthFileError, Challenge, Credential, Slot, State};
 use super::rules::Site;
-use super::{Registry, RegistryError, Security};
+use super::{Registry, RegistryError, Security, node};
 
 /// Cap on the body of an error answer.
 pub(super) const ERROR_BYTES_MAX: usize = 16 * 1024;
@@ -76,7 +76,11 @@ impl<'a> Ask<'a> {
 
     fn url(&self, scheme: &str) -> String {
         let image = &self.site.image;
-        let (host, repository) = (image.endpoint(), image.repository());
+        let (host, repository) = if self.site.is_node {
+            (node::HOST, node::REPOSITORY)
+        } else {
+            (image.endpoint(), image.repository())
+        };
         match &self.address {
             Address::Url(url) => url.clone(),
             Address::Path(path) => format!("{scheme}://{host}/v2/{repository}/{path}"),
@@ -101,7 +105,7 @@ impl Registry {
     /// Sends, again and again where that may help. Who is busy to the end is an error, too.
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
         let retry = &self.config.retry;
-        let attempts = self.attempts(ask.is_last);
+        let attempts = self.attempts(ask.site, ask.is_last);
         let mut attempt = 1;
         loop {
             let result = self.send_authorised(ask).await;
@@ -132,6 +136,10 @@ impl Registry {
         &self,
         ask: &Ask<'_>,
     ) -> Result<Response<Body>, RegistryError> {
+        // It has nobody's credentials, and what it challenges is its own business.
+        if ask.site.is_node {
+            return self.send_once(ask, None).await;
+        }
         let image = &ask.site.image;
         let key = (
             image.endpoint().to_owned(),
@@ -232,7 +240,7 @@ impl Registry {
                 self.schemes.keep(host, "https");
                 Ok(answer)
             }
-            Err(error) if speaks_no_tls(&error) => {
+            Err(error) if speaks_no_tls(&error, host) => {
                 match self.transmit(ask, ask.url("http"), token).await {
                     Ok(answer) => {
                         self.schemes.keep(host, "http");
@@ -275,9 +283,9 @@ impl Registry {
         if let Some(token) = token {
             request.headers_mut().insert(AUTHORIZATION, token);
         }
-        let http = self.client(ask.site.security);
+        let http = self.client_to(ask.site);
         let sent = match ask.method {
-            Method::GET | Method::HEAD => http.send_following(request).await,
+            Method::GET | Method::HEAD if !ask.site.is_node => http.send_following(request).await,
             _ => http.send(request).await,
         };
         sent.map_err(|source| RegistryError::Unreachable {
@@ -293,6 +301,7 @@ impl Registry {
         let mut error = RegistryError::from_status(&ask.what, status, &body.unwrap_or_default());
         let image = &ask.site.image;
         if let RegistryError::Unauthorized { detail, .. } = &mut error
+            && !ask.site.is_node
             && matches!(self.config.auth.find(image), Ok(None))
         {
             let registry = image.registry();
@@ -313,18 +322,21 @@ pub(super) fn busy(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-fn speaks_no_tls(error: &RegistryError) -> bool {
+/// Whether a place may still speak plain HTTP. Without a port in its name that is another port, which may be the only
+/// one that it listens on.
+fn speaks_no_tls(error: &RegistryError, host: &str) -> bool {
     use transport::{Error, Phase};
     let RegistryError::Unreachable { source, .. } = error else {
         return false;
     };
-    // A server of plain HTTP answers the first bytes of TLS with an error, or waits for more.
-    matches!(
-        source,
-        Error::Tls { .. }
-            | Error::Timeout {
-                phase: Phase::Tls,
-                ..
-            }
-    )
+    let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+    match source {
+        // A server of plain HTTP answers the first bytes of TLS with an error, or waits for more.
+        Error::Tls { .. } => true,
+        Error::Dial { .. } => !has_port,
+        Error::Timeout { phase, .. } => {
+            *phase == Phase::Tls || (*phase == Phase::Dial && !has_port)
+        }
+        _ => false,
+    }
 }

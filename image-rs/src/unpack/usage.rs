@@ -1,5 +1,6 @@
 //! What the layers of one image use up together, held to the limits.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Limits, UnpackError};
@@ -7,43 +8,79 @@ use super::{Limits, UnpackError};
 /// What the layers of one image have used up together.
 #[derive(Debug, Default)]
 pub struct Usage {
+    all: Arc<Sums>,
+    /// What of it went through this value.
+    own: Sums,
+}
+
+#[derive(Debug, Default)]
+struct Sums {
     entries: AtomicU64,
     bytes: AtomicU64,
     journal: AtomicU64,
 }
 
 impl Usage {
+    /// The same image's, for work that may have to be done anew.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        let all = Arc::clone(&self.all);
+        let own = Sums::default();
+        Self { all, own }
+    }
+
+    /// What went through this part was thrown away, and is used up no more.
+    pub fn forget(&self) {
+        let pairs = [
+            (&self.all.entries, &self.own.entries),
+            (&self.all.bytes, &self.own.bytes),
+            (&self.all.journal, &self.own.journal),
+        ];
+        for (all, own) in pairs {
+            all.fetch_sub(own.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// Entries so far.
     #[must_use]
     pub fn entries(&self) -> u64 {
-        self.entries.load(Ordering::Relaxed)
+        self.all.entries.load(Ordering::Relaxed)
     }
 
     /// Bytes of files so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.all.bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn add_entry(&self, limits: &Limits) -> Result<(), UnpackError> {
-        add(&self.entries, 1, limits.entries, "entries")
+        self.add(|sums| &sums.entries, 1, limits.entries, "entries")
     }
 
     pub(super) fn add_bytes(&self, bytes: u64, limits: &Limits) -> Result<(), UnpackError> {
-        add(&self.bytes, bytes, limits.unpacked_bytes, "unpacked_bytes")
+        let cap = limits.unpacked_bytes;
+        self.add(|sums| &sums.bytes, bytes, cap, "unpacked_bytes")
     }
 
     /// Bytes that stay in memory until the merge.
     pub(super) fn add_journal(&self, bytes: u64, limits: &Limits) -> Result<(), UnpackError> {
-        add(&self.journal, bytes, limits.journal_bytes, "journal_bytes")
+        let cap = limits.journal_bytes;
+        self.add(|sums| &sums.journal, bytes, cap, "journal_bytes")
     }
-}
 
-fn add(sum: &AtomicU64, more: u64, cap: u64, setting: &'static str) -> Result<(), UnpackError> {
-    let before = sum.fetch_add(more, Ordering::Relaxed);
-    if before.saturating_add(more) > cap {
-        Err(UnpackError::limit(setting, cap))
-    } else {
-        Ok(())
+    fn add(
+        &self,
+        sum: fn(&Sums) -> &AtomicU64,
+        more: u64,
+        cap: u64,
+        setting: &'static str,
+    ) -> Result<(), UnpackError> {
+        sum(&self.own).fetch_add(more, Ordering::Relaxed);
+        let before = sum(&self.all).fetch_add(more, Ordering::Relaxed);
+        if before.saturating_add(more) > cap {
+            Err(UnpackError::limit(setting, cap))
+        } else {
+            Ok(())
+        }
     }
 }

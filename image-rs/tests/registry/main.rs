@@ -14,6 +14,7 @@ mod lie;
 mod mirror;
 mod place;
 mod proxy;
+mod pull;
 mod real;
 mod secrecy;
 mod server;

@@ -124,6 +124,12 @@ async fn insecure_is_any_certificate_or_none_and_only_where_it_is_named() {
             client.manifest(&image.parse().unwrap()).await.unwrap();
         }
     }
+    // One that listens on the port of plain HTTP alone.
+    world.name("bare.test:80", plain.port);
+    let bare = world.registry(&[], |_, setup| setup.rules = vec![rule("bare.test")]);
+    bare.manifest(&"bare.test/a:v1".parse().unwrap())
+        .await
+        .unwrap();
     // The same host, but a name for which nothing was allowed.
     for image in ["tls.test/strict/a:v1", "other.test/a:v1"] {
         let error = client.manifest(&image.parse().unwrap()).await.unwrap_err();
@@ -138,7 +144,7 @@ async fn insecure_is_any_certificate_or_none_and_only_where_it_is_named() {
         matches!(error, RegistryError::Unreachable { .. }),
         "{error}"
     );
-    assert_eq!(plain.lines().len(), 2);
+    assert_eq!(plain.lines().len(), 3);
 }
 
 #[tokio::test]

@@ -257,7 +257,7 @@ async fn a_mirror_that_fills_itself_serves_and_its_damage_is_not_believed() {
     assert!(found == layer);
 }
 
-struct NoKeys;
+pub(crate) struct NoKeys;
 
 #[async_trait]
 impl KeySource for NoKeys {

@@ -252,7 +252,7 @@ impl Identity {
     }
 }
 
-/// Which name leads to which server; the port that is asked for does not count.
+/// Which name leads to which server. `host:port` is one port of it, `host` every other.
 #[derive(Clone, Default)]
 pub struct World {
     names: Arc<Mutex<BTreeMap<String, u16>>>,
@@ -315,12 +315,13 @@ impl Default for Setup {
 
 #[async_trait]
 impl Dial for World {
-    async fn dial(&self, host: &str, _port: u16) -> io::Result<BoxedStream> {
+    async fn dial(&self, host: &str, port: u16) -> io::Result<BoxedStream> {
         let port = {
             let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
             dialled.push(host.to_owned());
             let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            names.get(host).copied()
+            let one = names.get(&format!("{host}:{port}"));
+            one.or_else(|| names.get(host)).copied()
         };
         match port {
             Some(port) => TcpDial.dial("127.0.0.1", port).await,

@@ -52,6 +52,7 @@ struct FileRoot {
     runtime: Runtime,
     cloister: Cloister,
     relay: Relay,
+    mirror: Mirror,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -118,6 +119,13 @@ struct Relay {
     allow: Vec<String>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Mirror {
+    directory: Option<PathBuf>,
+    size_mib: Option<u64>,
+}
+
 impl FileRoot {
     fn check(self, path: &Path) -> Result<Config, ConfigError> {
         let refuse = |key: &str, cause: String| ConfigError::Value {
@@ -178,6 +186,9 @@ impl FileRoot {
                 .map_err(|cause: agent_api::LineError| refuse("relay.allow", cause.to_string()))?;
             config.relay_allow.push(target);
         }
+        self.mirror
+            .apply(&mut config.mirror)
+            .map_err(|(key, cause)| refuse(key, cause))?;
         Ok(config)
     }
 }
@@ -228,6 +239,21 @@ impl Runtime {
             )),
             None => Ok(()),
         }
+    }
+}
+
+impl Mirror {
+    fn apply(self, mirror: &mut super::Mirror) -> Result<(), (&'static str, String)> {
+        mirror.size_mib = self.size_mib.unwrap_or(mirror.size_mib);
+        if let Some(directory) = self.directory {
+            // Shims of one node are started in different places.
+            if !directory.is_absolute() {
+                let cause = format!("{directory:?} is not an absolute path");
+                return Err(("mirror.directory", cause));
+            }
+            mirror.directory = directory;
+        }
+        Ok(())
     }
 }
 
@@ -388,6 +414,9 @@ mod tests {
             scratch_dir = "/scratch"
             [relay]
             allow = ["Registry.example:443"]
+            [mirror]
+            directory = "/big/blobs"
+            size_mib = 0
             "#,
         )
         .unwrap();
@@ -402,6 +431,8 @@ mod tests {
         assert_eq!(config.scratch_mib, 1024);
         assert_eq!(config.scratch_dir, Path::new("/scratch"));
         assert_eq!(config.relay_allow[0].to_string(), "registry.example:443");
+        assert_eq!(config.mirror.directory, Path::new("/big/blobs"));
+        assert!(config.mirror.open().is_none() && Config::default().mirror.open().is_some());
     }
 
     #[test]
@@ -426,6 +457,9 @@ mod tests {
             ("[cloister]\nscratch_disk = 63", "cloister.scratch_disk"),
             ("[cloister]\nscratch_disk = -1", "scratch_disk"),
             ("[cloister]\nscratch_dir = \"tmp\"", "cloister.scratch_dir"),
+            ("[mirror]\ndirectory = \"blobs\"", "mirror.directory"),
+            ("[mirror]\nsize_mib = -1", "size_mib"),
+            ("[mirror]\nsize_mb = 1", "mirror.size_mib?"),
             ("[cloister]\naccell = \"kvm\"", "cloister.accel?"),
         ] {
             let error = load_text(text).unwrap_err().to_string();

@@ -44,6 +44,7 @@ const SUPPORTED: &[(&str, &[&str])] = &[
         &["accel", "tee", "init_data", "scratch_disk", "scratch_dir"],
     ),
     ("relay", &["allow"]),
+    ("mirror", &["directory", "size_mib"]),
 ];
 
 /// Kata's keys (4.1) that are known and not supported.

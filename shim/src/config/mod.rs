@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The keys are Kata Containers' where Kata has one, so that an existing file can be carried over;
-//! the tables `[cloister]` and `[relay]` are Cloister's own. Which keys there are and what becomes
+//! the tables `[cloister]`, `[relay]` and `[mirror]` are Cloister's own. Which keys there are and what becomes
 //! of the others is in `key`.
 
 pub mod annotation;
@@ -22,6 +22,8 @@ use serde::Deserialize;
 use thiserror::Error;
 
 pub use file::load;
+
+use crate::mirror;
 
 /// The environment variable that names the configuration file.
 pub const PATH_VARIABLE: &str = "CLOISTER_CONFIG";
@@ -96,6 +98,35 @@ pub struct Config {
     pub scratch_dir: PathBuf,
     /// The only places that the relay dials.
     pub relay_allow: Vec<Target>,
+    /// The blobs that the node keeps for its guests.
+    pub mirror: Mirror,
+}
+
+/// The mirror's part of [`Config`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where the blobs are, for all pods of the node.
+    pub directory: PathBuf,
+    /// The most that they may take, in MiB; none where it is 0.
+    pub size_mib: u64,
+}
+
+impl Mirror {
+    /// The mirror for one guest.
+    #[must_use]
+    pub fn open(&self) -> Option<mirror::Mirror> {
+        let cap = self.size_mib.saturating_mul(1024 * 1024);
+        (cap > 0).then(|| mirror::Mirror::new(self.directory.clone(), cap))
+    }
+}
+
+impl Default for Mirror {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("/var/cache/cloister/mirror"),
+            size_mib: 8192,
+        }
+    }
 }
 
 /// The virtual machine's part of [`Config`].
@@ -141,6 +172,7 @@ impl Default for Config {
             scratch_mib: 0,
             scratch_dir: PathBuf::from("/var/lib/cloister/scratch"),
             relay_allow: Vec::new(),
+            mirror: Mirror::default(),
         }
     }
 }

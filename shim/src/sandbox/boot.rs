@@ -17,6 +17,7 @@ use ttrpc::r#async::transport::Socket;
 use super::tail::{plain, tail, with_tail};
 use crate::config;
 use crate::guest::Guest;
+use crate::mirror::Mirror;
 use crate::relay::{HostPort, Notice};
 use crate::state_dir::StateDir;
 use crate::timeline::Timeline;
@@ -46,6 +47,8 @@ pub struct Plan {
     pub storages: Vec<Storage>,
     /// What the relay may dial.
     pub relay_allow: Vec<Target>,
+    /// The node's mirror, where there is one.
+    pub mirror: Option<Mirror>,
     /// How long the agent may take to say `READY`.
     pub within: Duration,
 }
@@ -98,7 +101,8 @@ pub(super) async fn boot(
         warn!(%error, "record of the VMM's pid");
     }
     let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
-    let host_port = accept_all(vm.incoming(), HostPort::new(&plan.relay_allow, sender));
+    let service = HostPort::new(&plan.relay_allow, sender).with_mirror(plan.mirror);
+    let host_port = accept_all(vm.incoming(), service);
     let ready = match timeout(plan.within, ready(&vm, &mut notices)).await {
         Ok(ready) => ready?,
         Err(_) => {

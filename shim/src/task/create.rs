@@ -250,6 +250,7 @@ impl Tasks {
             },
             directory: self.directory.clone(),
             relay_allow: config.relay_allow.clone(),
+            mirror: config.mirror.open(),
             within: config.boot_timeout,
             vm: VmSpec {
                 machine: vm.machine,

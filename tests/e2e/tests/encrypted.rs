@@ -97,6 +97,20 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
     // And the first pod still runs: a refusal spoils nothing.
     let again = stage.run(&pod.with_init_data(&init_data)).unwrap();
     assert_eq!(again.stdout, format!("{MARKER}\n"), "{}", again.report());
+    later_pods_had_the_layers_from_the_nodes_mirror(&stage, &image);
+}
+
+/// Three pods pulled it. Only the one that came first needed the registry; a second, where the first was gone before
+/// its offer had arrived.
+fn later_pods_had_the_layers_from_the_nodes_mirror(stage: &Stage, image: &str) {
+    let manifest = stage.registry.manifest(image).unwrap();
+    let log = stage.registry.log();
+    for layer in manifest["layers"].as_array().unwrap() {
+        let digest = layer["digest"].as_str().unwrap();
+        let request = format!("\"GET /v2/secret/blobs/{digest}");
+        let pulls = log.matches(&request).count();
+        assert!((1..=2).contains(&pulls), "{pulls} of {digest} in:\n{log}");
+    }
 }
 
 /// The container can read what it came with, and the host cannot, while it runs.

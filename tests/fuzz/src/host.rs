@@ -94,6 +94,7 @@ fn lines() -> Vec<Vec<u8>> {
         "FAIL {\"code\":\"init-data-mismatch\",\"phase\":\"init-data\",\"message\":\"no\"}\n",
         "DIAL registry.example:443\n",
         "DIAL [fd00::1]:5000\n",
+        "MIRROR\n",
     ])
 }
 
@@ -120,7 +121,7 @@ fn files() -> Vec<Vec<u8>> {
          default_vcpus = 2\ndefault_memory = 512\nshared_fs = \"none\"\nkernel_params = \"quiet\"\n\
          enable_annotations = [\"cc_init_data\"]\n[agent.kata]\nreconnect_timeout_ms = 1000\n\
          [runtime]\nexperimental = [\"force_guest_pull\"]\n[cloister]\ntee = \"sample\"\n\
-         [relay]\nallow = [\"127.0.0.1:5000\"]\n",
+         [relay]\nallow = [\"127.0.0.1:5000\"]\n[mirror]\ndirectory = \"/m\"\nsize_mib = 1\n",
     ])
 }
 

@@ -12,6 +12,9 @@ use crate::state::State;
 /// The runtime as containerd is told it.
 pub const RUNTIME: &str = "io.containerd.cloister.v2";
 
+/// The node's mirror, below the state directory.
+pub const MIRROR: &str = "mirror";
+
 /// The runtime's configuration file, with a default for each key.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -80,7 +83,9 @@ impl Settings {
              default_memory = {memory}\nshared_fs = {fs:?}\nkernel_params = {params:?}\n\
              enable_annotations = [\"cc_init_data\"]\n\n\
              [agent.kata]\nreconnect_timeout_ms = {boot}\n\n\
-             [cloister]\ntee = {tee:?}\nscratch_disk = {scratch}\nscratch_dir = {dir:?}\n\n[relay]\nallow = {allow:?}\n",
+             [cloister]\ntee = {tee:?}\nscratch_disk = {scratch}\nscratch_dir = {dir:?}\n\n\
+             [relay]\nallow = {allow:?}\n\n\
+             [mirror]\ndirectory = {mirror:?}\n",
             kernel = given(&self.kernel, "vmlinux")?,
             initrd = given(&self.initrd, "initramfs.cpio")?,
             memory = self.memory,
@@ -91,6 +96,7 @@ impl Settings {
             scratch = self.scratch,
             dir = state.path().join("scratch"),
             allow = self.allow,
+            mirror = state.path().join(MIRROR),
         );
         if self.guest_pull {
             let _ = write!(text, "\n[runtime]\nexperimental = [\"force_guest_pull\"]\n");

@@ -11,7 +11,7 @@ use crate::containerd::{Containerd, NAMESPACE};
 use crate::host::{self, Leftovers};
 use crate::image::{BUSYBOX, Recipe};
 use crate::init_data::{ALLOW_ALL, InitData};
-use crate::pod::{Pod, Settings};
+use crate::pod::{MIRROR, Pod, Settings};
 use crate::product;
 use crate::registry::Registry;
 use crate::run::{Finished, within};
@@ -215,7 +215,7 @@ impl Stage {
     }
 
     /// Files of the host that contain one of `needles`: containerd's stores, what shims keep of their
-    /// pods, the registry's blobs, every log. The broker's own directory is the owner's, not the host's.
+    /// pods and of images, the registry's blobs, every log. The broker's own directory is the owner's, not the host's.
     ///
     /// # Errors
     /// When a directory cannot be read, or the search does not even find what must be there: the
@@ -223,6 +223,8 @@ impl Stage {
     pub fn search_host(&self, needles: &[&[u8]]) -> Result<Vec<PathBuf>> {
         let mut places = self.containerd.directories();
         places.extend([self.registry.storage().to_owned(), self.empty()]);
+        let mirror = self.state.path().join(MIRROR);
+        places.extend(mirror.exists().then_some(mirror));
         for log in ["containerd.log", "registry.log", "kbs.log"] {
             places.push(self.state.path().join(log));
         }

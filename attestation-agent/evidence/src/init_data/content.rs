@@ -71,6 +71,20 @@ pub struct ImageSettings {
     pub limits: ImageLimits,
     /// Where images are kept; the guest's own choice where it is not written.
     pub store: Option<Store>,
+    /// What the mirror on the host may know of.
+    pub host_mirror: Option<HostMirror>,
+}
+
+/// Which blobs the host's mirror is asked for and offered. A key of ours; CoCo has no such mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostMirror {
+    /// None.
+    Off,
+    /// Encrypted layers.
+    Encrypted,
+    /// All.
+    All,
 }
 
 /// The proxies of `[image.image_pull_proxy]`, as they are written; empty where there is none.

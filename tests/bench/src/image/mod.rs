@@ -6,6 +6,7 @@
 pub mod build;
 pub mod floor;
 pub mod layout;
+pub mod node;
 pub mod peer;
 pub mod pull;
 pub mod registry;

@@ -1,13 +1,9 @@
-//! A slow line to the registry, with a cache of blobs on the near side of it.
+//! A slow line to the registry.
 //!
 //! ```text
-//! pull ─► cache, by digest ─► line of so many bytes a second ─► registry
+//! pull ─► line of so many bytes a second ─► registry
 //! ```
-//!
-//! Manifests are never cached: what a tag means is for the registry to say. A blob is kept when all of it came, and
-//! its digest holds.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,12 +11,11 @@ use anyhow::Result;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http_body_util::BodyExt;
-use image_rs::Digest;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial};
@@ -31,12 +26,11 @@ const PIECE: usize = 16 * 1024;
 /// How late a piece may be taken up and the line still be full.
 const LATE: Duration = Duration::from_millis(20);
 
-/// The line and its cache; both end with the value.
+/// The line; it ends with the value.
 #[derive(Debug)]
 pub struct Line {
     address: String,
     task: JoinHandle<std::io::Result<()>>,
-    far: Arc<Far>,
 }
 
 struct Far {
@@ -45,7 +39,6 @@ struct Far {
     bytes_per_second: f64,
     /// When the line is free again.
     free: Mutex<Instant>,
-    cache: Mutex<HashMap<String, Bytes>>,
 }
 
 impl std::fmt::Debug for Far {
@@ -69,28 +62,18 @@ impl Line {
             client: Client::new(Arc::new(TcpDial), config)?,
             bytes_per_second: bits_per_second / 8.0,
             free: Mutex::new(Instant::now()),
-            cache: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
-        let app = Router::new().fallback(serve).with_state(far.clone());
+        let app = Router::new().fallback(serve).with_state(far);
         let task = tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(Self { address, task, far })
+        Ok(Self { address, task })
     }
 
     /// `host:port` of the near end.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
-    }
-
-    /// Forgets every blob.
-    pub fn clear(&self) {
-        self.far
-            .cache
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
     }
 }
 
@@ -111,18 +94,6 @@ async fn serve(State(far): State<Arc<Far>>, request: Request) -> Response {
 impl Far {
     async fn serve(self: Arc<Self>, request: Request) -> Result<Response> {
         let path = request.uri().path().to_owned();
-        let digest = path.rsplit_once("/blobs/").map(|(_, digest)| digest);
-        let whole =
-            request.method() == Method::GET && !request.headers().contains_key(header::RANGE);
-        if let Some(bytes) = digest
-            .and_then(|digest| self.cached(digest))
-            .filter(|_| whole)
-        {
-            return Ok(Response::builder()
-                .header(header::CONTENT_LENGTH, bytes.len())
-                .body(Body::from(bytes))?);
-        }
-        let kept = digest.filter(|_| whole).map(str::to_owned);
         let mut ask = axum::http::Request::builder()
             .method(request.method())
             .uri(format!("http://{}{path}", self.registry))
@@ -142,34 +113,12 @@ impl Far {
             ];
             copy_headers(answer.headers(), headers, &passed);
         }
-        let length = answer.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         let pass = Pass {
             far: self,
             body: answer.into_body(),
             piece: Bytes::new(),
-            kept: kept.zip(length).map(|(digest, length)| Kept {
-                digest,
-                length,
-                bytes: Vec::new(),
-            }),
         };
         Ok(response.body(Body::from_stream(pass.stream()))?)
-    }
-
-    fn cached(&self, digest: &str) -> Option<Bytes> {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.get(digest).cloned()
-    }
-
-    fn keep(&self, digest: &str, bytes: Vec<u8>) {
-        let right = digest
-            .parse::<Digest>()
-            .is_ok_and(|digest| digest.check(&bytes).is_ok());
-        if right {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            cache.insert(digest.to_owned(), bytes.into());
-        }
     }
 
     /// When the next `bytes` are through: all connections share the line.
@@ -197,15 +146,6 @@ struct Pass {
     far: Arc<Far>,
     body: transport::Body,
     piece: Bytes,
-    kept: Option<Kept>,
-}
-
-/// A blob on its way into the cache.
-struct Kept {
-    digest: String,
-    length: usize,
-    /// What came of it so far.
-    bytes: Vec<u8>,
 }
 
 impl Pass {
@@ -218,15 +158,6 @@ impl Pass {
                 }
             }
             let piece = pass.piece.split_to(pass.piece.len().min(PIECE));
-            if let Some(mut kept) = pass.kept.take() {
-                kept.bytes.extend_from_slice(&piece);
-                // Who has all that was announced asks for no more: this may be the last that is heard of it.
-                if kept.bytes.len() == kept.length {
-                    pass.far.keep(&kept.digest, kept.bytes);
-                } else {
-                    pass.kept = Some(kept);
-                }
-            }
             tokio::time::sleep_until(pass.far.through(piece.len()).into()).await;
             Ok(Some((piece, pass)))
         })

@@ -247,3 +247,23 @@ fn two_brokers_are_refused() {
     );
     assert!(content(&[("aa.toml", "[token_configs.kbs]\nurl='ftp://a'")]).is_err());
 }
+
+#[test]
+fn the_owner_says_what_the_hosts_mirror_may_know_of() {
+    let host_mirror = |line: &str| {
+        let text = format!("[image]\n{line}\n");
+        content(&[("cdh.toml", text.as_str())]).map(|content| content.image.host_mirror)
+    };
+    assert_eq!(host_mirror(""), Ok(None));
+    for (word, meant) in [
+        ("off", HostMirror::Off),
+        ("encrypted", HostMirror::Encrypted),
+        ("all", HostMirror::All),
+    ] {
+        assert_eq!(
+            host_mirror(&format!("host_mirror = {word:?}")),
+            Ok(Some(meant))
+        );
+    }
+    assert!(host_mirror("host_mirror = \"some\"").is_err());
+}

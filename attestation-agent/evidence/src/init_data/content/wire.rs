@@ -4,8 +4,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Value;
 
 use super::{
-    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, ImageLimits, ImageSettings,
-    PullProxy, Source, Store, limits, registry,
+    AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, HostMirror, ImageLimits,
+    ImageSettings, PullProxy, Source, Store, limits, registry,
 };
 
 #[derive(Deserialize)]
@@ -117,6 +117,7 @@ struct Image {
     work_dir: Option<Value>,
     limits: ImageLimits,
     store: Option<Store>,
+    host_mirror: Option<HostMirror>,
 }
 
 #[derive(Deserialize, Default)]
@@ -261,6 +262,7 @@ fn image(image: Image) -> Result<ImageSettings, ContentError> {
         },
         limits: limits::check(image.limits)?,
         store: image.store,
+        host_mirror: image.host_mirror,
     })
 }
 
