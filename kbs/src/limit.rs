@@ -10,7 +10,7 @@ use std::{
 
 use http::HeaderMap;
 
-use crate::config::Limits;
+use crate::{config::Limits, route::Rooms};
 
 /// Addresses that are remembered. What does not fit shares one bucket.
 const ADDRESSES: usize = 65_536;
@@ -23,6 +23,8 @@ const PREFIX_BITS: u32 = 64;
 pub(crate) struct Limiter {
     config: Limits,
     table: Mutex<Table>,
+    /// For the bodies of all clients.
+    pub(crate) rooms: Rooms,
 }
 
 #[derive(Default)]
@@ -58,6 +60,7 @@ impl Limiter {
         Self {
             config: config.clone(),
             table: Mutex::default(),
+            rooms: Rooms::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! A handler takes one of [`Anyone`](crate::auth::Anyone), [`Admin`](crate::auth::Admin) and
 //! [`Attested`](crate::auth::Attested); there is none without.
 
+mod body;
 mod guest;
 mod health;
 mod observe;
@@ -16,23 +17,21 @@ mod slash;
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
 use axum::{
-    Json, Router,
-    extract::{
-        DefaultBodyLimit, OriginalUri, Query,
-        rejection::{BytesRejection, QueryRejection},
-    },
+    Extension, Json, Router,
+    extract::{OriginalUri, Query, rejection::QueryRejection},
     middleware,
     routing::{get, post},
 };
-use bytes::Bytes;
 use kbs_protocol::{ErrorKind, PREFIX, limit};
-use serde::de::DeserializeOwned;
 
+pub(crate) use body::Rooms;
 pub(crate) use health::{document, monitor};
 pub(crate) use observe::Peer;
 pub(crate) use policy::PolicyMessage;
 pub(crate) use reference::{CORIM, MESSAGE_VERSION, ReferenceMessage, SAMPLE};
 pub(crate) use slash::single as single_slash;
+
+use body::{Body, Cap};
 
 use crate::{
     admin::Administrator,
@@ -48,7 +47,7 @@ const POLICY_BODY_BYTES: usize = limit::POLICY_BYTES / 3 * 4 + 4096;
 
 /// Everything that the broker serves.
 pub(crate) fn router(broker: Arc<Broker>) -> Router {
-    let capped = |bytes| DefaultBodyLimit::max(bytes);
+    let capped = |bytes| Extension(Cap(bytes));
     let limited = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
     let guest = Router::new()
         .route(
@@ -135,38 +134,6 @@ fn administered() -> Router<Arc<Broker>> {
         .route("/reference-value-history/{*name}", get(reference::history))
         .route("/explain/{ticket}", get(record::explain))
         .route("/record", get(record::record))
-}
-
-/// A body as it came, or why there is none.
-pub(crate) type Body = Result<Bytes, BytesRejection>;
-
-pub(crate) fn whole(body: Body) -> Result<Bytes, Refusal> {
-    body.map_err(|rejection| {
-        if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
-            return Refusal::new(
-                ErrorKind::PayloadTooLarge,
-                "the body is larger than this endpoint takes",
-            );
-        }
-        Refusal::new(ErrorKind::InvalidRequest, "the body could not be read")
-    })
-}
-
-pub(crate) fn from_json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
-    serde_json::from_slice(&whole(body)?).map_err(|error| {
-        // The text of the error may quote the body; its place does not.
-        let place = format!("line {}, column {}", error.line(), error.column());
-        let form = match error.classify() {
-            serde_json::error::Category::Data => "has not the members of this endpoint",
-            serde_json::error::Category::Io
-            | serde_json::error::Category::Syntax
-            | serde_json::error::Category::Eof => "is not JSON",
-        };
-        Refusal::new(
-            ErrorKind::InvalidRequest,
-            format!("the body {form}: {place}"),
-        )
-    })
 }
 
 /// An answer in JSON, or a refusal.
