@@ -59,6 +59,15 @@ pub(super) async fn attest(
     Ok((AppendHeaders([cookie]), response).into_response())
 }
 
+/// What HEAD would tell is in the secret alone, and a policy is asked for nothing else.
+pub(super) async fn no_head(_: Anyone) -> Response {
+    let refusal = Refusal::new(
+        ErrorKind::MethodNotAllowed,
+        "a resource is released by GET, and HEAD asks for nothing of it",
+    );
+    ([(header::ALLOW, "GET,POST,DELETE")], refusal).into_response()
+}
+
 /// Policy first, store second: who may not have a secret does not learn whether it exists.
 pub(super) async fn resource(
     State(broker): State<Arc<Broker>>,

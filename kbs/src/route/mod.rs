@@ -19,6 +19,7 @@ use std::{convert::Infallible, sync::Arc, time::SystemTime};
 use axum::{
     Extension, Json, Router,
     extract::{OriginalUri, Query, rejection::QueryRejection},
+    handler::Handler,
     middleware,
     routing::{get, post},
 };
@@ -45,40 +46,50 @@ use crate::{
 /// A policy in base64 within JSON.
 const POLICY_BODY_BYTES: usize = limit::POLICY_BYTES / 3 * 4 + 4096;
 
-/// Everything that the broker serves.
+/// Everything that the broker serves. What anybody may ask is counted for each address before it is
+/// looked at; what is for administrators, where it turns out that none asked.
 pub(crate) fn router(broker: Arc<Broker>) -> Router {
     let capped = |bytes| Extension(Cap(bytes));
-    let limited = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
+    let counted = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
+    let refused = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit_refused);
     let guest = Router::new()
         .route(
             "/auth",
-            post(guest::auth)
-                .layer::<_, Infallible>(limited.clone())
-                .layer(capped(limit::AUTH_BODY_BYTES)),
+            post(guest::auth).layer(capped(limit::AUTH_BODY_BYTES)),
         )
         .route(
             "/attest",
-            post(guest::attest)
-                .layer::<_, Infallible>(limited.clone())
-                .layer(capped(limit::ATTEST_BODY_BYTES)),
+            post(guest::attest).layer(capped(limit::ATTEST_BODY_BYTES)),
         )
-        .route(
-            "/resource/{repository}/{kind}/{tag}",
-            get(guest::resource)
-                .layer::<_, Infallible>(limited)
-                .post(resource::set_resource)
+        .route_layer(counted.clone());
+    let secrets = get(guest::resource)
+        .head(guest::no_head)
+        .layer::<_, Infallible>(counted.clone())
+        .merge(
+            post(resource::set_resource)
                 .delete(resource::delete_resource)
-                .layer(capped(limit::RESOURCE_BYTES)),
+                .layer(capped(limit::RESOURCE_BYTES))
+                .layer::<_, Infallible>(refused.clone()),
         );
-    let owner = administered().layer(capped(POLICY_BODY_BYTES));
-    Router::new()
-        .nest(PREFIX, guest.merge(owner))
-        .route("/healthz", get(health::healthz))
+    let owner = administered()
+        .layer(capped(POLICY_BODY_BYTES))
+        .route_layer(refused);
+    let open = Router::new()
         .route("/readyz", get(health::readyz))
         .route("/openapi.json", get(health::openapi))
         .route("/.well-known/jwks.json", get(guest::jwks))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method)
+        .route_layer(counted.clone());
+    Router::new()
+        .nest(PREFIX, guest.merge(owner))
+        .route(
+            &format!("{PREFIX}/resource/{{repository}}/{{kind}}/{{tag}}"),
+            secrets,
+        )
+        .merge(open)
+        // It costs less than to refuse it, and a supervisor that is refused would end the process.
+        .route("/healthz", get(health::healthz))
+        .fallback(unknown_path.layer(counted.clone()))
+        .method_not_allowed_fallback(unknown_method.layer(counted))
         .layer(middleware::from_fn_with_state(
             Arc::clone(&broker),
             observe::observe,

@@ -267,6 +267,10 @@ fn policy_text(policy: &str) -> Result<String, Refusal> {
             format!("policy: larger than {} bytes", limit::POLICY_BYTES),
         ));
     }
+    // PostgreSQL keeps no zero in a text.
+    if bytes.contains(&0) {
+        return Err(invalid("policy: it has a zero byte: write it without"));
+    }
     String::from_utf8(bytes).map_err(|_| invalid("policy: not UTF-8"))
 }
 
