@@ -62,15 +62,18 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
             post(guest::attest).layer(capped(limit::ATTEST_BODY_BYTES)),
         )
         .route_layer(counted.clone());
-    let secrets = get(guest::resource)
-        .head(guest::no_head)
-        .layer::<_, Infallible>(counted.clone())
-        .merge(
-            post(resource::set_resource)
-                .delete(resource::delete_resource)
-                .layer(capped(limit::RESOURCE_BYTES))
-                .layer::<_, Infallible>(refused.clone()),
-        );
+    let secrets = Router::new().route(
+        "/resource/{repository}/{kind}/{tag}",
+        get(guest::resource)
+            .head(guest::no_head)
+            .layer::<_, Infallible>(counted.clone())
+            .merge(
+                post(resource::set_resource)
+                    .delete(resource::delete_resource)
+                    .layer::<_, Infallible>(refused.clone())
+                    .layer(capped(limit::RESOURCE_BYTES)),
+            ),
+    );
     let owner = administered()
         .layer(capped(POLICY_BODY_BYTES))
         .route_layer(refused);
@@ -80,11 +83,7 @@ pub(crate) fn router(broker: Arc<Broker>) -> Router {
         .route("/.well-known/jwks.json", get(guest::jwks))
         .route_layer(counted.clone());
     Router::new()
-        .nest(PREFIX, guest.merge(owner))
-        .route(
-            &format!("{PREFIX}/resource/{{repository}}/{{kind}}/{{tag}}"),
-            secrets,
-        )
+        .nest(PREFIX, guest.merge(secrets).merge(owner))
         .merge(open)
         // It costs less than to refuse it, and a supervisor that is refused would end the process.
         .route("/healthz", get(health::healthz))
