@@ -22,6 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// What it has to take in that time.
 const STEP_BYTES: usize = 16 * 1024;
 
+/// Bytes of one read. Buffers grow with what a read fills, and a client that sends much at once would
+/// have large ones for as long as it is there.
+const READ_BYTES: usize = 16 * 1024;
+
 /// A stream with a deadline for the progress of its writes.
 pub(crate) struct Progressing<S = TcpStream> {
     stream: S,
@@ -81,7 +85,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Progressing<S> {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
+        let room = into.remaining().min(READ_BYTES);
+        let mut part = ReadBuf::new(into.initialize_unfilled_to(room));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        let read = part.filled().len();
+        into.advance(read);
+        Poll::Ready(Ok(()))
     }
 }
 
