@@ -93,16 +93,8 @@ impl Limiter {
         self.config.exempt_loopback && client.to_canonical().is_loopback()
     }
 
-    /// Who has how many connections to a port that is shared like this. Those of a proxy are many
-    /// clients', and its own business.
-    pub(crate) fn shares(&self, cap: u32) -> Shares {
-        Shares {
-            cap: usize::try_from(cap).unwrap_or(usize::MAX),
-            taken: Arc::default(),
-        }
-    }
-
-    /// A connection's share of a port, or nothing where its address has its share already.
+    /// A connection's share of a port, or nothing where its address has its share already. Those of a
+    /// proxy are many clients', and its own business.
     pub(crate) fn share(&self, shares: &Shares, peer: IpAddr) -> Option<Share> {
         let proxy = self.config.proxies.contains(&peer.to_canonical());
         if shares.cap == 0 || proxy || self.is_exempt(peer) {
@@ -117,13 +109,23 @@ impl Limiter {
     }
 }
 
+type Counts = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
 /// How many connections each address has. No more addresses are in it than there are connections.
 pub(crate) struct Shares {
     cap: usize,
-    taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    taken: Counts,
 }
 
 impl Shares {
+    /// So many for each; 0 for no limit.
+    pub(crate) fn new(cap: u32) -> Self {
+        Self {
+            cap: usize::try_from(cap).unwrap_or(usize::MAX),
+            taken: Arc::default(),
+        }
+    }
+
     fn take(&self, client: IpAddr) -> Option<Share> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(client).or_insert(0);
@@ -136,7 +138,7 @@ impl Shares {
 }
 
 /// One connection, for as long as it is there; `None` where nobody counts it.
-pub(crate) struct Share(Option<(Arc<Mutex<HashMap<IpAddr, usize>>>, IpAddr)>);
+pub(crate) struct Share(Option<(Counts, IpAddr)>);
 
 impl Drop for Share {
     fn drop(&mut self) {
@@ -329,7 +331,7 @@ mod tests {
             proxies: BTreeSet::from(["192.0.2.9".parse().unwrap()]),
             ..Limits::default()
         });
-        let shares = limiter.shares(2);
+        let shares = Shares::new(2);
         let share = |text: &str| limiter.share(&shares, text.parse().unwrap());
         let first = share("2001:db8::1").unwrap();
         let _second = share("2001:db8::2").unwrap();

@@ -133,7 +133,7 @@ impl Server {
             tls: self.tls,
             app: route::router(Arc::clone(&broker)),
             connections: CONNECTIONS,
-            shares: broker.limiter.shares(self.share),
+            shares: Shares::new(self.share),
             broker: Arc::clone(&broker),
             open: broker.metrics.connections.clone(),
         };
@@ -144,7 +144,7 @@ impl Server {
                 tls: None,
                 app: route::monitor(Arc::clone(&broker)),
                 connections: MONITOR_CONNECTIONS,
-                shares: broker.limiter.shares(MONITOR_SHARE),
+                shares: Shares::new(MONITOR_SHARE),
                 broker: Arc::clone(&broker),
                 open: Gauge::default(),
             };

@@ -242,8 +242,8 @@ mod tests {
     #[tokio::test]
     async fn a_body_in_parts_is_whole_and_has_its_cap_whatever_it_declares() {
         let rooms = Rooms::default();
-        let parts = |count: usize| {
-            let parts = (0..count).map(|part| Ok::<_, std::io::Error>(vec![b'0' + part as u8; 3]));
+        let parts = |count: u8| {
+            let parts = (0..count).map(|part| Ok::<_, std::io::Error>(vec![b'0' + part; 3]));
             let body = axum::body::Body::from_stream(futures_util::stream::iter(parts));
             read(Request::new(body), 0, 9, &rooms)
         };

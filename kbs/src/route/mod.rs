@@ -1,7 +1,7 @@
 //! The paths, each with its methods, its cap on the body, and what every answer has in common.
 //!
-//! A handler takes one of [`Anyone`](crate::auth::Anyone), [`Admin`](crate::auth::Admin) and
-//! [`Attested`](crate::auth::Attested); there is none without.
+//! A handler takes one of [`Anyone`](crate::auth::Anyone), [`Challenged`](crate::auth::Challenged),
+//! [`Attested`](crate::auth::Attested) and [`Admin`](crate::auth::Admin); there is none without.
 
 mod body;
 mod guest;
