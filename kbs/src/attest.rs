@@ -21,7 +21,7 @@ use crate::{
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
     rules::RuleError,
-    session::{Challenge, SessionError},
+    session::Challenge,
     token::Submod,
     verify::NotVerified,
 };
@@ -59,7 +59,7 @@ pub(crate) fn challenge(
     let (challenge, cookie) = broker
         .challenges
         .issue(&request.tee, policy.map(str::to_owned), SystemTime::now())
-        .map_err(refuse_session)?;
+        .map_err(|error| Refusal::new(ErrorKind::SessionNotFound, error.to_string()))?;
     let response = AuthResponse {
         nonce: challenge.nonce,
         extra_params,
@@ -79,23 +79,19 @@ fn is_spoken(version: &str) -> bool {
         && parts.next().is_none()
 }
 
-/// A token for evidence that answers the challenge in the cookie.
+/// A token for evidence that answers the challenge.
 pub(crate) async fn attest(
     broker: &Arc<Broker>,
-    cookie: &str,
+    challenge: &Challenge,
     request: Request,
 ) -> Result<String, Refusal> {
     let now = SystemTime::now();
-    let challenge = broker
-        .challenges
-        .open(cookie, now)
-        .map_err(refuse_session)?;
     let name = challenge.policy.as_deref();
     let selector = Selector::new(name, CPU_CLASS).map_err(no_policy)?;
     // A name that no policy has is refused before evidence is looked at.
     broker.rules.appraisal_for(&selector).await?;
-    let mut entry = entry(&challenge, &request);
-    let judged = match judge(broker, &challenge, &request, now).await {
+    let mut entry = entry(challenge, &request);
+    let judged = match judge(broker, challenge, &request, now).await {
         Ok(parts) => {
             // By what holds now, and not by what held before collateral was waited for.
             let (policy, version) = broker.rules.appraisal_for(&selector).await?;
@@ -112,7 +108,7 @@ pub(crate) async fn attest(
                 references,
             };
             let devices = &mut entry.versions.devices;
-            appraise(&rules, &challenge, parts, devices).await
+            appraise(&rules, challenge, parts, devices).await
         }
         Err(verdict) => Err(verdict),
     };
@@ -355,10 +351,6 @@ fn judged(explanation: Explanation) -> Judged {
         rule: "verifier".to_owned(),
         fix: explanation.fix,
     }
-}
-
-fn refuse_session(error: SessionError) -> Refusal {
-    Refusal::new(ErrorKind::SessionNotFound, error.to_string())
 }
 
 #[cfg(test)]

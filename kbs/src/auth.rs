@@ -1,6 +1,6 @@
 //! Who asks. Each handler takes exactly one of these, so none can be reached without its check.
 
-use std::{marker::PhantomData, ops::Deref, sync::Arc};
+use std::{marker::PhantomData, ops::Deref, sync::Arc, time::SystemTime};
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::{HeaderMap, header, request::Parts};
@@ -10,6 +10,7 @@ use crate::{
     admin::{AdminError, Administrator, right::Right},
     broker::Broker,
     refusal::Refusal,
+    session::Challenge,
     token::{Claims, TokenError},
 };
 
@@ -44,12 +45,13 @@ impl<R> Deref for Admin<R> {
 #[derive(Debug)]
 pub(crate) struct Attested(pub(crate) Arc<Claims>);
 
-/// What a cookie carries: a challenge before, a token after.
-pub(crate) enum Session<'a> {
-    Challenge(&'a str),
-    Token(&'a str),
-}
+/// A guest that holds a challenge of this broker which has not ended. A handler that takes one and a
+/// body reads the body of nobody else.
+#[derive(Debug)]
+pub(crate) struct Challenged(pub(crate) Challenge);
 
+/// Cookies that are tried: each costs a look at its signature.
+const COOKIES: usize = 4;
 /// In front of a sealed challenge.
 pub(crate) const CHALLENGE_MARK: &str = "c.";
 /// In front of a token.
@@ -120,41 +122,61 @@ async fn named_resource(parts: &mut Parts) -> Option<String> {
     ))
 }
 
-impl FromRequestParts<Arc<Broker>> for Attested {
+impl FromRequestParts<Arc<Broker>> for Challenged {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self, Refusal> {
-        let token = match session(&parts.headers) {
-            Some(Session::Token(token)) => Some(token),
-            Some(Session::Challenge(_)) | None => bearer(&parts.headers),
-        };
-        let token = token
-            .ok_or_else(|| Refusal::new(ErrorKind::TokenNotFound, "no token: attest first"))?;
-        broker.signer.verify(token).map(Self).map_err(|error| {
-            let kind = match &error {
-                TokenError::TooLarge | TokenError::Expired | TokenError::Foreign => {
-                    ErrorKind::TokenVerifierError
-                }
-                TokenError::Read(_) | TokenError::Key | TokenError::Sign => ErrorKind::StorageError,
-            };
-            Refusal::new(kind, error.to_string())
-        })
+        let now = SystemTime::now();
+        let mut detail = "no challenge in the cookie: start with `auth`".to_owned();
+        for cookie in sessions(&parts.headers, CHALLENGE_MARK) {
+            match broker.challenges.open(cookie, now) {
+                Ok(challenge) => return Ok(Self(challenge)),
+                Err(error) => detail = error.to_string(),
+            }
+        }
+        Err(Refusal::new(ErrorKind::SessionNotFound, detail))
     }
 }
 
-/// The session's cookie, where there is one in a form of ours.
-pub(crate) fn session(headers: &HeaderMap) -> Option<Session<'_>> {
-    let value = headers
+impl FromRequestParts<Arc<Broker>> for Attested {
+    type Rejection = Refusal;
+
+    /// A cookie counts where it holds; else the next one does, and after them the bearer.
+    async fn from_request_parts(parts: &mut Parts, broker: &Arc<Broker>) -> Result<Self, Refusal> {
+        let mut refused = None;
+        let tokens = sessions(&parts.headers, TOKEN_MARK).chain(bearer(&parts.headers));
+        for token in tokens {
+            match broker.signer.verify(token) {
+                Ok(claims) => return Ok(Self(claims)),
+                Err(error) => refused = Some(error),
+            }
+        }
+        let Some(error) = refused else {
+            let detail = "no token: attest first";
+            return Err(Refusal::new(ErrorKind::TokenNotFound, detail));
+        };
+        let kind = match &error {
+            TokenError::TooLarge | TokenError::Expired | TokenError::Foreign => {
+                ErrorKind::TokenVerifierError
+            }
+            TokenError::Read(_) | TokenError::Key | TokenError::Sign => ErrorKind::StorageError,
+        };
+        Err(Refusal::new(kind, error.to_string()))
+    }
+}
+
+/// What the session's cookies carry that begins with a mark. A client may have several by one name,
+/// such as one that another broker set.
+fn sessions<'a>(headers: &'a HeaderMap, mark: &'static str) -> impl Iterator<Item = &'a str> {
+    headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find_map(|(name, value)| (name == SESSION_COOKIE).then_some(value))?;
-    value.strip_prefix(CHALLENGE_MARK).map_or_else(
-        || value.strip_prefix(TOKEN_MARK).map(Session::Token),
-        |challenge| Some(Session::Challenge(challenge)),
-    )
+        .filter(|(name, _)| *name == SESSION_COOKIE)
+        .filter_map(move |(_, value)| value.strip_prefix(mark))
+        .take(COOKIES)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

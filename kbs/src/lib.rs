@@ -29,6 +29,7 @@ mod file;
 mod limit;
 mod master;
 mod metrics;
+mod progress;
 mod record;
 mod refusal;
 mod route;

@@ -1,16 +1,16 @@
-//! How often one client may ask, so that none takes the broker from the others: a bucket of tokens for
-//! each address, in a table of bounded size.
+//! How often one client may ask and how many connections it may have, so that none takes the broker from
+//! the others: a bucket of tokens for each address, in a table of bounded size, and a count.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, PoisonError},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use http::HeaderMap;
 
-use crate::config::Limits;
+use crate::{config::Limits, route::Rooms};
 
 /// Addresses that are remembered. What does not fit shares one bucket.
 const ADDRESSES: usize = 65_536;
@@ -23,6 +23,8 @@ const PREFIX_BITS: u32 = 64;
 pub(crate) struct Limiter {
     config: Limits,
     table: Mutex<Table>,
+    /// For the bodies of all clients.
+    pub(crate) rooms: Rooms,
 }
 
 #[derive(Default)]
@@ -58,6 +60,7 @@ impl Limiter {
         Self {
             config: config.clone(),
             table: Mutex::default(),
+            rooms: Rooms::default(),
         }
     }
 
@@ -67,9 +70,7 @@ impl Limiter {
             f64::from(self.config.requests_per_second),
             f64::from(self.config.burst),
         );
-        if self.config.requests_per_second == 0
-            || (self.config.exempt_loopback && client.is_loopback())
-        {
+        if self.config.requests_per_second == 0 || self.is_exempt(client) {
             return Ok(());
         }
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,9 +89,70 @@ impl Limiter {
         Err((wait as u64).max(1))
     }
 
+    fn is_exempt(&self, client: IpAddr) -> bool {
+        self.config.exempt_loopback && client.to_canonical().is_loopback()
+    }
+
+    /// A connection's share of a port, or nothing where its address has its share already. Those of a
+    /// proxy are many clients', and its own business.
+    pub(crate) fn share(&self, shares: &Shares, peer: IpAddr) -> Option<Share> {
+        let proxy = self.config.proxies.contains(&peer.to_canonical());
+        if shares.cap == 0 || proxy || self.is_exempt(peer) {
+            return Some(Share(None));
+        }
+        shares.take(network(peer))
+    }
+
     /// Whose request it is: the peer's, or where the peer is a known proxy, the one's that it names.
     pub(crate) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         client(&self.config.proxies, peer, headers)
+    }
+}
+
+type Counts = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// How many connections each address has. No more addresses are in it than there are connections.
+pub(crate) struct Shares {
+    cap: usize,
+    taken: Counts,
+}
+
+impl Shares {
+    /// So many for each; 0 for no limit.
+    pub(crate) fn new(cap: u32) -> Self {
+        Self {
+            cap: usize::try_from(cap).unwrap_or(usize::MAX),
+            taken: Arc::default(),
+        }
+    }
+
+    fn take(&self, client: IpAddr) -> Option<Share> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(client).or_insert(0);
+        if *count >= self.cap {
+            return None;
+        }
+        *count += 1;
+        Some(Share(Some((Arc::clone(&self.taken), client))))
+    }
+}
+
+/// One connection, for as long as it is there; `None` where nobody counts it.
+pub(crate) struct Share(Option<(Counts, IpAddr)>);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Some((taken, client)) = self.0.take() else {
+            return;
+        };
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = taken
+            .get(&client)
+            .map_or(0, |count| count.saturating_sub(1));
+        match left {
+            0 => taken.remove(&client),
+            left => taken.insert(client, left),
+        };
     }
 }
 
@@ -139,9 +201,17 @@ fn client(proxies: &BTreeSet<IpAddr>, peer: IpAddr, headers: &HeaderMap) -> IpAd
         .iter()
         .rev()
         .flat_map(|line| line.rsplit(','))
-        .map_while(|text| text.trim().parse::<IpAddr>().ok())
+        .map_while(|text| address(text.trim()))
         .find(|address| !proxies.contains(address))
         .unwrap_or(peer)
+}
+
+/// An address as proxies write it: some with the port, and then one of IPv6 in brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || text.parse().ok().map(|socket: SocketAddr| socket.ip());
+    let address = text.parse().ok().or_else(with_port);
+    Some(address.or_else(bare)?.to_canonical())
 }
 
 #[cfg(test)]
@@ -227,6 +297,54 @@ mod tests {
             client(&proxies, address("192.0.2.9"), &HeaderMap::new()),
             address("192.0.2.9")
         );
+    }
+
+    #[test]
+    fn an_address_with_its_port_is_the_same_address() {
+        let proxies = BTreeSet::from(["192.0.2.9".parse().unwrap()]);
+        for (text, expected) in [
+            ("203.0.113.7:4711", "203.0.113.7"),
+            ("203.0.113.7:4711, 192.0.2.9:80", "203.0.113.7"),
+            ("[2001:db8::7]:4711", "2001:db8::7"),
+            ("[2001:db8::7]", "2001:db8::7"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("::ffff:203.0.113.7", "203.0.113.7"),
+            ("unknown", "192.0.2.9"),
+            ("203.0.113.7:99999", "192.0.2.9"),
+        ] {
+            let headers = [("x-forwarded-for", text)];
+            let headers =
+                headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            let found = client(
+                &proxies,
+                "192.0.2.9".parse().unwrap(),
+                &HeaderMap::from_iter(headers),
+            );
+            assert_eq!(found, expected.parse::<IpAddr>().unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_its_share_of_connections_and_no_more() {
+        let limiter = Limiter::new(&Limits {
+            exempt_loopback: true,
+            proxies: BTreeSet::from(["192.0.2.9".parse().unwrap()]),
+            ..Limits::default()
+        });
+        let shares = Shares::new(2);
+        let share = |text: &str| limiter.share(&shares, text.parse().unwrap());
+        let first = share("2001:db8::1").unwrap();
+        let _second = share("2001:db8::2").unwrap();
+        assert!(share("2001:db8::3").is_none());
+        assert!(share("2001:db8:0:1::1").is_some());
+        drop(first);
+        let _third = share("2001:db8::3").unwrap();
+        assert!(share("2001:db8::4").is_none());
+        for free in ["127.0.0.1", "::ffff:127.0.0.1", "192.0.2.9"] {
+            let many: Vec<_> = (0..9).map(|_| share(free)).collect();
+            assert!(many.iter().all(Option::is_some), "{free}");
+        }
+        assert_eq!(shares.taken.lock().unwrap().len(), 1);
     }
 
     #[test]

@@ -26,6 +26,8 @@ use tower::ServiceExt;
 use crate::{
     broker::{Broker, OpenError},
     config::Config,
+    limit::Shares,
+    progress::Progressing,
     route::{self, Peer},
     telemetry::{Exporter, TelemetryError, Traces},
     tls::{Identity, TlsError},
@@ -36,6 +38,8 @@ use crate::{
 const CONNECTIONS: usize = 4096;
 /// The same on the port for metrics.
 const MONITOR_CONNECTIONS: usize = 64;
+/// What one address may have of those.
+const MONITOR_SHARE: u32 = 16;
 /// For the TLS handshake, and for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For requests that run when the broker is told to stop.
@@ -49,6 +53,8 @@ pub struct Server {
     monitor: Option<TcpListener>,
     tls: Option<Arc<Identity>>,
     drain: Duration,
+    /// Connections of one address.
+    share: u32,
     exporter: Option<Exporter>,
     broker: Arc<Broker>,
 }
@@ -81,6 +87,7 @@ impl Server {
             monitor,
             tls: tls.map(Arc::new),
             drain: Duration::from_secs(config.drain_seconds.into()),
+            share: config.limits.connections,
             exporter,
             broker: Arc::new(broker),
         })
@@ -126,6 +133,8 @@ impl Server {
             tls: self.tls,
             app: route::router(Arc::clone(&broker)),
             connections: CONNECTIONS,
+            shares: Shares::new(self.share),
+            broker: Arc::clone(&broker),
             open: broker.metrics.connections.clone(),
         };
         doors.spawn(door.attend(left.clone()));
@@ -135,6 +144,8 @@ impl Server {
                 tls: None,
                 app: route::monitor(Arc::clone(&broker)),
                 connections: MONITOR_CONNECTIONS,
+                shares: Shares::new(MONITOR_SHARE),
+                broker: Arc::clone(&broker),
                 open: Gauge::default(),
             };
             doors.spawn(door.attend(left));
@@ -168,6 +179,9 @@ struct Door {
     tls: Option<Arc<Identity>>,
     app: Router,
     connections: usize,
+    /// Who has them.
+    shares: Shares,
+    broker: Arc<Broker>,
     /// How many are open.
     open: Gauge,
 }
@@ -196,11 +210,15 @@ impl Door {
                     continue;
                 }
             };
+            let Some(share) = self.broker.limiter.share(&self.shares, peer.ip()) else {
+                tracing::debug!(peer = %peer.ip(), "it has its share of connections");
+                continue;
+            };
             let (app, tls, left) = (self.app.clone(), self.tls.clone(), left.clone());
             let open = Open::new(&self.open);
             guests.spawn(async move {
                 greet(stream, peer.ip(), tls, app, left).await;
-                drop((place, open));
+                drop((place, open, share));
             });
         }
         drop(self.listener);
@@ -238,6 +256,7 @@ async fn greet(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
+    let stream = Progressing::new(stream);
     let Some(tls) = tls else {
         return serve(stream, peer, app, left).await;
     };

@@ -85,6 +85,8 @@ pub enum ErrorKind {
     TicketNotFound,
     /// The body is larger than its cap.
     PayloadTooLarge,
+    /// The client sent too slowly.
+    RequestTimeout,
     /// The client has to slow down.
     TooManyRequests,
     /// The policy does not compile.
@@ -109,7 +111,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::InvalidRequest,
         Self::ProtocolVersion,
         Self::TeeNotAccepted,
@@ -127,6 +129,7 @@ impl ErrorKind {
         Self::ResourceNotFound,
         Self::TicketNotFound,
         Self::PayloadTooLarge,
+        Self::RequestTimeout,
         Self::TooManyRequests,
         Self::ParsePolicyError,
         Self::PolicyEngineError,
@@ -160,6 +163,7 @@ impl ErrorKind {
             Self::ResourceNotFound => "ResourceNotFound",
             Self::TicketNotFound => "TicketNotFound",
             Self::PayloadTooLarge => "PayloadTooLarge",
+            Self::RequestTimeout => "RequestTimeout",
             Self::TooManyRequests => "TooManyRequests",
             Self::ParsePolicyError => "ParsePolicyError",
             Self::PolicyEngineError => "PolicyEngineError",
@@ -193,6 +197,7 @@ impl ErrorKind {
             | Self::ResourceNotFound
             | Self::TicketNotFound => 404,
             Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
             Self::PayloadTooLarge => 413,
             Self::TooManyRequests => 429,
             Self::PolicyEngineError | Self::StorageError | Self::Internal => 500,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// `[limits]`: how often one address may ask for a challenge or a token.
+/// `[limits]`: what one address may have of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -12,6 +12,8 @@ pub struct Limits {
     pub requests_per_second: u32,
     /// Requests at once, before the rate counts. Guests of one host may share its address.
     pub burst: u32,
+    /// Connections at once; 0 for no limit but the broker's own. Guests of one host may share its address.
+    pub connections: u32,
     /// Do not count what comes from this machine.
     pub exempt_loopback: bool,
     /// Addresses whose `X-Forwarded-For` names the client.
@@ -23,6 +25,7 @@ impl Default for Limits {
         Self {
             requests_per_second: 200,
             burst: 2000,
+            connections: 1024,
             exempt_loopback: false,
             proxies: BTreeSet::new(),
         }

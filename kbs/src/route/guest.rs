@@ -7,17 +7,17 @@ use axum::{
     extract::{Path, Query, State},
     response::{AppendHeaders, IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderName, header};
 use kbs_protocol::{
     AuthRequest, ErrorKind, Jwe, ResourcePath, SESSION_COOKIE, TokenResponse, seal,
 };
 use policies::release::Release;
 use serde_json::Value;
 
-use super::{Body, from_json};
+use super::Body;
 use crate::{
     attest,
-    auth::{Anyone, Attested, CHALLENGE_MARK, Session, TOKEN_MARK, session},
+    auth::{Anyone, Attested, CHALLENGE_MARK, Challenged, TOKEN_MARK},
     broker::Broker,
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
@@ -32,9 +32,9 @@ pub(super) async fn jwks(State(broker): State<Arc<Broker>>, _: Anyone) -> Json<V
 pub(super) async fn auth(
     State(broker): State<Arc<Broker>>,
     _: Anyone,
-    body: Body,
+    mut body: Body,
 ) -> Result<Response, Refusal> {
-    let request: AuthRequest = from_json(body)?;
+    let request: AuthRequest = body.json()?;
     let (response, challenge) = attest::challenge(&broker, &request)?;
     let cookie = cookie(
         &broker,
@@ -47,23 +47,25 @@ pub(super) async fn auth(
 
 pub(super) async fn attest(
     State(broker): State<Arc<Broker>>,
-    _: Anyone,
-    headers: HeaderMap,
-    body: Body,
+    Challenged(challenge): Challenged,
+    mut body: Body,
 ) -> Result<Response, Refusal> {
-    let Some(Session::Challenge(challenge)) = session(&headers) else {
-        return Err(Refusal::new(
-            ErrorKind::SessionNotFound,
-            "no challenge in the cookie: start with `auth`",
-        ));
-    };
-    let request: attest::Request = from_json(body)?;
-    let token = attest::attest(&broker, challenge, request).await?;
+    let request: attest::Request = body.json()?;
+    let token = attest::attest(&broker, &challenge, request).await?;
     // CoCo's guests send the cookie alone, so it holds the token however long that is: the head of a
     // request has room for both.
     let cookie = cookie(&broker, TOKEN_MARK, &token, broker.token_seconds);
     let response = Json(TokenResponse { token });
     Ok((AppendHeaders([cookie]), response).into_response())
+}
+
+/// What HEAD would tell is in the secret alone, and a policy is asked for nothing else.
+pub(super) async fn no_head(_: Anyone) -> Response {
+    let refusal = Refusal::new(
+        ErrorKind::MethodNotAllowed,
+        "a resource is released by GET, and HEAD asks for nothing of it",
+    );
+    ([(header::ALLOW, "GET,POST,DELETE")], refusal).into_response()
 }
 
 /// Policy first, store second: who may not have a secret does not learn whether it exists.

@@ -1,8 +1,9 @@
 //! The paths, each with its methods, its cap on the body, and what every answer has in common.
 //!
-//! A handler takes one of [`Anyone`](crate::auth::Anyone), [`Admin`](crate::auth::Admin) and
-//! [`Attested`](crate::auth::Attested); there is none without.
+//! A handler takes one of [`Anyone`](crate::auth::Anyone), [`Challenged`](crate::auth::Challenged),
+//! [`Attested`](crate::auth::Attested) and [`Admin`](crate::auth::Admin); there is none without.
 
+mod body;
 mod guest;
 mod health;
 mod observe;
@@ -16,23 +17,22 @@ mod slash;
 use std::{convert::Infallible, sync::Arc, time::SystemTime};
 
 use axum::{
-    Json, Router,
-    extract::{
-        DefaultBodyLimit, OriginalUri, Query,
-        rejection::{BytesRejection, QueryRejection},
-    },
+    Extension, Json, Router,
+    extract::{OriginalUri, Query, rejection::QueryRejection},
+    handler::Handler,
     middleware,
     routing::{get, post},
 };
-use bytes::Bytes;
 use kbs_protocol::{ErrorKind, PREFIX, limit};
-use serde::de::DeserializeOwned;
 
+pub(crate) use body::Rooms;
 pub(crate) use health::{document, monitor};
 pub(crate) use observe::Peer;
 pub(crate) use policy::PolicyMessage;
 pub(crate) use reference::{CORIM, MESSAGE_VERSION, ReferenceMessage, SAMPLE};
 pub(crate) use slash::single as single_slash;
+
+use body::{Body, Cap};
 
 use crate::{
     admin::Administrator,
@@ -46,40 +46,49 @@ use crate::{
 /// A policy in base64 within JSON.
 const POLICY_BODY_BYTES: usize = limit::POLICY_BYTES / 3 * 4 + 4096;
 
-/// Everything that the broker serves.
+/// Everything that the broker serves. What anybody may ask is counted for each address before it is
+/// looked at; what is for administrators, where it turns out that none asked.
 pub(crate) fn router(broker: Arc<Broker>) -> Router {
-    let capped = |bytes| DefaultBodyLimit::max(bytes);
-    let limited = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
+    let capped = |bytes| Extension(Cap(bytes));
+    let counted = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit);
+    let refused = middleware::from_fn_with_state(Arc::clone(&broker), observe::limit_refused);
     let guest = Router::new()
         .route(
             "/auth",
-            post(guest::auth)
-                .layer::<_, Infallible>(limited.clone())
-                .layer(capped(limit::AUTH_BODY_BYTES)),
+            post(guest::auth).layer(capped(limit::AUTH_BODY_BYTES)),
         )
         .route(
             "/attest",
-            post(guest::attest)
-                .layer::<_, Infallible>(limited.clone())
-                .layer(capped(limit::ATTEST_BODY_BYTES)),
+            post(guest::attest).layer(capped(limit::ATTEST_BODY_BYTES)),
         )
-        .route(
-            "/resource/{repository}/{kind}/{tag}",
-            get(guest::resource)
-                .layer::<_, Infallible>(limited)
-                .post(resource::set_resource)
-                .delete(resource::delete_resource)
-                .layer(capped(limit::RESOURCE_BYTES)),
-        );
-    let owner = administered().layer(capped(POLICY_BODY_BYTES));
-    Router::new()
-        .nest(PREFIX, guest.merge(owner))
-        .route("/healthz", get(health::healthz))
+        .route_layer(counted.clone());
+    let secrets = Router::new().route(
+        "/resource/{repository}/{kind}/{tag}",
+        get(guest::resource)
+            .head(guest::no_head)
+            .layer::<_, Infallible>(counted.clone())
+            .merge(
+                post(resource::set_resource)
+                    .delete(resource::delete_resource)
+                    .layer::<_, Infallible>(refused.clone())
+                    .layer(capped(limit::RESOURCE_BYTES)),
+            ),
+    );
+    let owner = administered()
+        .layer(capped(POLICY_BODY_BYTES))
+        .route_layer(refused);
+    let open = Router::new()
         .route("/readyz", get(health::readyz))
         .route("/openapi.json", get(health::openapi))
         .route("/.well-known/jwks.json", get(guest::jwks))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method)
+        .route_layer(counted.clone());
+    Router::new()
+        .nest(PREFIX, guest.merge(secrets).merge(owner))
+        .merge(open)
+        // It costs less than to refuse it, and a supervisor that is refused would end the process.
+        .route("/healthz", get(health::healthz))
+        .fallback(unknown_path.layer(counted.clone()))
+        .method_not_allowed_fallback(unknown_method.layer(counted))
         .layer(middleware::from_fn_with_state(
             Arc::clone(&broker),
             observe::observe,
@@ -135,38 +144,6 @@ fn administered() -> Router<Arc<Broker>> {
         .route("/reference-value-history/{*name}", get(reference::history))
         .route("/explain/{ticket}", get(record::explain))
         .route("/record", get(record::record))
-}
-
-/// A body as it came, or why there is none.
-pub(crate) type Body = Result<Bytes, BytesRejection>;
-
-pub(crate) fn whole(body: Body) -> Result<Bytes, Refusal> {
-    body.map_err(|rejection| {
-        if rejection.status() == http::StatusCode::PAYLOAD_TOO_LARGE {
-            return Refusal::new(
-                ErrorKind::PayloadTooLarge,
-                "the body is larger than this endpoint takes",
-            );
-        }
-        Refusal::new(ErrorKind::InvalidRequest, "the body could not be read")
-    })
-}
-
-pub(crate) fn from_json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
-    serde_json::from_slice(&whole(body)?).map_err(|error| {
-        // The text of the error may quote the body; its place does not.
-        let place = format!("line {}, column {}", error.line(), error.column());
-        let form = match error.classify() {
-            serde_json::error::Category::Data => "has not the members of this endpoint",
-            serde_json::error::Category::Io
-            | serde_json::error::Category::Syntax
-            | serde_json::error::Category::Eof => "is not JSON",
-        };
-        Refusal::new(
-            ErrorKind::InvalidRequest,
-            format!("the body {form}: {place}"),
-        )
-    })
 }
 
 /// An answer in JSON, or a refusal.

@@ -14,10 +14,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use http::{StatusCode, header};
+use http::{StatusCode, Uri, header, uri::PathAndQuery};
 use kbs_protocol::ErrorKind;
 
-use super::rest::Rest;
+use super::{invalid, rest::Rest};
 use crate::{
     broker::Broker,
     metrics::Answered,
@@ -44,12 +44,22 @@ pub(super) async fn observe(
     let route = path.as_ref().map(MatchedPath::as_str);
     let traces = broker.traces.as_ref();
     let span = traces.and_then(|all| all.begin(request.headers(), request.uri().path()));
+    let unfit = has_zero(request.uri());
     let (request, rest) = Rest::of(request);
-    let response = answer(next.run(request)).await;
+    let response = if unfit {
+        let detail =
+            "the path or the query has a zero byte (%00), which no name and no text here has";
+        invalid(detail).into_response()
+    } else {
+        answer(next.run(request)).await
+    };
     if let Some(rest) = rest {
         rest.discard().await;
     }
     let told = response.extensions().get::<Told>();
+    if told.is_some_and(|told| told.kind == ErrorKind::StorageError) {
+        broker.store.failed();
+    }
     let took = start.elapsed();
     broker.metrics.answered(&Answered {
         method: &method,
@@ -79,6 +89,12 @@ pub(super) async fn observe(
         "request"
     );
     response
+}
+
+/// No name has one, and PostgreSQL keeps none in a text where SQLite does.
+fn has_zero(uri: &Uri) -> bool {
+    let text = uri.path_and_query().map_or("", PathAndQuery::as_str);
+    text.contains("%00")
 }
 
 /// The answer, in time and whatever becomes of its handler: a panic is an answer too.
@@ -133,24 +149,62 @@ pub(super) async fn limit(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(Peer(peer)) = request.extensions().get::<Peer>().copied() else {
-        return next.run(request).await;
-    };
-    let client = broker.limiter.client(peer, request.headers());
-    match broker.limiter.admit(client, Instant::now()) {
+    match client(&broker, &request).map_or(Ok(()), |client| admit(&broker, client)) {
         Ok(()) => next.run(request).await,
-        Err(seconds) => Refusal::new(
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// The same for what is for administrators, who are not counted: for whoever turns out to be none.
+pub(super) async fn limit_refused(
+    State(broker): State<Arc<Broker>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let client = client(&broker, &request);
+    let response = next.run(request).await;
+    let told = response.extensions().get::<Told>();
+    let stranger = told.is_some_and(|told| told.kind == ErrorKind::AdminAuthAccess);
+    match client.filter(|_| stranger) {
+        Some(client) => admit(&broker, client).map_or_else(Refusal::into_response, |()| response),
+        None => response,
+    }
+}
+
+fn client(broker: &Broker, request: &Request) -> Option<IpAddr> {
+    let Peer(peer) = request.extensions().get::<Peer>()?;
+    Some(broker.limiter.client(*peer, request.headers()))
+}
+
+fn admit(broker: &Broker, client: IpAddr) -> Result<(), Refusal> {
+    let admitted = broker.limiter.admit(client, Instant::now());
+    admitted.map_err(|seconds| {
+        Refusal::new(
             ErrorKind::TooManyRequests,
             format!("too many requests of one address: try again in {seconds} s"),
         )
         .retry_after(seconds)
-        .into_response(),
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zero_is_found_in_a_path_and_in_a_query_and_nowhere_else() {
+        for (uri, expected) in [
+            ("/kbs/v0/record?subject=%00", true),
+            ("/kbs/v0/explain/%00", true),
+            ("/kbs/v0/reference-value/a%00b?x", true),
+            ("/kbs/v0/explain/%2500", false),
+            ("/kbs/v0/explain/%0", false),
+            ("/kbs/v0/record?subject=%0a0", false),
+            ("*", false),
+        ] {
+            assert_eq!(has_zero(&uri.parse().unwrap()), expected, "{uri}");
+        }
+    }
 
     #[tokio::test]
     async fn a_handler_that_panics_is_answered_with_a_ticket() {

@@ -19,7 +19,7 @@ use policies::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Body, administration, from_json, invalid, now, query, refreshed, storage};
+use super::{Answer, Body, administration, invalid, now, query, refreshed, storage};
 use crate::{
     admin::{Administrator, right},
     auth::Admin,
@@ -69,26 +69,26 @@ pub(super) async fn appraisal_policies(
 pub(super) async fn set_root_policy(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::WritePolicy>,
-    body: Body,
+    mut body: Body,
 ) -> Result<(), Refusal> {
-    set(&broker, &admin, &Attached::root(), from_json(body)?).await
+    set(&broker, &admin, &Attached::root(), body.json()?).await
 }
 
 pub(super) async fn set_release_policy(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::WritePolicy>,
     Path(scope): Path<String>,
-    body: Body,
+    mut body: Body,
 ) -> Result<(), Refusal> {
-    set(&broker, &admin, &below(&scope)?, from_json(body)?).await
+    set(&broker, &admin, &below(&scope)?, body.json()?).await
 }
 
 pub(super) async fn set_appraisal_policy(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::WritePolicy>,
-    body: Body,
+    mut body: Body,
 ) -> Result<(), Refusal> {
-    let mut message: PolicyMessage = from_json(body)?;
+    let mut message: PolicyMessage = body.json()?;
     let scope = match message.policy_id.take().as_deref() {
         None | Some(DEFAULT_NAME) => Attached::Appraisal(Selector::default()),
         Some(id) => appraisal_scope(id)?,
@@ -266,6 +266,10 @@ fn policy_text(policy: &str) -> Result<String, Refusal> {
             ErrorKind::PayloadTooLarge,
             format!("policy: larger than {} bytes", limit::POLICY_BYTES),
         ));
+    }
+    // PostgreSQL keeps no zero in a text.
+    if bytes.contains(&0) {
+        return Err(invalid("policy: it has a zero byte: write it without"));
     }
     String::from_utf8(bytes).map_err(|_| invalid("policy: not UTF-8"))
 }

@@ -18,7 +18,7 @@ use policies::reference::{Provenance, ReferenceError, ReferenceValue, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Answer, Body, administration, from_json, invalid, now, query, refreshed, storage};
+use super::{Answer, Body, administration, invalid, now, query, refreshed, storage};
 use crate::{
     admin::{Administrator, right},
     auth::Admin,
@@ -69,9 +69,9 @@ pub(super) struct Wanted {
 pub(super) async fn set_values(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::WriteReference>,
-    body: Body,
+    mut body: Body,
 ) -> Result<(), Refusal> {
-    let message: ReferenceMessage = from_json(body)?;
+    let message: ReferenceMessage = body.json()?;
     if message.version != MESSAGE_VERSION {
         return Err(invalid(&format!("version: write `{MESSAGE_VERSION}`")));
     }

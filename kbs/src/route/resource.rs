@@ -8,7 +8,7 @@ use axum::{
 };
 use kbs_protocol::ErrorKind;
 
-use super::{Answer, Body, administration, guest::resource_path, now, storage, whole};
+use super::{Answer, Body, administration, guest::resource_path, now, storage};
 use crate::{
     admin::right,
     auth::Admin,
@@ -22,10 +22,10 @@ pub(super) async fn set_resource(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::WriteResource>,
     Path((repository, kind, tag)): Path<(String, String, String)>,
-    body: Body,
+    mut body: Body,
 ) -> Result<(), Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
-    let secret = whole(body)?;
+    let secret = body.take();
     let entry = administration(Kind::Resource, Outcome::Set, &admin, path.to_string());
     broker
         .store

@@ -75,10 +75,8 @@ impl Address {
             || host
                 .parse()
                 .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-        let verified = matches!(
-            options.get_ssl_mode(),
-            PgSslMode::VerifyFull | PgSslMode::VerifyCa
-        );
+        // `verify-ca` would take any server that the root has signed something for.
+        let verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyFull);
         if !near && !verified {
             return Err(wrong(
                 "a server elsewhere needs `sslmode=verify-full` (and `sslrootcert` for its root)",
@@ -117,6 +115,7 @@ mod tests {
         for bad in [
             "postgres://kbs:pw@db.example.org/kbs",
             "postgres://kbs:pw@db.example.org/kbs?sslmode=require",
+            "postgres://kbs:pw@db.example.org/kbs?sslmode=verify-ca",
             "postgres://kbs:pw@db.example.org/kbs?sslmode=pw",
             "mysql://kbs:pw@127.0.0.1/kbs",
             "",

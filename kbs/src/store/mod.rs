@@ -70,6 +70,7 @@ pub(crate) struct Store {
     keys: Arc<dyn MasterKeys>,
     reader: mpsc::Sender<reader::Waiting>,
     recorder: mpsc::Sender<record::Waiting>,
+    writes: Arc<figures::Writes>,
 }
 
 impl Store {
@@ -104,6 +105,7 @@ impl Store {
             keys,
             reader,
             recorder,
+            writes: Arc::default(),
         })
     }
 
