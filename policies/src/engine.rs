@@ -60,6 +60,35 @@ pub enum PolicyError {
     /// Brackets within brackets, which the parser tries in two ways each.
     #[error("policy has brackets nested too deep: name the inner values in rules of their own")]
     Nested,
+    /// Operators, calls and brackets within one another, which are followed on the stack.
+    #[error(
+        "an expression of the policy is {limit} operators, calls and brackets deep: name the inner \
+         values in rules of their own"
+    )]
+    Deep {
+        /// What is too deep.
+        limit: usize,
+    },
+    /// More of one thing than a policy may have.
+    #[error("policy has more than {limit} {what}: {fix}")]
+    Many {
+        /// The things.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+        /// What to do about it.
+        fix: &'static str,
+    },
+    /// A number that would take the memory that its text does not show.
+    #[error(
+        "the number `{number}` of the policy is too long: at most {digits} digits, and an exponent of 3"
+    )]
+    Number {
+        /// The number, shortened.
+        number: String,
+        /// Digits that it may have.
+        digits: usize,
+    },
     /// A function of Rego that looks out of the policy.
     #[error("policy calls `{function}`: it must decide by its input alone")]
     Outside {
