@@ -25,8 +25,9 @@ const LINES: usize = 200_000;
 /// A decision about a request in the guest that takes longer is a refusal: a policy must not hold up a
 /// pod.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// The same for an appraisal or a release, while others wait for the broker.
-const DECISION_TIME: Duration = Duration::from_secs(1);
+/// The same for an appraisal or a release, while others wait for the broker. A decision takes less than a
+/// thousandth of it, and in all of it a policy can fill a few tens of MiB.
+const DECISION_TIME: Duration = Duration::from_millis(250);
 /// Steps of the interpreter between two looks at the clock.
 const STEPS_PER_LOOK: u32 = 256;
 
@@ -107,6 +108,9 @@ pub enum PolicyError {
         /// The first rule.
         rule: String,
     },
+    /// Too many other policies are at work, or do not come to an end.
+    #[error("too many policies are at work: ask again later")]
+    Busy,
     /// The evaluation took too long.
     #[error("evaluation of `{rule}` took longer than {} ms", limit.as_millis())]
     Slow {

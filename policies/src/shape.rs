@@ -5,7 +5,10 @@
 //! among the imports. Real policies are far from these limits; a generated one is long by its data and
 //! its rules, which cost by their length only.
 
-use crate::{engine::PolicyError, words::Token};
+use crate::{
+    engine::PolicyError,
+    words::{Token, tokens},
+};
 
 /// Operators, calls and brackets within one another.
 const DEPTH: usize = 256;
@@ -74,7 +77,20 @@ pub(crate) fn deepest(tokens: &[Token<'_>]) -> usize {
     depths.max().unwrap_or(0)
 }
 
-/// `1e9` is four characters, and a thousand million digits are a few more.
+/// Whether no number in this text has more digits than a policy's own; texts in quotes are left out.
+pub(crate) fn numbers_are_short(text: &str) -> bool {
+    let tokens = tokens(text);
+    tokens.iter().enumerate().all(|(index, token)| match token {
+        // A dot and a sign may stand before it.
+        Token::Name(word) => {
+            let word = word.trim_start_matches(['.', '_']);
+            number(word, &tokens[index + 1..]).is_ok()
+        }
+        _ => true,
+    })
+}
+
+/// `1e9` is three characters, and a number of a hundred million digits not many more.
 fn number(word: &str, after: &[Token<'_>]) -> Result<(), PolicyError> {
     if !word.starts_with(|first: char| first.is_ascii_digit()) {
         return Ok(());
@@ -168,7 +184,6 @@ fn is_value(token: &Token<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::words::tokens;
 
     #[test]
     fn what_is_deep_is_refused_and_what_is_long_is_not() {

@@ -176,6 +176,49 @@ fn a_text_that_doubles_is_cut_off() {
     assert!(error.to_string().contains("at most"), "{error}");
 }
 
+/// What a reviewer stopped a broker with: each is refused when it is loaded, or fails in its time.
+#[test]
+fn what_would_take_the_stack_the_time_or_the_memory_is_refused() {
+    let blocks = |line: &str, count: usize| format!("allow if {{\n{}}}", line.repeat(count));
+    for rego in [
+        format!("allow if {{ x := {}1; x == 1 }}", "-".repeat(600)),
+        format!("allow if {{ 1{} > 0 }}", "\n+1".repeat(3600)),
+        format!("allow if {{ x := {{1}}{}; count(x) > 0 }}", "\n|{1}".repeat(4000)),
+        format!("allow if {}1{} == 1", "abs(".repeat(20_000), ")".repeat(20_000)),
+        blocks("x := 1\n", 10_000),
+        "import input.a\n".repeat(30_000) + "default allow := false",
+        "allow if { x := 1e99999999; x > 1 }".to_owned(),
+        "allow if { x := units.parse(\"1e99999999\"); x > 1 }".to_owned(),
+        "allow if { x := bits.lsh(1, 4000000000); x < 5 }".to_owned(),
+        "x := [a | some a in numbers.range(1, 2000)]\nallow if { y := [[[a, b, c] | some c in x] | some a in x; some b in x]; count(y) < 0 }".to_owned(),
+    ] {
+        let run = move || {
+            let error = decide(&rego).unwrap_err();
+            assert!(!error.to_string().is_empty());
+        };
+        let thread = thread::Builder::new().stack_size(STACK).spawn(run);
+        thread.unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn what_is_just_within_the_bounds_fits_the_stack() {
+    for rego in [
+        format!("allow if {{ 1{} > 0 }}", "+1".repeat(240)),
+        format!(
+            "allow if {{ x := {{1}}{}; count(x) > 0 }}",
+            "|{1}".repeat(240)
+        ),
+        (0..990).fold("allow if {\n".to_owned(), |rego, index| {
+            format!("{rego}x{index} := {index}\n")
+        }) + "}",
+    ] {
+        let run = move || decide(&rego).unwrap().allowed;
+        let thread = thread::Builder::new().stack_size(STACK).spawn(run);
+        assert!(thread.unwrap().join().unwrap());
+    }
+}
+
 #[test]
 fn appraisal_policies_are_bounded_alike() {
     let refused = |rego: &str| AppraisalPolicy::from_rego(&format!("package policy\n{rego}"));

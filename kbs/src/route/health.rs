@@ -19,7 +19,10 @@ pub(super) async fn healthz(_: Anyone) {}
 
 /// It can judge and release: one reason a line where it cannot.
 pub(super) async fn readyz(State(broker): State<Arc<Broker>>, _: Anyone) -> Response {
-    let missing = broker.missing().await;
+    let mut missing = broker.missing().await;
+    if broker.rules.desk.is_stuck() {
+        missing.push("too many policies do not come to an end: the record names them");
+    }
     if missing.is_empty() {
         return StatusCode::OK.into_response();
     }
