@@ -22,6 +22,9 @@ const PARSE_WORK_PER_TOKEN: u64 = 8;
 const PARSE_WORK: u64 = 100_000;
 /// Rules that one rule leads to, one below the other, each with the brackets within it.
 const CHAIN: usize = 256;
+/// Multiplications of numbers that are not in the text, one after the other, each of which may double the
+/// digits: the interpreter has no bound for them.
+const PRODUCTS: usize = 12;
 /// Operators within one another that take as much of the stack as one bracket.
 const OPERATORS_PER_BRACKET: usize = 8;
 /// Functions of Rego that look out of the policy.
@@ -59,7 +62,12 @@ pub(crate) fn before_parsing(rego: &str) -> Result<(), PolicyError> {
                     *first = false;
                 }
             }
-            Token::Name(_) | Token::Text(_) | Token::Operator | Token::Semicolon | Token::Dot => {}
+            Token::Name(_)
+            | Token::Text(_)
+            | Token::Operator
+            | Token::Times
+            | Token::Semicolon
+            | Token::Dot => {}
         }
         work = work.saturating_add(1_u64.checked_shl(doubled).unwrap_or(u64::MAX));
     }
@@ -182,10 +190,12 @@ struct Graph<'a> {
 
 #[derive(Default)]
 struct Node<'a> {
-    names: BTreeSet<&'a str>,
+    /// Each rule, and how often it is named.
+    names: BTreeMap<&'a str, usize>,
     calls: BTreeSet<&'a str>,
     brackets: usize,
     operators: usize,
+    products: usize,
 }
 
 impl<'a> Node<'a> {
@@ -195,6 +205,7 @@ impl<'a> Node<'a> {
         let tokens = tokens(text);
         let mut depth = 0_usize;
         self.operators = self.operators.max(shape::deepest(&tokens));
+        self.products += shape::products(&tokens);
         // The head of a definition is no call of it.
         for (index, token) in tokens.iter().enumerate().skip(1) {
             let word = match token {
@@ -208,7 +219,9 @@ impl<'a> Node<'a> {
                     depth = depth.saturating_sub(1);
                     continue;
                 }
-                Token::Comma | Token::Semicolon | Token::Operator | Token::Dot => continue,
+                Token::Comma | Token::Semicolon | Token::Operator | Token::Times | Token::Dot => {
+                    continue;
+                }
             };
             // `f(`, `data.policy["f"](`, and `with g as f`.
             let called = matches!(
@@ -216,7 +229,7 @@ impl<'a> Node<'a> {
                 Some([Token::Open('('), ..] | [Token::Close, Token::Open('('), ..])
             ) || tokens[index - 1] == Token::Name("as");
             for rule in names.meant(word) {
-                self.names.insert(rule);
+                *self.names.entry(rule).or_default() += 1;
                 if called {
                     self.calls.insert(rule);
                 }
@@ -235,7 +248,36 @@ impl<'a> Graph<'a> {
         for name in self.nodes.keys() {
             self.chain(name, &mut Vec::new(), &mut done)?;
         }
+        let mut done = BTreeMap::new();
+        for name in self.nodes.keys() {
+            if self.products(name, &mut done) > PRODUCTS {
+                return Err(PolicyError::Products {
+                    rule: (*name).to_owned(),
+                    limit: PRODUCTS,
+                });
+            }
+        }
         Ok(())
+    }
+
+    /// Multiplications in a rule and in what it leads to, as often as it does. It comes after [`Self::chain`],
+    /// which says that there are not many rules below one another.
+    fn products(&self, name: &'a str, done: &mut BTreeMap<&'a str, usize>) -> usize {
+        if let Some(products) = done.get(name) {
+            return *products;
+        }
+        // A rule that leads back to itself is the interpreter's to refuse.
+        done.insert(name, 0);
+        let Some(node) = self.nodes.get(name) else {
+            return 0;
+        };
+        let mut all = node.products;
+        for (named, times) in &node.names {
+            let below = self.products(named, done);
+            all = all.saturating_add(below.saturating_mul(*times));
+        }
+        done.insert(name, all);
+        all
     }
 
     fn recursion(
@@ -286,7 +328,7 @@ impl<'a> Graph<'a> {
         };
         above.push(name);
         let mut below = 0;
-        for named in &node.names {
+        for named in node.names.keys() {
             below = below.max(self.chain(named, above, done)?);
         }
         above.pop();

@@ -27,7 +27,7 @@ const LINES: usize = 200_000;
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// The same for an appraisal or a release, while others wait for the broker. A decision takes less than a
 /// thousandth of it, and in all of it a policy can fill a few tens of MiB.
-const DECISION_TIME: Duration = Duration::from_millis(250);
+const DECISION_TIME: Duration = Duration::from_millis(100);
 /// Steps of the interpreter between two looks at the clock.
 const STEPS_PER_LOOK: u32 = 256;
 
@@ -89,6 +89,17 @@ pub enum PolicyError {
         number: String,
         /// Digits that it may have.
         digits: usize,
+    },
+    /// Numbers that may grow without bound.
+    #[error(
+        "rule `{rule}` of the policy multiplies more than {limit} times, with what it asks: multiply by \
+         numbers that stand in the policy, or less often"
+    )]
+    Products {
+        /// The rule.
+        rule: String,
+        /// How often it may.
+        limit: usize,
     },
     /// A function of Rego that looks out of the policy.
     #[error("policy calls `{function}`: it must decide by its input alone")]

@@ -22,6 +22,8 @@ const RULES: usize = 50_000;
 const DIGITS: usize = 64;
 /// Digits of a number's exponent.
 const EXPONENT: usize = 3;
+/// Multiplications that a call of `product` stands for.
+const PRODUCT: usize = 8;
 /// Words that stand between two parts of one statement, or before its first.
 const KEYWORDS: [&str; 11] = [
     "as", "contains", "default", "else", "every", "if", "import", "package", "some", "with", "not",
@@ -75,6 +77,21 @@ pub(crate) fn deepest(tokens: &[Token<'_>]) -> usize {
         walk.depth()
     });
     depths.max().unwrap_or(0)
+}
+
+/// How often numbers that are not in the text are multiplied with one another: what may double the digits.
+pub(crate) fn products(tokens: &[Token<'_>]) -> usize {
+    let is_number = |index: Option<usize>| match index.and_then(|index| tokens.get(index)) {
+        Some(Token::Name(word)) => word.starts_with(|first: char| first.is_ascii_digit()),
+        _ => false,
+    };
+    let product = |(index, token): (usize, &Token<'_>)| match token {
+        Token::Times if is_number(index.checked_sub(1)) || is_number(Some(index + 1)) => 0,
+        Token::Times => 1,
+        Token::Name("product") => PRODUCT,
+        _ => 0,
+    };
+    tokens.iter().enumerate().map(product).sum()
 }
 
 /// Whether no number in this text has more digits than a policy's own; texts in quotes are left out.
@@ -134,7 +151,7 @@ impl Walk {
         let before = index.checked_sub(1).map(|index| &tokens[index]);
         let after_value = before.is_some_and(is_value);
         match &tokens[index] {
-            Token::Operator | Token::Dot | Token::Name("in") => self.inside += 1,
+            Token::Operator | Token::Times | Token::Dot | Token::Name("in") => self.inside += 1,
             Token::Comma => self.inside = 0,
             Token::Semicolon => self.next(),
             Token::Open(_) => {
@@ -177,7 +194,12 @@ fn is_value(token: &Token<'_>) -> bool {
         Token::Name("in") => false,
         Token::Name(word) => !KEYWORDS.contains(word),
         Token::Text(_) | Token::Close => true,
-        Token::Open(_) | Token::Comma | Token::Semicolon | Token::Dot | Token::Operator => false,
+        Token::Open(_)
+        | Token::Comma
+        | Token::Semicolon
+        | Token::Dot
+        | Token::Times
+        | Token::Operator => false,
     }
 }
 

@@ -16,7 +16,8 @@ pub(crate) enum Token<'a> {
     Semicolon,
     /// A dot that is not between two words.
     Dot,
-    /// One of arithmetic, or a comparison or assignment as a whole.
+    Times,
+    /// Another one of arithmetic, or a comparison or assignment as a whole.
     Operator,
 }
 
@@ -62,6 +63,10 @@ pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
                 } else {
                     Token::Semicolon
                 });
+                1
+            }
+            '*' => {
+                tokens.push(Token::Times);
                 1
             }
             _ if COMPARING.contains(&first) => {

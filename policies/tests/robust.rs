@@ -189,6 +189,7 @@ fn what_would_take_the_stack_the_time_or_the_memory_is_refused() {
         "import input.a\n".repeat(30_000) + "default allow := false",
         "allow if { x := 1e99999999; x > 1 }".to_owned(),
         "allow if { x := units.parse(\"1e99999999\"); x > 1 }".to_owned(),
+        "m(x) := ((x*x)*(x*x))*((x*x)*(x*x))\nallow if { b := m(m(m(m(m(m(m(99999999999999999999999999999))))))); b > 1 }".to_owned(),
         "allow if { x := bits.lsh(1, 4000000000); x < 5 }".to_owned(),
         "x := [a | some a in numbers.range(1, 2000)]\nallow if { y := [[[a, b, c] | some c in x] | some a in x; some b in x]; count(y) < 0 }".to_owned(),
     ] {
@@ -199,6 +200,25 @@ fn what_would_take_the_stack_the_time_or_the_memory_is_refused() {
         let thread = thread::Builder::new().stack_size(STACK).spawn(run);
         thread.unwrap().join().unwrap();
     }
+}
+
+#[test]
+fn numbers_that_square_themselves_are_refused_when_loaded() {
+    let mut squares = "allow if {\nx0 := 9\n".to_owned();
+    for index in 1..30 {
+        let before = index - 1;
+        writeln!(squares, "x{index} := x{before} * x{before}").unwrap();
+    }
+    for rego in [
+        squares + "x29 > 1 }",
+        "f(x) := x * x\ng(x) := f(f(f(f(x))))\nallow if g(g(g(g(g(9))))) > 1".to_owned(),
+        "allow if { x := [9, 9]; product([product(x), product(x)]) > 1 }".to_owned(),
+    ] {
+        let error = decide(&rego).unwrap_err();
+        assert!(matches!(error, PolicyError::Products { .. }), "{error}");
+    }
+    let scaled = "allow if { x := 3; y := x * 256 + 2 * x; z := y * x; z * 3 > 1 }\n";
+    assert!(decide(&scaled.repeat(9)).unwrap().allowed);
 }
 
 #[test]
