@@ -29,21 +29,25 @@ struct Kept {
 
 impl Decided {
     /// The decision that is kept, and else the one that `decide` makes.
-    pub(crate) fn or(
+    pub(crate) async fn or(
         &self,
         (policy, id, version): (&ReleasePolicy, &str, i64),
         path: &str,
-        decide: impl FnOnce() -> Result<Decision, PolicyError>,
+        decide: impl Future<Output = Result<Decision, PolicyError>>,
     ) -> Result<Arc<Decision>, PolicyError> {
         if policy.changes_its_mind() {
-            return decide().map(Arc::new);
+            return decide.await.map(Arc::new);
         }
         let same = |kept: &Kept| kept.version == version && kept.path == path && kept.policy == id;
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = lock().iter().find(|kept| same(kept)) {
-            return Ok(Arc::clone(&kept.decision));
+        let kept = lock()
+            .iter()
+            .find(|kept| same(kept))
+            .map(|kept| Arc::clone(&kept.decision));
+        if let Some(decision) = kept {
+            return Ok(decision);
         }
-        let decision = Arc::new(decide()?);
+        let decision = Arc::new(decide.await?);
         let mut all = lock();
         if all.len() >= KEPT {
             all.remove(0);
@@ -72,28 +76,28 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_same_question_is_asked_once_and_any_other_anew() {
+    #[tokio::test]
+    async fn the_same_question_is_asked_once_and_any_other_anew() {
         let policy = ReleasePolicy::from_rego(DENY_ALL).unwrap();
         let decided = Decided::default();
-        let ask = |id, version, path, allowed| {
+        let ask = async |id, version, path, allowed| {
             let asked = (&policy, id, version);
-            let decision = decided.or(asked, path, || Ok(decision(allowed)));
-            decision.unwrap().allowed
+            let decision = decided.or(asked, path, async { Ok(decision(allowed)) });
+            decision.await.unwrap().allowed
         };
-        assert!(ask("a", 1, "x", true));
-        assert!(ask("a", 1, "x", false), "kept");
-        assert!(!ask("a", 2, "x", false), "another version");
-        assert!(!ask("b", 1, "x", false), "another policy");
-        assert!(!ask("a", 1, "y", false), "another path");
+        assert!(ask("a", 1, "x", true).await);
+        assert!(ask("a", 1, "x", false).await, "kept");
+        assert!(!ask("a", 2, "x", false).await, "another version");
+        assert!(!ask("b", 1, "x", false).await, "another policy");
+        assert!(!ask("a", 1, "y", false).await, "another path");
         for path in ["1", "2", "3", "4"] {
-            ask("a", 1, path, false);
+            ask("a", 1, path, false).await;
         }
-        assert!(!ask("a", 1, "x", false), "forgotten");
+        assert!(!ask("a", 1, "x", false).await, "forgotten");
     }
 
-    #[test]
-    fn a_policy_that_may_change_its_mind_is_asked_each_time() {
+    #[tokio::test]
+    async fn a_policy_that_may_change_its_mind_is_asked_each_time() {
         for condition in [
             "time.now_ns() > 0",
             "time[\"now\\u005fns\"]() > 0",
@@ -104,8 +108,8 @@ mod tests {
             let decided = Decided::default();
             for allowed in [true, false] {
                 let asked = (&policy, "a", 1);
-                let found = decided.or(asked, "x", || Ok(decision(allowed))).unwrap();
-                assert_eq!(found.allowed, allowed, "{condition}");
+                let found = decided.or(asked, "x", async { Ok(decision(allowed)) });
+                assert_eq!(found.await.unwrap().allowed, allowed, "{condition}");
             }
         }
     }

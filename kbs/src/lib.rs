@@ -24,6 +24,7 @@ pub mod command;
 pub mod config;
 mod current;
 mod decided;
+mod desk;
 mod explain;
 mod file;
 mod limit;

@@ -325,3 +325,67 @@ async fn tamper(deployment: &Deployment, sql: &'static str) {
     sqlx::raw_sql(sql).execute(&pool).await.unwrap();
     pool.close().await;
 }
+
+/// MiB that the broker has had at most.
+fn peak_mib(deployment: &Deployment) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", deployment.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = peak.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<u64>().unwrap() / 1024
+}
+
+/// Each takes all that it is given, once there is a guest.
+const ENDLESS: [(&str, &str); 2] = [
+    (
+        "slow",
+        "some a in numbers.range(1, 90000); some b in numbers.range(1, 90000); a + b == 0",
+    ),
+    (
+        "large",
+        "x := numbers.range(1, 2000); y := [[[a, b, c] | some c in x] | some a in x; some b in x]; count(y) < 0",
+    ),
+];
+
+#[tokio::test]
+async fn a_policy_without_end_holds_up_nobody_else() {
+    let owner = Owner::start();
+    let secret = owner.deployment.write("secret", SECRET);
+    owner.own(&["resource", "set", "good/key/1", "--file", &secret]);
+    owner.policy(ALLOW_ALL, &["--scope", "good"]);
+    for (scope, body) in ENDLESS {
+        let rego = format!("package policy\nallow if {{ input.submods; {body} }}\n");
+        owner.policy(&rego, &["--scope", scope]);
+    }
+    let token = owner.token().await;
+    let asked = (0..8).map(async |number: usize| {
+        let path = format!("{}/key/{number}", ENDLESS[number % 2].0);
+        let refused = fetch(&owner.deployment, &token, &path).await.refusal();
+        assert_eq!(refused.0, ErrorKind::PolicyEngineError, "{:?}", refused.1);
+    });
+    let others = async {
+        for _ in 0..10 {
+            let health = owner.deployment.ask(Method::GET, "/healthz", &[], "").await;
+            assert_eq!(health.status, StatusCode::OK);
+            let released = fetch(&owner.deployment, &token, "good/key/1").await;
+            assert_eq!(released.status, StatusCode::OK);
+        }
+    };
+    futures_util::future::join(futures_util::future::join_all(asked), others).await;
+    let peak = peak_mib(&owner.deployment);
+    assert!(peak < 100, "{peak} MiB");
+}
+
+#[tokio::test]
+async fn a_policy_without_end_is_refused_when_it_is_set() {
+    let owner = Owner::start();
+    for (_, body) in ENDLESS {
+        let rego = format!("package policy\nallow if {{ {body} }}\n");
+        let message = json!({"policy": BASE64_URL_SAFE_NO_PAD.encode(rego)}).to_string();
+        let answer = owner.ask(Method::POST, "resource-policy/a", message).await;
+        let (kind, error) = answer.refusal();
+        assert_eq!(kind, ErrorKind::ParsePolicyError);
+        assert!(error.detail.contains("took longer"), "{}", error.detail);
+    }
+    let peak = peak_mib(&owner.deployment);
+    assert!(peak < 100, "{peak} MiB");
+}

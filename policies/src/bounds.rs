@@ -11,13 +11,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::{Engine, Rc};
 
-use crate::engine::PolicyError;
+use crate::{
+    engine::PolicyError,
+    shape,
+    words::{Token, tokens},
+};
 
 /// Work of the parser: for each token 2 to the power of the brackets in whose first member it stands.
 const PARSE_WORK_PER_TOKEN: u64 = 8;
 const PARSE_WORK: u64 = 100_000;
 /// Rules that one rule leads to, one below the other, each with the brackets within it.
 const CHAIN: usize = 256;
+/// Multiplications of numbers that are not in the text, one after the other, each of which may double the
+/// digits: the interpreter has no bound for them.
+const PRODUCTS: usize = 12;
+/// Operators within one another that take as much of the stack as one bracket.
+const OPERATORS_PER_BRACKET: usize = 8;
 /// Functions of Rego that look out of the policy.
 const OUTSIDE: [&str; 5] = [
     "http.send",
@@ -30,6 +39,7 @@ const OUTSIDE: [&str; 5] = [
 /// Refuses what would hold up the parser, and calls of what is not there.
 pub(crate) fn before_parsing(rego: &str) -> Result<(), PolicyError> {
     let tokens = tokens(rego);
+    shape::within(&tokens)?;
     // Of each open bracket: whether the parser is still in its first member.
     let mut open: Vec<bool> = Vec::new();
     let mut doubled = 0_u32;
@@ -52,7 +62,12 @@ pub(crate) fn before_parsing(rego: &str) -> Result<(), PolicyError> {
                     *first = false;
                 }
             }
-            Token::Name(_) | Token::Text(_) | Token::Other => {}
+            Token::Name(_)
+            | Token::Text(_)
+            | Token::Operator
+            | Token::Times
+            | Token::Semicolon
+            | Token::Dot => {}
         }
         work = work.saturating_add(1_u64.checked_shl(doubled).unwrap_or(u64::MAX));
     }
@@ -175,9 +190,12 @@ struct Graph<'a> {
 
 #[derive(Default)]
 struct Node<'a> {
-    names: BTreeSet<&'a str>,
+    /// Each rule, and how often it is named.
+    names: BTreeMap<&'a str, usize>,
     calls: BTreeSet<&'a str>,
     brackets: usize,
+    operators: usize,
+    products: usize,
 }
 
 impl<'a> Node<'a> {
@@ -186,6 +204,8 @@ impl<'a> Node<'a> {
     fn read(&mut self, text: &'a str, names: &Names<'a>) {
         let tokens = tokens(text);
         let mut depth = 0_usize;
+        self.operators = self.operators.max(shape::deepest(&tokens));
+        self.products += shape::products(&tokens);
         // The head of a definition is no call of it.
         for (index, token) in tokens.iter().enumerate().skip(1) {
             let word = match token {
@@ -199,7 +219,9 @@ impl<'a> Node<'a> {
                     depth = depth.saturating_sub(1);
                     continue;
                 }
-                Token::Comma | Token::Other => continue,
+                Token::Comma | Token::Semicolon | Token::Operator | Token::Times | Token::Dot => {
+                    continue;
+                }
             };
             // `f(`, `data.policy["f"](`, and `with g as f`.
             let called = matches!(
@@ -207,7 +229,7 @@ impl<'a> Node<'a> {
                 Some([Token::Open('('), ..] | [Token::Close, Token::Open('('), ..])
             ) || tokens[index - 1] == Token::Name("as");
             for rule in names.meant(word) {
-                self.names.insert(rule);
+                *self.names.entry(rule).or_default() += 1;
                 if called {
                     self.calls.insert(rule);
                 }
@@ -226,7 +248,36 @@ impl<'a> Graph<'a> {
         for name in self.nodes.keys() {
             self.chain(name, &mut Vec::new(), &mut done)?;
         }
+        let mut done = BTreeMap::new();
+        for name in self.nodes.keys() {
+            if self.products(name, &mut done) > PRODUCTS {
+                return Err(PolicyError::Products {
+                    rule: (*name).to_owned(),
+                    limit: PRODUCTS,
+                });
+            }
+        }
         Ok(())
+    }
+
+    /// Multiplications in a rule and in what it leads to, as often as it does. It comes after [`Self::chain`],
+    /// which says that there are not many rules below one another.
+    fn products(&self, name: &'a str, done: &mut BTreeMap<&'a str, usize>) -> usize {
+        if let Some(products) = done.get(name) {
+            return *products;
+        }
+        // A rule that leads back to itself is the interpreter's to refuse.
+        done.insert(name, 0);
+        let Some(node) = self.nodes.get(name) else {
+            return 0;
+        };
+        let mut all = node.products;
+        for (named, times) in &node.names {
+            let below = self.products(named, done);
+            all = all.saturating_add(below.saturating_mul(*times));
+        }
+        done.insert(name, all);
+        all
     }
 
     fn recursion(
@@ -277,11 +328,11 @@ impl<'a> Graph<'a> {
         };
         above.push(name);
         let mut below = 0;
-        for named in &node.names {
+        for named in node.names.keys() {
             below = below.max(self.chain(named, above, done)?);
         }
         above.pop();
-        let length = below + 1 + node.brackets;
+        let length = below + 1 + node.brackets + node.operators / OPERATORS_PER_BRACKET;
         if length > CHAIN {
             return Err(long(name));
         }
@@ -294,81 +345,4 @@ fn long(name: &str) -> PolicyError {
     PolicyError::Chain {
         rule: name.to_owned(),
     }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Token<'a> {
-    /// Words and the dots between them.
-    Name(&'a str),
-    /// What stands between quotes.
-    Text(&'a str),
-    Open(char),
-    Close,
-    Comma,
-    Other,
-}
-
-/// The words of a text; comments are left out.
-fn tokens(text: &str) -> Vec<Token<'_>> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let length = match first {
-            '#' => rest.find('\n').unwrap_or(rest.len()),
-            '"' => {
-                let end = quoted(&rest[1..]);
-                tokens.push(Token::Text(&rest[1..=end]));
-                (end + 2).min(rest.len())
-            }
-            '`' => {
-                let end = rest[1..].find('`').map_or(rest.len() - 1, |at| at);
-                tokens.push(Token::Text(&rest[1..=end]));
-                (end + 2).min(rest.len())
-            }
-            _ if word(first) => {
-                let end = rest
-                    .find(|next| !word(next) && next != '.')
-                    .unwrap_or(rest.len());
-                tokens.push(Token::Name(&rest[..end]));
-                end
-            }
-            '(' | '[' | '{' => {
-                tokens.push(Token::Open(first));
-                1
-            }
-            ')' | ']' | '}' => {
-                tokens.push(Token::Close);
-                1
-            }
-            ',' => {
-                tokens.push(Token::Comma);
-                1
-            }
-            _ => {
-                if !first.is_whitespace() {
-                    tokens.push(Token::Other);
-                }
-                first.len_utf8()
-            }
-        };
-        rest = &rest[length..];
-    }
-    tokens
-}
-
-fn word(character: char) -> bool {
-    character.is_alphanumeric() || character == '_'
-}
-
-/// Bytes up to the closing quote, or all where there is none.
-fn quoted(text: &str) -> usize {
-    let mut escaped = false;
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            b'\\' if !escaped => escaped = true,
-            b'"' if !escaped => return at,
-            _ => escaped = false,
-        }
-    }
-    text.len()
 }

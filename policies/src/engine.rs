@@ -25,8 +25,9 @@ const LINES: usize = 200_000;
 /// A decision about a request in the guest that takes longer is a refusal: a policy must not hold up a
 /// pod.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// The same for an appraisal or a release, while others wait for the broker.
-const DECISION_TIME: Duration = Duration::from_secs(1);
+/// The same for an appraisal or a release, while others wait for the broker. A decision takes less than a
+/// thousandth of it, and in all of it a policy can fill a few tens of MiB.
+const DECISION_TIME: Duration = Duration::from_millis(100);
 /// Steps of the interpreter between two looks at the clock.
 const STEPS_PER_LOOK: u32 = 256;
 
@@ -60,6 +61,46 @@ pub enum PolicyError {
     /// Brackets within brackets, which the parser tries in two ways each.
     #[error("policy has brackets nested too deep: name the inner values in rules of their own")]
     Nested,
+    /// Operators, calls and brackets within one another, which are followed on the stack.
+    #[error(
+        "an expression of the policy is {limit} operators, calls and brackets deep: name the inner \
+         values in rules of their own"
+    )]
+    Deep {
+        /// What is too deep.
+        limit: usize,
+    },
+    /// More of one thing than a policy may have.
+    #[error("policy has more than {limit} {what}: {fix}")]
+    Many {
+        /// The things.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+        /// What to do about it.
+        fix: &'static str,
+    },
+    /// A number that would take the memory that its text does not show.
+    #[error(
+        "the number `{number}` of the policy is too long: at most {digits} digits, and an exponent of 3"
+    )]
+    Number {
+        /// The number, shortened.
+        number: String,
+        /// Digits that it may have.
+        digits: usize,
+    },
+    /// Numbers that may grow without bound.
+    #[error(
+        "rule `{rule}` of the policy multiplies more than {limit} times, with what it asks: multiply by \
+         numbers that stand in the policy, or less often"
+    )]
+    Products {
+        /// The rule.
+        rule: String,
+        /// How often it may.
+        limit: usize,
+    },
     /// A function of Rego that looks out of the policy.
     #[error("policy calls `{function}`: it must decide by its input alone")]
     Outside {
@@ -78,6 +119,9 @@ pub enum PolicyError {
         /// The first rule.
         rule: String,
     },
+    /// Too many other policies are at work, or do not come to an end.
+    #[error("too many policies are at work: ask again later")]
+    Busy,
     /// The evaluation took too long.
     #[error("evaluation of `{rule}` took longer than {} ms", limit.as_millis())]
     Slow {

@@ -7,6 +7,8 @@
 
 use regorus::{Engine, Value};
 
+use crate::shape;
+
 /// Members of an array that one call makes.
 const ELEMENTS: usize = 100_000;
 /// Bytes of what one call takes or makes.
@@ -16,16 +18,32 @@ const WIDTH_DIGITS: usize = 3;
 /// What a value costs beside its text, in [`cost`].
 const VALUE_BYTES: usize = 8;
 
+/// Bits by which one call shifts a number.
+const SHIFT: u64 = 4096;
+
 /// Functions whose result is not much larger than their arguments, and how many they take.
-const PROPORTIONAL: [(&str, u8); 7] = [
+const PROPORTIONAL: [(&str, u8); 18] = [
     ("base64.encode", 1),
     ("base64url.encode", 1),
+    ("bits.lsh", 2),
+    ("glob.match", 3),
     ("hex.encode", 1),
     ("json.marshal", 1),
     ("json.marshal_with_options", 2),
+    ("json.patch", 2),
+    ("json.unmarshal", 1),
+    ("product", 1),
+    ("regex.replace", 3),
+    ("regex.split", 2),
+    ("split", 2),
     ("sprintf", 2),
     ("strings.replace_n", 2),
+    ("to_number", 1),
+    ("units.parse", 1),
+    ("units.parse_bytes", 1),
 ];
+/// Members of what `product` multiplies.
+const FACTORS: usize = 256;
 
 /// A call without a value.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +57,12 @@ pub(crate) enum CallError {
     Bytes { name: &'static str },
     #[error("`{name}` makes at most {ELEMENTS} members")]
     Elements { name: &'static str },
+    #[error("`{name}` shifts by at most {SHIFT} bits")]
+    Shift { name: &'static str },
+    #[error("`{name}` multiplies at most {FACTORS} numbers")]
+    Factors { name: &'static str },
+    #[error("`{name}` is given a number with too many digits, or too large an exponent")]
+    Digits { name: &'static str },
     #[error("`sprintf` takes a width of at most {WIDTH_DIGITS} digits")]
     Width,
     #[error("{0}")]
@@ -182,7 +206,25 @@ fn proportional(
     match (name, arguments.first()) {
         ("sprintf", Some(Value::String(format))) => widths(format)?,
         // Each place in the text may become the longest of the new ones.
-        ("strings.replace_n", Some(_)) => within(name, bytes.saturating_mul(bytes))?,
+        ("regex.replace" | "strings.replace_n", Some(_)) => {
+            within(name, bytes.saturating_mul(bytes))?;
+        }
+        ("bits.lsh", Some(_)) => {
+            let bits = arguments.get(1).map(Value::as_u64);
+            if matches!(bits, Some(Ok(bits)) if bits > SHIFT) {
+                return Err(CallError::Shift { name });
+            }
+        }
+        ("product", Some(Value::Array(factors))) if factors.len() > FACTORS => {
+            return Err(CallError::Factors { name });
+        }
+        ("product", Some(Value::Set(factors))) if factors.len() > FACTORS => {
+            return Err(CallError::Factors { name });
+        }
+        (
+            "json.unmarshal" | "to_number" | "units.parse" | "units.parse_bytes",
+            Some(Value::String(text)),
+        ) if !shape::numbers_are_short(text) => return Err(CallError::Digits { name }),
         (_, _) => {}
     }
     engine.set_input(arguments.into());
@@ -286,6 +328,21 @@ mod tests {
             "base64.encode(\"abc\")",
             "base64url.encode(\"a?c\")",
             "strings.replace_n({\"a\": \"b\"}, \"banana\")",
+            "bits.lsh(5, 12)",
+            "bits.lsh(\"5\", 12)",
+            "glob.match(\"a/*\", [\"/\"], \"a/b\")",
+            "json.patch({\"a\": 1}, [{\"op\": \"remove\", \"path\": \"/a\"}])",
+            "json.unmarshal(\"{\\\"3e1234\\\": [1, -2.5e3]}\")",
+            "product([2, 3, 4])",
+            "product({2, 3})",
+            "regex.replace(\"banana\", \"an\", \"x\")",
+            "regex.split(\"a+\", \"banana\")",
+            "split(\"a,b\", \",\")",
+            "to_number(\"12\")",
+            "to_number(true)",
+            "units.parse(\"10Ki\")",
+            "units.parse(\".5K\")",
+            "units.parse_bytes(\"1.5GB\")",
         ] {
             let [built_in, ours] = both(expression);
             match (built_in, ours) {
@@ -331,6 +388,14 @@ mod tests {
             repeated("strings.replace_n({\"x\": \"xx\"}, T)"),
             repeated("hex.encode(T)"),
             repeated("json.marshal([T, T])"),
+            repeated("regex.replace(T, \"x\", \"xx\")"),
+            "package x\nx := bits.lsh(1, 4000000000)".to_owned(),
+            "package x\nx := product(numbers.range(1, 9000))".to_owned(),
+            "package x\nx := to_number(\"1e99999999\")".to_owned(),
+            "package x\nx := units.parse(\"1e99999999\")".to_owned(),
+            "package x\nx := units.parse(\"-.1E+99999999\")".to_owned(),
+            "package x\nx := units.parse_bytes(\"1e99999999\")".to_owned(),
+            "package x\nx := json.unmarshal(\"[1e99999999]\")".to_owned(),
         ] {
             let mut engine = Engine::new();
             engine

@@ -20,5 +20,7 @@ mod reason;
 pub mod reference;
 pub mod release;
 pub mod scopes;
+mod shape;
+mod words;
 
 pub use engine::{POLICY_BYTES, PolicyError};

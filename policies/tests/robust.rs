@@ -134,7 +134,10 @@ fn brackets_that_the_parser_would_try_for_ever_are_refused() {
         for depth in [20, 1000, 100_000] {
             let rego = format!("allow := {}1{}", open.repeat(depth), close.repeat(depth));
             let error = decide(&rego).unwrap_err();
-            let named = matches!(error, PolicyError::Nested | PolicyError::Parse { .. });
+            let named = matches!(
+                error,
+                PolicyError::Nested | PolicyError::Deep { .. } | PolicyError::Parse { .. }
+            );
             assert!(named, "{open} {depth}: {error}");
         }
     }
@@ -171,6 +174,69 @@ fn a_text_that_doubles_is_cut_off() {
     assert!(error.to_string().contains("at most"), "{error}");
     let error = decide("allow if count(numbers.range(1, 1000000000000)) > 1").unwrap_err();
     assert!(error.to_string().contains("at most"), "{error}");
+}
+
+/// What a reviewer stopped a broker with: each is refused when it is loaded, or fails in its time.
+#[test]
+fn what_would_take_the_stack_the_time_or_the_memory_is_refused() {
+    let blocks = |line: &str, count: usize| format!("allow if {{\n{}}}", line.repeat(count));
+    for rego in [
+        format!("allow if {{ x := {}1; x == 1 }}", "-".repeat(600)),
+        format!("allow if {{ 1{} > 0 }}", "\n+1".repeat(3600)),
+        format!("allow if {{ x := {{1}}{}; count(x) > 0 }}", "\n|{1}".repeat(4000)),
+        format!("allow if {}1{} == 1", "abs(".repeat(20_000), ")".repeat(20_000)),
+        blocks("x := 1\n", 10_000),
+        "import input.a\n".repeat(30_000) + "default allow := false",
+        "allow if { x := 1e99999999; x > 1 }".to_owned(),
+        "allow if { x := units.parse(\"1e99999999\"); x > 1 }".to_owned(),
+        "m(x) := ((x*x)*(x*x))*((x*x)*(x*x))\nallow if { b := m(m(m(m(m(m(m(99999999999999999999999999999))))))); b > 1 }".to_owned(),
+        "allow if { x := bits.lsh(1, 4000000000); x < 5 }".to_owned(),
+        "x := [a | some a in numbers.range(1, 2000)]\nallow if { y := [[[a, b, c] | some c in x] | some a in x; some b in x]; count(y) < 0 }".to_owned(),
+    ] {
+        let run = move || {
+            let error = decide(&rego).unwrap_err();
+            assert!(!error.to_string().is_empty());
+        };
+        let thread = thread::Builder::new().stack_size(STACK).spawn(run);
+        thread.unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn numbers_that_square_themselves_are_refused_when_loaded() {
+    let mut squares = "allow if {\nx0 := 9\n".to_owned();
+    for index in 1..30 {
+        let before = index - 1;
+        writeln!(squares, "x{index} := x{before} * x{before}").unwrap();
+    }
+    for rego in [
+        squares + "x29 > 1 }",
+        "f(x) := x * x\ng(x) := f(f(f(f(x))))\nallow if g(g(g(g(g(9))))) > 1".to_owned(),
+        "allow if { x := [9, 9]; product([product(x), product(x)]) > 1 }".to_owned(),
+    ] {
+        let error = decide(&rego).unwrap_err();
+        assert!(matches!(error, PolicyError::Products { .. }), "{error}");
+    }
+    let scaled = "allow if { x := 3; y := x * 256 + 2 * x; z := y * x; z * 3 > 1 }\n";
+    assert!(decide(&scaled.repeat(9)).unwrap().allowed);
+}
+
+#[test]
+fn what_is_just_within_the_bounds_fits_the_stack() {
+    for rego in [
+        format!("allow if {{ 1{} > 0 }}", "+1".repeat(240)),
+        format!(
+            "allow if {{ x := {{1}}{}; count(x) > 0 }}",
+            "|{1}".repeat(240)
+        ),
+        (0..990).fold("allow if {\n".to_owned(), |rego, index| {
+            format!("{rego}x{index} := {index}\n")
+        }) + "}",
+    ] {
+        let run = move || decide(&rego).unwrap().allowed;
+        let thread = thread::Builder::new().stack_size(STACK).spawn(run);
+        assert!(thread.unwrap().join().unwrap());
+    }
 }
 
 #[test]

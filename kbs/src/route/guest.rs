@@ -11,7 +11,10 @@ use http::{HeaderName, header};
 use kbs_protocol::{
     AuthRequest, ErrorKind, Jwe, ResourcePath, SESSION_COOKIE, TokenResponse, seal,
 };
-use policies::release::Release;
+use policies::{
+    PolicyError,
+    release::{Decision, Release, ReleasePolicy},
+};
 use serde_json::Value;
 
 use super::Body;
@@ -21,6 +24,7 @@ use crate::{
     broker::Broker,
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
+    token::Claims,
 };
 
 const PLUGIN: &str = "resource";
@@ -86,18 +90,12 @@ pub(super) async fn resource(
     let mut entry = Entry::new(Kind::Release, Outcome::Allowed, who, path.to_string());
     entry.attestation.clone_from(&claims.id);
     let unusual = !query.is_empty();
-    let asked = Release {
-        plugin: PLUGIN,
-        resource_path: &path.segments(),
-        query,
-        method: "GET",
-    };
-    let decide = || policy.decide(&claims.claims, &asked);
+    let decide = decide(&broker, &policy, &claims, &path, query);
     let decision = if unusual {
-        decide().map(Arc::new)
+        decide.await.map(Arc::new)
     } else {
         let policy = (&*policy, versions.policy.as_str(), version);
-        claims.decided.or(policy, &entry.resource, decide)
+        claims.decided.or(policy, &entry.resource, decide).await
     };
     let mut entry = entry.by(versions);
     let decision = match decision {
@@ -129,6 +127,30 @@ pub(super) async fn resource(
     seal(&claims.tee_pubkey, &secret)
         .map(Json)
         .map_err(|error| Refusal::new(ErrorKind::JweError, error.to_string()))
+}
+
+/// Asks the policy: one that ships here, and an owner's where it can hold up nobody.
+async fn decide(
+    broker: &Broker,
+    policy: &Arc<ReleasePolicy>,
+    claims: &Arc<Claims>,
+    path: &ResourcePath,
+    query: BTreeMap<String, String>,
+) -> Result<Decision, PolicyError> {
+    let (claims, path) = (Arc::clone(claims), path.clone());
+    let question = move |policy: &ReleasePolicy| {
+        let asked = Release {
+            plugin: PLUGIN,
+            resource_path: &path.segments(),
+            query,
+            method: "GET",
+        };
+        policy.decide(&claims.claims, &asked)
+    };
+    if policy.is_built_in() {
+        return question(policy);
+    }
+    broker.rules.desk.ask(policy, question).await
 }
 
 pub(super) fn resource_path(

@@ -23,6 +23,9 @@ pub(super) async fn readyz(State(broker): State<Arc<Broker>>, _: Anyone) -> Resp
     if !broker.store.is_writable().await {
         missing.push("the store cannot be written");
     }
+    if broker.rules.desk.is_stuck() {
+        missing.push("too many policies do not come to an end: the record names them");
+    }
     if missing.is_empty() {
         return StatusCode::OK.into_response();
     }

@@ -12,9 +12,7 @@ use axum::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use kbs_protocol::{ErrorKind, limit};
 use policies::{
-    PolicyError,
-    appraisal::{self, AppraisalPolicy},
-    release::{self, ReleasePolicy},
+    PolicyError, appraisal, release,
     scopes::{Prefix, ScopeError, Selector},
 };
 use serde::{Deserialize, Serialize};
@@ -200,11 +198,8 @@ async fn set(
         )));
     }
     let rego = policy_text(&message.policy)?;
-    match scope {
-        Attached::Release(_) => ReleasePolicy::from_rego(&rego).map(drop),
-        Attached::Appraisal(_) => AppraisalPolicy::from_rego(&rego).map(drop),
-    }
-    .map_err(|error| unusable(&error))?;
+    let tried = broker.rules.try_out(scope, &rego).await;
+    tried.map_err(|error| unusable(&error))?;
     let entry = administration(Kind::Policy, Outcome::Set, admin, id.clone());
     let version = broker.store.set_policy(&id, &rego, now(), &entry).await;
     let version = version.map_err(storage)?;
@@ -275,5 +270,9 @@ fn policy_text(policy: &str) -> Result<String, Refusal> {
 }
 
 fn unusable(error: &PolicyError) -> Refusal {
-    Refusal::new(ErrorKind::ParsePolicyError, error.to_string())
+    let kind = match error {
+        PolicyError::Busy => ErrorKind::NotReady,
+        _ => ErrorKind::ParsePolicyError,
+    };
+    Refusal::new(kind, error.to_string())
 }

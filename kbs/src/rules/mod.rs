@@ -29,6 +29,7 @@ pub(crate) use attached::{Attached, RELEASE_POLICY};
 
 use crate::{
     current::Current,
+    desk::Desk,
     refusal::Refusal,
     store::{Change, REFERENCES, Store, StoreError},
 };
@@ -44,6 +45,8 @@ const STALE: Duration = Duration::from_secs(10);
 pub(crate) struct Rules {
     store: Store,
     known: Current<Known>,
+    /// Where they are compiled and asked.
+    pub(crate) desk: Desk,
     release: Arc<Compiled<ReleasePolicy>>,
     appraisal: Arc<Compiled<AppraisalPolicy>>,
     default_release: Arc<ReleasePolicy>,
@@ -74,6 +77,7 @@ impl Rules {
                 appraisal: Selection::default(),
                 references: Arc::default(),
             }),
+            desk: Desk::new(),
             release: Arc::new(Compiled::new(COMPILED)),
             appraisal: Arc::new(Compiled::new(COMPILED)),
             default_release: Arc::new(
@@ -177,6 +181,20 @@ impl Rules {
         Ok((policy, version))
     }
 
+    /// Compiles what an owner sets, and asks it once: what has no end is refused before it holds.
+    pub(crate) async fn try_out(&self, scope: &Attached, rego: &str) -> Result<(), PolicyError> {
+        let rego = rego.to_owned();
+        let release = matches!(scope, Attached::Release(_));
+        let trial = move || {
+            if release {
+                ReleasePolicy::from_rego(&rego)?.try_out()
+            } else {
+                AppraisalPolicy::from_rego(&rego)?.try_out()
+            }
+        };
+        self.desk.compile(&scope.to_string(), trial).await?
+    }
+
     /// The reference values that hold at a moment, and the number of their last change.
     pub(crate) fn references(&self, now: SystemTime) -> (ReferenceValues, i64) {
         let references = Arc::clone(&self.known.load().references);
@@ -222,7 +240,7 @@ impl Rules {
         let rego = self.store.policy(id, Some(version)).await?;
         let rego = rego.ok_or(StoreError::Content("policy"))?;
         let (cache, name) = (Arc::clone(cache), id.to_owned());
-        let compiling = tokio::task::spawn_blocking(move || {
+        let compiling = self.desk.compile(id, move || {
             cache.get(&name, version, || {
                 compile(&rego).inspect_err(|error| {
                     let id = &name;
@@ -232,7 +250,10 @@ impl Rules {
         });
         let made = compiling.await.map_err(|error| {
             tracing::error!(id, version, %error, "a stored policy could not be compiled");
-            RuleError::Broken(id.to_owned())
+            match error {
+                PolicyError::Busy => RuleError::Busy,
+                _ => RuleError::Broken(id.to_owned()),
+            }
         })?;
         made.map_err(|_| RuleError::Broken(id.to_owned()))
     }
@@ -279,6 +300,9 @@ pub enum RuleError {
     /// A policy that does not compile, with its cause.
     #[error("the policy `{0}`: {1}")]
     Policy(String, PolicyError),
+    /// Other policies take all that there is for policies.
+    #[error("too many policies are at work: try again later")]
+    Busy,
     /// The store could not be read for a while.
     #[error("what changed in the store cannot be read: nothing is decided until it can")]
     Stale,
@@ -292,7 +316,7 @@ impl From<RuleError> for Refusal {
         let kind = match &error {
             RuleError::Absent(_) => ErrorKind::InvalidRequest,
             RuleError::Broken(_) | RuleError::Policy(..) => ErrorKind::PolicyEngineError,
-            RuleError::Stale => ErrorKind::NotReady,
+            RuleError::Busy | RuleError::Stale => ErrorKind::NotReady,
             RuleError::Store(cause) => {
                 tracing::error!(error = %cause, "a policy cannot be read");
                 let detail = "a policy cannot be read: see the broker's log";

@@ -1,0 +1,340 @@
+//! Where owners' policies are compiled and asked: on a few threads of their own.
+//!
+//! The interpreter looks at the clock between its steps, but one step may be a multiplication of numbers
+//! with a million digits, and nothing can end a thread from outside. So an owner's policy never runs
+//! where requests are served. Who asks waits until a deadline; a thread that is not done by then is left
+//! behind with its policy, and another takes its place. A policy runs once at a time, and is refused while
+//! it is stuck, so that it costs one thread however often it is asked. What ships with the broker is
+//! asked where the request is.
+
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use policies::PolicyError;
+use tokio::{sync::oneshot, time::timeout};
+
+/// For an answer, with the wait for a thread. The interpreter itself gives up much earlier.
+const DECISION_TIME: Duration = Duration::from_secs(1);
+/// The same for the work that a policy makes when it is loaded.
+const COMPILE_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a thread's stack; only what is used is taken.
+const STACK_BYTES: usize = 16 * 1024 * 1024;
+/// Threads that are at work, at least and at most.
+const THREADS: (usize, usize) = (2, 8);
+/// Threads left behind; with so many, nothing new is begun.
+const STUCK: usize = 4;
+/// Questions that wait for a thread, and of them those to one policy.
+const WAITING: usize = 256;
+const WAITING_FOR_ONE: usize = 64;
+
+/// The threads, and who waits for them.
+pub(crate) struct Desk(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    threads: usize,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Job>,
+    running: Vec<Running>,
+    /// Not counting those left behind.
+    threads: usize,
+    idle: usize,
+    jobs: u64,
+    closed: bool,
+}
+
+struct Job {
+    policy: u64,
+    limit: Duration,
+    work: Box<dyn FnOnce() + Send>,
+}
+
+struct Running {
+    job: u64,
+    policy: u64,
+    until: Instant,
+    stuck: bool,
+}
+
+impl Desk {
+    /// Threads are started when they are needed.
+    pub(crate) fn new() -> Self {
+        let cores = thread::available_parallelism().map_or(THREADS.0, usize::from);
+        Self(Arc::new(Shared {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            threads: cores.clamp(THREADS.0, THREADS.1),
+        }))
+    }
+
+    /// Asks a policy for a decision.
+    pub(crate) async fn ask<P: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        policy: &Arc<P>,
+        question: impl FnOnce(&P) -> Result<T, PolicyError> + Send + 'static,
+    ) -> Result<T, PolicyError> {
+        let key = Arc::as_ptr(policy).addr() as u64;
+        let policy = Arc::clone(policy);
+        let work = move || question(&policy);
+        self.run(key, "policy", DECISION_TIME, work).await?
+    }
+
+    /// Compiles the policy of this id.
+    pub(crate) async fn compile<T: Send + 'static>(
+        &self,
+        id: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PolicyError> {
+        let mut key = DefaultHasher::new();
+        id.hash(&mut key);
+        self.run(key.finish(), id, COMPILE_TIME, work).await
+    }
+
+    /// Nothing more is begun, since too many policies do not come to an end.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let mut state = self.0.lock();
+        state.leave_behind();
+        state.stuck() >= STUCK
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        policy: u64,
+        name: &str,
+        limit: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PolicyError> {
+        let slow = || PolicyError::Slow {
+            rule: name.to_owned(),
+            limit,
+        };
+        let (done, answer) = oneshot::channel();
+        let work = move || {
+            // Who asked may have gone.
+            if !done.is_closed() {
+                drop(done.send(work()));
+            }
+        };
+        let job = Job {
+            policy,
+            limit,
+            work: Box::new(work),
+        };
+        match self.0.take(job) {
+            Taken::Yes => {}
+            Taken::Stuck => return Err(slow()),
+            Taken::Busy => return Err(PolicyError::Busy),
+        }
+        match timeout(limit, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(PolicyError::Evaluate {
+                rule: name.to_owned(),
+                detail: "the interpreter panicked".to_owned(),
+            }),
+            Err(_) => {
+                let mut state = self.0.lock();
+                state.leave_behind();
+                self.0.employ(&mut state);
+                Err(slow())
+            }
+        }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.wake.notify_all();
+    }
+}
+
+/// Whether a job waits for a thread now.
+enum Taken {
+    Yes,
+    /// Its policy has not come to an end yet.
+    Stuck,
+    Busy,
+}
+
+impl State {
+    fn stuck(&self) -> usize {
+        self.running.iter().filter(|job| job.stuck).count()
+    }
+
+    /// Counts no longer on what is late.
+    fn leave_behind(&mut self) {
+        let now = Instant::now();
+        for job in &mut self.running {
+            if !job.stuck && job.until <= now {
+                job.stuck = true;
+                self.threads -= 1;
+                tracing::error!("a policy does not come to an end: its thread is left behind");
+            }
+        }
+    }
+
+    /// The first job whose policy is not at work.
+    fn next(&mut self) -> Option<Job> {
+        let free = |job: &Job| self.running.iter().all(|other| other.policy != job.policy);
+        let at = self.waiting.iter().position(free)?;
+        self.waiting.remove(at)
+    }
+}
+
+impl Shared {
+    /// A panic in another thread leaves the state whole: no policy runs under the lock.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, job: Job) -> Taken {
+        let mut state = self.lock();
+        state.leave_behind();
+        let same = |other: &&Running| other.policy == job.policy;
+        if state.running.iter().filter(same).any(|other| other.stuck) {
+            return Taken::Stuck;
+        }
+        let before = state.waiting.iter();
+        let before = before.filter(|other| other.policy == job.policy).count();
+        if state.stuck() >= STUCK || state.waiting.len() >= WAITING || before >= WAITING_FOR_ONE {
+            return Taken::Busy;
+        }
+        state.waiting.push_back(job);
+        self.employ(&mut state);
+        if state.threads == 0 {
+            state.waiting.pop_back();
+            return Taken::Busy;
+        }
+        drop(state);
+        self.wake.notify_one();
+        Taken::Yes
+    }
+
+    /// Starts threads for those that wait, as many as there may be.
+    fn employ(self: &Arc<Self>, state: &mut State) {
+        while state.threads < self.threads && state.waiting.len() > state.idle {
+            let shared = Arc::clone(self);
+            let started = thread::Builder::new()
+                .name("policies".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn(move || shared.serve());
+            if let Err(error) = started {
+                tracing::error!(%error, "a thread for policies cannot be started");
+                return;
+            }
+            state.threads += 1;
+            if state.threads >= state.waiting.len() {
+                return;
+            }
+        }
+    }
+
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            let Some(job) = state.next() else {
+                if state.closed {
+                    return;
+                }
+                state.idle += 1;
+                state = self
+                    .wake
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                continue;
+            };
+            let number = state.jobs;
+            state.jobs += 1;
+            state.running.push(Running {
+                job: number,
+                policy: job.policy,
+                until: Instant::now() + job.limit,
+                stuck: false,
+            });
+            drop(state);
+            // What is wrong in it is told by its sender, which is gone then.
+            drop(catch_unwind(AssertUnwindSafe(job.work)));
+            state = self.lock();
+            let at = state.running.iter().position(|job| job.job == number);
+            if at.is_some_and(|at| state.running.swap_remove(at).stuck) {
+                // Another has its place, and may go on with this policy.
+                drop(state);
+                self.wake.notify_one();
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    /// A policy that ends when it is told to, or when the test has gone.
+    fn endless() -> (Sender<()>, impl FnOnce() + Send + 'static) {
+        let (end, ends) = channel();
+        (end, move || ends.recv().unwrap_or_default())
+    }
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_policy_that_does_not_end_is_left_behind_and_others_go_on() {
+        let desk = Desk::new();
+        let mut ends = Vec::new();
+        for policy in 0..STUCK as u64 {
+            assert!(!desk.is_stuck());
+            assert_eq!(desk.run(99, "good", LONG, || 7).await.unwrap(), 7);
+            let (end, work) = endless();
+            ends.push(end);
+            let error = desk.run(policy, "bad", SHORT, work).await.unwrap_err();
+            assert!(matches!(error, PolicyError::Slow { .. }), "{error}");
+            if policy + 1 < STUCK as u64 {
+                let error = desk.run(policy, "bad", LONG, || ()).await.unwrap_err();
+                assert!(matches!(error, PolicyError::Slow { .. }), "{error}");
+            }
+        }
+        assert!(desk.is_stuck());
+        let error = desk.run(99, "good", LONG, || 7).await.unwrap_err();
+        assert!(matches!(error, PolicyError::Busy), "{error}");
+        ends.clear();
+        while desk.is_stuck() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(desk.run(99, "good", LONG, || 7).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_that_question_s_failure() {
+        let desk = Desk::new();
+        for _ in 0..20 {
+            let failing = || -> u8 { panic!("as a test does") };
+            assert!(desk.run(1, "p", LONG, failing).await.is_err());
+            assert_eq!(desk.run(1, "p", LONG, || 7).await.unwrap(), 7);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_gone_holds_up_nobody() {
+        let desk = Desk::new();
+        for policy in 0..20 {
+            let asked = desk.run(policy % 3, "p", LONG, || ());
+            assert!(timeout(Duration::ZERO, asked).await.is_err() || policy < 20);
+        }
+        assert_eq!(desk.run(1, "p", LONG, || 7).await.unwrap(), 7);
+    }
+}
