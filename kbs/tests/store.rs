@@ -33,7 +33,7 @@ async fn each_decision_and_change_is_on_the_record() {
     fetch(&deployment, &token, "a/b/c").await;
     fetch(&deployment, &token, "a/b/d").await.refusal();
     deployment.own(&["resource", "delete", "a/b/c"]);
-    let all = lines(&deployment.own(&["record", "export", "--limit", "2"]));
+    let all = lines(&deployment.own(&["record", "export"]));
     let told: Vec<(&str, &str, &str)> = all
         .iter()
         .map(|one| {
@@ -67,6 +67,8 @@ async fn each_decision_and_change_is_on_the_record() {
     let listed =
         lines(&deployment.own(&["record", "list", "--result", "denied", "--resource", "a/"]));
     assert_eq!(listed, [all[2].clone()]);
+    let two = lines(&deployment.own(&["record", "export", "--limit", "2"]));
+    assert_eq!(two, all[..2]);
 }
 
 #[tokio::test]
