@@ -1,11 +1,11 @@
 //! The same tests on both databases.
 
+mod entry;
 mod rule;
 
 use std::{path::PathBuf, sync::Arc};
 
 use kbs_protocol::ResourcePath;
-use policies::release::Reason;
 use serde_json::json;
 use sqlx::Row;
 use support::postgres::Postgres;
@@ -16,6 +16,7 @@ use crate::{
     record::{Entry, Kind, Outcome, Search},
     seal::Sealer,
 };
+use entry::*;
 use rule::*;
 
 /// An empty database, which may be opened more than once.
@@ -177,20 +178,6 @@ async fn another_key_or_another_place_opens_nothing(place: Place) {
     assert!(matches!(other.err(), Some(StoreError::Masters(_))));
 }
 
-/// More than one batch waits at once, and each of them is told.
-async fn a_crowd_is_recorded_whole(place: Place) {
-    let store = place.open().await;
-    let crowd = (0..700).map(|number| {
-        let store = store.clone();
-        tokio::spawn(async move { store.record(entry(&format!("a/b/{number}"))).await })
-    });
-    for one in crowd.collect::<Vec<_>>() {
-        one.await.unwrap().unwrap();
-    }
-    let found = store.search(&Search::default()).await.unwrap();
-    assert_eq!(found.len(), 700);
-}
-
 async fn rotation_wraps_anew_while_others_read(place: Place) {
     let (one, two) = (place.open().await, place.open().await);
     for number in 0..150 {
@@ -213,131 +200,6 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     assert_eq!(one.rewrap().await.unwrap(), 50);
     assert_eq!(one.rewrap().await.unwrap(), 0);
     assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
-}
-
-async fn entries_are_kept_in_order_and_found(place: Place) {
-    let store = place.open().await;
-    let reason = Reason {
-        claim: "c\0".to_owned(),
-        expected: "e".to_owned(),
-        found: "f".to_owned(),
-        fix: "x".to_owned(),
-    };
-    let subject = |number: i32| format!("key {number:02}\0");
-    let made = |number| {
-        Entry::new(
-            Kind::Release,
-            Outcome::Allowed,
-            subject(number),
-            "a/b/c".into(),
-        )
-    };
-    let all = (0..40).map(|number| {
-        let entry = made(number);
-        let denied = number % 4 == 0;
-        store.record(if denied {
-            entry.denied().judging([reason.clone()])
-        } else {
-            entry
-        })
-    });
-    let tasks = all.collect::<Vec<_>>();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    let denied = Search {
-        result: Some(Outcome::Denied),
-        ..Search::default()
-    };
-    let found = store.search(&denied).await.unwrap();
-    assert_eq!(found.len(), 10);
-    assert!(found.windows(2).all(|pair| pair[0].id < pair[1].id));
-    assert_eq!(found[0].claims, vec![reason.into()]);
-    let explained = store.ticket(&found[3].ticket).await.unwrap().unwrap();
-    assert_eq!(explained, found[3]);
-    assert_eq!(store.ticket("").await.unwrap(), None);
-    let mut page = Search {
-        limit: Some(7),
-        subject: Some("key".to_owned()),
-        resource: Some("a/b".to_owned()),
-        kind: Some(Kind::Release),
-        since: Some(found[0].time.clone()),
-        ..Search::default()
-    };
-    let mut count = 0;
-    loop {
-        let entries = store.search(&page).await.unwrap();
-        assert!(entries.len() <= 7);
-        let Some(last) = entries.last() else { break };
-        page.after = Some(last.id);
-        count += entries.len();
-    }
-    assert_eq!(count, 40);
-    for nothing in [
-        Search {
-            until: Some("2001-01-01T00:00:00Z".to_owned()),
-            ..Search::default()
-        },
-        Search {
-            kind: Some(Kind::Policy),
-            ..Search::default()
-        },
-        Search {
-            subject: Some("role".to_owned()),
-            ..Search::default()
-        },
-    ] {
-        assert_eq!(store.search(&nothing).await.unwrap(), vec![]);
-    }
-    let wrong = Search {
-        since: Some("yesterday".to_owned()),
-        ..Search::default()
-    };
-    assert!(matches!(store.search(&wrong).await, Err(StoreError::Time)));
-}
-
-async fn entries_of_one_change_are_all_there_and_no_more(place: Place) {
-    let store = place.open().await;
-    let mut after = None;
-    for count in [0, 1, 3, 16, 17, 64, 65, 150] {
-        let made: Vec<Entry> = (0..count)
-            .map(|number| entry(&format!("a/b/{number}")))
-            .collect();
-        let mut change = store.begin().await.unwrap();
-        let all: Vec<&Entry> = made.iter().collect();
-        record::insert(&mut change, &all).await.unwrap();
-        change.commit().await.unwrap();
-        let page = Search {
-            after,
-            ..Search::default()
-        };
-        let found = store.search(&page).await.unwrap();
-        after = found.last().map(|last| last.id).or(after);
-        let about =
-            |all: &[Entry]| -> Vec<String> { all.iter().map(|one| one.resource.clone()).collect() };
-        assert_eq!(about(&found), about(&made), "{count}");
-    }
-}
-
-async fn retention_takes_the_oldest(place: Place) {
-    let store = place.open().await;
-    let mut old = entry("old");
-    old.time = "2001-01-01T00:00:00Z".to_owned();
-    store.record(old).await.unwrap();
-    store.record(entry("kept")).await.unwrap();
-    for _ in 0..10 {
-        store.record(entry("refused").denied()).await.unwrap();
-    }
-    let year = 1_000_000_000_000;
-    assert_eq!(store.forget(year, 100).await.unwrap(), 1);
-    assert_eq!(store.forget(year, 100).await.unwrap(), 0);
-    assert_eq!(store.forget(0, 4).await.unwrap(), 6);
-    let left = store.search(&Search::default()).await.unwrap();
-    // However many refusals guests bring about, what was administered stays.
-    assert_eq!(
-        left.iter().map(|one| one.id).collect::<Vec<_>>(),
-        [2, 9, 10, 11, 12]
-    );
 }
 
 async fn a_newer_database_is_left_alone(place: Place) {
