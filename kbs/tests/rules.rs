@@ -334,6 +334,10 @@ fn peak_mib(deployment: &Deployment) -> u64 {
     kib.parse::<u64>().unwrap() / 1024
 }
 
+/// About 25 MiB without such policies, and 25 to 80 more with them, as fast as the machine is; without a
+/// bound it is a GiB in no time.
+const PEAK_MIB: u64 = 256;
+
 /// Each takes all that it is given, once there is a guest.
 const ENDLESS: [(&str, &str); 2] = [
     (
@@ -372,7 +376,7 @@ async fn a_policy_without_end_holds_up_nobody_else() {
     };
     futures_util::future::join(futures_util::future::join_all(asked), others).await;
     let peak = peak_mib(&owner.deployment);
-    assert!(peak < 100, "{peak} MiB");
+    assert!(peak < PEAK_MIB, "{peak} MiB");
 }
 
 #[tokio::test]
@@ -387,5 +391,5 @@ async fn a_policy_without_end_is_refused_when_it_is_set() {
         assert!(error.detail.contains("took longer"), "{}", error.detail);
     }
     let peak = peak_mib(&owner.deployment);
-    assert!(peak < 100, "{peak} MiB");
+    assert!(peak < PEAK_MIB, "{peak} MiB");
 }
