@@ -10,7 +10,7 @@ use regorus::{Engine, Value};
 use crate::shape;
 
 /// Members of an array that one call makes.
-const ELEMENTS: usize = 100_000;
+const ELEMENTS: usize = 10_000;
 /// Bytes of what one call takes or makes.
 const BYTES: usize = 1024 * 1024;
 /// Digits of the width in a verb of `sprintf`.
