@@ -11,7 +11,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -55,6 +55,8 @@ pub(crate) struct Rules {
     /// When the store was last read, in milliseconds after `opened`.
     read: AtomicU64,
     opened: Instant,
+    /// The store went back in time.
+    lost: AtomicBool,
 }
 
 /// What is attached where, in which version, and the last change that is in it.
@@ -89,6 +91,7 @@ impl Rules {
             refreshing: tokio::sync::Mutex::default(),
             read: AtomicU64::new(0),
             opened: Instant::now(),
+            lost: AtomicBool::new(false),
         };
         rules.refresh().await?;
         Ok(rules)
@@ -99,7 +102,14 @@ impl Rules {
         let _turn = self.refreshing.lock().await;
         let known = self.known.load();
         let asked = self.opened.elapsed();
-        let changes = self.store.changes(known.moment).await?;
+        // With the last one that is known: where it is not there any more, the store went back in time,
+        // and a version of a policy may have another text than the one that is compiled here.
+        let mut changes = self.store.changes(known.moment - 1).await?;
+        if known.moment >= 0 && changes.is_empty() {
+            self.lost.store(true, Ordering::Relaxed);
+            return Err(StoreError::WentBack);
+        }
+        changes.retain(|change| change.moment > known.moment);
         if changes.is_empty() {
             self.reached(asked);
             return Ok(());
@@ -132,6 +142,9 @@ impl Rules {
     /// Whether the store may hold a change that has been there for long: another broker's revocation,
     /// perhaps. Nothing is decided by such rules.
     pub(crate) fn are_stale(&self) -> bool {
+        if self.lost.load(Ordering::Relaxed) {
+            return true;
+        }
         let read = Duration::from_millis(self.read.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(read) > STALE
     }

@@ -164,6 +164,11 @@ pub enum StoreError {
     /// Another key file, or one that lost keys.
     #[error("store: resources are under master keys that are not here: {0}")]
     Masters(String),
+    /// Another database than before, or an older state of it.
+    #[error(
+        "store: it is older than what this broker has seen, as after a restore: restart the broker"
+    )]
+    WentBack,
     /// Written by a newer program.
     #[error("store: written by a newer kbs: start that one")]
     Newer,

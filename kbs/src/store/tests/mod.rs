@@ -75,6 +75,7 @@ on_both!(
     another_key_or_another_place_opens_nothing,
     rotation_wraps_anew_while_others_read,
     a_policy_has_versions_and_an_end,
+    nothing_is_decided_by_a_store_that_went_back,
     changes_are_told_once_and_in_their_order,
     reference_values_replace_or_stay_beside_one_another,
     a_list_of_reference_values_comes_in_whole_names,

@@ -6,6 +6,7 @@ use policies::reference::{HISTORY, Provenance, ReferenceValue, VERSIONS, Version
 use serde_json::{Value, json};
 
 use super::*;
+use crate::rules::{RuleError, Rules};
 
 const ONE: &str = "resource-policy/a";
 const OTHER: &str = "default_cpu";
@@ -43,6 +44,25 @@ async fn add(store: &Store, values: &[ReferenceValue], mode: Mode) -> Result<i64
 async fn seen(store: &Store, name: &str, now: u64) -> Option<Value> {
     let all = store.references_after(0).await.unwrap().values;
     all.iter().find(|one| one.name == name)?.at(at(now))
+}
+
+pub(super) async fn nothing_is_decided_by_a_store_that_went_back(place: Place) {
+    let store = place.open().await;
+    let entry = told(Kind::Policy);
+    for text in ["package policy", "package policy\nallow := true"] {
+        store.set_policy(ONE, text, 1, &entry).await.unwrap();
+    }
+    let rules = Rules::open(store.clone()).await.unwrap();
+    rules.refresh().await.unwrap();
+    assert!(rules.release_for(&path("a/b/c")).await.is_ok());
+    sqlx::raw_sql("UPDATE change SET counter = 1, moment = 1")
+        .execute(&store.writer.pool)
+        .await
+        .unwrap();
+    let refused = rules.refresh().await;
+    assert!(matches!(refused, Err(StoreError::WentBack)));
+    let decided = rules.release_for(&path("a/b/c")).await;
+    assert!(matches!(decided, Err(RuleError::Stale)));
 }
 
 pub(super) async fn a_policy_has_versions_and_an_end(place: Place) {
