@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::invalid;
+use super::{invalid, rest};
 use crate::{broker::Broker, refusal::Refusal};
 
 /// What of each body counts as small: evidence with certificates, without a long event log.
@@ -46,6 +46,8 @@ pub(super) struct Cap(pub(super) usize);
 pub(crate) struct Rooms {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    /// Who reads bodies for nothing.
+    pub(super) readers: Semaphore,
 }
 
 impl Default for Rooms {
@@ -54,6 +56,7 @@ impl Default for Rooms {
         Self {
             small: room(SMALL_ROOM_BYTES),
             large: room(LARGE_ROOM_BYTES),
+            readers: Semaphore::new(rest::READERS),
         }
     }
 }

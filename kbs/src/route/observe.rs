@@ -54,7 +54,7 @@ pub(super) async fn observe(
         answer(next.run(request)).await
     };
     if let Some(rest) = rest {
-        rest.discard().await;
+        rest.discard(&broker.limiter.rooms.readers).await;
     }
     let told = response.extensions().get::<Told>();
     if told.is_some_and(|told| told.kind == ErrorKind::StorageError) {

@@ -14,10 +14,15 @@ use axum::{
     extract::Request,
 };
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::Semaphore;
 
 /// Bytes that are read for nothing.
 const BYTES: usize = 16 * 1024 * 1024;
+/// Clients whose bytes are read for nothing at once. Reading at full speed takes buffers, of which a
+/// crowd of refused clients shall not have one each; what waits is held by its sender.
+pub(super) const READERS: usize = 32;
 /// How long they are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -37,9 +42,14 @@ impl Rest {
         (request, Some(rest))
     }
 
-    /// Reads what is left of it.
-    pub(super) async fn discard(mut self) {
+    /// Reads what is left of it. Who has sent everything waits for no turn.
+    pub(super) async fn discard(mut self, readers: &Semaphore) {
+        let at_once = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).now_or_never();
+        if let Some(None | Some(Err(_))) = at_once {
+            return;
+        }
         let discard = async {
+            let _turn = readers.acquire().await;
             let mut left = BYTES;
             while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {
                 left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
@@ -74,5 +84,32 @@ impl HttpBody for Rest {
     fn size_hint(&self) -> SizeHint {
         let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt, stream};
+
+    use super::*;
+
+    fn sending(parts: usize, then: bool) -> Rest {
+        let sent = stream::iter(vec![Ok::<_, std::io::Error>("part"); parts]);
+        let more = stream::pending().take(usize::from(then));
+        let body = Body::from_stream(sent.chain(more));
+        Rest::of(Request::new(body)).1.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_has_sent_everything_waits_for_nobody_and_others_in_turn() {
+        let readers = Semaphore::new(1);
+        let held = readers.acquire().await.unwrap();
+        sending(0, false).discard(&readers).await;
+        let waits = sending(3, false);
+        let unread = waits.clone();
+        assert!(waits.discard(&readers).now_or_never().is_none());
+        drop(held);
+        unread.discard(&readers).await;
+        sending(1, true).discard(&readers).await;
     }
 }
