@@ -14,7 +14,7 @@ use std::{
 
 use regorus::{Engine, LimitError, PolicyLengthConfig, Value, utils::limits::ExecutionTimerConfig};
 
-use crate::{bounds, functions};
+use crate::{bounds, functions, shape};
 
 /// Bytes of a policy; Kata's limit, since generated policies are long.
 pub const POLICY_BYTES: usize = 16 * 1024 * 1024;
@@ -243,6 +243,7 @@ impl<S> Pool<S> {
         (ask, answer): (&'static str, &'static str),
         data: Value,
     ) -> Result<Self, PolicyError> {
+        shape::fits_the_broker(rego)?;
         let mut template = parse(package, rego, DECISION_TIME)?;
         template.add_data(data).map_err(|error| unparsed(&error))?;
         template

@@ -18,6 +18,8 @@ const STATEMENTS: usize = 1000;
 const IMPORTS: usize = 256;
 /// Definitions of rules of a policy.
 const RULES: usize = 50_000;
+/// Words of a policy of the broker, which has many of them in memory: one of so many takes about 25 MiB.
+const BROKER_WORDS: usize = 50_000;
 /// Characters of a number.
 const DIGITS: usize = 64;
 /// Digits of a number's exponent.
@@ -65,6 +67,18 @@ pub(crate) fn within(tokens: &[Token<'_>]) -> Result<(), PolicyError> {
         if let Token::Name(name) = token {
             number(name, &tokens[index + 1..])?;
         }
+    }
+    Ok(())
+}
+
+/// Refuses what would take much of the broker's memory when it is compiled.
+pub(crate) fn fits_the_broker(rego: &str) -> Result<(), PolicyError> {
+    if tokens(rego).len() > BROKER_WORDS {
+        return Err(PolicyError::Many {
+            what: "words and signs",
+            limit: BROKER_WORDS,
+            fix: "attach policies to more scopes, or register long lists as reference values",
+        });
     }
     Ok(())
 }

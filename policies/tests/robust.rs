@@ -186,6 +186,7 @@ fn what_would_take_the_stack_the_time_or_the_memory_is_refused() {
         format!("allow if {{ x := {{1}}{}; count(x) > 0 }}", "\n|{1}".repeat(4000)),
         format!("allow if {}1{} == 1", "abs(".repeat(20_000), ")".repeat(20_000)),
         blocks("x := 1\n", 10_000),
+        "allow if input.x\n".repeat(20_000),
         "import input.a\n".repeat(30_000) + "default allow := false",
         "allow if { x := 1e99999999; x > 1 }".to_owned(),
         "allow if { x := units.parse(\"1e99999999\"); x > 1 }".to_owned(),
