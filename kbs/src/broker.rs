@@ -150,6 +150,7 @@ impl Broker {
             "denied"
         );
         if let Err(error) = self.store.record(entry).await {
+            self.store.failed();
             tracing::error!(ticket, %error, "a denial could not be kept");
         }
         ticket

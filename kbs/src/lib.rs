@@ -33,6 +33,7 @@ mod metrics;
 mod progress;
 mod record;
 mod refusal;
+mod retention;
 mod route;
 mod rules;
 mod seal;

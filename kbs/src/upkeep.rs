@@ -2,18 +2,12 @@
 //! made, wraps data keys anew after a rotation, ends what the record need not remember, and renews
 //! collateral before it ends.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
-use crate::{broker::Broker, session::seconds, store::StoreError};
+use crate::{broker::Broker, retention};
 
 /// Between two looks: others' changes are in force within twice this.
 const LOOK: Duration = Duration::from_millis(400);
-/// Between two rounds of retention.
-const RETENTION: Duration = Duration::from_secs(60);
-const DAY_SECONDS: u64 = 24 * 3600;
 
 /// Each on its own, so that a long rotation or a long retention delays no change of a policy.
 pub(crate) async fn run(broker: Arc<Broker>) {
@@ -21,12 +15,12 @@ pub(crate) async fn run(broker: Arc<Broker>) {
     tokio::join!(
         refresh(&broker),
         rewrap(&broker),
-        retain(&broker),
+        retention::run(&broker),
         collateral.run()
     );
 }
 
-fn every(period: Duration) -> tokio::time::Interval {
+pub(crate) fn every(period: Duration) -> tokio::time::Interval {
     let mut looks = tokio::time::interval(period);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     looks
@@ -54,27 +48,4 @@ async fn rewrap(broker: &Broker) {
             Err(error) => tracing::error!(%error, "data keys cannot be wrapped anew"),
         }
     }
-}
-
-async fn retain(broker: &Broker) {
-    let mut looks = every(RETENTION);
-    loop {
-        looks.tick().await;
-        if let Err(error) = forget(broker).await {
-            tracing::error!(%error, "old entries of the record cannot be removed");
-        }
-    }
-}
-
-async fn forget(broker: &Broker) -> Result<(), StoreError> {
-    let kept = u64::from(broker.retention.days) * DAY_SECONDS;
-    let before = seconds(SystemTime::now()).saturating_sub(kept);
-    let before = i64::try_from(before.saturating_mul(1000)).unwrap_or(i64::MAX);
-    while broker
-        .store
-        .forget(before, broker.retention.rows.into())
-        .await?
-        > 0
-    {}
-    Ok(())
 }

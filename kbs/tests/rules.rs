@@ -326,10 +326,6 @@ async fn tamper(deployment: &Deployment, sql: &'static str) {
     pool.close().await;
 }
 
-/// About 25 MiB without, and as much again for each thread that ran one; without a bound it is a GiB in no
-/// time.
-const PEAK_MIB: u64 = 128;
-
 /// MiB that the broker has had at most.
 fn peak_mib(deployment: &Deployment) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", deployment.pid())).unwrap();

@@ -8,7 +8,7 @@ use http::Method;
 use kbs_protocol::ResourcePath;
 
 use super::{Connection, read_capped};
-use crate::store::Metadata;
+use crate::store::{Metadata, Page};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Resource {
@@ -36,7 +36,11 @@ pub(super) enum Resource {
         path: ResourcePath,
     },
     /// List secrets.
-    List,
+    List {
+        /// Those whose names begin with this.
+        #[arg(long, default_value = "")]
+        prefix: String,
+    },
 }
 
 impl Resource {
@@ -50,15 +54,12 @@ impl Resource {
                 Ok(())
             }
             Self::GetMetadata { path } => {
-                let all = list(connection).await?;
-                let found = all.iter().find(|one| one.path == path);
-                show(found.with_context(|| format!("there is no resource {path}"))?)
+                let versions = history(connection, &path).await?;
+                let newest = versions.last();
+                show(newest.with_context(|| format!("there is no resource {path}"))?)
             }
             Self::History { path } => {
-                let name = format!("resource-history/{path}");
-                let answer = connection.ask(Method::GET, &name, "").await?;
-                let versions: Vec<Metadata> =
-                    serde_json::from_slice(&answer).context("read the answer")?;
+                let versions = history(connection, &path).await?;
                 versions.iter().try_for_each(show)
             }
             Self::Delete { path } => {
@@ -66,14 +67,32 @@ impl Resource {
                 connection.ask(Method::DELETE, &name, "").await?;
                 Ok(())
             }
-            Self::List => list(connection).await?.iter().try_for_each(show),
+            Self::List { prefix } => list(connection, prefix).await,
         }
     }
 }
 
-async fn list(connection: &Connection) -> anyhow::Result<Vec<Metadata>> {
-    let answer = connection.ask(Method::GET, "resource", "").await?;
+async fn history(connection: &Connection, path: &ResourcePath) -> anyhow::Result<Vec<Metadata>> {
+    let name = format!("resource-history/{path}");
+    let answer = connection.ask(Method::GET, &name, "").await?;
     serde_json::from_slice(&answer).context("read the answer")
+}
+
+async fn list(connection: &Connection, prefix: String) -> anyhow::Result<()> {
+    let mut page = Page {
+        prefix,
+        ..Page::default()
+    };
+    loop {
+        let path = format!("resource?{}", serde_urlencoded::to_string(&page)?);
+        let answer = connection.ask(Method::GET, &path, "").await?;
+        let found: Vec<Metadata> = serde_json::from_slice(&answer).context("read the answer")?;
+        let Some(last) = found.last() else {
+            return Ok(());
+        };
+        page.after = last.path.to_string();
+        found.iter().try_for_each(show)?;
+    }
 }
 
 fn show(metadata: &Metadata) -> anyhow::Result<()> {

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
 };
 use kbs_protocol::ErrorKind;
 
-use super::{Answer, Body, administration, guest::resource_path, now, storage};
+use super::{Answer, Body, administration, guest::resource_path, now, query, storage};
 use crate::{
     admin::right,
     auth::Admin,
     broker::Broker,
     record::{Kind, Outcome},
     refusal::Refusal,
-    store::{KeyStatus, Metadata},
+    store::{KeyStatus, Metadata, Page},
 };
 
 pub(super) async fn set_resource(
@@ -57,10 +57,12 @@ pub(super) async fn delete_resource(
 pub(super) async fn list_resources(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::ReadMetadata>,
+    page: Result<Query<Page>, QueryRejection>,
 ) -> Answer<Vec<Metadata>> {
-    let mut all = broker.store.list_resources().await.map_err(storage)?;
-    all.retain(|one| admin.may_with(&one.path));
-    Ok(Json(all))
+    let page = query(page)?;
+    let may_see = |path: &_| admin.may_with(path);
+    let list = broker.store.list_resources(&page, may_see).await;
+    list.map(Json).map_err(storage)
 }
 
 pub(super) async fn resource_history(

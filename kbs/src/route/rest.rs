@@ -89,12 +89,14 @@ impl HttpBody for Rest {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use futures_util::{StreamExt, stream};
 
     use super::*;
 
     fn sending(parts: usize, then: bool) -> Rest {
-        let sent = stream::iter(vec![Ok::<_, std::io::Error>("part"); parts]);
+        let sent = stream::iter(vec![Ok::<_, Infallible>("part"); parts]);
         let more = stream::pending().take(usize::from(then));
         let body = Body::from_stream(sent.chain(more));
         Rest::of(Request::new(body)).1.unwrap()

@@ -23,8 +23,6 @@ const GATHER: Duration = Duration::from_millis(1);
 pub(super) const WAITING: usize = 4096;
 /// Entries of one answer.
 const PAGE: i64 = 1000;
-/// Entries that one step of retention removes.
-const REMOVED: i64 = 5000;
 const COLUMNS: [&str; 11] = [
     "tenant",
     TIME,
@@ -101,29 +99,6 @@ impl Store {
         .fetch_all(&self.read)
         .await?;
         rows.iter().map(entry).collect()
-    }
-
-    /// Removes some entries that are older than a time in milliseconds, and refusals beyond a number of
-    /// rows, and gives how many. Guests write refusals as they like; nothing that they do removes a
-    /// release or an administration before its time.
-    pub(crate) async fn forget(&self, before: i64, rows: i64) -> Result<u64, StoreError> {
-        let mut change = self.begin().await?;
-        let done = sqlx::query(
-            "DELETE FROM record WHERE id IN (
-                 SELECT id FROM record WHERE tenant = $1
-                 AND (time < $2 OR (result = 'denied' AND id <= (
-                     SELECT id FROM record WHERE tenant = $1 AND result = 'denied'
-                     ORDER BY id DESC LIMIT 1 OFFSET $3)))
-                 ORDER BY id LIMIT $4)",
-        )
-        .bind(TENANT)
-        .bind(before)
-        .bind(rows)
-        .bind(REMOVED)
-        .execute(&mut *change)
-        .await?;
-        change.commit().await?;
-        Ok(done.rows_affected())
     }
 }
 

@@ -8,15 +8,13 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Any, Row, Transaction};
 use zeroize::Zeroizing;
 
-use super::{Store, StoreError, TENANT, record};
+use super::{Page, Store, StoreError, TENANT, page, record};
 use crate::{
     master::{MasterKeys, Wrapped},
     record::Entry,
     seal::{KEY_BYTES, SealError, Sealer},
 };
 
-/// Resources, and versions of one, that a list shows.
-const LISTED: i64 = 20_000;
 /// Versions that are kept of a resource; the oldest go first.
 const VERSIONS: i64 = 10;
 /// Data keys that one step wraps anew.
@@ -133,13 +131,36 @@ impl Store {
         Ok(true)
     }
 
-    pub(crate) async fn list_resources(&self) -> Result<Vec<Metadata>, StoreError> {
+    /// A page of what somebody may see; empty where there is no more.
+    pub(crate) async fn list_resources(
+        &self,
+        page: &Page,
+        may_see: impl Fn(&ResourcePath) -> bool,
+    ) -> Result<Vec<Metadata>, StoreError> {
+        let mut page = page.clone();
+        loop {
+            let mut rows = self.page_of_resources(&page).await?;
+            let full = page::is_full(rows.len());
+            if let Some(last) = rows.last() {
+                page.after = last.path.to_string();
+            }
+            rows.retain(|one| may_see(&one.path));
+            if !full || !rows.is_empty() {
+                return Ok(rows);
+            }
+        }
+    }
+
+    async fn page_of_resources(&self, page: &Page) -> Result<Vec<Metadata>, StoreError> {
         let rows = sqlx::query(
             "SELECT path, bytes, version, updated FROM resource
-             WHERE tenant = $1 AND present = 1 ORDER BY path LIMIT $2",
+             WHERE tenant = $1 AND present = 1 AND path > $2
+             AND substr(path, 1, length($3)) = $3 ORDER BY path LIMIT $4",
         )
         .bind(TENANT)
-        .bind(LISTED)
+        .bind(&page.after)
+        .bind(&page.prefix)
+        .bind(page::ROWS)
         .fetch_all(&self.read)
         .await?;
         rows.iter().map(metadata).collect()
@@ -156,7 +177,7 @@ impl Store {
         )
         .bind(TENANT)
         .bind(path.to_string())
-        .bind(LISTED)
+        .bind(VERSIONS)
         .fetch_all(&self.read)
         .await?;
         rows.iter().map(metadata).collect()

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each step brings the database from the version of its index to the next one.
-pub(super) const STEPS: [&str; 4] = [
+pub(super) const STEPS: [&str; 5] = [
     "
     CREATE TABLE resource (
         path TEXT PRIMARY KEY, sealed BLOB NOT NULL, bytes INTEGER NOT NULL,
@@ -98,6 +98,10 @@ pub(super) const STEPS: [&str; 4] = [
     "
     DROP INDEX record_ticket;
     CREATE INDEX record_ticket ON record (tenant, ticket) WHERE ticket <> '';
+    ",
+    // Refusals beyond those that are kept are found without a look at what was released.
+    "
+    CREATE INDEX record_denied ON record (tenant, id) WHERE result = 'denied';
     ",
 ];
 /// Any number that no other program of the database takes: brokers that start at once migrate one

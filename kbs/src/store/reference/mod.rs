@@ -9,7 +9,7 @@ use policies::reference::{HISTORY, Provenance, ReferenceValue, VERSIONS, Version
 use serde::{Deserialize, Serialize};
 use sqlx::{Any, Row, Transaction};
 
-pub(crate) use read::{Page, Touched};
+pub(crate) use read::Touched;
 pub use read::{ReferenceState, ReferenceVersion};
 
 use super::{REFERENCES, Store, StoreError, TENANT, change::count, record};

@@ -7,11 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{Row, any::AnyRow};
 
-use super::{super::TENANT, Store, StoreError, to_millis};
+use super::{
+    super::{Page, TENANT, page},
+    Store, StoreError, to_millis,
+};
 use crate::record::{from_millis, from_word};
 
 /// Rows of one answer; more than one name has.
-const PAGE: i64 = 1000;
 const COLUMNS: &str = "name, value, provenance, not_before, not_after, state, version, updated";
 
 /// What became of a value.
@@ -47,18 +49,6 @@ pub struct ReferenceVersion {
     pub updated: i64,
     /// Whether it holds now.
     pub holds: bool,
-}
-
-/// A part of the list; names in the database's order.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Page {
-    /// Names that begin with this.
-    #[serde(default)]
-    pub(crate) prefix: String,
-    /// Names after this one.
-    #[serde(default)]
-    pub(crate) after: String,
 }
 
 /// The names that a change touched, each with all that it has now, and the number of the last change.
@@ -116,10 +106,10 @@ impl Store {
             .bind(TENANT)
             .bind(&page.after)
             .bind(&page.prefix)
-            .bind(PAGE)
+            .bind(page::ROWS)
             .fetch_all(&self.read)
             .await?;
-        let full = i64::try_from(rows.len()).unwrap_or(PAGE) >= PAGE;
+        let full = page::is_full(rows.len());
         let mut list = shown(&rows, now)?;
         if full && let Some(last) = list.last().map(|last| last.name.clone()) {
             // The rest of it may be on the next page.

@@ -110,6 +110,7 @@ pub(super) async fn entries_of_one_change_are_all_there_and_no_more(place: Place
 
 pub(super) async fn retention_takes_the_oldest(place: Place) {
     let store = place.open().await;
+    assert_eq!(store.last_recorded().await.unwrap(), None);
     let mut old = entry("old");
     old.time = "2001-01-01T00:00:00Z".to_owned();
     store.record(old).await.unwrap();
@@ -117,10 +118,16 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
     for _ in 0..10 {
         store.record(entry("refused").denied()).await.unwrap();
     }
-    let year = 1_000_000_000_000;
-    assert_eq!(store.forget(year, 100).await.unwrap(), 1);
-    assert_eq!(store.forget(year, 100).await.unwrap(), 0);
-    assert_eq!(store.forget(0, 4).await.unwrap(), 6);
+    let forget = async |before, refusals| {
+        let forget = Forget { before, refusals };
+        store.forget(forget).await.unwrap()
+    };
+    let year = Some(1_000_000_000_000);
+    assert!(store.last_recorded().await.unwrap() > year);
+    assert_eq!(forget(None, 100).await, 0);
+    assert_eq!(forget(year, 100).await, 1);
+    assert_eq!(forget(year, 100).await, 0);
+    assert_eq!(forget(Some(0), 4).await, 6);
     let left = store.search(&Search::default()).await.unwrap();
     // However many refusals guests bring about, what was administered stays.
     assert_eq!(

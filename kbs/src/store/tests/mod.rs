@@ -72,6 +72,7 @@ macro_rules! on_both {
 
 on_both!(
     resources_are_versioned_and_survive,
+    a_list_of_resources_has_all_that_one_may_see,
     another_key_or_another_place_opens_nothing,
     rotation_wraps_anew_while_others_read,
     a_policy_has_versions_and_an_end,
@@ -100,6 +101,49 @@ fn entry(about: &str) -> Entry {
     )
 }
 
+async fn a_list_of_resources_has_all_that_one_may_see(place: Place) {
+    let store = place.open().await;
+    let row = |number| format!("('{TENANT}', 'a/{}/{number:05}', 1, 2, 3, 1)", number % 2);
+    let rows: Vec<_> = (0..4500).map(row).collect();
+    let text = format!(
+        "INSERT INTO resource (tenant, path, version, bytes, updated, present) VALUES {}",
+        rows.join(", ")
+    );
+    let text = sqlx::AssertSqlSafe(text);
+    sqlx::raw_sql(text)
+        .execute(&store.writer.pool)
+        .await
+        .unwrap();
+    let list = async |prefix: &str, may_see: fn(&ResourcePath) -> bool| {
+        let mut page = Page {
+            prefix: prefix.to_owned(),
+            ..Page::default()
+        };
+        let mut found = Vec::new();
+        loop {
+            let part = store.list_resources(&page, may_see).await.unwrap();
+            let Some(last) = part.last() else { break };
+            page.after = last.path.to_string();
+            found.extend(part.into_iter().map(|one| one.path.to_string()));
+        }
+        found
+    };
+    let all = list("", |_| true).await;
+    assert_eq!(all.len(), 4500);
+    assert!(all.is_sorted());
+    let last: fn(&ResourcePath) -> bool = |path| path.to_string() >= "a/1/04490".to_owned();
+    let seen = [
+        "a/1/04491",
+        "a/1/04493",
+        "a/1/04495",
+        "a/1/04497",
+        "a/1/04499",
+    ];
+    assert_eq!(list("", last).await, seen);
+    assert_eq!(list("a/0/0000", |_| true).await.len(), 5);
+    assert!(list("b", |_| true).await.is_empty());
+}
+
 async fn resources_are_versioned_and_survive(place: Place) {
     let first = place.open().await;
     let name = path("a/b/c");
@@ -116,7 +160,10 @@ async fn resources_are_versioned_and_survive(place: Place) {
         &**second.resource(&name).await.unwrap().unwrap().1,
         b"secret 12"
     );
-    let listed = second.list_resources().await.unwrap();
+    let listed = second
+        .list_resources(&Page::default(), |_| true)
+        .await
+        .unwrap();
     assert_eq!(
         (listed[0].version, listed[0].bytes, listed[0].updated),
         (12, 9, 12)
@@ -249,7 +296,10 @@ async fn a_file_of_the_first_schema_is_brought_over_whole() {
         &**store.resource(&path("a/b/c")).await.unwrap().unwrap().1,
         b"treasure"
     );
-    let listed = store.list_resources().await.unwrap();
+    let listed = store
+        .list_resources(&Page::default(), |_| true)
+        .await
+        .unwrap();
     assert_eq!((listed[0].version, listed[0].updated), (5, 6));
     let kept = store.policy("p", None).await.unwrap();
     assert_eq!(kept, Some("text".to_owned()));
