@@ -17,8 +17,8 @@ use verifier::{Bindings, Explanation, Failure};
 
 use crate::{
     annotate::annotate,
-    broker::{Broker, guest},
-    record::{Entry, Judged, Kind, Outcome, Versions},
+    broker::Broker,
+    record::{Entry, Judged, Kind, Outcome, Versions, guest},
     refusal::Refusal,
     rules::RuleError,
     session::Challenge,

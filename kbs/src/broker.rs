@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kbs_protocol::{ErrorKind, TeePubKey};
-use sha2::{Digest, Sha256};
+use kbs_protocol::ErrorKind;
 
 use crate::{
     admin::{AdminError, Admins},
@@ -33,8 +32,6 @@ use crate::{
 
 /// For the store to answer who asks whether the broker is ready.
 const READY_TIME: Duration = Duration::from_secs(2);
-/// Bytes of a guest's key's digest in the record.
-const SUBJECT_BYTES: usize = 16;
 
 /// All that handlers share.
 pub struct Broker {
@@ -54,15 +51,6 @@ pub struct Broker {
     pub(crate) traces: Option<Traces>,
     /// It was told to stop.
     leaving: AtomicBool,
-}
-
-/// How the record names a guest: by its key, which ties its releases to its attestation.
-pub(crate) fn guest(key: &TeePubKey) -> String {
-    let text = serde_json::to_vec(key).unwrap_or_default();
-    format!(
-        "key {}",
-        hex::encode(&Sha256::digest(text)[..SUBJECT_BYTES])
-    )
 }
 
 impl std::fmt::Debug for Broker {

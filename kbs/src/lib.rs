@@ -36,6 +36,7 @@ mod refusal;
 mod retention;
 mod route;
 mod rules;
+mod scope;
 mod seal;
 mod server;
 mod session;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use kbs_protocol::TeePubKey;
 use policies::{
     PolicyError,
     release::{Judgement, Reason},
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Letters and digits that nobody takes for one another.
@@ -17,6 +19,8 @@ const TIME_CHARS: usize = 7;
 const RANDOM_CHARS: usize = 10;
 /// Nanoseconds of one step of a ticket's time.
 const TIME_STEP: i128 = 16_000_000;
+/// Bytes of a guest's key's digest.
+const SUBJECT_BYTES: usize = 16;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +281,15 @@ pub(crate) fn word<T: Serialize>(value: &T) -> String {
 /// The kind or result of a word.
 pub(crate) fn from_word<T: DeserializeOwned>(word: &str) -> Option<T> {
     serde_json::from_value(serde_json::Value::String(word.to_owned())).ok()
+}
+
+/// How the record names a guest: by its key, which ties its releases to its attestation.
+pub(crate) fn guest(key: &TeePubKey) -> String {
+    let text = serde_json::to_vec(key).unwrap_or_default();
+    format!(
+        "key {}",
+        hex::encode(&Sha256::digest(text)[..SUBJECT_BYTES])
+    )
 }
 
 pub(crate) fn rfc3339(time: OffsetDateTime) -> String {

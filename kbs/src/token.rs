@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::{broker::guest, decided::Decided, file, session::seconds, verified::Verified};
+use crate::{decided::Decided, file, record::guest, session::seconds, verified::Verified};
 
 const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 /// Where the guest's key is in the claims.
@@ -48,7 +48,7 @@ pub struct TokenSigner {
     jwk: Value,
     issuer: String,
     lifetime: Duration,
-    verified: Verified,
+    verified: Verified<Claims>,
 }
 
 impl std::fmt::Debug for TokenSigner {

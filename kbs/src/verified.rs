@@ -12,37 +12,43 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::token::Claims;
-
 /// Bytes of tokens in each half. Claims in memory are some times as large as their token.
 const HALF_BYTES: usize = 512 * 1024;
 
 type Key = [u8; 32];
 
 /// The tokens.
-#[derive(Default)]
-pub(crate) struct Verified(Mutex<Halves>);
+pub(crate) struct Verified<C>(Mutex<Halves<C>>);
 
-#[derive(Default)]
-struct Halves {
-    young: HashMap<Key, Kept>,
-    old: HashMap<Key, Kept>,
+struct Halves<C> {
+    young: HashMap<Key, Kept<C>>,
+    old: HashMap<Key, Kept<C>>,
     /// Bytes of tokens in the young half.
     bytes: usize,
 }
 
-struct Kept {
-    claims: Arc<Claims>,
+struct Kept<C> {
+    claims: Arc<C>,
     bytes: usize,
 }
 
-impl Verified {
+impl<C> Default for Verified<C> {
+    fn default() -> Self {
+        Self(Mutex::new(Halves {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            bytes: 0,
+        }))
+    }
+}
+
+impl<C> Verified<C> {
     /// The claims of a token that is kept, and else those that `verify` finds, which are kept then.
     pub(crate) fn or<E>(
         &self,
         token: &str,
-        verify: impl FnOnce() -> Result<Claims, E>,
-    ) -> Result<Arc<Claims>, E> {
+        verify: impl FnOnce() -> Result<C, E>,
+    ) -> Result<Arc<C>, E> {
         let key = Sha256::digest(token).into();
         if let Some(claims) = self.halves(|halves| halves.find(&key)) {
             return Ok(claims);
@@ -56,13 +62,13 @@ impl Verified {
         Ok(claims)
     }
 
-    fn halves<T>(&self, act: impl FnOnce(&mut Halves) -> T) -> T {
+    fn halves<T>(&self, act: impl FnOnce(&mut Halves<C>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Halves {
-    fn find(&mut self, key: &Key) -> Option<Arc<Claims>> {
+impl<C> Halves<C> {
+    fn find(&mut self, key: &Key) -> Option<Arc<C>> {
         if let Some(kept) = self.young.get(key) {
             return Some(Arc::clone(&kept.claims));
         }
@@ -72,7 +78,7 @@ impl Halves {
         Some(claims)
     }
 
-    fn keep(&mut self, key: Key, kept: Kept) {
+    fn keep(&mut self, key: Key, kept: Kept<C>) {
         if self.bytes + kept.bytes > HALF_BYTES {
             self.old = std::mem::take(&mut self.young);
             self.bytes = 0;
@@ -86,22 +92,14 @@ impl Halves {
 
 #[cfg(test)]
 mod tests {
-    use kbs_protocol::{KeyKind, TeeKeyPair};
-    use serde_json::Value;
-
     use super::*;
-
-    fn claims() -> Claims {
-        let key = TeeKeyPair::generate(KeyKind::P256).unwrap().public();
-        Claims::new(Value::Null, key, 0)
-    }
 
     #[test]
     fn a_token_is_verified_once_and_what_fails_is_not_kept() {
         let verified = Verified::default();
         let refused = verified.or("a", || Err("refused"));
         assert_eq!(refused.unwrap_err(), "refused");
-        let first = verified.or("a", || Ok::<_, &str>(claims())).unwrap();
+        let first = verified.or("a", || Ok::<_, &str>("claims")).unwrap();
         let again = verified.or("a", || Err("asked again")).unwrap();
         assert!(Arc::ptr_eq(&first, &again));
         assert_eq!(verified.or("b", || Err("new")).unwrap_err(), "new");
@@ -113,7 +111,7 @@ mod tests {
         let token = |number: usize| format!("{number:01000}");
         for number in 0..HALF_BYTES / 100 {
             verified
-                .or(&token(number), || Ok::<_, ()>(claims()))
+                .or(&token(number), || Ok::<_, ()>("claims"))
                 .unwrap();
             verified.or(&token(0), || Err("forgotten")).unwrap();
         }

@@ -20,7 +20,7 @@ use policies::{
 use super::{Connection, read_capped};
 use crate::{
     route::PolicyMessage,
-    rules::{Attached, RELEASE_POLICY},
+    scope::{RELEASE_POLICY, Scope},
     store::PolicyVersion,
 };
 
@@ -29,7 +29,7 @@ const APPRAISAL: &str = "attestation-policy";
 
 /// Which policy; without either, the release policy of all paths.
 #[derive(Debug, Args)]
-pub(super) struct Scope {
+pub(super) struct ScopeArgs {
     /// The release policy of what is below a path prefix: repository/type/tag, or a beginning of it.
     #[arg(long, value_name = "PREFIX", conflicts_with = "appraisal")]
     scope: Option<Prefix>,
@@ -38,11 +38,11 @@ pub(super) struct Scope {
     appraisal: Option<Selector>,
 }
 
-impl Scope {
-    fn attached(self) -> Attached {
+impl ScopeArgs {
+    fn scope(self) -> Scope {
         match (self.scope, self.appraisal) {
-            (_, Some(selector)) => Attached::Appraisal(selector),
-            (scope, None) => Attached::Release(scope.unwrap_or_default()),
+            (_, Some(selector)) => Scope::Appraisal(selector),
+            (scope, None) => Scope::Release(scope.unwrap_or_default()),
         }
     }
 }
@@ -52,7 +52,7 @@ pub(super) enum Policy {
     /// Decide by a Rego file from now on.
     Set {
         #[command(flatten)]
-        scope: Scope,
+        scope: ScopeArgs,
         /// The Rego text; standard input where absent.
         #[arg(long)]
         file: Option<PathBuf>,
@@ -61,7 +61,7 @@ pub(super) enum Policy {
     #[command(visible_alias = "show")]
     Get {
         #[command(flatten)]
-        scope: Scope,
+        scope: ScopeArgs,
         /// The number of a version; 0 is what is built in.
         #[arg(long)]
         version: Option<i64>,
@@ -74,12 +74,12 @@ pub(super) enum Policy {
     /// Decide by the next wider scope, or by what is built in, from now on.
     Delete {
         #[command(flatten)]
-        scope: Scope,
+        scope: ScopeArgs,
     },
     /// Show the versions that are kept of a policy, the oldest first.
     History {
         #[command(flatten)]
-        scope: Scope,
+        scope: ScopeArgs,
     },
     /// Release only to guests of one kind that were launched with one init-data.
     Pin {
@@ -103,14 +103,14 @@ impl Policy {
         match self {
             Self::Set { scope, file } => {
                 let text = read_capped(file.as_deref())?;
-                set(connection, &scope.attached(), &text).await
+                set(connection, &scope.scope(), &text).await
             }
             Self::Get {
                 scope,
                 version,
                 file,
             } => {
-                let text = get(connection, &scope.attached(), version).await?;
+                let text = get(connection, &scope.scope(), version).await?;
                 match file {
                     Some(path) => {
                         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
@@ -128,12 +128,12 @@ impl Policy {
                 Ok(())
             }
             Self::Delete { scope } => {
-                let path = address(&scope.attached());
+                let path = address(&scope.scope());
                 connection.ask(Method::DELETE, &path, "").await?;
                 Ok(())
             }
             Self::History { scope } => {
-                let path = named(&scope.attached(), "-history");
+                let path = named(&scope.scope(), "-history");
                 let answer = connection.ask(Method::GET, &path, "").await?;
                 let versions: Vec<PolicyVersion> =
                     serde_json::from_slice(&answer).context("read the answer")?;
@@ -152,7 +152,7 @@ impl Policy {
                 if print {
                     return Ok(io::stdout().write_all(text.as_bytes())?);
                 }
-                let scope = Attached::Release(scope.unwrap_or_default());
+                let scope = Scope::Release(scope.unwrap_or_default());
                 set(connection, &scope, text.as_bytes()).await
             }
         }
@@ -168,7 +168,7 @@ fn reported(digest: &str, tee: &str) -> String {
     }
 }
 
-async fn set(connection: &Connection, scope: &Attached, rego: &[u8]) -> anyhow::Result<()> {
+async fn set(connection: &Connection, scope: &Scope, rego: &[u8]) -> anyhow::Result<()> {
     let message = PolicyMessage {
         policy: BASE64_URL_SAFE_NO_PAD.encode(rego),
         policy_id: Some(scope.to_string()),
@@ -176,9 +176,9 @@ async fn set(connection: &Connection, scope: &Attached, rego: &[u8]) -> anyhow::
     };
     let body = serde_json::to_vec(&message).context("make the request")?;
     let path = match scope {
-        Attached::Release(_) => address(scope),
+        Scope::Release(_) => address(scope),
         // Its id is in the message, as Trustee has it.
-        Attached::Appraisal(_) => APPRAISAL.to_owned(),
+        Scope::Appraisal(_) => APPRAISAL.to_owned(),
     };
     connection.ask(Method::POST, &path, body).await?;
     Ok(())
@@ -186,7 +186,7 @@ async fn set(connection: &Connection, scope: &Attached, rego: &[u8]) -> anyhow::
 
 async fn get(
     connection: &Connection,
-    scope: &Attached,
+    scope: &Scope,
     version: Option<i64>,
 ) -> anyhow::Result<Vec<u8>> {
     let query = version.map_or_else(String::new, |number| format!("?version={number}"));
@@ -199,21 +199,21 @@ async fn get(
 }
 
 /// Where a policy is changed.
-fn address(scope: &Attached) -> String {
+fn address(scope: &Scope) -> String {
     match scope {
-        Attached::Release(_) => scope.to_string(),
-        Attached::Appraisal(_) => named(scope, ""),
+        Scope::Release(_) => scope.to_string(),
+        Scope::Appraisal(_) => named(scope, ""),
     }
 }
 
 /// Where it is read: the policy of all paths too has a name behind the endpoint's.
-fn named(scope: &Attached, what: &str) -> String {
+fn named(scope: &Scope, what: &str) -> String {
     match scope {
-        Attached::Release(prefix) if *prefix == Prefix::default() => {
+        Scope::Release(prefix) if *prefix == Prefix::default() => {
             format!("{RELEASE}{what}/{RELEASE}")
         }
-        Attached::Release(prefix) => format!("{RELEASE}{what}/{prefix}"),
-        Attached::Appraisal(selector) => format!("{APPRAISAL}{what}/{selector}"),
+        Scope::Release(prefix) => format!("{RELEASE}{what}/{prefix}"),
+        Scope::Appraisal(selector) => format!("{APPRAISAL}{what}/{selector}"),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     broker::Broker,
     record::{Kind, Outcome},
     refusal::Refusal,
-    rules::{Attached, RELEASE_POLICY},
+    scope::{RELEASE_POLICY, Scope},
     store::PolicyVersion,
 };
 
@@ -54,14 +54,14 @@ pub(super) async fn release_policies(
     State(broker): State<Arc<Broker>>,
     _: Admin<right::ReadPolicy>,
 ) -> Answer<Vec<String>> {
-    list(&broker, &Attached::root()).await
+    list(&broker, &Scope::root()).await
 }
 
 pub(super) async fn appraisal_policies(
     State(broker): State<Arc<Broker>>,
     _: Admin<right::ReadPolicy>,
 ) -> Answer<Vec<String>> {
-    list(&broker, &Attached::Appraisal(Selector::default())).await
+    list(&broker, &Scope::Appraisal(Selector::default())).await
 }
 
 pub(super) async fn set_root_policy(
@@ -69,7 +69,7 @@ pub(super) async fn set_root_policy(
     admin: Admin<right::WritePolicy>,
     mut body: Body,
 ) -> Result<(), Refusal> {
-    set(&broker, &admin, &Attached::root(), body.json()?).await
+    set(&broker, &admin, &Scope::root(), body.json()?).await
 }
 
 pub(super) async fn set_release_policy(
@@ -88,7 +88,7 @@ pub(super) async fn set_appraisal_policy(
 ) -> Result<(), Refusal> {
     let mut message: PolicyMessage = body.json()?;
     let scope = match message.policy_id.take().as_deref() {
-        None | Some(DEFAULT_NAME) => Attached::Appraisal(Selector::default()),
+        None | Some(DEFAULT_NAME) => Scope::Appraisal(Selector::default()),
         Some(id) => appraisal_scope(id)?,
     };
     set(&broker, &admin, &scope, message).await
@@ -116,7 +116,7 @@ pub(super) async fn delete_root_policy(
     State(broker): State<Arc<Broker>>,
     admin: Admin<right::WritePolicy>,
 ) -> Result<(), Refusal> {
-    delete(&broker, &admin, &Attached::root()).await
+    delete(&broker, &admin, &Scope::root()).await
 }
 
 pub(super) async fn delete_release_policy(
@@ -153,26 +153,26 @@ pub(super) async fn appraisal_history(
 
 /// The scope of a path prefix. One prefix is no scope, since it would be taken for the policy of all
 /// paths.
-fn below(scope: &str) -> Result<Attached, Refusal> {
+fn below(scope: &str) -> Result<Scope, Refusal> {
     if scope == RELEASE_POLICY {
         return Err(invalid(&format!(
             "`{RELEASE_POLICY}` is the policy of all paths: change that one without a scope, or \
              attach to `{RELEASE_POLICY}/<type>`"
         )));
     }
-    scope.parse().map(Attached::Release).map_err(no_scope)
+    scope.parse().map(Scope::Release).map_err(no_scope)
 }
 
 /// The same where the policy of all paths is read by its id.
-fn readable(scope: &str) -> Result<Attached, Refusal> {
+fn readable(scope: &str) -> Result<Scope, Refusal> {
     if scope == RELEASE_POLICY {
-        return Ok(Attached::root());
+        return Ok(Scope::root());
     }
     below(scope)
 }
 
-fn appraisal_scope(id: &str) -> Result<Attached, Refusal> {
-    id.parse().map(Attached::Appraisal).map_err(no_scope)
+fn appraisal_scope(id: &str) -> Result<Scope, Refusal> {
+    id.parse().map(Scope::Appraisal).map_err(no_scope)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
@@ -180,7 +180,7 @@ fn no_scope(error: ScopeError) -> Refusal {
     invalid(&error.to_string())
 }
 
-async fn list(broker: &Broker, root: &Attached) -> Answer<Vec<String>> {
+async fn list(broker: &Broker, root: &Scope) -> Answer<Vec<String>> {
     broker.rules.refresh().await.map_err(storage)?;
     Ok(Json(broker.rules.ids(root)))
 }
@@ -188,7 +188,7 @@ async fn list(broker: &Broker, root: &Attached) -> Answer<Vec<String>> {
 async fn set(
     broker: &Broker,
     admin: &Administrator,
-    scope: &Attached,
+    scope: &Scope,
     message: PolicyMessage,
 ) -> Result<(), Refusal> {
     let id = scope.to_string();
@@ -208,7 +208,7 @@ async fn set(
     Ok(())
 }
 
-async fn read(broker: &Broker, scope: &Attached, version: Option<i64>) -> Answer<PolicyMessage> {
+async fn read(broker: &Broker, scope: &Scope, version: Option<i64>) -> Answer<PolicyMessage> {
     let id = scope.to_string();
     let stored = match version {
         Some(0) => None,
@@ -216,8 +216,8 @@ async fn read(broker: &Broker, scope: &Attached, version: Option<i64>) -> Answer
     };
     let built_in = match scope {
         _ if version.is_some_and(|number| number != 0) => None,
-        Attached::Release(prefix) => (*prefix == Prefix::default()).then_some(release::DEFAULT),
-        Attached::Appraisal(name) => name.is_default().then_some(appraisal::DEFAULT),
+        Scope::Release(prefix) => (*prefix == Prefix::default()).then_some(release::DEFAULT),
+        Scope::Appraisal(name) => name.is_default().then_some(appraisal::DEFAULT),
     };
     let rego = stored.or_else(|| built_in.map(ToOwned::to_owned));
     let rego = rego.ok_or_else(|| absent(&id))?;
@@ -228,7 +228,7 @@ async fn read(broker: &Broker, scope: &Attached, version: Option<i64>) -> Answer
     }))
 }
 
-async fn delete(broker: &Broker, admin: &Administrator, scope: &Attached) -> Result<(), Refusal> {
+async fn delete(broker: &Broker, admin: &Administrator, scope: &Scope) -> Result<(), Refusal> {
     let id = scope.to_string();
     let entry = administration(Kind::Policy, Outcome::Deleted, admin, id.clone());
     let deleted = broker.store.delete_policy(&id, now(), &entry).await;
@@ -240,7 +240,7 @@ async fn delete(broker: &Broker, admin: &Administrator, scope: &Attached) -> Res
     Ok(())
 }
 
-async fn history(broker: &Broker, scope: &Attached) -> Answer<Vec<PolicyVersion>> {
+async fn history(broker: &Broker, scope: &Scope) -> Answer<Vec<PolicyVersion>> {
     let history = broker.store.policy_history(&scope.to_string()).await;
     history.map(Json).map_err(storage)
 }

@@ -4,7 +4,6 @@
 //! Texts stay in the store until a decision asks for one; what is in memory is which version is
 //! attached where. A change, here or at another broker on the same store, moves just what changed.
 
-mod attached;
 mod reference;
 
 use std::{
@@ -25,12 +24,11 @@ use policies::{
     scopes::{Scopes, Selection, Selector},
 };
 
-pub(crate) use attached::{Attached, RELEASE_POLICY};
-
 use crate::{
     current::Current,
     desk::Desk,
     refusal::Refusal,
+    scope::{RELEASE_POLICY, Scope},
     store::{Change, REFERENCES, Store, StoreError},
 };
 use reference::References;
@@ -167,7 +165,7 @@ impl Rules {
             let policy = Arc::clone(&self.default_release);
             return Ok((policy, RELEASE_POLICY.to_owned(), 0));
         };
-        let id = Attached::Release(prefix.clone()).to_string();
+        let id = Scope::Release(prefix.clone()).to_string();
         let policy = self
             .compiled(&self.release, &id, version, ReleasePolicy::from_rego)
             .await?;
@@ -195,9 +193,9 @@ impl Rules {
     }
 
     /// Compiles what an owner sets, and asks it once: what has no end is refused before it holds.
-    pub(crate) async fn try_out(&self, scope: &Attached, rego: &str) -> Result<(), PolicyError> {
+    pub(crate) async fn try_out(&self, scope: &Scope, rego: &str) -> Result<(), PolicyError> {
         let rego = rego.to_owned();
-        let release = matches!(scope, Attached::Release(_));
+        let release = matches!(scope, Scope::Release(_));
         let trial = move || {
             if release {
                 ReleasePolicy::from_rego(&rego)?.try_out()
@@ -215,17 +213,17 @@ impl Rules {
     }
 
     /// The ids of all release policies, or of all appraisal policies; the built-in one is among them.
-    pub(crate) fn ids(&self, root: &Attached) -> Vec<String> {
+    pub(crate) fn ids(&self, root: &Scope) -> Vec<String> {
         let known = self.known.load();
         let mut ids = vec![root.to_string()];
         match root {
-            Attached::Release(_) => ids.extend(
+            Scope::Release(_) => ids.extend(
                 known
                     .release
                     .iter()
-                    .map(|(prefix, _)| Attached::Release(prefix.clone()).to_string()),
+                    .map(|(prefix, _)| Scope::Release(prefix.clone()).to_string()),
             ),
-            Attached::Appraisal(_) => {
+            Scope::Appraisal(_) => {
                 ids.extend(
                     known
                         .appraisal
@@ -279,21 +277,21 @@ impl Known {
         if change.what == REFERENCES {
             return Ok(());
         }
-        match Attached::from_id(&change.what).map_err(unknown)? {
-            Attached::Release(prefix) if change.present => {
+        match Scope::from_id(&change.what).map_err(unknown)? {
+            Scope::Release(prefix) if change.present => {
                 self.release
                     .attach(prefix, change.version)
                     .map_err(unknown)?;
             }
-            Attached::Release(prefix) => {
+            Scope::Release(prefix) => {
                 self.release.detach(&prefix);
             }
-            Attached::Appraisal(selector) if change.present => {
+            Scope::Appraisal(selector) if change.present => {
                 self.appraisal
                     .attach(selector, change.version)
                     .map_err(unknown)?;
             }
-            Attached::Appraisal(selector) => {
+            Scope::Appraisal(selector) => {
                 self.appraisal.detach(&selector);
             }
         }

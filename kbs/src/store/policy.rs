@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Any, Row, Transaction};
 
 use super::{Store, StoreError, TENANT, change::count, record};
-use crate::{record::Entry, rules::Attached};
+use crate::{record::Entry, scope::Scope};
 
 /// Policies that hold at once.
 const POLICIES: i64 = 5000;
@@ -111,9 +111,9 @@ impl Store {
 fn told(entry: &Entry, id: &str, version: i64) -> Entry {
     let mut entry = entry.clone();
     id.clone_into(&mut entry.resource);
-    let number = match Attached::from_id(id) {
-        Ok(Attached::Appraisal(_)) => &mut entry.versions.appraisal,
-        Ok(Attached::Release(_)) | Err(_) => &mut entry.versions.release,
+    let number = match Scope::from_id(id) {
+        Ok(Scope::Appraisal(_)) => &mut entry.versions.appraisal,
+        Ok(Scope::Release(_)) | Err(_) => &mut entry.versions.release,
     };
     *number = version;
     entry

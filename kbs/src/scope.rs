@@ -11,14 +11,14 @@ pub(crate) const RELEASE_POLICY: &str = "resource-policy";
 
 /// A scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Attached {
+pub(crate) enum Scope {
     /// Releases of what is below a path prefix.
     Release(Prefix),
     /// Appraisals by guests' selection.
     Appraisal(Selector),
 }
 
-impl Attached {
+impl Scope {
     /// The scope of an id.
     pub(crate) fn from_id(id: &str) -> Result<Self, ScopeError> {
         match id.strip_prefix(RELEASE_POLICY) {
@@ -39,7 +39,7 @@ impl Attached {
     }
 }
 
-impl fmt::Display for Attached {
+impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Release(prefix) if *prefix == Prefix::default() => f.write_str(RELEASE_POLICY),
@@ -63,9 +63,9 @@ mod tests {
             "default_cpu",
             "resource-policy_cpu",
         ] {
-            assert_eq!(Attached::from_id(id).unwrap().to_string(), id);
+            assert_eq!(Scope::from_id(id).unwrap().to_string(), id);
         }
-        assert_eq!(Attached::from_id(RELEASE_POLICY).unwrap(), Attached::root());
+        assert_eq!(Scope::from_id(RELEASE_POLICY).unwrap(), Scope::root());
         for id in [
             "",
             "resource-policy/",
@@ -76,7 +76,7 @@ mod tests {
             "default",
             "reference-value",
         ] {
-            assert!(Attached::from_id(id).is_err(), "{id}");
+            assert!(Scope::from_id(id).is_err(), "{id}");
         }
     }
 }
