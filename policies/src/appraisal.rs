@@ -19,7 +19,7 @@ use serde_json::Value;
 
 pub use crate::reason::{Judgement, Reason};
 use crate::{
-    engine::{PolicyError, Pool, answered, ask, from_json, to_json},
+    engine::{PolicyError, Pool, answered, ask, decision_time, from_json, to_json},
     reason::account,
 };
 
@@ -136,9 +136,11 @@ impl AppraisalPolicy {
     /// # Errors
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
+        let built_in = rego == DEFAULT;
+        let limit = decision_time(built_in);
         Ok(Self {
-            pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), Rego::new_object())?,
-            built_in: rego == DEFAULT,
+            pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), Rego::new_object(), limit)?,
+            built_in,
         })
     }
 

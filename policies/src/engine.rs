@@ -28,6 +28,9 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// The same for an appraisal or a release, while others wait for the broker. A decision takes less than a
 /// thousandth of it, and in all of it a policy can fill a few tens of MiB.
 const DECISION_TIME: Duration = Duration::from_millis(100);
+/// The same for what ships with the broker, which is bounded anyway: a machine that is busy elsewhere
+/// refuses nobody.
+const SHIPPED_TIME: Duration = Duration::from_secs(10);
 /// Steps of the interpreter between two looks at the clock.
 const STEPS_PER_LOOK: u32 = 256;
 
@@ -217,6 +220,15 @@ fn unparsed(error: &dyn std::fmt::Display) -> PolicyError {
     }
 }
 
+/// How long a policy of the broker may take.
+pub(crate) fn decision_time(built_in: bool) -> Duration {
+    if built_in {
+        SHIPPED_TIME
+    } else {
+        DECISION_TIME
+    }
+}
+
 /// Engines at rest that a policy keeps. A decision takes microseconds and never waits, so more than
 /// there are cores are not at work at once; the rest would only hold memory.
 const POOL: usize = 4;
@@ -242,9 +254,10 @@ impl<S> Pool<S> {
         rego: &str,
         (ask, answer): (&'static str, &'static str),
         data: Value,
+        limit: Duration,
     ) -> Result<Self, PolicyError> {
         shape::fits_the_broker(rego)?;
-        let mut template = parse(package, rego, DECISION_TIME)?;
+        let mut template = parse(package, rego, limit)?;
         template.add_data(data).map_err(|error| unparsed(&error))?;
         template
             .add_policy("ask.rego".to_owned(), ask.to_owned())

@@ -12,7 +12,7 @@ use serde_json::Value;
 pub use crate::reason::{Judgement, Reason};
 use crate::{
     bounds::names_data,
-    engine::{PolicyError, Pool, answered, ask, from_json},
+    engine::{PolicyError, Pool, answered, ask, decision_time, from_json},
     reason::{account, text},
 };
 
@@ -78,9 +78,11 @@ impl ReleasePolicy {
     /// # Errors
     /// When it is too large, does not parse, or is of another package.
     pub fn from_rego(rego: &str) -> Result<Self, PolicyError> {
+        let built_in = rego == DEFAULT || rego == DENY_ALL;
+        let limit = decision_time(built_in);
         Ok(Self {
-            pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual())?,
-            built_in: rego == DEFAULT || rego == DENY_ALL,
+            pool: Pool::compile(PACKAGE, rego, (ASK, ANSWER), usual(), limit)?,
+            built_in,
             sees_path: names_data(rego),
             changes: CHANGING.iter().any(|name| rego.contains(name)),
         })

@@ -136,7 +136,10 @@ fn brackets_that_the_parser_would_try_for_ever_are_refused() {
             let error = decide(&rego).unwrap_err();
             let named = matches!(
                 error,
-                PolicyError::Nested | PolicyError::Deep { .. } | PolicyError::Parse { .. }
+                PolicyError::Nested
+                    | PolicyError::Deep { .. }
+                    | PolicyError::Many { .. }
+                    | PolicyError::Parse { .. }
             );
             assert!(named, "{open} {depth}: {error}");
         }
