@@ -1,4 +1,4 @@
-//! The containerd shim and the cloister command line.
+//! The containerd shim.
 //!
 //! ```text
 //!   bootstrap ─► task ─► sandbox ─► hypervisor::Vm
@@ -14,7 +14,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bootstrap;
-pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod container;

@@ -1,6 +1,7 @@
 //! Which crate of the workspace links which, as cargo itself resolves it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -21,28 +22,7 @@ impl Graph {
     /// # Errors
     /// When cargo fails or answers something that is not its metadata format 1.
     pub fn load() -> Result<Self> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let answer = Command::new(cargo)
-            .args([
-                "metadata",
-                "--format-version",
-                "1",
-                "--no-deps",
-                "--offline",
-            ])
-            .current_dir(tree::top())
-            .output()
-            .context("run cargo metadata")?;
-        ensure!(
-            answer.status.success(),
-            "{}",
-            String::from_utf8_lossy(&answer.stderr)
-        );
-        let metadata: Value = serde_json::from_slice(&answer.stdout).context("cargo metadata")?;
-        let packages = metadata["packages"]
-            .as_array()
-            .context("metadata without packages")?;
-        let direct = packages.iter().map(package).collect::<Option<_>>();
+        let direct = packages()?.iter().map(package).collect::<Option<_>>();
         Ok(Self {
             direct: direct.context("a package without name or dependencies")?,
         })
@@ -87,4 +67,68 @@ fn package(value: &Value) -> Option<(String, BTreeSet<String>)> {
         .filter_map(|dependency| dependency["name"].as_str().map(str::to_owned))
         .collect();
     Some((name, links))
+}
+
+/// A library or a program of the workspace.
+#[derive(Debug)]
+pub struct Target {
+    /// Its first file, relative to the workspace.
+    pub root: PathBuf,
+    /// Whether it is built for the tests.
+    pub test: bool,
+    /// Whether its documentation's examples are run.
+    pub doctest: bool,
+}
+
+/// All of them, without those that are tests themselves.
+///
+/// # Errors
+/// As [`Graph::load`].
+pub fn targets() -> Result<Vec<Target>> {
+    let mut found = Vec::new();
+    for package in packages()? {
+        let targets = package["targets"].as_array().context("no targets")?;
+        for target in targets {
+            let of = |kind: &str| {
+                target["kind"]
+                    .as_array()
+                    .is_some_and(|all| all.contains(&kind.into()))
+            };
+            if !of("lib") && !of("bin") {
+                continue;
+            }
+            let root = Path::new(target["src_path"].as_str().context("no src_path")?);
+            found.push(Target {
+                root: root.strip_prefix(tree::top())?.to_owned(),
+                test: target["test"].as_bool().context("no test")?,
+                doctest: target["doctest"].as_bool().context("no doctest")?,
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn packages() -> Result<Vec<Value>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let answer = Command::new(cargo)
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+        ])
+        .current_dir(tree::top())
+        .output()
+        .context("run cargo metadata")?;
+    ensure!(
+        answer.status.success(),
+        "{}",
+        String::from_utf8_lossy(&answer.stderr)
+    );
+    let metadata: Value = serde_json::from_slice(&answer.stdout).context("cargo metadata")?;
+    metadata["packages"]
+        .as_array()
+        .cloned()
+        .context("metadata without packages")
 }

@@ -1,7 +1,9 @@
-//! The `cloister` command line. For an owner, before a pod starts: encrypts images and registers their
-//! keys, writes init-data and tells its digest, predicts what the hardware will report, and serves skopeo
-//! as a key provider. For an operator,
-//! on the pod's host: runs a container, tells what a sandbox counts of itself and how far a creation is.
+//! `cloister`: the command line. For an owner, where they trust the machine and before a pod starts: encrypts
+//! images and registers their keys, writes init-data and tells its digest, predicts what the hardware will
+//! report, and serves skopeo as a key provider. For an operator, on the pod's host: runs a container, tells
+//! what a sandbox counts of itself and how far a creation is. It never runs in a guest.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bars;
 mod broker;
@@ -17,12 +19,14 @@ mod recipient;
 mod registry;
 mod run;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Prepare images and init-data for confidential pods, and look at those that run.
 #[derive(Debug, Parser)]
 #[command(name = "cloister", version)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -61,12 +65,20 @@ enum Command {
     Progress(progress::Progress),
 }
 
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Cli::parse().run().await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("cloister: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 impl Cli {
     /// Runs the command; returns the exit code.
-    ///
-    /// # Errors
-    /// With what went wrong and what to do.
-    pub async fn run(self) -> anyhow::Result<u8> {
+    async fn run(self) -> anyhow::Result<u8> {
         match self.command {
             Command::Image(command) => command.run().await?,
             Command::InitData(command) => command.run()?,

@@ -7,7 +7,7 @@
 //! ```
 
 mod bundle;
-mod shim;
+mod runtime;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::bars::Show;
 use super::monitor::Sandbox;
 use bundle::Bundle;
-use shim::Shim;
+use runtime::Shim;
 
 /// How often to look how far the creation is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -71,7 +71,7 @@ impl Run {
             init_data: self.init_data.as_deref(),
             has_input: self.interactive,
         })?;
-        let program = shim::program(self.shim.as_deref())?;
+        let program = runtime::program(self.shim.as_deref())?;
         let shim = Shim::start(&program, &bundle, &self.namespace, self.config.as_deref()).await?;
         let outcome = self.task(&shim, &bundle).await;
         shim.end().await;
@@ -169,7 +169,7 @@ async fn copy(mut from: pipe::Receiver, mut to: impl AsyncWrite + Unpin) {
 
 /// A name that the shim takes.
 fn check_name(name: &str) -> Result<()> {
-    if !crate::state_dir::is_plain_name(name) {
+    if !shim::state_dir::is_plain_name(name) {
         bail!("{name:?} is not a name: use A-Z a-z 0-9 . _ -, at most 128 of them");
     }
     Ok(())

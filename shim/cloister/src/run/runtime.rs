@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 use ttrpc::context::{self, Context};
 
 use super::bundle::Bundle;
-use crate::config::PATH_VARIABLE;
-use crate::state_dir::StateDir;
+use shim::config::PATH_VARIABLE;
+use shim::state_dir::StateDir;
 
 /// The program.
 const PROGRAM: &str = "containerd-shim-cloister-v2";
@@ -222,9 +222,9 @@ fn plain(error: &ttrpc::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::rootfs::{Source, choose};
-    use crate::spec::group::Role;
+    use shim::config::Config;
+    use shim::rootfs::{Source, choose};
+    use shim::spec::group::Role;
     use std::collections::BTreeMap;
 
     #[test]

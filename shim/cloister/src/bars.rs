@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use image_rs::recrypt::{Progress as Recrypted, Report};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::creation::{Creation, Step};
+use shim::creation::{Creation, Step};
 
 const LAYER: &str = "{prefix:>9} [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec}";
 const HEAD: &str = "{spinner} {msg}";
@@ -165,7 +165,7 @@ fn line(said: &mut BTreeMap<String, (Step, usize)>, creation: &Creation) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::creation::{Layer, Progress};
+    use shim::creation::{Layer, Progress};
 
     #[test]
     fn a_line_is_printed_for_each_step_and_each_layer_and_not_for_each_byte() {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::monitor::Sandbox;
-use crate::monitor::METRICS;
+use shim::monitor::METRICS;
 
 /// What to ask for.
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use crate::cli::init_data;
+use crate::init_data;
 
 /// What an image's process may do where nothing else is said: what other runtimes give it.
 const CAPABILITIES: [&str; 14] = [
@@ -162,7 +162,7 @@ fn spec(args: &[String], annotations: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::group::{self, Role};
+    use shim::spec::group::{self, Role};
 
     fn wanted(name: Option<&str>) -> Wanted<'_> {
         Wanted {
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_bundle_is_one_that_the_shim_takes_and_goes_with_its_value() {
         let bundle = Bundle::write(&wanted(None)).unwrap();
-        let spec = crate::spec::read(bundle.path()).unwrap();
+        let spec = shim::spec::read(bundle.path()).unwrap();
         assert_eq!(group::role(&spec.annotations).unwrap(), Role::Single);
         let process = spec.process.unwrap();
         assert!(process.args.is_empty() && process.env.is_empty() && process.cwd.is_empty());

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use clap::Args;
 use transport::{Client, ClientConfig, PlainHttp, Roots, bytes_capped};
 
-use crate::creation::Creation;
-use crate::monitor::{CREATIONS, MonitorDial};
-use crate::state_dir::{ROOT_VARIABLE, StateDir};
+use shim::creation::Creation;
+use shim::monitor::{CREATIONS, MonitorDial};
+use shim::state_dir::{ROOT_VARIABLE, StateDir};
 
 /// The largest answer, in bytes; a guest's metrics have some 5 KiB, and a pull of 256 layers 16 KiB.
 const MAX_ANSWER: usize = 1 << 20;
