@@ -3,7 +3,9 @@
 use std::io;
 use std::time::Duration;
 
-use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine, Phase, Ready, Target};
+use agent_api::{
+    DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, Phase, Ready, Target,
+};
 use agent_api::{limit, ports};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +25,7 @@ const MAX_WAITING_EVENTS: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct HostPort {
     port: u32,
+    key: HostKey,
 }
 
 /// Where finished phases are told.
@@ -38,10 +41,10 @@ pub struct Waiting {
 }
 
 impl HostPort {
-    /// The host port of this number.
+    /// The host port of this number, and a key that no container knows: it stays in this process.
     #[must_use]
-    pub fn new(port: u32) -> Self {
-        Self { port }
+    pub fn new(port: u32, key: HostKey) -> Self {
+        Self { port, key }
     }
 
     /// Says READY, and keeps the connection for events.
@@ -50,7 +53,7 @@ impl HostPort {
     ///
     /// The host does not listen.
     pub async fn ready(self, ready: Ready, mut events: Waiting) -> io::Result<()> {
-        let mut stream = self.open(&HostLine::Ready(ready)).await?;
+        let mut stream = self.open(&HostLine::Ready(self.key, ready)).await?;
         tokio::spawn(async move {
             while let Some(event) = events.receiver.recv().await {
                 if let Err(error) = stream.write_all(event.to_line().as_bytes()).await {
@@ -109,14 +112,15 @@ impl Dial for HostPort {
         let target = Target::new(host, port)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let who = format!("{target}: the host's relay");
-        self.ask(&HostLine::Dial(target), &who).await
+        self.ask(&HostLine::Dial(self.key, target), &who).await
     }
 }
 
 #[async_trait]
 impl Dial for MirrorDial {
     async fn dial(&self, _host: &str, _port: u16) -> io::Result<BoxedStream> {
-        self.0.ask(&HostLine::Mirror, "the host's mirror").await
+        let line = HostLine::Mirror(self.0.key);
+        self.0.ask(&line, "the host's mirror").await
     }
 }
 

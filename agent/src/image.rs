@@ -37,6 +37,8 @@ use keys::BrokerKeys;
 use settings::Settings;
 
 const PHASE: &str = "pull";
+/// Bytes of memory that a pull leaves to the kernel and to what runs already.
+const MEMORY_KEPT: u64 = 32 << 20;
 /// The storage driver whose source is an image's name (Kata's).
 pub const DRIVER: &str = "image_guest_pull";
 
@@ -196,7 +198,8 @@ impl Images {
             space_setting: self.store.setting().to_owned(),
             ..PullConfig::new(settings.policy.clone())
         };
-        let config = limits::apply(config, &self.content.image.limits);
+        let mut config = limits::apply(config, &self.content.image.limits);
+        config.limits.memory_kept = MEMORY_KEPT;
         let config = match settings.layers_at_once {
             Some(concurrency) => PullConfig {
                 concurrency,

@@ -13,8 +13,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ErrorCode, GuestError, Ready, ports};
+use agent_api::{ErrorCode, GuestError, HOST_KEY_BYTES, HostKey, Ready, ports};
 use evidence::init_data::{InitData, InitDataDigest, disk};
+use ring::rand::{SecureRandom, SystemRandom};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cmdline::Cmdline;
@@ -41,11 +42,15 @@ pub fn run() -> ExitCode {
     let brought_up = boot::bring_up()
         .map_err(|e| GuestError::new(ErrorCode::Internal, "boot", e))
         .and_then(|modules| Ok((read_cmdline()?, modules)));
-    let host = HostPort::new(
-        brought_up
-            .as_ref()
-            .map_or(ports::HOST, |(c, _)| c.host_port),
-    );
+    let port = brought_up
+        .as_ref()
+        .map_or(ports::HOST, |(c, _)| c.host_port);
+    let mut key = [0; HOST_KEY_BYTES];
+    if SystemRandom::new().fill(&mut key).is_err() {
+        eprintln!("cloister-agent: the kernel gives no random bytes");
+        power::off()
+    }
+    let host = HostPort::new(port, HostKey::from_bytes(key));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -3,13 +3,16 @@
 //! Each connection opens with one line of the contract. `READY` and `FAIL` become [`Notice`]s for
 //! the sandbox's driver; `DIAL` is answered here. The relay sees bytes only: TLS ends in the guest,
 //! so it can neither read nor change what it carries. The guest is not trusted with the host's
-//! network: only targets of the allow-list are dialled.
+//! network: only targets of the allow-list are dialled. Nor are its containers trusted with the agent's
+//! place: they reach this port, and the agent is told from them by its key.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine, Ready, Target, limit};
+use agent_api::{
+    DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, Ready, Target, limit,
+};
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes,
 };
@@ -49,6 +52,8 @@ pub struct HostPort {
     slots: Arc<Semaphore>,
     notices: mpsc::Sender<Notice>,
     mirror: Option<Mirror>,
+    /// Of the agent, once it has said READY, which is before there is a container.
+    key: Arc<OnceLock<HostKey>>,
 }
 
 impl HostPort {
@@ -60,6 +65,16 @@ impl HostPort {
             slots: Arc::new(Semaphore::new(MAX_RELAYS)),
             notices,
             mirror: None,
+            key: Arc::default(),
+        }
+    }
+
+    /// The same for an agent that has said READY elsewhere.
+    #[must_use]
+    pub fn with_key(self, key: HostKey) -> Self {
+        Self {
+            key: Arc::new(key.into()),
+            ..self
         }
     }
 
@@ -80,12 +95,24 @@ impl HostPort {
             Err(_) => return debug!("connection of the guest said no line in time"),
         };
         match HostLine::parse(&line) {
-            Ok(HostLine::Ready(ready)) => self.follow(stream, ready).await,
-            Ok(HostLine::Fail(error)) => self.tell(Notice::Failed(error)).await,
-            Ok(HostLine::Dial(target)) => self.dial(stream, &target).await,
-            Ok(HostLine::Mirror) => self.reflect(stream).await,
-            Err(error) => warn!(%error, "the guest said an unknown line"),
+            Ok(HostLine::Ready(key, ready)) if self.key.set(key).is_ok() => {
+                self.follow(stream, ready).await;
+            }
+            Ok(HostLine::Fail(error)) if self.key.get().is_none() => {
+                self.tell(Notice::Failed(error)).await;
+            }
+            Ok(HostLine::Dial(key, target)) if self.is_agents(key) => {
+                self.dial(stream, &target).await;
+            }
+            Ok(HostLine::Mirror(key)) if self.is_agents(key) => self.reflect(stream).await,
+            // Containers may say what they like, and fill no log.
+            Ok(_) => debug!("a connection of the guest is not its agent's"),
+            Err(error) => debug!(%error, "the guest said an unknown line"),
         }
+    }
+
+    fn is_agents(&self, key: HostKey) -> bool {
+        self.key.get() == Some(&key)
     }
 
     async fn follow<S: AsyncRead + Unpin>(&self, mut stream: S, ready: Ready) {
@@ -226,10 +253,12 @@ mod tests {
     use tokio::io::duplex;
     use tokio::net::TcpListener;
 
+    const KEY: HostKey = HostKey::from_bytes([7; agent_api::HOST_KEY_BYTES]);
+
     async fn answer_to(line: &str, allow: &[Target]) -> (String, tokio::io::DuplexStream) {
         let (notices, _keep) = mpsc::channel(8);
         let (mut guest, host) = duplex(4096);
-        tokio::spawn(HostPort::new(allow, notices).serve(host));
+        tokio::spawn(HostPort::new(allow, notices).with_key(KEY).serve(host));
         guest.write_all(line.as_bytes()).await.unwrap();
         let answer = read_line(&mut guest).await.unwrap();
         (String::from_utf8(answer).unwrap(), guest)
@@ -247,8 +276,11 @@ mod tests {
             stream.write_all(b"world").await.unwrap();
             word
         });
-        let (answer, mut guest) =
-            answer_to(&format!("DIAL {target}\n"), std::slice::from_ref(&target)).await;
+        let (answer, mut guest) = answer_to(
+            &format!("DIAL {KEY} {target}\n"),
+            std::slice::from_ref(&target),
+        )
+        .await;
         assert_eq!(answer, "OK\n");
         guest.write_all(b"hello").await.unwrap();
         let mut word = [0; 5];
@@ -261,7 +293,7 @@ mod tests {
     async fn an_unlisted_target_is_refused_by_name() {
         let allow = [Target::new("a.example", 443).unwrap()];
         for target in ["b.example:443", "a.example:80", "127.0.0.1:443"] {
-            let (answer, _) = answer_to(&format!("DIAL {target}\n"), &allow).await;
+            let (answer, _) = answer_to(&format!("DIAL {KEY} {target}\n"), &allow).await;
             assert!(answer.starts_with("ERR host-not-allowed"), "{answer}");
         }
     }
@@ -269,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn a_dead_target_is_an_error_with_a_code() {
         let target = Target::new("127.0.0.1", 1).unwrap();
-        let (answer, _) = answer_to("DIAL 127.0.0.1:1\n", &[target]).await;
+        let (answer, _) = answer_to(&format!("DIAL {KEY} {target}\n"), &[target.clone()]).await;
         assert!(answer.starts_with("ERR registry-unreachable"), "{answer}");
     }
 
@@ -283,11 +315,43 @@ mod tests {
             kernel_ms: 2,
             agent_ms: 3,
         };
-        let line = format!("{}\n", HostLine::Ready(ready.clone()));
+        let line = format!("{}\n", HostLine::Ready(KEY, ready.clone()));
         guest.write_all(line.as_bytes()).await.unwrap();
         assert_eq!(told.recv().await, Some(Notice::Ready(ready)));
         drop(guest);
         assert_eq!(told.recv().await, Some(Notice::Ended));
+    }
+
+    #[tokio::test]
+    async fn after_the_agents_ready_a_container_is_not_believed() {
+        let (notices, mut told) = mpsc::channel(8);
+        let port = HostPort::new(&[Target::new("127.0.0.1", 1).unwrap()], notices).with_key(KEY);
+        let other = HostKey::from_bytes([8; agent_api::HOST_KEY_BYTES]);
+        let ready = "{\"version\":\"1\",\"kernel_ms\":1,\"agent_ms\":1}";
+        for line in [
+            format!("READY {other} {ready}"),
+            format!("READY {KEY} {ready}"),
+            "FAIL {\"code\":\"internal\",\"phase\":\"x\",\"message\":\"x\"}".to_owned(),
+            format!("DIAL {other} 127.0.0.1:1"),
+            format!("MIRROR {other}"),
+        ] {
+            assert!(
+                HostLine::parse(format!("{line}\n").as_bytes()).is_ok(),
+                "{line}"
+            );
+            let (mut guest, host) = duplex(4096);
+            let served = tokio::spawn(port.clone().serve(host));
+            guest
+                .write_all(format!("{line}\n").as_bytes())
+                .await
+                .unwrap();
+            let mut answer = Vec::new();
+            guest.read_to_end(&mut answer).await.unwrap();
+            served.await.unwrap();
+            assert!(answer.is_empty(), "{line}");
+        }
+        drop(port);
+        assert_eq!(told.recv().await, None);
     }
 
     #[tokio::test]

@@ -1,12 +1,15 @@
 //! The first line of each connection to the host port, and the relay's answer to it.
 //!
 //! ```text
-//! READY {"version":"0.1.0","kernel_ms":900,"agent_ms":40}
+//! READY <key> {"version":"0.1.0","kernel_ms":900,"agent_ms":40}
 //! FAIL {"code":"init-data-mismatch","phase":"init-data","message":"..."}
-//! DIAL registry.example:443      ->  OK
-//!                                ->  ERR host-not-allowed registry.example is not in relay.allow
-//! MIRROR                         ->  OK, or ERR as above
+//! DIAL <key> registry.example:443  ->  OK
+//!                                  ->  ERR host-not-allowed registry.example is not in relay.allow
+//! MIRROR <key>                     ->  OK, or ERR as above
 //! ```
+//!
+//! Containers reach the port too. So the first key that is said with `READY` is the agent's ([`HostKey`]), the
+//! host believes no other, and after `READY` nobody's `FAIL`.
 //!
 //! Lines are at most [`limit::MAX_HOST_LINE`] bytes with their line feed. Whoever reads one must
 //! read no byte beyond it: after `DIAL` the next byte belongs to the relayed connection, and after
@@ -16,7 +19,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::limit;
-use crate::{ErrorCode, GuestError, Ready};
+use crate::{ErrorCode, GuestError, HostKey, Ready};
 
 /// Room in a line for what is not the message of an error.
 const MAX_LINE_MESSAGE: usize = 400;
@@ -44,6 +47,9 @@ pub enum LineError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The word behind the first is no key.
+    #[error("line has no key of {} hexadecimal digits", 2 * crate::HOST_KEY_BYTES)]
+    Key,
     /// The target of `DIAL` is not `host:port`.
     #[error("{0:?} is not <host>:<port>")]
     Target(String),
@@ -136,13 +142,13 @@ impl FromStr for Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostLine {
     /// The agent listens; the connection stays open for [`crate::Event`] lines.
-    Ready(Ready),
+    Ready(HostKey, Ready),
     /// The agent cannot go on; the VM powers off.
     Fail(GuestError),
     /// Relay this connection.
-    Dial(Target),
+    Dial(HostKey, Target),
     /// Speak to the node's mirror of blobs.
-    Mirror,
+    Mirror(HostKey),
 }
 
 impl HostLine {
@@ -155,10 +161,16 @@ impl HostLine {
         let text = plain(line)?;
         let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
         match verb {
-            "READY" => Ok(Self::Ready(json("READY", rest)?)),
+            "READY" => {
+                let (key, rest) = keyed(rest)?;
+                Ok(Self::Ready(key, json("READY", rest)?))
+            }
             "FAIL" => Ok(Self::Fail(json("FAIL", rest)?)),
-            "DIAL" => Ok(Self::Dial(rest.parse()?)),
-            "MIRROR" if text == "MIRROR" => Ok(Self::Mirror),
+            "DIAL" => {
+                let (key, rest) = keyed(rest)?;
+                Ok(Self::Dial(key, rest.parse()?))
+            }
+            "MIRROR" => Ok(Self::Mirror(rest.parse()?)),
             other => Err(LineError::UnknownVerb(shorten(other))),
         }
     }
@@ -168,14 +180,14 @@ impl fmt::Display for HostLine {
     /// The line without its line feed. The message of `FAIL` is cut so that the line fits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ready(ready) => write!(f, "READY {}", to_json(ready)?),
+            Self::Ready(key, ready) => write!(f, "READY {key} {}", to_json(ready)?),
             Self::Fail(error) => {
                 let mut error = error.clone();
                 error.message = printable(&error.message, MAX_LINE_MESSAGE);
                 write!(f, "FAIL {}", to_json(&error)?)
             }
-            Self::Dial(target) => write!(f, "DIAL {target}"),
-            Self::Mirror => f.write_str("MIRROR"),
+            Self::Dial(key, target) => write!(f, "DIAL {key} {target}"),
+            Self::Mirror(key) => write!(f, "MIRROR {key}"),
         }
     }
 }
@@ -236,6 +248,11 @@ fn plain(line: &[u8]) -> Result<&str, LineError> {
     Ok(text)
 }
 
+fn keyed(rest: &str) -> Result<(HostKey, &str), LineError> {
+    let (key, rest) = rest.split_once(' ').ok_or(LineError::Key)?;
+    Ok((key.parse()?, rest))
+}
+
 fn json<T: serde::de::DeserializeOwned>(verb: &'static str, text: &str) -> Result<T, LineError> {
     serde_json::from_str(text).map_err(|e| LineError::Json {
         verb,
@@ -270,6 +287,8 @@ fn shorten(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const KEY: HostKey = HostKey::from_bytes([7; crate::HOST_KEY_BYTES]);
+
     fn line(text: &impl fmt::Display) -> Vec<u8> {
         format!("{text}\n").into_bytes()
     }
@@ -287,11 +306,11 @@ mod tests {
             "not the measured one",
         );
         for expected in [
-            HostLine::Ready(ready),
+            HostLine::Ready(KEY, ready),
             HostLine::Fail(fail),
-            HostLine::Dial(Target::new("registry.example", 443).unwrap()),
-            HostLine::Dial(Target::new("fd00::1", 5000).unwrap()),
-            HostLine::Mirror,
+            HostLine::Dial(KEY, Target::new("registry.example", 443).unwrap()),
+            HostLine::Dial(KEY, Target::new("fd00::1", 5000).unwrap()),
+            HostLine::Mirror(KEY),
         ] {
             assert_eq!(HostLine::parse(&line(&expected)).unwrap(), expected);
         }
@@ -321,12 +340,15 @@ mod tests {
             HostLine::parse(b"PING\n"),
             Err(LineError::UnknownVerb("PING".into()))
         );
-        assert_eq!(
-            HostLine::parse(b"MIRROR a\n"),
-            Err(LineError::UnknownVerb("MIRROR".into()))
-        );
+        for keyless in ["MIRROR", "MIRROR a", "READY {}", "DIAL a:1", "DIAL a a:1"] {
+            assert_eq!(
+                HostLine::parse(&line(&keyless)),
+                Err(LineError::Key),
+                "{keyless}"
+            );
+        }
         assert!(matches!(
-            HostLine::parse(b"READY {}\n"),
+            HostLine::parse(&line(&format!("READY {KEY} {{}}"))),
             Err(LineError::Json { .. })
         ));
         assert!(DialAnswer::parse(b"OK then\n").is_err());

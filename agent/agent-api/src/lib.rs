@@ -14,6 +14,7 @@
 
 mod error;
 mod event;
+mod host_key;
 mod host_line;
 mod json;
 
@@ -23,6 +24,7 @@ pub mod ports;
 pub use error::{ErrorCode, GuestError, ParseErrorCodeError};
 pub use event::{Event, Phase, Ready};
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, pull, pull_ttrpc, types};
+pub use host_key::{HOST_KEY_BYTES, HostKey};
 pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;
 

@@ -210,7 +210,7 @@ fn layer_code(error: &LayerError) -> ErrorCode {
 fn unpack_code(error: &UnpackError) -> ErrorCode {
     match error {
         UnpackError::Limit { .. } | UnpackError::Ratio { .. } => ErrorCode::ImageTooLarge,
-        UnpackError::NoSpace(_) => ErrorCode::GuestDiskFull,
+        UnpackError::NoSpace(_) | UnpackError::NoMemory { .. } => ErrorCode::GuestDiskFull,
         // The image is as it should be; the store cannot keep all of it.
         UnpackError::System { .. } | UnpackError::Xattr { .. } => ErrorCode::Internal,
         UnpackError::Read(_)

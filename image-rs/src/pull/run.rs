@@ -267,7 +267,10 @@ impl Pull {
             PullError::Merge { source, .. } => Some(source),
             _ => None,
         };
-        if !matches!(cause, Some(UnpackError::NoSpace(_))) {
+        if !matches!(
+            cause,
+            Some(UnpackError::NoSpace(_) | UnpackError::NoMemory { .. })
+        ) {
             return error;
         }
         // What is still to come takes at least the room that it has compressed.

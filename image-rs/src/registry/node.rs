@@ -30,6 +30,8 @@ use crate::digest::Digest;
 pub(super) const HOST: &str = "mirror.invalid";
 /// The repository of all blobs: the host need not know whose they are.
 pub(super) const REPOSITORY: &str = "blob";
+/// What the mirror has to bring in twice the deadline of a piece, in bytes: what is slower is no help.
+const SPAN_BYTES: u64 = 4 * 1024 * 1024;
 /// One piece of an upload, in bytes.
 const PIECE_BYTES: usize = 256 * 1024;
 /// Pieces that wait to be offered.
@@ -90,7 +92,7 @@ impl NodeMirror {
         };
         let way = Way {
             pace: Some(Pace {
-                bytes: 256 * 1024,
+                bytes: SPAN_BYTES,
                 within: timeouts.body * 2,
             }),
             ..Way::default()

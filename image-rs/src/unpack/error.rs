@@ -132,6 +132,14 @@ pub enum UnpackError {
     /// No room.
     #[error("no space left for entry {0:?}")]
     NoSpace(String),
+    /// Hardly any memory is left, in which a store may be.
+    #[error("{left} bytes of memory are left, and {kept} are kept for the system")]
+    NoMemory {
+        /// Bytes that are available.
+        left: u64,
+        /// Bytes that no image gets.
+        kept: u64,
+    },
     /// The system refused a step.
     #[error("{step} {entry:?}: {source}")]
     System {
@@ -174,6 +182,7 @@ impl UnpackError {
             | Self::Limit { .. }
             | Self::Ratio { .. }
             | Self::NoSpace(_)
+            | Self::NoMemory { .. }
             | Self::System { .. } => false,
         }
     }

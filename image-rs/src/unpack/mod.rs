@@ -22,6 +22,7 @@ mod error;
 mod header;
 mod journal;
 mod layer;
+mod memory;
 mod merge;
 mod meta;
 mod near;
@@ -71,6 +72,8 @@ pub struct Limits {
     pub ratio_floor_bytes: u64,
     /// Bytes that a zstd stream may want its decoder to look back, rounded up to a power of two.
     pub zstd_window_bytes: u64,
+    /// Bytes of the machine's memory that no image gets; 0 where the store is not in memory.
+    pub memory_kept: u64,
 }
 
 impl Default for Limits {
@@ -91,6 +94,7 @@ impl Default for Limits {
             ratio_floor_bytes: 256 << 20,
             // What the tools of images write at their highest level; a decoder per layer may need this much memory.
             zstd_window_bytes: 32 << 20,
+            memory_kept: 0,
         }
     }
 }

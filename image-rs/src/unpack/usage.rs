@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Limits, UnpackError};
+use super::{Limits, UnpackError, memory};
 
 /// What the layers of one image have used up together.
 #[derive(Debug, Default)]
@@ -54,12 +54,14 @@ impl Usage {
     }
 
     pub(super) fn add_entry(&self, limits: &Limits) -> Result<(), UnpackError> {
-        self.add(|sums| &sums.entries, 1, limits.entries, "entries")
+        self.add(|sums| &sums.entries, 1, limits.entries, "entries")?;
+        look_every(memory::ENTRIES, self.entries(), 1, limits)
     }
 
     pub(super) fn add_bytes(&self, bytes: u64, limits: &Limits) -> Result<(), UnpackError> {
         let cap = limits.unpacked_bytes;
-        self.add(|sums| &sums.bytes, bytes, cap, "unpacked_bytes")
+        self.add(|sums| &sums.bytes, bytes, cap, "unpacked_bytes")?;
+        look_every(memory::BYTES, self.bytes(), bytes, limits)
     }
 
     /// Bytes that stay in memory until the merge.
@@ -82,5 +84,34 @@ impl Usage {
         } else {
             Ok(())
         }
+    }
+}
+
+/// Looks at the machine's memory each time that a sum has passed another multiple of `step`.
+fn look_every(step: u64, sum: u64, more: u64, limits: &Limits) -> Result<(), UnpackError> {
+    let passed = sum / step != sum.saturating_sub(more) / step;
+    if limits.memory_kept > 0 && passed {
+        memory::look(limits.memory_kept)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_memory_is_refused_whether_files_or_bytes_would_take_it() {
+        let limits = Limits {
+            memory_kept: u64::MAX,
+            ..Limits::default()
+        };
+        let usage = Usage::default();
+        let refused = (1..=memory::ENTRIES).find(|_| usage.add_entry(&limits).is_err());
+        assert_eq!(refused, Some(memory::ENTRIES));
+        let refused = (1..=memory::BYTES / 1024).find(|_| usage.add_bytes(1024, &limits).is_err());
+        assert_eq!(refused, Some(memory::BYTES / 1024));
+        let anywhere = Limits::default();
+        assert!((0..=memory::ENTRIES).all(|_| usage.add_entry(&anywhere).is_ok()));
     }
 }

@@ -20,8 +20,11 @@ use super::request::Refusal;
 const PIECES_AHEAD: usize = 4;
 /// How often a blob that grows is looked at. Its writer may be another process, which tells nobody.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long a blob may grow no further before its followers are told to go elsewhere.
+/// How long the followers of a blob wait for it to grow before they are told to go elsewhere, beside the time
+/// that what has come may take. Its writer is another guest, which may not mean them well.
 const STALLED: Duration = Duration::from_secs(3);
+/// Bytes of growth for which a second may be waited.
+const GROWTH: u64 = 1024 * 1024;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -97,7 +100,7 @@ pub(super) fn blob(mut reading: Reading, from: u64) -> Result<Response<Said>, Re
 
 /// Reads for as long as the guest takes.
 async fn pump(mut reading: Reading, sender: mpsc::Sender<io::Result<Bytes>>) {
-    let mut grew = Instant::now();
+    let (mut waited, mut sent) = (Duration::ZERO, 0);
     loop {
         let next = tokio::task::spawn_blocking(move || {
             let piece = reading.next();
@@ -108,10 +111,15 @@ async fn pump(mut reading: Reading, sender: mpsc::Sender<io::Result<Bytes>>) {
         };
         reading = back;
         let piece = match piece {
-            Ok(Piece::Bytes(bytes)) => Ok(bytes.into()),
+            Ok(Piece::Bytes(bytes)) => {
+                sent += bytes.len() as u64;
+                Ok(bytes.into())
+            }
             Ok(Piece::End) => return,
-            Ok(Piece::Pause) if grew.elapsed() < STALLED => {
+            Ok(Piece::Pause) if waited < patience(sent) => {
+                let since = Instant::now();
                 sleep(LOOK_EVERY).await;
+                waited += since.elapsed();
                 continue;
             }
             Ok(Piece::Pause) => Err(io::ErrorKind::TimedOut.into()),
@@ -121,8 +129,12 @@ async fn pump(mut reading: Reading, sender: mpsc::Sender<io::Result<Bytes>>) {
         if sender.send(piece).await.is_err() || is_end {
             return;
         }
-        grew = Instant::now();
     }
+}
+
+/// How long may be waited in all for so many bytes.
+fn patience(sent: u64) -> Duration {
+    STALLED + Duration::from_millis(sent.saturating_mul(1000) / GROWTH)
 }
 
 impl Body for Said {
@@ -161,3 +173,22 @@ impl Body for Said {
 
 /// What a service answers with: no error ends the connection but that of a body.
 pub(super) type Answer = Result<Response<Said>, Infallible>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_drips_is_left_as_one_that_stands_still() {
+        assert_eq!(patience(0), STALLED);
+        // At 30 KiB a second, which never stands still.
+        let ends =
+            (1..).find(|seconds| patience(seconds * 30 * 1024) < Duration::from_secs(*seconds));
+        assert_eq!(ends, Some(4));
+        // At 2 MiB a second.
+        assert!(
+            (1..100_000)
+                .all(|seconds| patience(seconds * 2 * GROWTH) > Duration::from_secs(seconds))
+        );
+    }
+}

@@ -25,6 +25,8 @@ use crate::virtiofs::{self, Virtiofsd};
 
 /// Notices of the guest that wait for the driver; a guest that sends more waits.
 const MAX_NOTICES: usize = 64;
+/// Connections of the guest to the host port at a time; its containers may make some too.
+const MAX_CONNECTIONS: usize = 256;
 /// How long QEMU may still run after the agent's end is known. Then its end would have been seen.
 const VM_END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a guest may take to power off after it was asked.
@@ -147,6 +149,9 @@ fn accept_all(incoming: Option<Incoming>, service: HostPort) -> AbortOnDrop {
         loop {
             tokio::select! {
                 accepted = incoming.accept() => match accepted {
+                    Some(Ok(_)) if served.len() >= MAX_CONNECTIONS => {
+                        debug!("the guest has too many connections");
+                    }
                     Some(Ok(stream)) => { served.spawn(service.clone().serve(stream)); }
                     Some(Err(error)) => warn!(%error, "connection of the guest"),
                     None => break,

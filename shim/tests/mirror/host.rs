@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use agent_api::DialAnswer;
+use agent_api::{DialAnswer, HOST_KEY_BYTES, HostKey};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -13,6 +13,9 @@ use shim::relay::HostPort;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 use transport::{Body, BoxedStream, Client, ClientConfig, Dial, PlainHttp, Roots, bytes_capped};
+
+/// Of the one guest.
+const KEY: HostKey = HostKey::from_bytes([0; HOST_KEY_BYTES]);
 
 /// Plenty for every test that is not about the bound.
 pub const ROOMY: u64 = 64 * 1024 * 1024;
@@ -57,9 +60,13 @@ impl Dial for Host {
         *self.dialled.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         let (mut guest, host) = duplex(64 * 1024);
         let (notices, _) = mpsc::channel(1);
-        let port = HostPort::new(&[], notices).with_mirror(self.mirror.clone());
+        let port = HostPort::new(&[], notices)
+            .with_key(KEY)
+            .with_mirror(self.mirror.clone());
         tokio::spawn(port.serve(host));
-        guest.write_all(b"MIRROR\n").await?;
+        guest
+            .write_all(format!("MIRROR {KEY}\n").as_bytes())
+            .await?;
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             line.push(guest.read_u8().await?);

@@ -131,7 +131,7 @@ impl Subject {
             BufReader::new(stream?).read_line(&mut line).await?;
             let total = milliseconds(since.elapsed());
             match HostLine::parse(line.as_bytes())? {
-                HostLine::Ready(ready) => Ok(Own {
+                HostLine::Ready(_, ready) => Ok(Own {
                     total,
                     kernel: f64::from(u32::try_from(ready.kernel_ms)?),
                     agent: f64::from(u32::try_from(ready.agent_ms)?),

@@ -90,11 +90,11 @@ fn config_annotation(data: &[u8]) {
 
 fn lines() -> Vec<Vec<u8>> {
     texts(&[
-        "READY {\"version\":\"0.1.0\",\"kernel_ms\":900,\"agent_ms\":40}\n",
+        "READY 0123456789abcdef0123456789abcdef {\"version\":\"0.1.0\",\"kernel_ms\":900,\"agent_ms\":40}\n",
         "FAIL {\"code\":\"init-data-mismatch\",\"phase\":\"init-data\",\"message\":\"no\"}\n",
-        "DIAL registry.example:443\n",
-        "DIAL [fd00::1]:5000\n",
-        "MIRROR\n",
+        "DIAL 0123456789abcdef0123456789abcdef registry.example:443\n",
+        "DIAL 0123456789abcdef0123456789abcdef [fd00::1]:5000\n",
+        "MIRROR 0123456789abcdef0123456789abcdef\n",
     ])
 }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_api::{DialAnswer, HostLine};
+use agent_api::{DialAnswer, HOST_KEY_BYTES, HostKey, HostLine};
 use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use shim::mirror::Mirror;
@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use transport::{BoxedStream, Dial};
 
+/// Of the one guest.
+const KEY: HostKey = HostKey::from_bytes([0; HOST_KEY_BYTES]);
 /// More than the images of all variants.
 const CAP: u64 = 8 << 30;
 /// How long the last blob may be on its way into the mirror when its pull has ended.
@@ -46,7 +48,9 @@ impl Node {
             while let Ok((stream, _)) = listener.accept().await {
                 // A guest that pulls tells nothing else.
                 let (notices, _) = mpsc::channel(1);
-                let port = HostPort::new(&[], notices).with_mirror(Some(mirror.clone()));
+                let port = HostPort::new(&[], notices)
+                    .with_key(KEY)
+                    .with_mirror(Some(mirror.clone()));
                 tokio::spawn(port.serve(stream));
             }
         });
@@ -99,7 +103,7 @@ pub struct NodeDial(pub PathBuf);
 impl Dial for NodeDial {
     async fn dial(&self, _host: &str, _port: u16) -> io::Result<BoxedStream> {
         let mut stream = UnixStream::connect(socket(&self.0)).await?;
-        let line = format!("{}\n", HostLine::Mirror);
+        let line = format!("{}\n", HostLine::Mirror(KEY));
         stream.write_all(line.as_bytes()).await?;
         let mut answer = Vec::new();
         while answer.last() != Some(&b'\n') {
