@@ -98,6 +98,8 @@ fn refuse(error: &AdminError) -> Refusal {
         }
         AdminError::Unavailable { .. } => ErrorKind::IssuerUnavailable,
         AdminError::Token
+        | AdminError::Critical
+        | AdminError::AudienceForm
         | AdminError::Audience { .. }
         | AdminError::Time { .. }
         | AdminError::Read { .. }

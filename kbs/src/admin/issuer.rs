@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use transport::{Client, ClientConfig, PlainHttp, Roots, RootsError, TcpDial, bytes_capped};
 use zeroize::Zeroizing;
 
+use super::form::LEEWAY_SECONDS;
 use crate::{config, current::Current, file};
 
 /// Bytes of a discovery document or of a set of keys.
@@ -114,6 +115,7 @@ impl Issuer {
             .find_map(|(_, key)| {
                 let mut rule = Validation::new_for_family(key.family());
                 rule.validate_nbf = true;
+                rule.leeway = LEEWAY_SECONDS;
                 rule.set_issuer(&[&self.name]);
                 rule.set_audience(&[&self.audience]);
                 rule.set_required_spec_claims(&["exp", "iss", "aud"]);
