@@ -181,7 +181,7 @@ fn token_key(config: &Config) -> Result<String, String> {
     let path = &config.token.signing_key;
     TokenSigner::read(path, &config.token.issuer, Duration::ZERO)
         .map(|_| path.display().to_string())
-        .map_err(|error| format!("{}: {error}", path.display()))
+        .map_err(|error| error.to_string())
 }
 
 async fn store(config: &Config) -> Finding {
