@@ -5,7 +5,10 @@
 use serde::Deserialize;
 use sqlx::{Any, AnyPool, Row, Transaction};
 
-use super::{Engine, StoreError, TENANT, record, resource};
+use super::{
+    Engine, StoreError, TENANT, record, resource,
+    standing::{Standing, standing},
+};
 use crate::{
     master::MasterKeys,
     record::{Entry, Judged, Kind, Outcome},
@@ -118,11 +121,12 @@ pub(super) async fn migrate(
     if engine == Engine::Postgres {
         sqlx::raw_sql(LOCK).execute(&mut *change).await?;
     }
-    let found = version(&mut change, engine).await?;
+    let found = match standing(&mut change, engine).await? {
+        Standing::Empty => 0,
+        Standing::At(version) => version,
+    };
+    write_version(&mut change, engine, found).await?;
     let done = usize::try_from(found).unwrap_or(usize::MAX);
-    if done > STEPS.len() {
-        return Err(StoreError::Newer);
-    }
     for (number, step) in STEPS.iter().enumerate().skip(done) {
         let text = sqlx::AssertSqlSafe(engine.dialect(step));
         sqlx::raw_sql(text).execute(&mut *change).await?;
@@ -144,32 +148,23 @@ pub(super) async fn migrate(
 }
 
 /// The version is in a table of its own; before there was one, in SQLite's `user_version`.
-async fn version(
+async fn write_version(
     change: &mut Transaction<'static, Any>,
     engine: Engine,
-) -> Result<i64, StoreError> {
+    found: i64,
+) -> Result<(), StoreError> {
     let table = engine.dialect("CREATE TABLE IF NOT EXISTS kbs_schema (version INTEGER NOT NULL)");
     sqlx::raw_sql(sqlx::AssertSqlSafe(table))
         .execute(&mut **change)
         .await?;
-    let row = sqlx::query("SELECT version FROM kbs_schema")
-        .fetch_optional(&mut **change)
-        .await?;
-    if let Some(row) = row {
-        return Ok(row.try_get(0)?);
-    }
-    let found = match engine {
-        Engine::Postgres => 0,
-        Engine::Sqlite => sqlx::query("PRAGMA user_version")
-            .fetch_one(&mut **change)
-            .await?
-            .try_get(0)?,
-    };
-    sqlx::query("INSERT INTO kbs_schema (version) VALUES ($1)")
-        .bind(found)
-        .execute(&mut **change)
-        .await?;
-    Ok(found)
+    sqlx::query(
+        "INSERT INTO kbs_schema (version)
+         SELECT CAST($1 AS BIGINT) WHERE NOT EXISTS (SELECT 1 FROM kbs_schema)",
+    )
+    .bind(found)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
 }
 
 /// Seals again, with data keys, what was sealed under the master key itself.
