@@ -188,6 +188,9 @@ pub enum StoreError {
         "it holds tables of another program ({0}), and none by which a broker knows its own: give the broker a database of its own"
     )]
     Foreign(String),
+    /// What an older program kept and this one does not.
+    #[error("store: the reference value {0}")]
+    Reference(String),
     /// A resource does not open.
     #[error("store: {0}: is the store's key the one that it was written with?")]
     Seal(#[from] SealError),

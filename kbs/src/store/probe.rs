@@ -40,6 +40,9 @@ async fn look(database: &mut AnyConnection, engine: Engine) -> Result<Found, Sto
     let Standing::At(version) = standing(database, engine).await? else {
         return Ok(Found::Empty);
     };
+    if usize::try_from(version).is_ok_and(|version| version <= schema::NAMED) {
+        schema::check_names(database).await?;
+    }
     let newest = i64::try_from(schema::STEPS.len()).unwrap_or(i64::MAX);
     let masters = match version == newest {
         true => masters(database).await?,

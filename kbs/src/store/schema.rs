@@ -2,8 +2,9 @@
 //!
 //! The text is SQLite's; the few words that PostgreSQL has other names for are replaced in it.
 
+use policies::reference::{ReferenceError, ReferenceValue};
 use serde::Deserialize;
-use sqlx::{Any, AnyPool, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 
 use super::{
     Engine, StoreError, TENANT, record, resource,
@@ -111,6 +112,9 @@ pub(super) const STEPS: [&str; 5] = [
 /// after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882331)";
 
+/// The step from which on a reference value's name has a form.
+pub(super) const NAMED: usize = 2;
+
 /// Brings a database to the newest version, in one transaction.
 pub(super) async fn migrate(
     pool: &AnyPool,
@@ -128,6 +132,9 @@ pub(super) async fn migrate(
     write_version(&mut change, engine, found).await?;
     let done = usize::try_from(found).unwrap_or(usize::MAX);
     for (number, step) in STEPS.iter().enumerate().skip(done) {
+        if number == NAMED {
+            check_names(&mut change).await?;
+        }
         let text = sqlx::AssertSqlSafe(engine.dialect(step));
         sqlx::raw_sql(text).execute(&mut *change).await?;
         if number == 1 {
@@ -165,6 +172,26 @@ async fn write_version(
     .execute(&mut **change)
     .await?;
     Ok(())
+}
+
+/// Older programs took any name. Nothing is changed yet where one is refused.
+pub(super) async fn check_names(database: &mut AnyConnection) -> Result<(), StoreError> {
+    let rows = sqlx::query("SELECT id FROM reference_value ORDER BY id")
+        .fetch_all(database)
+        .await?;
+    for row in rows {
+        let name: String = row.try_get(0)?;
+        ReferenceValue::new(&name).map_err(|error| unkept(&name, "id", &error))?;
+    }
+    Ok(())
+}
+
+/// A reference value that cannot be kept by its name, and how to be rid of it.
+pub(super) fn unkept(name: &str, column: &str, error: &ReferenceError) -> StoreError {
+    StoreError::Reference(format!(
+        "{name:?} cannot be kept: {error}. Delete it with the kbs that wrote it, or delete the row with \
+         this `{column}` from the table `reference_value`, and start again: nothing was changed"
+    ))
 }
 
 /// Seals again, with data keys, what was sealed under the master key itself.

@@ -89,6 +89,7 @@ on_both!(
     retention_takes_the_oldest,
     a_newer_database_is_left_alone,
     tables_of_another_program_are_named_and_left_alone,
+    an_unprintable_name_stops_the_upgrade_and_is_named,
 );
 
 fn path(text: &str) -> ResourcePath {

@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use sqlx::Executor;
+
 use super::*;
 
 fn keys(place: &Place) -> Arc<KeyRing> {
@@ -42,6 +44,41 @@ pub(super) async fn tables_of_another_program_are_named_and_left_alone(place: Pl
     place.open().await.close().await;
     let found = probe(&place.address).await.unwrap();
     assert!(matches!(found, Found::Data { older: false, .. }));
+}
+
+pub(super) async fn an_unprintable_name_stops_the_upgrade_and_is_named(place: Place) {
+    sqlx::any::install_default_drivers();
+    let pool = connect(&place.address, 1).await.unwrap();
+    let engine = place.address.engine;
+    for text in &schema::STEPS[..2] {
+        let text = sqlx::AssertSqlSafe(engine.dialect(text));
+        sqlx::raw_sql(text).execute(&pool).await.unwrap();
+    }
+    pool.execute(
+        "DROP TABLE old_resource; DROP TABLE old_policy; DROP TABLE old_reference_value;
+         CREATE TABLE kbs_schema (version BIGINT NOT NULL);
+         INSERT INTO kbs_schema (version) VALUES (2);
+         INSERT INTO reference_value (tenant, id, value, updated) VALUES
+             ('default', 'svn', '[1]', 0), ('default', 'a\u{7}b\nc', '[1]', 0);",
+    )
+    .await
+    .unwrap();
+    let looked = probe(&place.address).await.unwrap_err().to_string();
+    for said in [looked, refused(&place).await] {
+        for word in [
+            r#""a\u{7}b\nc""#,
+            "control character",
+            "nothing was changed",
+        ] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+    pool.execute("DELETE FROM reference_value WHERE id <> 'svn'")
+        .await
+        .unwrap();
+    pool.close().await;
+    let store = place.open().await;
+    assert_eq!(store.references_after(0).await.unwrap().values.len(), 1);
 }
 
 #[tokio::test]
