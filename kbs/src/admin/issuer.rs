@@ -22,7 +22,11 @@ use transport::{Client, ClientConfig, PlainHttp, Roots, RootsError, TcpDial, byt
 use zeroize::Zeroizing;
 
 use super::form::LEEWAY_SECONDS;
-use crate::{config, current::Current, file};
+use crate::{
+    config::{self, address::NEAR},
+    current::Current,
+    file,
+};
 
 /// Bytes of a discovery document or of a set of keys.
 const DOCUMENT_BYTES: usize = 256 * 1024;
@@ -75,7 +79,7 @@ impl Issuer {
             Some(path) => Roots::pinned(&read_file(path)?)?,
         };
         // What is on this machine may do without TLS.
-        let near = ["127.0.0.1", "::1", "localhost"].map(str::to_owned);
+        let near = NEAR.map(|host| host.trim_matches(['[', ']']).to_owned());
         let client = ClientConfig {
             plain_http: PlainHttp::Hosts(BTreeSet::from(near)),
             ..ClientConfig::new(roots)
