@@ -4,6 +4,7 @@ mod client;
 mod collateral;
 mod config;
 mod dev;
+mod directory;
 mod explain;
 mod init;
 mod key;
