@@ -1,6 +1,7 @@
 //! Administrators: a signed token with a role and an end, under a key that the configuration names or
 //! that an issuer publishes, and what the role may do.
 
+mod form;
 mod issuer;
 pub(crate) mod right;
 
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::{config, file, session::seconds};
 
+use form::{Audience, LEEWAY_SECONDS};
 pub(crate) use issuer::Issuer;
 pub use issuer::IssuerError;
 use issuer::VerifyError;
@@ -124,6 +126,9 @@ impl Admins {
         if token.len() > TOKEN_BYTES {
             return Err(AdminError::Token);
         }
+        if form::is_critical(token) {
+            return Err(AdminError::Critical);
+        }
         // What it says of itself only tells by whose keys to judge it.
         let issuer = jsonwebtoken::dangerous::insecure_decode_claims::<Value>(token)
             .ok()
@@ -146,41 +151,32 @@ impl Admins {
     /// The claims of a token under one of our own keys. One without an audience is taken too, as
     /// Trustee does.
     fn verify_own(&self, token: &str) -> Result<Value, AdminError> {
-        let audiences: Vec<&String> = self.audiences.iter().collect();
         let mut refusal = AdminError::Token;
         for key in &self.keys {
             let mut rule = Validation::new_for_family(key.family());
             rule.validate_nbf = true;
-            rule.set_audience(&audiences);
+            rule.leeway = LEEWAY_SECONDS;
+            // It would pass over an `aud` that does not read.
+            rule.validate_aud = false;
             rule.set_required_spec_claims(&["exp"]);
             match jsonwebtoken::decode::<Value>(token, key, &rule) {
-                Ok(verified) => return Ok(verified.claims),
-                Err(error) => refusal = self.refused(&error).unwrap_or(refusal),
+                Ok(verified) => return self.for_us(verified.claims),
+                Err(error) => refusal = refused(&error).unwrap_or(refusal),
             }
         }
         Err(refusal)
     }
 
-    /// What is wrong with a token that one of our keys signed. Claims are looked at when the signature
-    /// holds, so whoever reads this was given the token by us.
-    fn refused(&self, error: &jsonwebtoken::errors::Error) -> Option<AdminError> {
-        match error.kind() {
-            TokenFault::InvalidAudience => Some(AdminError::Audience {
-                taken: self
-                    .audiences
-                    .iter()
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            }),
-            TokenFault::ExpiredSignature => Some(AdminError::Time { fault: "has ended" }),
-            TokenFault::ImmatureSignature => Some(AdminError::Time {
-                fault: "does not hold yet",
-            }),
-            TokenFault::MissingRequiredClaim(_) => Some(AdminError::Time {
-                fault: "has no end: it needs `exp`",
-            }),
-            _ => None,
+    fn for_us(&self, claims: Value) -> Result<Value, AdminError> {
+        match Audience::of(&claims, &self.audiences) {
+            Audience::Anybody | Audience::Us => Ok(claims),
+            Audience::Others => {
+                let taken: Vec<&str> = self.audiences.iter().map(String::as_str).collect();
+                Err(AdminError::Audience {
+                    taken: taken.join(", "),
+                })
+            }
+            Audience::Unreadable => Err(AdminError::AudienceForm),
         }
     }
 
@@ -220,6 +216,18 @@ impl Admins {
             }),
         })
     }
+}
+
+/// What is wrong with a token that one of our keys signed. Claims are looked at when the signature
+/// holds, so whoever reads this was given the token by us.
+fn refused(error: &jsonwebtoken::errors::Error) -> Option<AdminError> {
+    let fault = match error.kind() {
+        TokenFault::ExpiredSignature => "has ended",
+        TokenFault::ImmatureSignature => "does not hold yet",
+        TokenFault::MissingRequiredClaim(_) => "has no end: it needs `exp`",
+        _ => return None,
+    };
+    Some(AdminError::Time { fault })
 }
 
 /// One role, or a list of them.
@@ -322,6 +330,14 @@ pub enum AdminError {
         "the administrator's token does not verify by a key that is known here: `kbs token` makes one"
     )]
     Token,
+    /// It asks for what is not understood here.
+    #[error(
+        "the administrator's token has `crit` in its header, and nothing that may be listed there is understood here: make it without"
+    )]
+    Critical,
+    /// For nobody.
+    #[error("the administrator's token has an `aud` that is neither a text nor a list of texts")]
+    AudienceForm,
     /// For somebody else.
     #[error(
         "the administrator's token is for another audience: `admin.audiences` takes {taken} in `aud`"
@@ -474,6 +490,54 @@ mod tests {
         assert!(both.may(Permission::WriteResource, Some("team/key/a")));
         assert!(!both.may(Permission::WriteResource, Some("other/key/a")));
         assert!(!both.may(Permission::WritePolicy, None));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_understood_is_refused_and_clocks_may_differ_by_a_minute() {
+        let dir = tempfile::tempdir().unwrap();
+        let public = dir.path().join("a.pub");
+        let (key, cert) = crate::token::new_key().unwrap();
+        fs::write(&public, cert).unwrap();
+        let admins = Admins::read(&config(&public)).unwrap();
+        let key = EncodingKey::from_ec_pem(key.as_bytes()).unwrap();
+        let sign = |header: &Header, more: Value| {
+            let mut more = more;
+            more["role"] = "admin".into();
+            jsonwebtoken::encode(header, &claims(&more), &key).unwrap()
+        };
+        let plain = Header::new(Algorithm::ES256);
+        let critical = Header {
+            crit: Some(vec!["exp".to_owned()]),
+            ..plain.clone()
+        };
+        let refused = admins.verify(&sign(&critical, serde_json::json!({}))).await;
+        assert!(matches!(refused, Err(AdminError::Critical)));
+        for odd in [
+            serde_json::json!(["kbs", 1]),
+            serde_json::json!({"kbs": 1}),
+            serde_json::json!([]),
+            Value::Null,
+        ] {
+            let token = sign(&plain, serde_json::json!({ "aud": odd }));
+            let refused = admins.verify(&token).await;
+            assert!(matches!(refused, Err(AdminError::AudienceForm)), "{odd}");
+        }
+        let now = seconds(SystemTime::now());
+        for (claim, seconds, taken) in [
+            ("exp", now - 45, true),
+            ("exp", now - 75, false),
+            ("nbf", now + 45, true),
+            ("nbf", now + 75, false),
+        ] {
+            let token = sign(&plain, serde_json::json!({ claim: seconds }));
+            assert_eq!(
+                admins.verify(&token).await.is_ok(),
+                taken,
+                "{claim} {seconds}"
+            );
+        }
+        let token = sign(&plain, serde_json::json!({"nbf": "soon"}));
+        assert!(admins.verify(&token).await.is_err());
     }
 
     #[tokio::test]

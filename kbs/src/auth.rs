@@ -98,6 +98,8 @@ fn refuse(error: &AdminError) -> Refusal {
         }
         AdminError::Unavailable { .. } => ErrorKind::IssuerUnavailable,
         AdminError::Token
+        | AdminError::Critical
+        | AdminError::AudienceForm
         | AdminError::Audience { .. }
         | AdminError::Time { .. }
         | AdminError::Read { .. }
@@ -159,7 +161,10 @@ impl FromRequestParts<Arc<Broker>> for Attested {
             TokenError::TooLarge | TokenError::Expired | TokenError::Foreign => {
                 ErrorKind::TokenVerifierError
             }
-            TokenError::Read(_) | TokenError::Key | TokenError::Sign => ErrorKind::StorageError,
+            TokenError::Read { .. }
+            | TokenError::KeyFile { .. }
+            | TokenError::Key
+            | TokenError::Sign => ErrorKind::StorageError,
         };
         Err(Refusal::new(kind, error.to_string()))
     }

@@ -65,7 +65,9 @@ impl Broker {
     /// # Errors
     /// Names the file or the step that failed.
     pub async fn open(config: &Config) -> Result<Self, OpenError> {
-        let store = open_store(&config.store).await?;
+        let keys = Arc::new(master_keys(&config.store)?);
+        let address = store_address(&config.store)?;
+        let store = Store::open(&address, keys).await?;
         let challenge_keys = match &config.attestation.challenge_key {
             Some(path) => KeyRing::read(Source::File(path.clone())).map_err(unusable(path))?,
             None => KeyRing::ephemeral(),
@@ -83,7 +85,12 @@ impl Broker {
             )?,
             admins: Admins::read(&config.admin)?,
             signers: Signers::read(&config.reference)?,
-            rules: Rules::open(store.clone()).await?,
+            rules: Rules::open(store.clone())
+                .await
+                .map_err(|error| match error {
+                    RuleError::Store(cause) => OpenError::Store(address.told(cause)),
+                    other => other.into(),
+                })?,
             store,
             retention: config.record.clone(),
             metrics: Metrics::new(),
@@ -143,11 +150,6 @@ impl Broker {
         }
         ticket
     }
-}
-
-async fn open_store(config: &config::Store) -> Result<Store, OpenError> {
-    let keys = master_keys(config)?;
-    Ok(Store::open(&store_address(config)?, Arc::new(keys)).await?)
 }
 
 fn unusable(name: &Path) -> impl FnOnce(KeyFileError) -> OpenError {

@@ -17,7 +17,7 @@ use crate::{
     master::{KeyRing, Source},
     session::seconds,
     signer::Signers,
-    store::{Found, StoreError, probe, unknown},
+    store::{Found, probe, unknown},
     telemetry::Traces,
     tls::{NEAR_END, Shown},
     token::TokenSigner,
@@ -153,13 +153,14 @@ fn evidence(config: &Config) -> Finding {
     Finding::new(Level::Good, ABOUT, format!("accepts {}", names.join(", ")))
 }
 
-/// Private keys that more than their owner can read.
+/// Private keys, and the database, that more than their owner can read.
 fn private_files(config: &Config) -> Vec<Finding> {
     const OTHERS: u32 = 0o077;
     let files = [
         config.tls.as_ref().map(|tls| &tls.key),
         config.store.key.as_ref(),
         config.store.url_file.as_ref(),
+        config.store.database.as_ref(),
         Some(&config.token.signing_key),
         config.attestation.challenge_key.as_ref(),
     ];
@@ -181,7 +182,7 @@ fn token_key(config: &Config) -> Result<String, String> {
     let path = &config.token.signing_key;
     TokenSigner::read(path, &config.token.issuer, Duration::ZERO)
         .map(|_| path.display().to_string())
-        .map_err(|error| format!("{}: {error}", path.display()))
+        .map_err(|error| error.to_string())
 }
 
 async fn store(config: &Config) -> Finding {
@@ -195,13 +196,15 @@ async fn store(config: &Config) -> Finding {
         Ok(address) => address,
         Err(error) => return fault(&error),
     };
-    let place = match &config.store.database {
-        Some(file) if !file.exists() => return new_database(file),
-        Some(file) => file.display().to_string(),
-        None => "PostgreSQL".to_owned(),
-    };
+    if let Some(file) = config.store.database.as_ref().filter(|file| !file.exists()) {
+        return new_database(file);
+    }
+    let place = address.place().to_owned();
     match probe(&address).await {
-        Ok(Found::Empty) => Finding::new(Level::Good, ABOUT, format!("{place}: empty")),
+        Ok(Found::Empty) => {
+            let text = format!("{place}: empty; the first start makes its tables");
+            Finding::new(Level::Good, ABOUT, text)
+        }
         Ok(Found::Data { older, masters }) => {
             if let Some(error) = unknown(masters, &keys) {
                 return Finding::new(Level::Fault, ABOUT, format!("{place}: {error}"));
@@ -212,8 +215,7 @@ async fn store(config: &Config) -> Finding {
             }
             Finding::new(Level::Good, ABOUT, place)
         }
-        Err(error @ StoreError::Newer) => fault(&error.into()),
-        Err(error) => Finding::new(Level::Fault, ABOUT, format!("{place}: {error}")),
+        Err(error) => fault(&error.into()),
     }
 }
 
@@ -225,6 +227,6 @@ fn new_database(file: &Path) -> Finding {
         let text = format!("{} is made by the first start", file.display());
         return Finding::new(Level::Good, "store", text);
     }
-    let text = format!("{}: its directory does not exist", file.display());
+    let text = format!("{}: its directory does not exist: make it", file.display());
     Finding::new(Level::Fault, "store", text)
 }

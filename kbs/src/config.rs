@@ -1,5 +1,6 @@
 //! The broker's configuration: one TOML file, every key known, relative paths from its own directory.
 
+pub(crate) mod address;
 mod admin;
 mod operation;
 mod reference;
@@ -252,9 +253,10 @@ impl Config {
                 "attestation.challenge_seconds must be 1 to 900",
             ));
         }
-        if self.listen.port() != 0 && self.metrics_listen == Some(self.listen) {
+        let monitor = self.metrics_listen;
+        if monitor.is_some_and(|monitor| address::collide(self.listen, monitor)) {
             return Err(ConfigError::Check(
-                "metrics_listen is the address of `listen`: give it a port of its own",
+                "metrics_listen is the address of `listen`, or within it: give it a port of its own",
             ));
         }
         if self.drain_seconds > 600 {
@@ -263,13 +265,7 @@ impl Config {
         if self.limits.requests_per_second > 0 && self.limits.burst == 0 {
             return Err(ConfigError::Check("[limits] burst must be 1 or more"));
         }
-        let collector = self.telemetry.otlp_endpoint.as_deref();
-        if collector.is_some_and(|uri| !uri.starts_with("http://") && !uri.starts_with("https://"))
-        {
-            return Err(ConfigError::Check(
-                "[telemetry] otlp_endpoint is not an address such as http://127.0.0.1:4318",
-            ));
-        }
+        self.telemetry.check()?;
         if self.tls.is_some() == self.insecure_http {
             return Err(ConfigError::Check(
                 "give either a [tls] table, or `insecure_http = true` where TLS ends elsewhere",
@@ -356,6 +352,9 @@ pub enum ConfigError {
     /// The keys do not go together.
     #[error("configuration: {0}")]
     Check(&'static str),
+    /// An address that could never be asked.
+    #[error("configuration: [telemetry] otlp_endpoint: {0}, as in http://127.0.0.1:4318")]
+    Collector(&'static str),
     /// `[admin]` does not go together.
     #[error("configuration: [admin] {0}")]
     Admin(String),
@@ -457,6 +456,26 @@ mod tests {
                 "or neither",
             ),
             ("[admin]", "lifetime_seconds = 0\n[admin]", "lifetime"),
+            (
+                "[admin]",
+                "[telemetry]\notlp_endpoint = \"http://\"\n[admin]",
+                "otlp_endpoint",
+            ),
+            (
+                "[admin]",
+                "[[admin.issuer]]\nissuer = \"http://a.example\"\naudience = \"a\"\n[admin]",
+                "https://",
+            ),
+            (
+                "[admin]",
+                "[[admin.issuer]]\nissuer = \"i\"\naudience = \"a\"\njwks_uri = \"u\"\n[admin]",
+                "jwks_uri",
+            ),
+            (
+                "listen = \"127.0.0.1:0\"",
+                "listen = \"127.0.0.1:7\"\nmetrics_listen = \"0.0.0.0:7\"",
+                "a port of its own",
+            ),
             (
                 "[admin]",
                 "[attestation]\naccept = [\"sim-snp\"]\n[admin]",

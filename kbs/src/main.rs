@@ -13,7 +13,7 @@ async fn main() -> ExitCode {
     match kbs::command::Command::parse().run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kbs: {error:#}");
+            eprintln!("kbs: {}", kbs::command::told(&error));
             ExitCode::FAILURE
         }
     }

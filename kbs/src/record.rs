@@ -69,7 +69,7 @@ pub struct Versions {
     /// Of the appraisal policies of devices, by their class.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, i64>,
-    /// Of the resource that was released.
+    /// Of the resource that was released, set or deleted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub resource: i64,
 }

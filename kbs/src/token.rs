@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -97,8 +97,13 @@ impl TokenSigner {
     /// # Errors
     /// When it cannot be read or is another kind of key.
     pub fn read(path: &Path, issuer: &str, lifetime: Duration) -> Result<Self, TokenError> {
-        let pem = file::read_text(path, file::SMALL).map_err(TokenError::Read)?;
-        Self::from_pem(&pem, issuer, lifetime)
+        let pem = file::read_text(path, file::SMALL).map_err(|source| TokenError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_pem(&pem, issuer, lifetime).map_err(|_| TokenError::KeyFile {
+            path: path.to_owned(),
+        })
     }
 
     fn from_pem(pem: &str, issuer: &str, lifetime: Duration) -> Result<Self, TokenError> {
@@ -319,10 +324,21 @@ pub fn new_key() -> Result<(Zeroizing<String>, String), TokenError> {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The key file cannot be read.
-    #[error("read the signing key: {0}")]
-    Read(std::io::Error),
+    #[error("read the signing key {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The key in a file is of another kind.
+    #[error("{path} is no P-256 key in PKCS#8 PEM: `kbs init` writes such a file", path = path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// The key is of another kind.
-    #[error("the signing key is not P-256 in PKCS#8 PEM: `kbs init` writes such a file")]
+    #[error("the signing key is not P-256 in PKCS#8 PEM")]
     Key,
     /// The signature could not be made.
     #[error("the token could not be signed")]

@@ -1,26 +1,18 @@
-//! What an operator does beside administration: checks a configuration, watches a broker, renews its
-//! certificate, limits its clients, and ends it.
+//! What an operator does beside administration: watches a broker, renews its certificate, limits its
+//! clients, and ends it.
 #![allow(clippy::unwrap_used)]
 
 mod deployment;
 
-use std::{fs, process::Output, time::Duration};
+use std::{fs, time::Duration};
 
-use deployment::{Deployment, Guest, SECRET, fetch, kbs};
+use deployment::{Deployment, Guest, SECRET, fetch};
 use http::{Method, StatusCode};
 use kbs_protocol::ErrorKind;
 use rcgen::{CertificateParams, KeyPair};
 use transport::{Client, ClientConfig, PlainHttp, Roots, TcpDial, bytes_capped};
 
 const ALLOW_ALL: &str = "package policy\nallow := true\n";
-
-fn config(verb: &str, deployment: &Deployment) -> Output {
-    kbs()
-        .args(["config", verb, "--config"])
-        .arg(deployment.path("kbs.toml"))
-        .output()
-        .unwrap()
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -34,15 +26,6 @@ async fn eventually(holds: impl AsyncFn() -> bool) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("it never came true");
-}
-
-fn terminate(deployment: &Deployment) {
-    let pid = deployment.pid().to_string();
-    let told = std::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .status()
-        .unwrap();
-    assert!(told.success());
 }
 
 /// What a port without TLS answers.
@@ -71,70 +54,6 @@ fn monitor(deployment: &Deployment) -> String {
 
 fn with_metrics(config: &str) -> String {
     format!("metrics_listen = \"127.0.0.1:0\"\n{config}")
-}
-
-#[test]
-fn config_check_names_what_would_not_work_and_changes_nothing() {
-    let mut deployment = Deployment::start(&["sample"]);
-    let secret = deployment.write("secret", SECRET);
-    deployment.own(&["resource", "set", "a/b/c", "--file", &secret]);
-    terminate(&deployment);
-    assert!(deployment.wait().success());
-    let good = config("check", &deployment);
-    assert!(good.status.success(), "{}", text(&good.stdout));
-    assert!(text(&good.stdout).contains("warning  attestation"));
-
-    let key = KeyPair::generate().unwrap();
-    let mut old = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    old.not_after = time::OffsetDateTime::now_utc() - time::Duration::days(1);
-    let old = old.self_signed(&key).unwrap().pem();
-    for (file, content, word) in [
-        ("server.key", "nothing".to_owned(), "server.key"),
-        ("server.pem", old, "server.pem"),
-        ("token.key", "nothing".to_owned(), "token.key"),
-        ("admin.pub", "nothing".to_owned(), "admin.pub"),
-        (
-            "store.key",
-            "ab".repeat(32),
-            "master keys that are not here",
-        ),
-        ("store.key", "nothing".to_owned(), "store.key"),
-        ("kbs.sqlite", "nothing at all".repeat(100), "kbs.sqlite"),
-    ] {
-        let path = deployment.path(file);
-        let before = fs::read(&path).unwrap();
-        fs::write(&path, &content).unwrap();
-        let found = config("check", &deployment);
-        let told = text(&found.stdout);
-        let fault = told.lines().find(|line| line.starts_with("error"));
-        assert!(
-            fault.is_some_and(|line| line.contains(word)),
-            "{file}: {told}"
-        );
-        assert!(!found.status.success());
-        assert_eq!(fs::read(&path).unwrap(), content.as_bytes());
-        fs::write(&path, before).unwrap();
-    }
-}
-
-#[test]
-fn config_show_fills_in_defaults_and_prints_no_key() {
-    let deployment = Deployment::start(&["sample"]);
-    let shown = config("show", &deployment);
-    deployment::succeed(&shown);
-    let shown = text(&shown.stdout);
-    for word in [
-        "drain_seconds = 2",
-        "requests_per_second = 200",
-        "days = 365",
-    ] {
-        assert!(shown.contains(word), "{word} is not in {shown}");
-    }
-    for file in ["store.key", "token.key", "server.key", "admin.key"] {
-        let secret = fs::read_to_string(deployment.path(file)).unwrap();
-        let line = secret.lines().find(|line| !line.starts_with('-')).unwrap();
-        assert!(!shown.contains(line), "{file} is in {shown}");
-    }
 }
 
 #[tokio::test]
@@ -229,7 +148,7 @@ async fn a_broker_says_that_it_is_not_ready_before_it_stops_listening() {
     let url = monitor(&deployment);
     let ready = deployment.ask(Method::GET, "/readyz", &[], "").await;
     assert_eq!(ready.status, StatusCode::OK);
-    terminate(&deployment);
+    deployment.terminate();
     eventually(async || {
         let ready = plain(format!("{url}/readyz")).await.unwrap();
         ready.0 == StatusCode::SERVICE_UNAVAILABLE

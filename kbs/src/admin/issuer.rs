@@ -21,7 +21,12 @@ use tokio::sync::Mutex;
 use transport::{Client, ClientConfig, PlainHttp, Roots, RootsError, TcpDial, bytes_capped};
 use zeroize::Zeroizing;
 
-use crate::{config, current::Current, file};
+use super::form::LEEWAY_SECONDS;
+use crate::{
+    config::{self, address::NEAR},
+    current::Current,
+    file,
+};
 
 /// Bytes of a discovery document or of a set of keys.
 const DOCUMENT_BYTES: usize = 256 * 1024;
@@ -74,7 +79,7 @@ impl Issuer {
             Some(path) => Roots::pinned(&read_file(path)?)?,
         };
         // What is on this machine may do without TLS.
-        let near = ["127.0.0.1", "::1", "localhost"].map(str::to_owned);
+        let near = NEAR.map(|host| host.trim_matches(['[', ']']).to_owned());
         let client = ClientConfig {
             plain_http: PlainHttp::Hosts(BTreeSet::from(near)),
             ..ClientConfig::new(roots)
@@ -114,6 +119,7 @@ impl Issuer {
             .find_map(|(_, key)| {
                 let mut rule = Validation::new_for_family(key.family());
                 rule.validate_nbf = true;
+                rule.leeway = LEEWAY_SECONDS;
                 rule.set_issuer(&[&self.name]);
                 rule.set_audience(&[&self.audience]);
                 rule.set_required_spec_claims(&["exp", "iss", "aud"]);

@@ -5,6 +5,12 @@ use std::path::{Path, PathBuf};
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
+use super::CollateralError;
+use crate::{
+    admin::public_key,
+    config::address::{Plain, fault},
+};
+
 /// The table. Addresses without TLS are taken as well: each document is signed by its vendor, and its
 /// dates are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +73,21 @@ impl Config {
         }
     }
 
+    /// That the keys are keys, and that documents can be kept: nobody should learn it on the day of
+    /// an import.
+    pub(super) fn check_files(&self) -> Result<(), CollateralError> {
+        for path in &self.bundle_keys {
+            public_key(path)
+                .map_err(|error| CollateralError::Config(format!("bundle_keys: {error}")))?;
+        }
+        if self.directory.exists() && !self.directory.is_dir() {
+            let place = self.directory.display();
+            let text = format!("directory: {place} is no directory: name one, or one to be made");
+            return Err(CollateralError::Config(text));
+        }
+        Ok(())
+    }
+
     /// Who is asked for documents about real machines, then about simulated ones.
     pub(super) fn services(&self) -> Result<[Option<Services>; 2], String> {
         let vendors = Services {
@@ -107,25 +128,20 @@ pub(super) struct Base {
 }
 
 fn base(name: &str, text: &str) -> Result<Base, String> {
-    let refuse = |what: &str| Err(format!("{name} = {text:?}: {what}"));
-    let Ok(uri) = text.parse::<Uri>() else {
-        return refuse("not a URL");
+    let refuse = |what: &str| {
+        format!(
+            "{name} = {text:?}: {what}: write https://HOST, or http://HOST for a mirror without TLS"
+        )
     };
-    let secure = match uri.scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return refuse("write https://HOST, or http://HOST for a mirror without TLS"),
-    };
-    let Some(authority) = uri.authority() else {
-        return refuse("it names no host");
-    };
-    if authority.as_str().contains('@') || uri.query().is_some() {
-        return refuse("neither a user nor a query may be in it");
+    if let Some(fault) = fault(text, Plain::Anybody, false) {
+        return Err(refuse(fault));
     }
+    let uri: Uri = text.parse().map_err(|_| refuse("not an address"))?;
+    let host = uri.authority().map(|all| all.as_str().to_ascii_lowercase());
     Ok(Base {
         url: text.trim_end_matches('/').to_owned(),
-        host: authority.as_str().to_ascii_lowercase(),
-        secure,
+        host: host.unwrap_or_default(),
+        secure: uri.scheme_str() == Some("https"),
     })
 }
 
@@ -152,6 +168,7 @@ mod tests {
             "https://",
             "https://a@kds",
             "https://kds?a=b",
+            "https://kds:99999",
         ] {
             let config = Config {
                 amd_kds: wrong.to_owned(),

@@ -125,6 +125,7 @@ impl Collateral {
     /// # Errors
     /// Names the address or the file that cannot be used.
     pub fn open(config: &Config) -> Result<Self, CollateralError> {
+        config.check_files()?;
         Ok(Self {
             keeper: Arc::new(Keeper::open(config)?),
             brought: Shelf::new(BROUGHT),

@@ -2,11 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, OpenOptions},
-    io::Write,
-    net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use anyhow::Context;
@@ -16,8 +13,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose,
 };
+use rustls::pki_types::DnsName;
 use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
 
+use super::directory::{self, Made, PRIVATE, PUBLIC};
 use crate::{
     collateral,
     config::{
@@ -36,16 +36,14 @@ pub(super) const CONFIG: &str = "kbs.toml";
 pub(super) const ROOT: &str = "tls-root.pem";
 /// The administrator's private key.
 pub(super) const ADMIN_KEY: &str = "admin.key";
-const PRIVATE: u32 = 0o600;
-const PUBLIC: u32 = 0o644;
 
 #[derive(Debug, Args)]
 pub(super) struct Init {
-    /// Where to make it; the directory must be absent or empty.
+    /// Where to make it; the directory must be absent or empty, or left by an `init` that was ended.
     #[arg(long)]
     dir: PathBuf,
     /// DNS names and IP addresses of the server's certificate.
-    #[arg(long = "name", default_values = ["localhost", "127.0.0.1"])]
+    #[arg(long = "name", value_name = "NAME", value_parser = server_name, default_values = ["localhost", "127.0.0.1"])]
     names: Vec<String>,
     /// Where to listen.
     #[arg(long, default_value = "127.0.0.1:8080")]
@@ -87,28 +85,22 @@ impl Init {
         }
     }
 
-    /// Makes the directory and all that is in it, and says nothing.
+    /// Makes the directory and all that is in it, or nothing, and says nothing.
     pub(super) fn make(&self) -> anyhow::Result<()> {
-        let dir = &self.dir;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("make {}", dir.display()))?;
-        if fs::read_dir(dir)?.next().is_some() {
-            anyhow::bail!("{} is not empty: keys are never overwritten", dir.display());
-        }
-        self.write_certificates()?;
-        let (admin, admin_public) = new_key()?;
-        write(dir, ADMIN_KEY, PRIVATE, &admin)?;
-        write(dir, "admin.pub", PUBLIC, &admin_public)?;
-        let (token, _) = new_key()?;
-        write(dir, "token.key", PRIVATE, &token)?;
-        write(dir, "store.key", PRIVATE, &Sealer::new_key())?;
         let config = toml::to_string(&self.config()).context("write the configuration")?;
-        write(dir, CONFIG, PUBLIC, &config)?;
+        let (admin, admin_public) = new_key()?;
+        let (token, _) = new_key()?;
+        let mut files = vec![
+            public(CONFIG, config),
+            private(ADMIN_KEY, admin),
+            public("admin.pub", admin_public),
+            private("token.key", token),
+            private("store.key", Sealer::new_key()),
+        ];
+        files.extend(self.certificates()?);
+        directory::make(&self.dir, &files)?;
         // The defaults must be ones that `serve` takes, so they are read back.
-        Config::read(&dir.join(CONFIG))?;
+        Config::read(&self.dir.join(CONFIG))?;
         Ok(())
     }
 
@@ -157,7 +149,7 @@ impl Init {
         }
     }
 
-    fn write_certificates(&self) -> anyhow::Result<()> {
+    fn certificates(&self) -> anyhow::Result<[Made; 4]> {
         let now = OffsetDateTime::now_utc();
         let mut root = CertificateParams::new(Vec::new())?;
         root.distinguished_name
@@ -181,25 +173,85 @@ impl Init {
         server.not_after = now + Duration::days(SERVER_DAYS);
         let server_key = KeyPair::generate()?;
         let certificate = server.signed_by(&server_key, &issuer)?;
-        let dir = &self.dir;
-        write(dir, ROOT, PUBLIC, &issuer.pem())?;
-        write(dir, "tls-root.key", PRIVATE, &root_pem)?;
         let chain = certificate.pem() + &issuer.pem();
-        write(dir, "server.pem", PUBLIC, &chain)?;
-        write(dir, "server.key", PRIVATE, &server_key.serialize_pem())
+        Ok([
+            public(ROOT, issuer.pem()),
+            private("tls-root.key", root_pem.into()),
+            public("server.pem", chain),
+            private("server.key", server_key.serialize_pem().into()),
+        ])
     }
 }
 
-fn write(dir: &Path, name: &str, mode: u32, text: &str) -> anyhow::Result<()> {
-    let path = dir.join(name);
-    let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().with_context(|| format!("write {}", path.display()))
+fn private(name: &'static str, text: Zeroizing<String>) -> Made {
+    let mode = PRIVATE;
+    Made { name, mode, text }
+}
+
+fn public(name: &'static str, text: String) -> Made {
+    Made {
+        name,
+        mode: PUBLIC,
+        text: text.into(),
+    }
+}
+
+/// A name by which clients reach a server: a DNS name, of which the first label may be `*`, or an IP
+/// address. A certificate for anything else would be one that no client takes.
+fn server_name(text: &str) -> Result<String, String> {
+    const WANTED: &str = "give a DNS name, such as kbs.example, or an IP address";
+    if let Ok(address) = text.parse::<IpAddr>() {
+        if address.is_unspecified() {
+            return Err(format!("no client reaches this address: {WANTED}"));
+        }
+        return Ok(text.to_owned());
+    }
+    if text.is_empty() {
+        return Err(format!("it is empty: {WANTED}"));
+    }
+    let plain = text.strip_prefix("*.").unwrap_or(text);
+    if DnsName::try_from(plain).is_err() || plain.ends_with('.') {
+        return Err(format!("no name of a server: {WANTED}"));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_for_names_and_addresses_only() {
+        for good in [
+            "localhost",
+            "kbs.example",
+            "*.example.org",
+            "127.0.0.1",
+            "::1",
+            "a_b.c",
+        ] {
+            assert_eq!(server_name(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            " ",
+            "a b",
+            "a..b",
+            "a.",
+            ".a",
+            "*",
+            "*.",
+            "a.*.b",
+            "https://a",
+            "a:80",
+            "[::1]",
+            "0.0.0.0",
+            "::",
+            "\u{e9}.example",
+            "-a.b",
+            "a\n",
+        ] {
+            assert!(server_name(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ mod client;
 mod collateral;
 mod config;
 mod dev;
+mod directory;
 mod explain;
 mod init;
 mod key;
@@ -133,6 +134,20 @@ impl Command {
     }
 }
 
+/// An error with its causes, each once: most errors here quote their cause already.
+#[must_use]
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// A file, or standard input, of no more bytes than a resource has.
 fn read_capped(path: Option<&Path>) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let source: Box<dyn Read> = match path {
@@ -151,4 +166,27 @@ fn read_capped(path: Option<&Path>) -> anyhow::Result<Zeroizing<Vec<u8>>> {
         anyhow::bail!("larger than {RESOURCE_BYTES} bytes");
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("key {name}: {source}")]
+        struct Quoting {
+            name: &'static str,
+            source: io::Error,
+        }
+        let quoting = |context: &'static str| {
+            let source = io::Error::other("no such file");
+            let error = Quoting { name: "a", source };
+            told(&anyhow::Error::from(error).context(context))
+        };
+        assert_eq!(quoting("rotate"), "rotate: key a: no such file");
+        let plain = anyhow::anyhow!("second").context("first");
+        assert_eq!(told(&plain), "first: second");
+    }
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::{
+    ConfigError,
+    address::{Plain, fault},
+};
 use crate::admin::right::Permission;
 
 /// Issuers and roles in one file.
@@ -139,7 +142,17 @@ impl Issuer {
                 "the issuer `{name}`: give jwks_uri or jwks_file, or neither for discovery"
             )));
         }
-        Ok(())
+        // With keys from elsewhere, it is a name that nobody is asked by.
+        let asked = match (&self.jwks_uri, &self.jwks_file) {
+            (Some(uri), _) => fault(uri, Plain::Near, true).map(|fault| ("jwks_uri", fault)),
+            (None, Some(_)) => None,
+            (None, None) => fault(name, Plain::Near, false).map(|fault| ("issuer", fault)),
+        };
+        asked.map_or(Ok(()), |(key, fault)| {
+            Err(ConfigError::Admin(format!(
+                "the issuer `{name}`: its keys cannot be fetched from `{key}`: {fault}"
+            )))
+        })
     }
 }
 

@@ -4,6 +4,11 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::{
+    ConfigError,
+    address::{Plain, fault},
+};
+
 /// `[limits]`: what one address may have of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -63,4 +68,12 @@ pub struct Telemetry {
     pub ca: Option<PathBuf>,
     /// Put paths with the names of resources into spans, in place of their patterns.
     pub resource_names: bool,
+}
+
+impl Telemetry {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let collector = self.otlp_endpoint.as_deref();
+        let fault = collector.and_then(|text| fault(text, Plain::Anybody, false));
+        fault.map_or(Ok(()), |fault| Err(ConfigError::Collector(fault)))
+    }
 }

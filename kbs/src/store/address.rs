@@ -1,17 +1,24 @@
 //! Where the store is, and what differs between the two databases.
 
-use std::{path::Path, str::FromStr};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::StoreError;
+use super::{StoreError, reach};
 
 /// A database's address: where it is, and the secret to it. It has no `Debug`.
 pub(crate) struct Address {
     pub(super) engine: Engine,
     pub(super) url: Zeroizing<String>,
+    /// Where it is one.
+    pub(super) file: Option<PathBuf>,
+    /// The file or the server, without a secret.
+    place: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +62,8 @@ impl Address {
         Ok(Self {
             engine: Engine::Sqlite,
             url: Zeroizing::new(format!("sqlite://{}?mode=rwc", file.path())),
+            place: path.display().to_string(),
+            file: Some(path),
         })
     }
 
@@ -85,7 +94,31 @@ impl Address {
         Ok(Self {
             engine: Engine::Postgres,
             url: Zeroizing::new(url.to_owned()),
+            file: None,
+            place: match options.get_socket() {
+                Some(socket) => format!("PostgreSQL at {}", socket.display()),
+                None => format!("PostgreSQL at {host}:{}", options.get_port()),
+            },
         })
+    }
+
+    /// The file or the server.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    pub(super) fn unusable(&self, cause: String) -> StoreError {
+        let place = self.place.clone();
+        StoreError::Unusable { place, cause }
+    }
+
+    /// The error with its place, where it is one of the database.
+    pub(crate) fn told(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Sql(cause) => self.unusable(reach::words(self.engine, &cause)),
+            error @ StoreError::Foreign(_) => self.unusable(error.to_string()),
+            other => other,
+        }
     }
 }
 

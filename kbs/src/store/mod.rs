@@ -12,17 +12,19 @@ mod forget;
 mod page;
 mod policy;
 mod probe;
+mod reach;
 mod reader;
 mod record;
 mod reference;
 mod resource;
 mod schema;
+mod standing;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{Any, AnyPool, Executor, Transaction, any::AnyPoolOptions};
+use sqlx::{Any, AnyConnection, AnyPool, Executor, Transaction, any::AnyPoolOptions};
 use tokio::sync::mpsc;
 
 pub(crate) use address::Address;
@@ -78,11 +80,24 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    /// Opens a database, and makes or renews its tables.
+    ///
+    /// # Errors
+    /// Names the file or the server, and what is wrong with it.
     pub(crate) async fn open(
         address: &Address,
         keys: Arc<dyn MasterKeys>,
     ) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
+        reach::reach(address).await?;
+        let opened = Self::open_reached(address, keys).await;
+        opened.map_err(|error| address.told(error))
+    }
+
+    async fn open_reached(
+        address: &Address,
+        keys: Arc<dyn MasterKeys>,
+    ) -> Result<Self, StoreError> {
         let engine = address.engine;
         let writers = match engine {
             Engine::Sqlite => 1,
@@ -130,24 +145,25 @@ impl Store {
     }
 }
 
+/// Settings that are a connection's own.
+async fn settle(connection: &mut AnyConnection, engine: Engine) -> Result<(), sqlx::Error> {
+    if engine == Engine::Sqlite {
+        let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
+                        PRAGMA synchronous = FULL;";
+        connection.execute(settings).await?;
+        connection.execute(checkpoint::NOT_BY_WRITERS).await?;
+    }
+    Ok(())
+}
+
 async fn connect(address: &Address, connections: u32) -> Result<AnyPool, StoreError> {
-    let sqlite = address.engine == Engine::Sqlite;
+    let engine = address.engine;
     let pool = AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)
         // A file does not go away as a server does.
-        .test_before_acquire(!sqlite)
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                if sqlite {
-                    let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
-                                    PRAGMA synchronous = FULL;";
-                    connection.execute(settings).await?;
-                    connection.execute(checkpoint::NOT_BY_WRITERS).await?;
-                }
-                Ok(())
-            })
-        })
+        .test_before_acquire(engine != Engine::Sqlite)
+        .after_connect(move |connection, _| Box::pin(settle(connection, engine)))
         .connect(&address.url)
         .await?;
     Ok(pool)
@@ -159,6 +175,22 @@ pub enum StoreError {
     /// The database.
     #[error("store: {0}")]
     Sql(#[from] sqlx::Error),
+    /// A database that cannot be used, or not now.
+    #[error("store: {place}: {cause}")]
+    Unusable {
+        /// The file or the server.
+        place: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Another program's.
+    #[error(
+        "it holds tables of another program ({0}), and none by which a broker knows its own: give the broker a database of its own"
+    )]
+    Foreign(String),
+    /// What an older program kept and this one does not.
+    #[error("store: the reference value {0}")]
+    Reference(String),
     /// A resource does not open.
     #[error("store: {0}: is the store's key the one that it was written with?")]
     Seal(#[from] SealError),

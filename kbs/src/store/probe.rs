@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{AnyConnection, ConnectOptions, Connection, Row, any::AnyConnectOptions};
+use sqlx::{AnyConnection, Connection, Row};
 
-use super::{Address, Engine, StoreError, schema};
+use super::{
+    Address, Engine, StoreError, reach, schema,
+    standing::{Standing, standing},
+};
 use crate::master::MasterKeys;
 
 /// What is at an address.
@@ -24,40 +27,23 @@ pub(crate) enum Found {
 /// Looks at a database that exists.
 ///
 /// # Errors
-/// When it does not answer, or was written by a newer program.
+/// When it does not answer, or was written by a newer program or another one.
 pub(crate) async fn probe(address: &Address) -> Result<Found, StoreError> {
     sqlx::any::install_default_drivers();
-    let url = address.url.replace("?mode=rwc", "?mode=ro");
-    let options: AnyConnectOptions = url.parse()?;
-    let mut database = options.disable_statement_logging().connect().await?;
+    let mut database = reach::look(address).await?;
     let found = look(&mut database, address.engine).await;
-    database.close().await?;
-    found
+    drop(database.close().await);
+    found.map_err(|error| address.told(error))
 }
 
 async fn look(database: &mut AnyConnection, engine: Engine) -> Result<Found, StoreError> {
-    let exists = match engine {
-        Engine::Sqlite => "SELECT COUNT(*) FROM sqlite_master WHERE name = 'kbs_schema'",
-        Engine::Postgres => {
-            "SELECT COUNT(*) FROM pg_tables
-             WHERE tablename = 'kbs_schema' AND schemaname = ANY (current_schemas(false))"
-        }
-    };
-    let tables: i64 = sqlx::query(exists)
-        .fetch_one(&mut *database)
-        .await?
-        .try_get(0)?;
-    if tables == 0 {
+    let Standing::At(version) = standing(database, engine).await? else {
         return Ok(Found::Empty);
+    };
+    if usize::try_from(version).is_ok_and(|version| version <= schema::NAMED) {
+        schema::check_names(database).await?;
     }
-    let version: i64 = sqlx::query("SELECT version FROM kbs_schema")
-        .fetch_one(&mut *database)
-        .await?
-        .try_get(0)?;
     let newest = i64::try_from(schema::STEPS.len()).unwrap_or(i64::MAX);
-    if version > newest {
-        return Err(StoreError::Newer);
-    }
     let masters = match version == newest {
         true => masters(database).await?,
         false => BTreeSet::new(),

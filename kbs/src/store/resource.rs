@@ -78,7 +78,7 @@ impl Store {
         .bind(version - VERSIONS)
         .execute(&mut *change)
         .await?;
-        record::insert(&mut change, &[entry]).await?;
+        record::insert(&mut change, &[&numbered(entry, version)]).await?;
         change.commit().await?;
         Ok(version)
     }
@@ -109,24 +109,25 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let path = path.to_string();
         let mut change = self.begin().await?;
-        let done = sqlx::query(
+        let row = sqlx::query(
             "UPDATE resource SET version = version + 1, bytes = 0, updated = $3, present = 0
-             WHERE tenant = $1 AND path = $2 AND present = 1",
+             WHERE tenant = $1 AND path = $2 AND present = 1 RETURNING version",
         )
         .bind(TENANT)
         .bind(&path)
         .bind(now)
-        .execute(&mut *change)
+        .fetch_optional(&mut *change)
         .await?;
-        if done.rows_affected() == 0 {
+        let Some(row) = row else {
             return Ok(false);
-        }
+        };
+        let version = row.try_get(0)?;
         sqlx::query("DELETE FROM resource_version WHERE tenant = $1 AND path = $2")
             .bind(TENANT)
             .bind(&path)
             .execute(&mut *change)
             .await?;
-        record::insert(&mut change, &[entry]).await?;
+        record::insert(&mut change, &[&numbered(entry, version)]).await?;
         change.commit().await?;
         Ok(true)
     }
@@ -246,6 +247,13 @@ impl Store {
         change.commit().await?;
         Ok(rows.len())
     }
+}
+
+/// The entry with the version that the change made.
+fn numbered(entry: &Entry, version: i64) -> Entry {
+    let mut entry = entry.clone();
+    entry.versions.resource = version;
+    entry
 }
 
 pub(super) async fn insert_version(

@@ -2,10 +2,14 @@
 //!
 //! The text is SQLite's; the few words that PostgreSQL has other names for are replaced in it.
 
+use policies::reference::{ReferenceError, ReferenceValue};
 use serde::Deserialize;
-use sqlx::{Any, AnyPool, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 
-use super::{Engine, StoreError, TENANT, record, resource};
+use super::{
+    Engine, StoreError, TENANT, record, resource,
+    standing::{Standing, standing},
+};
 use crate::{
     master::MasterKeys,
     record::{Entry, Judged, Kind, Outcome},
@@ -108,6 +112,9 @@ pub(super) const STEPS: [&str; 5] = [
 /// after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882331)";
 
+/// The step from which on a reference value's name has a form.
+pub(super) const NAMED: usize = 2;
+
 /// Brings a database to the newest version, in one transaction.
 pub(super) async fn migrate(
     pool: &AnyPool,
@@ -118,12 +125,16 @@ pub(super) async fn migrate(
     if engine == Engine::Postgres {
         sqlx::raw_sql(LOCK).execute(&mut *change).await?;
     }
-    let found = version(&mut change, engine).await?;
+    let found = match standing(&mut change, engine).await? {
+        Standing::Empty => 0,
+        Standing::At(version) => version,
+    };
+    write_version(&mut change, engine, found).await?;
     let done = usize::try_from(found).unwrap_or(usize::MAX);
-    if done > STEPS.len() {
-        return Err(StoreError::Newer);
-    }
     for (number, step) in STEPS.iter().enumerate().skip(done) {
+        if number == NAMED {
+            check_names(&mut change).await?;
+        }
         let text = sqlx::AssertSqlSafe(engine.dialect(step));
         sqlx::raw_sql(text).execute(&mut *change).await?;
         if number == 1 {
@@ -144,32 +155,43 @@ pub(super) async fn migrate(
 }
 
 /// The version is in a table of its own; before there was one, in SQLite's `user_version`.
-async fn version(
+async fn write_version(
     change: &mut Transaction<'static, Any>,
     engine: Engine,
-) -> Result<i64, StoreError> {
+    found: i64,
+) -> Result<(), StoreError> {
     let table = engine.dialect("CREATE TABLE IF NOT EXISTS kbs_schema (version INTEGER NOT NULL)");
     sqlx::raw_sql(sqlx::AssertSqlSafe(table))
         .execute(&mut **change)
         .await?;
-    let row = sqlx::query("SELECT version FROM kbs_schema")
-        .fetch_optional(&mut **change)
+    sqlx::query(
+        "INSERT INTO kbs_schema (version)
+         SELECT CAST($1 AS BIGINT) WHERE NOT EXISTS (SELECT 1 FROM kbs_schema)",
+    )
+    .bind(found)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
+}
+
+/// Older programs took any name. Nothing is changed yet where one is refused.
+pub(super) async fn check_names(database: &mut AnyConnection) -> Result<(), StoreError> {
+    let rows = sqlx::query("SELECT id FROM reference_value ORDER BY id")
+        .fetch_all(database)
         .await?;
-    if let Some(row) = row {
-        return Ok(row.try_get(0)?);
+    for row in rows {
+        let name: String = row.try_get(0)?;
+        ReferenceValue::new(&name).map_err(|error| unkept(&name, "id", &error))?;
     }
-    let found = match engine {
-        Engine::Postgres => 0,
-        Engine::Sqlite => sqlx::query("PRAGMA user_version")
-            .fetch_one(&mut **change)
-            .await?
-            .try_get(0)?,
-    };
-    sqlx::query("INSERT INTO kbs_schema (version) VALUES ($1)")
-        .bind(found)
-        .execute(&mut **change)
-        .await?;
-    Ok(found)
+    Ok(())
+}
+
+/// A reference value that cannot be kept by its name, and how to be rid of it.
+pub(super) fn unkept(name: &str, column: &str, error: &ReferenceError) -> StoreError {
+    StoreError::Reference(format!(
+        "{name:?} cannot be kept: {error}. Delete it with the kbs that wrote it, or delete the row with \
+         this `{column}` from the table `reference_value`, and start again: nothing was changed"
+    ))
 }
 
 /// Seals again, with data keys, what was sealed under the master key itself.

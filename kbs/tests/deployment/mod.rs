@@ -79,6 +79,14 @@ impl Deployment {
         Replica { url, child }
     }
 
+    /// Tells it to end in order.
+    pub(crate) fn terminate(&self) {
+        let told = Command::new("kill")
+            .args(["-TERM", &self.pid().to_string()])
+            .status();
+        assert!(told.unwrap().success());
+    }
+
     /// Kills it without a word.
     pub(crate) fn crash(&mut self) {
         self.child.kill().unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sqlx::{Row, any::AnyRow};
 
 use super::{
-    super::{Page, TENANT, page},
+    super::{Page, TENANT, page, schema::unkept},
     Store, StoreError, to_millis,
 };
 use crate::record::{from_millis, from_word};
@@ -74,14 +74,13 @@ impl Store {
             version,
             values: Vec::new(),
         };
-        let broken = |_| StoreError::Content("reference value");
         for row in rows {
             let name: String = row.try_get(0)?;
             touched.version = touched.version.max(row.try_get(6)?);
             if touched.values.last().is_none_or(|last| last.name != name) {
-                touched
-                    .values
-                    .push(ReferenceValue::new(&name).map_err(broken)?);
+                touched.values.push(
+                    ReferenceValue::new(&name).map_err(|error| unkept(&name, "name", &error))?,
+                );
             }
             if state(&row)? == ReferenceState::Active
                 && let Some(last) = touched.values.last_mut()

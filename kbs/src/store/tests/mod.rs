@@ -1,6 +1,7 @@
 //! The same tests on both databases.
 
 mod entry;
+mod open;
 mod rule;
 
 use std::{path::PathBuf, sync::Arc};
@@ -17,6 +18,7 @@ use crate::{
     seal::Sealer,
 };
 use entry::*;
+use open::*;
 use rule::*;
 
 /// An empty database, which may be opened more than once.
@@ -86,6 +88,8 @@ on_both!(
     a_crowd_is_recorded_whole,
     retention_takes_the_oldest,
     a_newer_database_is_left_alone,
+    tables_of_another_program_are_named_and_left_alone,
+    an_unprintable_name_stops_the_upgrade_and_is_named,
 );
 
 fn path(text: &str) -> ResourcePath {
