@@ -86,6 +86,49 @@ async fn an_error_does_not_repeat_the_secrets_of_a_redirect() {
 }
 
 #[tokio::test]
+async fn nothing_is_told_of_what_a_place_behind_a_redirect_answers() {
+    const SECRET: &str = "what only the guest may read";
+    for status in [401, 404, 418, 500, 503] {
+        let within = Server::plain(move |_| reply(status, &[], SECRET)).await;
+        let lead = |_: &_| reply(307, &[("location", "http://within.test/x")], "");
+        let registry = Server::plain(lead).await;
+        let world = World::with(&[("r.test", &registry), ("within.test", &within)]);
+        let client = world.registry(&["r.test", "within.test"], |_, _| {});
+        let manifest_error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+        let blob_error = read(&client, IMAGE, &manifest()).await.unwrap_err();
+        assert!(!within.asked().is_empty());
+        for error in [manifest_error, blob_error] {
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("only the guest"), "{status}: {text}");
+            assert!(text.contains("behind a redirect"), "{status}: {text}");
+        }
+        // The registry's own words still are.
+        let own = Server::plain(move |_| reply(status, &[], SECRET)).await;
+        world.name("r.test", own.port);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains(SECRET), "{status}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_told_of_what_a_token_service_redirects_to() {
+    let within = Server::plain(|_| reply(403, &[], "only the guest")).await;
+    let service = Server::plain(|_| reply(307, &[("location", "http://within.test/x")], "")).await;
+    let challenge = r#"Bearer realm="http://auth.test/token""#;
+    let registry = Server::plain(guarded(challenge, token_of)).await;
+    let world = World::with(&[
+        ("r.test", &registry),
+        ("auth.test", &service),
+        ("within.test", &within),
+    ]);
+    let client = world.registry(&["r.test", "auth.test", "within.test"], |_, _| {});
+    let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+    assert!(!within.asked().is_empty());
+    assert!(!error.to_string().contains("only the guest"), "{error}");
+}
+
+#[tokio::test]
 async fn a_challenge_from_behind_a_redirect_is_not_answered() {
     let challenge = r#"Bearer realm="http://evil.test/token""#;
     let evil = Server::plain(guarded(challenge, |_| "nobody's".to_owned())).await;
