@@ -182,3 +182,60 @@ async fn a_helper_that_would_be_asked_is_named_and_others_are_not() {
     let image = format!("public.test/a@{digest}").parse().unwrap();
     assert_eq!(client.manifest(&image).await.unwrap().digest, digest);
 }
+
+#[tokio::test]
+async fn an_upload_goes_on_at_the_same_origin_and_as_nobody_else() {
+    for (location, why) in [
+        ("http://r.test:8080/u?state=1", "port"),
+        ("http://other.test/u", "host"),
+        ("https://r.test/u", "scheme"),
+        ("//r.test:1/u", "port"),
+        ("http://user:pw@r.test/u", "a user in it"),
+        ("http://user@r.test/u", "a user in it"),
+        ("file:///u", "scheme"),
+    ] {
+        let registry = Server::plain(move |asked| match asked.method.as_str() {
+            "HEAD" => reply(404, &[], ""),
+            _ => reply(202, &[("location", location)], ""),
+        })
+        .await;
+        let world = World::with(&[("r.test", &registry)]);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let image = IMAGE.parse().unwrap();
+        let error = client.push_blob(&image, "x".into()).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{location}: {error}");
+        assert!(!error.to_string().contains("pw"), "{error}");
+        let sent = registry.lines();
+        assert!(
+            !sent
+                .iter()
+                .any(|line| line.starts_with("P") && !line.starts_with("POST"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_upload_may_go_on_where_the_same_place_is_written_otherwise() {
+    for location in [
+        "/u?state=1",
+        "http://r.test:80/u?state=1",
+        "//r.test/u?state=1",
+    ] {
+        let registry = Server::plain(move |asked| match asked.method.as_str() {
+            "HEAD" => reply(404, &[], ""),
+            "PUT" => reply(201, &[], ""),
+            _ => reply(202, &[("location", location)], ""),
+        })
+        .await;
+        let world = World::with(&[("r.test", &registry)]);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let image = IMAGE.parse().unwrap();
+        client.push_blob(&image, "x".into()).await.unwrap();
+        assert!(
+            registry
+                .lines()
+                .iter()
+                .any(|line| line.starts_with("PATCH /u?state=1"))
+        );
+    }
+}
