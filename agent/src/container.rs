@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_api::{ErrorCode, GuestError, agent};
+use image_rs::pull::Layers;
 use rustix::process::Signal;
 
 use crate::cgroup::Cgroup;
@@ -32,6 +33,8 @@ pub struct Container {
     started: Mutex<bool>,
     /// Mount points to release.
     storages: Vec<PathBuf>,
+    /// What its image shares with others.
+    _layers: Layers,
     _oom: Option<oom::Watch>,
 }
 
@@ -50,6 +53,8 @@ pub struct Parts {
     pub init: Process,
     /// Mount points that it uses.
     pub storages: Vec<PathBuf>,
+    /// What its image shares with others, held for as long as the container is there.
+    pub layers: Layers,
     /// The watch over its memory, where there is a memory controller.
     pub oom: Option<oom::Watch>,
 }
@@ -67,6 +72,7 @@ impl Container {
             execs: Mutex::default(),
             started: Mutex::new(false),
             storages: parts.storages,
+            _layers: parts.layers,
             _oom: parts.oom,
         }
     }
@@ -236,6 +242,7 @@ pub async fn remove_state(id: String, bundle: PathBuf) -> Result<(), GuestError>
     let image = image::place(&id);
     let state = PathBuf::from(CONTAINERS).join(id);
     let remove = move || {
+        image::leave(&image);
         for directory in [state, image, bundle] {
             match std::fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

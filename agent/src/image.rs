@@ -2,15 +2,18 @@
 //! [`image_rs`], which does the work.
 //!
 //! ```text
-//! image_guest_pull ─► settings (once) ─► attest ║ manifest, keys, layers ─► rootfs, process
+//! image_guest_pull ─► settings (once) ─► attest ║ manifest, keys, layers ─► overlay, process
 //! ```
 //!
 //! Where init-data names a broker, the guest attests beside the pull, and a container does not start
 //! in a guest that could not prove itself, also when its image needs no key.
+//!
+//! Layers stay in the store for the images that come later: see [`overlay`] and [`image_rs::pull::Shared`].
 
 mod fault;
 pub mod keys;
 mod limits;
+mod overlay;
 mod settings;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +25,7 @@ use attestation_agent::attester::SampleAttester;
 use attestation_agent::{Attester, Broker, BrokerConfig};
 use evidence::Tee;
 use evidence::init_data::{Content, InitData, InitDataDigest};
-use image_rs::pull::{Progress, Shared};
+use image_rs::pull::{Layers, Progress, Shared};
 use image_rs::{PullConfig, Puller, Reference};
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::{OnceCell, watch};
@@ -85,6 +88,8 @@ pub struct Rootfs {
     pub path: PathBuf,
     /// The image's configuration, verified by the manifest's digest.
     pub config: ImageConfiguration,
+    /// What the image shares with others, to be held for as long as the root file system is in use.
+    pub layers: Layers,
 }
 
 impl Images {
@@ -143,8 +148,8 @@ impl Images {
         &self.pulls
     }
 
-    /// Pulls an image into `target` in the image store, unless `given_up` comes first; what is there of it is
-    /// [`place`]'s.
+    /// Pulls the image of a container, unless `given_up` comes first, and mounts its root file system in the container's
+    /// [`place`]; [`leave`] takes it away.
     ///
     /// # Errors
     ///
@@ -153,7 +158,6 @@ impl Images {
         &self,
         container: &str,
         image: &str,
-        target: &Path,
         given_up: impl Future<Output = ()>,
     ) -> Result<Rootfs, GuestError> {
         let reference: Reference = image.parse().map_err(|e| {
@@ -161,7 +165,7 @@ impl Images {
         })?;
         let (progress, listed) = self.pulls.list(container);
         let both = async {
-            let fetched = self.fetch(container, &reference, target, progress);
+            let fetched = self.fetch(container, &reference, progress);
             let (rootfs, ()) = tokio::try_join!(fetched, self.attest())?;
             Ok(rootfs)
         };
@@ -182,7 +186,6 @@ impl Images {
         &self,
         container: &str,
         image: &Reference,
-        target: &Path,
         progress: watch::Sender<Progress>,
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
@@ -191,7 +194,9 @@ impl Images {
             Settings::load(&self.content, self.tee, broker, &self.dial, mirror)
         });
         let (settings, ()) = tokio::try_join!(settings, self.store.ready())?;
-        make_place(target)?;
+        let place = place(container);
+        std::fs::create_dir_all(&place).or_internal(PHASE, place.display())?;
+        let place = overlay::Place::new(place);
         let keys = Arc::new(BrokerKeys::new(self.broker.clone()));
         let config = PullConfig {
             lookaside: settings.lookaside.clone(),
@@ -207,18 +212,23 @@ impl Images {
             },
             None => config,
         };
-        let shared = self.shared.get_or_init(|| Shared::new(config.concurrency));
+        let shared = self
+            .shared
+            .get_or_init(|| Shared::new(config.concurrency).keeping(path::IMAGE.into()));
         let puller = Puller::new(config, settings.registry.clone(), keys.clone()).sharing(shared);
         let pulled = puller
-            .pull_watched(image, target, progress)
+            .pull_watched(image, &place.tree(), progress)
             .await
             .map_err(|error| keys.failure().unwrap_or_else(|| fault::of_pull(&error)))?;
         tracing::info!(container, digest = %pulled.manifest_digest, "pulled");
         self.events
             .tell(Phase::Pull, began.elapsed(), Some(container));
+        let (layers, config) = (pulled.layers, pulled.config);
+        let path = place.mount(&layers)?;
         Ok(Rootfs {
-            path: pulled.rootfs,
-            config: pulled.config,
+            path,
+            config,
+            layers,
         })
     }
 
@@ -243,9 +253,9 @@ pub fn place(container: &str) -> PathBuf {
     Path::new(path::IMAGE).join(container)
 }
 
-fn make_place(target: &Path) -> Result<(), GuestError> {
-    let place = target.parent().unwrap_or(target);
-    std::fs::create_dir_all(place).or_internal(PHASE, place.display())
+/// Unmounts what stands in a container's [`place`], which may be removed then.
+pub fn leave(place: &Path) {
+    overlay::end(place);
 }
 
 fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attester>, GuestError> {

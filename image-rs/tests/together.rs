@@ -2,97 +2,25 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod gate;
 mod room;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use gate::Gate;
 use image_rs::pull::{Progress, PullPhase};
 use image_rs::{Policy, PullConfig, PullError, Pulled, Puller, Reference};
 use room::{LayerBuilder, NoKeys, Pack, Room, push_image, read};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What of a layer passes before the gate is opened.
-const PASSED: usize = 1 << 20;
 const LAYER_BYTES: usize = 4 << 20;
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Stands before the registry, and lets through all that is asked, but only some of what is answered until it opens.
-struct Gate {
-    port: u16,
-    open: watch::Sender<bool>,
-    asked: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Gate {
-    async fn start(registry: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (open, opened) = watch::channel(false);
-        let asked = Arc::<Mutex<Vec<u8>>>::default();
-        let heard = asked.clone();
-        tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let far = TcpStream::connect(("127.0.0.1", registry)).await.unwrap();
-                tokio::spawn(carry(near, far, heard.clone(), opened.clone()));
-            }
-        });
-        Self { port, open, asked }
-    }
-
-    fn image(&self, name: &str) -> Reference {
-        format!("127.0.0.1:{}/{name}", self.port).parse().unwrap()
-    }
-
-    fn open(&self) {
-        self.open.send_replace(true);
-    }
-
-    /// How often something was asked for.
-    fn asked(&self, what: &str) -> usize {
-        let asked = self.asked.lock().unwrap();
-        String::from_utf8_lossy(&asked).matches(what).count()
-    }
-}
-
-async fn carry(
-    near: TcpStream,
-    far: TcpStream,
-    asked: Arc<Mutex<Vec<u8>>>,
-    mut opened: watch::Receiver<bool>,
-) {
-    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
-        (near.into_split(), far.into_split());
-    let there = async {
-        let mut buffer = vec![0; 4096];
-        while let Ok(count @ 1..) = from_near.read(&mut buffer).await {
-            asked.lock().unwrap().extend_from_slice(&buffer[..count]);
-            if to_far.write_all(&buffer[..count]).await.is_err() {
-                break;
-            }
-        }
-    };
-    let back = async {
-        let (mut buffer, mut passed) = (vec![0; 64 * 1024], 0);
-        while let Ok(count @ 1..) = from_far.read(&mut buffer).await {
-            passed += count;
-            if passed > PASSED && opened.wait_for(|open| *open).await.is_err() {
-                break;
-            }
-            if to_near.write_all(&buffer[..count]).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::select! { () = there => {}, () = back => {} }
-}
 
 /// A pull of its own, and how far it is.
 struct Running {

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use agent_api::{ErrorCode, GuestError, Phase, agent};
+use image_rs::pull::Layers;
 
 use super::making::{self, Maker, Making};
 use super::{MAX_CONTAINERS, STDIO_PORTS, Sandbox, Slot};
@@ -141,7 +142,8 @@ impl Sandbox {
         let oom = oom::watch(&id, &cgroup, self.oom_sender.clone())
             .map_err(|error| tracing::warn!(%error, "memory is not watched"))
             .ok();
-        let (root, storages) = (root.path().to_owned(), std::mem::take(storages));
+        let storages = std::mem::take(storages);
+        let (root, layers) = root.into_parts();
         Ok(Container::new(Parts {
             id,
             root,
@@ -149,6 +151,7 @@ impl Sandbox {
             cgroup,
             init,
             storages,
+            layers,
             oom,
         }))
     }
@@ -181,9 +184,8 @@ impl Sandbox {
             fs::create_dir_all(&target).or_internal("create", target.display())?;
             return Ok(Root::Pause(target));
         }
-        let target = image::place(id).join("rootfs");
         self.images
-            .pull(id, &pull.source, &target, maker.cancelled())
+            .pull(id, &pull.source, maker.cancelled())
             .await
             .map(|rootfs| Root::Pulled(Box::new(rootfs)))
     }
@@ -253,6 +255,14 @@ impl Root {
         match self {
             Self::Shared(path) | Self::Pause(path) => path,
             Self::Pulled(rootfs) => &rootfs.path,
+        }
+    }
+
+    /// Where it is, and what has to be held for it.
+    fn into_parts(self) -> (PathBuf, Layers) {
+        match self {
+            Self::Shared(path) | Self::Pause(path) => (path, Layers::default()),
+            Self::Pulled(rootfs) => (rootfs.path, rootfs.layers),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! The one who pulls writes into a `watch`; those who look see the newest state, never a queue of old ones, and the
 //! pull never waits for them.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 use crate::digest::Digest;
@@ -77,7 +79,7 @@ impl Teller {
         self.change(|progress| progress.phase = phase);
     }
 
-    pub(super) fn layers(&self, plans: &[Plan]) {
+    pub(super) fn layers(&self, plans: &[Arc<Plan>]) {
         let layers = plans.iter().map(|plan| LayerProgress {
             digest: plan.digest.clone(),
             size: plan.size,

@@ -22,7 +22,7 @@ use super::stage::Stage;
 use super::{PullConfig, PullError, Timings};
 use crate::layer::{self, LayerError, PIECES_AHEAD, Piece, Pieces, Plan};
 use crate::place::{BlobReader, Place};
-use crate::unpack::{Journal, Options, Root, Tree, UnpackError, Usage, copy_layer};
+use crate::unpack::{Journal, Options, Root, Size, Tree, UnpackError, Usage, copy_layer};
 
 /// Bytes that are worth a wake-up of the decoder.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -45,7 +45,7 @@ impl Pull {
     /// Decodes all layers side by side, and merges each as soon as those below it are merged.
     pub(super) async fn run(
         &self,
-        plans: Vec<Plan>,
+        plans: &[Arc<Plan>],
         timings: &mut Timings,
     ) -> Result<(), PullError> {
         let start = Instant::now();
@@ -54,7 +54,7 @@ impl Pull {
         let merging = self.clone();
         let merge = tokio::task::spawn_blocking(move || merging.merge(&journals, count));
         let mut tasks = JoinSet::new();
-        for (index, plan) in plans.into_iter().enumerate() {
+        for (index, plan) in plans.iter().cloned().enumerate() {
             let pull = self.clone();
             tasks.spawn(async move { (index, pull.layer(index, plan).await) });
         }
@@ -133,7 +133,7 @@ impl Pull {
     }
 
     /// One layer into its directory: fetched, or copied from another pull that fetches it already.
-    async fn layer(&self, index: usize, plan: Plan) -> Result<Journal, PullError> {
+    async fn layer(&self, index: usize, plan: Arc<Plan>) -> Result<Journal, PullError> {
         let key = LayerKey::new(&plan, &self.options);
         let mut root = self.stage.new_layer(index)?;
         loop {
@@ -155,10 +155,22 @@ impl Pull {
     async fn lead(
         &self,
         index: usize,
-        plan: Plan,
+        plan: Arc<Plan>,
         root: Arc<Root>,
         lead: Lead,
     ) -> Result<Journal, PullError> {
+        let (root, journal, _) = self.fetch_layer(index, &plan, root, &lead).await?;
+        Ok(lead.share(root, journal).await)
+    }
+
+    /// Fetches and unpacks one layer, anew where a mirror falsified it.
+    pub(super) async fn fetch_layer(
+        &self,
+        index: usize,
+        plan: &Arc<Plan>,
+        root: Arc<Root>,
+        lead: &Lead,
+    ) -> Result<(Arc<Root>, Journal, Size), PullError> {
         let turn = self.shared.turn(plan.compression).await;
         let mut blob = self.image.blob(&plan.digest, plan.size)?;
         if plan.decrypt.is_some() {
@@ -168,14 +180,14 @@ impl Pull {
             self.teller.fetched(index, bytes);
             lead.fetched(bytes);
         };
-        let (plan, mut root) = (Arc::new(plan), root);
+        let mut root = root;
         let decoded = loop {
             let usage = Arc::new(self.usage.part());
             match self
-                .attempt(&plan, &root, &mut blob, &usage, &fetched)
+                .attempt(plan, &root, &mut blob, &usage, &fetched)
                 .await?
             {
-                Ok(journal) => break Ok(journal),
+                Ok(journal) => break Ok((journal, usage.own())),
                 Err(error) => match begin_anew(&mut blob, error) {
                     Ok(()) => usage.forget(),
                     Err(error) => break Err(error),
@@ -185,9 +197,9 @@ impl Pull {
         };
         drop(turn);
         let digest = plan.digest.clone();
-        let journal = decoded.map_err(|source| self.layer_failed(index, digest, source))?;
+        let (journal, size) = decoded.map_err(|source| self.layer_failed(index, digest, source))?;
         self.teller.layer_done(index);
-        Ok(lead.share(root, journal).await)
+        Ok((root, journal, size))
     }
 
     /// What stands behind `blob`, into `root`; the outer error is a task's own.
@@ -243,7 +255,7 @@ impl Pull {
         })
     }
 
-    fn layer_failed(
+    pub(super) fn layer_failed(
         &self,
         index: usize,
         digest: crate::digest::Digest,

@@ -1,21 +1,29 @@
-//! What pulls that run at the same time share: the number of layers at once, and layers that more than one needs.
+//! What the pulls of one pod share: the number of layers at once, and layers that more than one needs.
 //!
 //! ```text
 //! first pull   ─► leads:  fetch ─► … ─► unpacked ─► waits for the copies ─► merge
 //! other pulls  ─► join:   wait ────────────┴─► copy of the files ─────────► merge
 //! ```
 //!
+//! That is where every image is a tree of its own, and lasts for as long as the pulls do. Where layers are kept
+//! ([`Shared::keeping`]), nothing is copied: a layer that stands is used by all images, also by those that come later.
+//!
 //! A layer is the same for another image only if all that decides its files is the same: the blob, its content, how
-//! it is packed, and how it is unpacked. Then the digests that were checked for one are those of the other. Files are
-//! copied and not linked, because each container may write into its own.
-//! A lead that fails or is cancelled fails alone: one of those who joined it leads anew.
+//! it is packed, and how it is unpacked; of an encrypted one also the key that the image's own annotations were opened
+//! to. Then what was checked for one holds for the other. Files are copied and not linked, because each container may
+//! write into its own. A lead that fails or is cancelled fails alone: one of those who joined it leads anew.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ocicrypt::LayerOptions;
 use ocicrypt::media_type::Compression;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use zeroize::Zeroizing;
+
+use super::kept::{Kept, Layer};
 
 use crate::digest::Digest;
 use crate::layer::Plan;
@@ -35,6 +43,7 @@ pub struct Shared {
     /// All that there are.
     units: u32,
     flights: Arc<Mutex<HashMap<LayerKey, Joined>>>,
+    kept: Option<Arc<Kept>>,
 }
 
 /// All that decides what a layer's files are.
@@ -43,7 +52,9 @@ pub(super) struct LayerKey {
     digest: Digest,
     diff_id: Digest,
     compression: Compression,
-    encrypted: bool,
+    /// Of an encrypted layer, what its annotations were opened to, hashed. Who only knows the digest of a layer has no
+    /// part in what another image's key has opened.
+    opened: Option<Digest>,
     devices: Devices,
     ownership: Ownership,
     trusted: Trusted,
@@ -56,13 +67,34 @@ impl LayerKey {
             digest: plan.digest.clone(),
             diff_id: plan.diff_id.clone(),
             compression: plan.compression,
-            encrypted: plan.decrypt.is_some(),
+            opened: plan.decrypt.as_ref().map(hash),
             devices: options.devices,
             ownership: options.ownership,
             trusted: options.trusted,
             limits: options.limits.clone(),
         }
     }
+
+    /// That of the blob.
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
+fn hash(options: &LayerOptions) -> Digest {
+    let parts: [&[u8]; 4] = [
+        options.key.expose(),
+        &options.nonce.0,
+        &options.hmac,
+        options.digest.as_bytes(),
+    ];
+    let length = parts.iter().map(|part| part.len()).sum();
+    // Nothing is left behind in memory by growing.
+    let mut text = Zeroizing::new(Vec::with_capacity(length));
+    for part in parts {
+        text.extend_from_slice(part);
+    }
+    Digest::of(&text)
 }
 
 /// How far the one who leads is.
@@ -70,6 +102,8 @@ impl LayerKey {
 pub(super) struct Flight {
     pub(super) fetched: u64,
     pub(super) unpacked: Option<Unpacked>,
+    /// Where layers are kept.
+    pub(super) layer: Option<Arc<Layer>>,
 }
 
 /// A layer that stands, whole and checked, until nobody copies it any more.
@@ -101,7 +135,20 @@ impl Shared {
             permits: Arc::new(Semaphore::new(units as usize)),
             units,
             flights: Arc::default(),
+            kept: None,
         }
+    }
+
+    /// The same, but layers are kept in the directory `home` for the images that come later. An image is then not one
+    /// tree but several: see [`Pulled::layers`](super::Pulled::layers). Targets must be on the file system of `home`.
+    #[must_use]
+    pub fn keeping(self, home: PathBuf) -> Self {
+        let kept = Some(Arc::new(Kept::new(home)));
+        Self { kept, ..self }
+    }
+
+    pub(super) fn kept(&self) -> Option<&Arc<Kept>> {
+        self.kept.as_ref()
     }
 
     /// Waits for the turn of a layer; the turn ends with the value.
@@ -140,6 +187,16 @@ pub(super) struct Lead {
 impl Lead {
     pub(super) fn fetched(&self, bytes: u64) {
         self.sender.send_modify(|flight| flight.fetched = bytes);
+    }
+
+    /// Gives the layer to those who joined, and to all who come later.
+    pub(super) fn keep(self, layer: &Arc<Layer>) {
+        if let Some(kept) = &self.shared.kept {
+            kept.tell(layer);
+        }
+        self.sender
+            .send_modify(|flight| flight.layer = Some(layer.clone()));
+        lock(&self.shared.flights).remove(&self.key);
     }
 
     /// Lets those copy who joined, nobody else join, and comes back when they have.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::kept::Kept;
 use super::stage;
 use super::{PullConfig, PullError};
 use crate::manifest::Manifest;
@@ -15,12 +16,14 @@ pub(super) struct Space {
 }
 
 impl PullConfig {
-    /// Refuses before the first byte what cannot fit: a layer is at least as large unpacked as compressed.
+    /// Refuses before the first byte what cannot fit: a layer is at least as large unpacked as compressed. Layers that
+    /// are kept need no room, and those that nobody uses give theirs. Blocking.
     pub(super) fn check_space(
         &self,
         image: &Place,
         manifest: &Manifest,
         target: &Path,
+        kept: Option<&Kept>,
     ) -> Result<Space, PullError> {
         let compressed = manifest
             .layers
@@ -35,13 +38,22 @@ impl PullConfig {
             });
         }
         let place = stage::parent_of(target);
-        let available = stage::free_bytes(&place)?;
+        let (mut needed, mut available) = (compressed, stage::free_bytes(&place)?);
+        if let Some(kept) = kept {
+            let new = manifest.layers.iter();
+            let new = new.filter(|layer| !kept.has(&layer.digest));
+            needed = new.fold(0, |sum, layer| sum.saturating_add(layer.size));
+            let wanted: Vec<_> = manifest.layers.iter().map(|l| l.digest.clone()).collect();
+            while needed > available && kept.evict(&wanted) {
+                available = stage::free_bytes(&place)?;
+            }
+        }
         let space = Space {
             compressed,
             available,
         };
-        if compressed > available {
-            return Err(self.no_space(image, space, compressed, place));
+        if needed > available {
+            return Err(self.no_space(image, space, needed, place));
         }
         Ok(space)
     }

@@ -53,6 +53,12 @@ impl Stage {
         self.new_layer(index)
     }
 
+    /// Moves a layer out of the stage, onto an empty directory.
+    pub(super) fn give_layer(&self, index: usize, to: &Path) -> Result<(), PullError> {
+        let path = self.layer_path(index);
+        std::fs::rename(&path, to).map_err(|source| failed("move a layer to", to, source))
+    }
+
     pub(super) fn layer(&self, index: usize) -> Result<Root, PullError> {
         open(&self.layer_path(index))
     }
@@ -65,11 +71,7 @@ impl Stage {
 
     /// A task that panicked or was stopped.
     pub(super) fn broken(&self, error: &JoinError) -> PullError {
-        failed(
-            "finish a task of",
-            self.0.path(),
-            std::io::Error::other(error.to_string()),
-        )
+        broken(self.0.path(), error)
     }
 
     fn rootfs_path(&self) -> PathBuf {
@@ -79,6 +81,15 @@ impl Stage {
     fn layer_path(&self, index: usize) -> PathBuf {
         self.0.path().join(format!("layer-{index}"))
     }
+}
+
+/// A task of a pull that panicked or was stopped.
+pub(super) fn broken(path: &Path, error: &JoinError) -> PullError {
+    failed(
+        "finish a task of",
+        path,
+        std::io::Error::other(error.to_string()),
+    )
 }
 
 /// Where a target stands.
@@ -106,7 +117,7 @@ fn open(path: &Path) -> Result<Root, PullError> {
     Root::open(path).map_err(|error| failed("open", path, std::io::Error::other(error)))
 }
 
-fn failed(step: &'static str, path: &Path, source: std::io::Error) -> PullError {
+pub(super) fn failed(step: &'static str, path: &Path, source: std::io::Error) -> PullError {
     PullError::Store {
         step,
         path: path.to_owned(),

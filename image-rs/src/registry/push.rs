@@ -172,7 +172,8 @@ impl Upload {
     }
 }
 
-/// Where an upload goes on; it may be relative, but must not leave TLS.
+/// Where an upload goes on; it may be relative, but must not leave the scheme, host and port that our credentials are
+/// for, nor bring others.
 fn next_url(current: &str, answer: &Response<Body>, what: &str) -> Result<String, RegistryError> {
     let bad = |reason: &str| RegistryError::Url {
         what: what.to_owned(),
@@ -187,9 +188,15 @@ fn next_url(current: &str, answer: &Response<Body>, what: &str) -> Result<String
     let next = current
         .join(location)
         .map_err(|error| bad(&error.to_string()))?;
-    if next.scheme() != current.scheme() || next.host_str() != current.host_str() {
+    if !next.username().is_empty() || next.password().is_some() {
         return Err(bad(
-            "the registry sent the upload, and with it our credentials, to another host",
+            "the registry named a place to upload to with a user in it",
+        ));
+    }
+    // An origin with a host is the same only with the same scheme and port, a default port written or not.
+    if next.origin() != current.origin() {
+        return Err(bad(
+            "the registry sent the upload, and with it our credentials, to another scheme, host or port",
         ));
     }
     Ok(next.into())

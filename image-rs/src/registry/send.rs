@@ -16,7 +16,9 @@ use super::rules::Site;
 use super::{Registry, RegistryError, Security, node};
 
 /// Cap on the body of an error answer.
-pub(super) const ERROR_BYTES_MAX: usize = 16 * 1024;
+const ERROR_BYTES_MAX: usize = 16 * 1024;
+/// What stands for the words of a place that we were redirected to.
+const REDIRECTED: &[u8] = b"the words of a place behind a redirect are not told";
 
 /// What is to be done with a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -297,8 +299,7 @@ impl Registry {
     /// The error that an answer without success is; the registry's own words are told, cut short.
     pub(super) async fn refusal(&self, ask: &Ask<'_>, answer: Response<Body>) -> RegistryError {
         let status = answer.status();
-        let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX).await;
-        let mut error = RegistryError::from_status(&ask.what, status, &body.unwrap_or_default());
+        let mut error = RegistryError::from_status(&ask.what, status, &told(answer).await);
         let image = &ask.site.image;
         if let RegistryError::Unauthorized { detail, .. } = &mut error
             && !ask.site.is_node
@@ -313,8 +314,17 @@ impl Registry {
 
 async fn still_busy(ask: &Ask<'_>, attempts: u32, answer: Response<Body>) -> RegistryError {
     let status = answer.status();
+    RegistryError::busy(&ask.what, status, attempts, &told(answer).await)
+}
+
+/// What an error may tell of an answer's body. Of one from behind a redirect nothing: a registry could lead us to a
+/// service that only we reach, and the host, which sees our errors, would read its answer.
+pub(super) async fn told(answer: Response<Body>) -> Bytes {
+    if answer.extensions().get::<Redirected>().is_some() {
+        return Bytes::from_static(REDIRECTED);
+    }
     let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX).await;
-    RegistryError::busy(&ask.what, status, attempts, &body.unwrap_or_default())
+    body.unwrap_or_default()
 }
 
 /// A registry that may do better in a moment.

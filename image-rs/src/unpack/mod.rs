@@ -9,6 +9,9 @@
 //! layer 2 ─► dir 2 ─┘
 //! ```
 //!
+//! Layers that are kept for other images are not moved: each directory becomes one of an overlay's ([`make_lower`],
+//! [`stack`]), and only what no overlay can say is merged, from copies.
+//!
 //! Every path is opened by descriptor from the tree's root (`openat2` with `RESOLVE_BENEATH | NO_SYMLINKS`); a link on
 //! the way is read and followed by hand, inside. No path string of the host's is ever built from a name in an archive.
 //!
@@ -22,6 +25,7 @@ mod error;
 mod header;
 mod journal;
 mod layer;
+mod lower;
 mod memory;
 mod merge;
 mod meta;
@@ -30,6 +34,7 @@ mod path;
 mod pax;
 mod root;
 mod sparse;
+mod stack;
 mod usage;
 
 pub use archive::Archive;
@@ -37,9 +42,11 @@ pub use copy::copy_layer;
 pub use error::UnpackError;
 pub use journal::Journal;
 pub use layer::unpack;
+pub use lower::{Lower, make_lower, unmake_lower};
 pub use merge::Tree;
 pub use root::Root;
-pub use usage::Usage;
+pub use stack::{StackLayer, stack};
+pub use usage::{Size, Usage};
 
 /// What an image may at most be. Each is the name of a setting in [`UnpackError`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -113,7 +113,7 @@ impl Root {
     }
 
     /// Makes each missing component; the path has no links left.
-    fn make(&self, path: &[u8], entry: &[u8]) -> Result<OwnedFd, UnpackError> {
+    pub(super) fn make(&self, path: &[u8], entry: &[u8]) -> Result<OwnedFd, UnpackError> {
         let failed = |errno| match errno {
             Errno::NOTDIR => UnpackError::NotDirectory(shown(entry)),
             errno => UnpackError::system("make directory of", entry, errno),

@@ -13,6 +13,17 @@ pub struct Usage {
     own: Sums,
 }
 
+/// What one layer uses up.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Size {
+    /// Its entries.
+    pub entries: u64,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes of its journal.
+    pub journal: u64,
+}
+
 #[derive(Debug, Default)]
 struct Sums {
     entries: AtomicU64,
@@ -39,6 +50,31 @@ impl Usage {
         for (all, own) in pairs {
             all.fetch_sub(own.swap(0, Ordering::Relaxed), Ordering::Relaxed);
         }
+    }
+
+    /// What went through this part, to be counted again by whoever has the same.
+    #[must_use]
+    pub fn own(&self) -> Size {
+        Size {
+            entries: self.own.entries.load(Ordering::Relaxed),
+            bytes: self.own.bytes.load(Ordering::Relaxed),
+            journal: self.own.journal.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts what was unpacked for another image before.
+    ///
+    /// # Errors
+    /// The limit that is passed.
+    pub fn add_size(&self, size: Size, limits: &Limits) -> Result<(), UnpackError> {
+        self.add(
+            |sums| &sums.entries,
+            size.entries,
+            limits.entries,
+            "entries",
+        )?;
+        self.add_bytes(size.bytes, limits)?;
+        self.add_journal(size.journal, limits)
     }
 
     /// Entries so far.

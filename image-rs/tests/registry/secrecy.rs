@@ -86,6 +86,49 @@ async fn an_error_does_not_repeat_the_secrets_of_a_redirect() {
 }
 
 #[tokio::test]
+async fn nothing_is_told_of_what_a_place_behind_a_redirect_answers() {
+    const SECRET: &str = "what only the guest may read";
+    for status in [401, 404, 418, 500, 503] {
+        let within = Server::plain(move |_| reply(status, &[], SECRET)).await;
+        let lead = |_: &_| reply(307, &[("location", "http://within.test/x")], "");
+        let registry = Server::plain(lead).await;
+        let world = World::with(&[("r.test", &registry), ("within.test", &within)]);
+        let client = world.registry(&["r.test", "within.test"], |_, _| {});
+        let manifest_error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+        let blob_error = read(&client, IMAGE, &manifest()).await.unwrap_err();
+        assert!(!within.asked().is_empty());
+        for error in [manifest_error, blob_error] {
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("only the guest"), "{status}: {text}");
+            assert!(text.contains("behind a redirect"), "{status}: {text}");
+        }
+        // The registry's own words still are.
+        let own = Server::plain(move |_| reply(status, &[], SECRET)).await;
+        world.name("r.test", own.port);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains(SECRET), "{status}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_told_of_what_a_token_service_redirects_to() {
+    let within = Server::plain(|_| reply(403, &[], "only the guest")).await;
+    let service = Server::plain(|_| reply(307, &[("location", "http://within.test/x")], "")).await;
+    let challenge = r#"Bearer realm="http://auth.test/token""#;
+    let registry = Server::plain(guarded(challenge, token_of)).await;
+    let world = World::with(&[
+        ("r.test", &registry),
+        ("auth.test", &service),
+        ("within.test", &within),
+    ]);
+    let client = world.registry(&["r.test", "auth.test", "within.test"], |_, _| {});
+    let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+    assert!(!within.asked().is_empty());
+    assert!(!error.to_string().contains("only the guest"), "{error}");
+}
+
+#[tokio::test]
 async fn a_challenge_from_behind_a_redirect_is_not_answered() {
     let challenge = r#"Bearer realm="http://evil.test/token""#;
     let evil = Server::plain(guarded(challenge, |_| "nobody's".to_owned())).await;
@@ -138,4 +181,61 @@ async fn a_helper_that_would_be_asked_is_named_and_others_are_not() {
     let digest = Digest::of(&manifest());
     let image = format!("public.test/a@{digest}").parse().unwrap();
     assert_eq!(client.manifest(&image).await.unwrap().digest, digest);
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_at_the_same_origin_and_as_nobody_else() {
+    for (location, why) in [
+        ("http://r.test:8080/u?state=1", "port"),
+        ("http://other.test/u", "host"),
+        ("https://r.test/u", "scheme"),
+        ("//r.test:1/u", "port"),
+        ("http://user:pw@r.test/u", "a user in it"),
+        ("http://user@r.test/u", "a user in it"),
+        ("file:///u", "scheme"),
+    ] {
+        let registry = Server::plain(move |asked| match asked.method.as_str() {
+            "HEAD" => reply(404, &[], ""),
+            _ => reply(202, &[("location", location)], ""),
+        })
+        .await;
+        let world = World::with(&[("r.test", &registry)]);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let image = IMAGE.parse().unwrap();
+        let error = client.push_blob(&image, "x".into()).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{location}: {error}");
+        assert!(!error.to_string().contains("pw"), "{error}");
+        let sent = registry.lines();
+        assert!(
+            !sent
+                .iter()
+                .any(|line| line.starts_with("P") && !line.starts_with("POST"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_upload_may_go_on_where_the_same_place_is_written_otherwise() {
+    for location in [
+        "/u?state=1",
+        "http://r.test:80/u?state=1",
+        "//r.test/u?state=1",
+    ] {
+        let registry = Server::plain(move |asked| match asked.method.as_str() {
+            "HEAD" => reply(404, &[], ""),
+            "PUT" => reply(201, &[], ""),
+            _ => reply(202, &[("location", location)], ""),
+        })
+        .await;
+        let world = World::with(&[("r.test", &registry)]);
+        let client = world.registry(&["r.test"], |_, _| {});
+        let image = IMAGE.parse().unwrap();
+        client.push_blob(&image, "x".into()).await.unwrap();
+        assert!(
+            registry
+                .lines()
+                .iter()
+                .any(|line| line.starts_with("PATCH /u?state=1"))
+        );
+    }
 }

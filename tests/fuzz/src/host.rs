@@ -1,11 +1,19 @@
 //! What the host reads of its guest, of its users and of its operator.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine};
+use agent_api::pull::pull_progress::Phase;
+use agent_api::pull::{PullLayer, PullProgress};
+use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine, limit};
+use protobuf::Message as _;
 use shim::config::{Config, annotation, file};
+use shim::creation::{Clock, Progress};
 
 use crate::{Target, text, texts};
+
+/// Bytes of a sentence about a pull.
+const SENTENCE_MAX: usize = 1024;
 
 pub(crate) const TARGETS: &[Target] = &[
     Target {
@@ -27,6 +35,11 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "guest_error",
         run: guest_error,
         seeds: errors,
+    },
+    Target {
+        name: "guest_pull_progress",
+        run: pull_progress,
+        seeds: pulls,
     },
     Target {
         name: "shim_config_file",
@@ -63,6 +76,30 @@ fn guest_error(data: &[u8]) {
     if let Some(error) = text(data).and_then(GuestError::parse) {
         assert_eq!(GuestError::parse(&error.to_string()), Some(error));
     }
+}
+
+/// An answer of the guest as it is on the wire, taken twice, because a speed needs two.
+fn pull_progress(data: &[u8]) {
+    let Ok(told) = PullProgress::parse_from_bytes(data) else {
+        return;
+    };
+    let (mut progress, now) = (Progress::default(), Instant::now());
+    progress.pull("registry.example/app:1");
+    progress.take(&told, now);
+    let later = now + Duration::from_secs(2);
+    progress.take(&told, later);
+    assert!(progress.layers.len() <= limit::MAX_PULL_LAYERS);
+    assert!(progress.fetched() <= progress.size());
+    assert!(progress.unpacked() <= progress.layers.len());
+    // However much the guest tells, the host says a sentence of it.
+    let error = progress.overdue(Duration::from_secs(2), Clock::Caller, later);
+    assert!(error.message.len() < SENTENCE_MAX, "{error}");
+    assert_eq!(GuestError::parse(&error.to_string()), Some(error));
+    let written = serde_json::to_string(&progress).unwrap_or_default();
+    assert!(
+        serde_json::from_str::<Progress>(&written).is_ok(),
+        "{written}"
+    );
 }
 
 fn config_file(data: &[u8]) {
@@ -113,6 +150,32 @@ fn errors() -> Vec<Vec<u8>> {
     let plain = GuestError::new(ErrorCode::DigestMismatch, "pull", "layer sha256:00: not it");
     let ticket = plain.clone().with_ticket("0123456789abcdef");
     texts(&[&plain.to_string(), &ticket.to_string()])
+}
+
+fn pulls() -> Vec<Vec<u8>> {
+    let layer = |size, fetched| PullLayer {
+        size,
+        fetched,
+        unpacked: size == fetched,
+        ..Default::default()
+    };
+    let told = |phase: Phase, layers: Vec<PullLayer>| PullProgress {
+        number: 7,
+        phase: phase.into(),
+        layers,
+        ..Default::default()
+    };
+    let many = vec![layer(u64::MAX, u64::MAX); limit::MAX_PULL_LAYERS + 1];
+    [
+        told(Phase::RESOLVE, Vec::new()),
+        told(Phase::LAYERS, vec![layer(300 << 20, 41 << 20), layer(5, 5)]),
+        told(Phase::LAYERS, vec![layer(1, 2), layer(0, 0)]),
+        told(Phase::PUBLISH, many),
+        told(Phase::ATTEST, vec![layer(5, 5)]),
+    ]
+    .iter()
+    .filter_map(|told| told.write_to_bytes().ok())
+    .collect()
 }
 
 fn files() -> Vec<Vec<u8>> {

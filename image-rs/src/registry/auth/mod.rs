@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use transport::bytes_capped;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::send::{Ask, ERROR_BYTES_MAX, busy};
+use super::send::{Ask, busy, told};
 use super::{RegistryError, Security};
 
 /// Cap on the answer of a token service, in bytes; real tokens have some thousand.
@@ -85,11 +85,9 @@ impl Service<'_> {
             sent.map_err(|error| self.no_token(error.is_transient(), error.to_string()))?;
         let status = answer.status();
         if !status.is_success() {
-            let body = bytes_capped(answer.into_body(), ERROR_BYTES_MAX).await;
-            let body = body.unwrap_or_default();
             return Err(match status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    RegistryError::from_status(&self.ask.what, status, &body)
+                    RegistryError::from_status(&self.ask.what, status, &told(answer).await)
                 }
                 _ => self.no_token(busy(status), format!("status {status}")),
             });
