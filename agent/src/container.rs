@@ -274,15 +274,14 @@ pub fn apply_user(
         Some(user) => format!("{}:{}", user.uid, user.gid),
         None => process.User.Username.clone(),
     };
-    if text.is_empty() {
-        return Ok(());
-    }
-    let found = user::look_up(root, &text)?;
     let user = process.User.mut_or_insert_default();
-    (user.UID, user.GID) = (found.uid, found.gid);
-    for gid in found.additional_gids {
-        if !user.AdditionalGids.contains(&gid) {
-            user.AdditionalGids.push(gid);
+    if !text.is_empty() {
+        let found = user::look_up(root, &text)?;
+        (user.UID, user.GID) = (found.uid, found.gid);
+        for gid in found.additional_gids {
+            if !user.AdditionalGids.contains(&gid) {
+                user.AdditionalGids.push(gid);
+            }
         }
     }
     for group in named
@@ -294,7 +293,8 @@ pub fn apply_user(
             .map_err(|_| invalid("user", format!("group {group:?}")))?;
         user.AdditionalGids.push(gid);
     }
-    Ok(())
+    let groups = user.AdditionalGids.iter().copied();
+    groups.chain([user.UID, user.GID]).try_for_each(user::check)
 }
 
 fn parse_signal(number: u32) -> Result<Signal, GuestError> {

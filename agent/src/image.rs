@@ -269,7 +269,7 @@ fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attest
 }
 
 /// Takes from the image what the request leaves open: all of the process when it names no program,
-/// else only an empty environment and working directory.
+/// else the user where it has none, an empty environment and an empty working directory.
 ///
 /// # Errors
 ///
@@ -280,13 +280,15 @@ pub fn fill_process(
 ) -> Result<(), GuestError> {
     let empty = oci_spec::image::Config::default();
     let config = config.config().as_ref().unwrap_or(&empty);
+    let user = process.User.get_or_default();
+    let names_root = user.Username.is_empty() && user.UID == 0 && user.GID == 0;
+    if process.User.is_none() || (process.Args.is_empty() && names_root) {
+        let user = process.User.mut_or_insert_default();
+        user.Username = config.user().clone().unwrap_or_default();
+    }
     if process.Args.is_empty() {
         let words = config.entrypoint().iter().chain(config.cmd()).flatten();
         process.Args = words.cloned().collect();
-        let user = process.User.mut_or_insert_default();
-        if user.Username.is_empty() && user.UID == 0 && user.GID == 0 {
-            user.Username = config.user().clone().unwrap_or_default();
-        }
     }
     if process.Args.is_empty() {
         return Err(invalid(
@@ -341,12 +343,16 @@ mod tests {
         let mut process = oci::Process::new();
         process.Args = vec!["mine".into()];
         process.Env = vec!["A=request".into()];
+        process.User.mut_or_insert_default();
         fill_process(&mut process, &image()).unwrap();
         assert_eq!(process.Args, ["mine"]);
         assert_eq!(process.Env, ["A=request"]);
         // The user of a request is always meant: zero is root.
         assert!(process.User.Username.is_empty());
         assert_eq!(process.Cwd, "/work");
+        process.User.clear();
+        fill_process(&mut process, &image()).unwrap();
+        assert_eq!(process.User.Username, "web");
     }
 
     #[test]

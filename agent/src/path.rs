@@ -5,10 +5,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use agent_api::{ErrorCode, GuestError, limit};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::io::Errno;
 
 use crate::fault::{OrFail, invalid};
 
@@ -120,26 +122,48 @@ pub fn check_container_id(phase: &str, id: &str) -> Result<(), GuestError> {
     Ok(())
 }
 
+/// Makes a directory of a container's root with those above it where they are missing (root's, 0755, as runc
+/// makes a working directory). No link leads out.
+///
+/// # Errors
+///
+/// Those of openat2(2) and mkdirat(2).
+pub fn make_in_root(root: &Path, path: &Path) -> io::Result<()> {
+    let root = open_root(root)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut way = PathBuf::from("/");
+    for component in path.components() {
+        let parent = in_root(&root, &way, flags)?;
+        way.push(component);
+        let made = match (in_root(&root, &way, flags), component) {
+            (Err(Errno::NOENT), Component::Normal(name)) => {
+                mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+            }
+            (opened, _) => opened.map(drop),
+        };
+        made?;
+    }
+    Ok(())
+}
+
+fn open_root(root: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(CWD, root, flags, Mode::empty(), ResolveFlags::empty())
+}
+
+fn in_root(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, path, flags, Mode::empty(), resolve)
+}
+
 /// Reads a file of a container's root as the container itself would see it: no link leads out.
 ///
 /// # Errors
 ///
 /// Those of openat2(2) and read(2), or the file has more than `cap` bytes.
 pub fn read_in_root(root: &Path, path: &str, cap: u64) -> io::Result<String> {
-    let root = openat2(
-        CWD,
-        root,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::empty(),
-    )?;
-    let file = openat2(
-        &root,
-        path.trim_start_matches('/'),
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = in_root(&open_root(root)?, Path::new(path), flags)?;
     let mut text = String::new();
     let read = File::from(file).take(cap + 1).read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > cap) {
@@ -204,5 +228,23 @@ mod tests {
         assert_eq!(read_in_root(root.path(), "up", 10).unwrap(), "inside");
         assert!(read_in_root(root.path(), "/etc/passwd", 5).is_err());
         assert!(read_in_root(root.path(), "/etc/group", 5).is_err());
+    }
+
+    #[test]
+    fn a_directory_is_made_in_the_root_whatever_links_are_on_its_way() {
+        let outside = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("../../../inside", root.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
+        fs::create_dir(root.path().join("inside")).unwrap();
+        make_in_root(root.path(), Path::new("/link/a/b")).unwrap();
+        assert!(root.path().join("inside/a/b").is_dir());
+        make_in_root(root.path(), Path::new("/link/a/b")).unwrap();
+        make_in_root(root.path(), Path::new("/")).unwrap();
+        // What the link names is not there, inside.
+        assert!(make_in_root(root.path(), Path::new("/out/x")).is_err());
+        assert!(fs::read_dir(outside.path()).unwrap().next().is_none());
+        fs::write(root.path().join("file"), "").unwrap();
+        assert!(make_in_root(root.path(), Path::new("/file/x")).is_err());
     }
 }

@@ -15,6 +15,8 @@ use crate::path::read_in_root;
 const PHASE: &str = "user";
 /// The files are read whole.
 const MAX_FILE: u64 = 1024 * 1024;
+/// The largest id; the one that is all ones means "as before" to the kernel.
+const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
 /// Who a process runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,19 @@ pub fn look_up(root: &Path, text: &str) -> Result<User, GuestError> {
         read => read.map_err(|error| invalid(PHASE, format!("the image's {path}: {error}"))),
     };
     resolve(text, &file("/etc/passwd")?, &file("/etc/group")?)
+}
+
+/// Refuses what is no id of a user or a group.
+///
+/// # Errors
+///
+/// It is larger than any.
+pub fn check(id: u32) -> Result<(), GuestError> {
+    if id <= MAX_ID {
+        return Ok(());
+    }
+    let message = format!("{id} is no user and no group: ids end at {MAX_ID}");
+    Err(invalid(PHASE, message))
 }
 
 fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, GuestError> {
@@ -158,6 +173,14 @@ mod tests {
             gid,
             additional_gids: additional_gids.to_vec(),
         }
+    }
+
+    #[test]
+    fn an_id_that_the_kernel_takes_for_none_is_refused() {
+        check(0).unwrap();
+        check(MAX_ID).unwrap();
+        assert!(check(MAX_ID + 1).is_err());
+        assert!(check(u32::MAX).is_err());
     }
 
     #[test]

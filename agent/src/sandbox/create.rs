@@ -113,6 +113,13 @@ impl Sandbox {
             return Err(invalid("create", "OCI.Process.Args is empty"));
         }
         apply_user(root.path(), request.string_user.as_ref(), process)?;
+        if !matches!(root, Root::Pause(_)) {
+            path::make_in_root(root.path(), Path::new(&process.Cwd)).or_fail(
+                ErrorCode::InvalidArgument,
+                "create",
+                format!("working directory {}", process.Cwd),
+            )?;
+        }
         let terminal = process.Terminal;
         let cgroup = Cgroup::of(&id);
         let shared = self.shared_pid_namespace(request.sandbox_pidns);

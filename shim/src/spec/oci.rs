@@ -59,7 +59,7 @@ wire! {
     Process {
         terminal: bool,
         console_size: Option<ConsoleSize>,
-        user: User,
+        user: Option<User>,
         args: Vec<String>,
         env: Vec<String>,
         cwd: String,
@@ -178,7 +178,7 @@ mod tests {
             r#"{"ociVersion":"1.0.2","mounts":null,"process":{"user":{"uid":5},"args":null}}"#,
         )
         .unwrap();
-        assert_eq!(spec.process.unwrap().user.uid, 5);
+        assert_eq!(spec.process.unwrap().user.unwrap().uid, 5);
         assert!(spec.mounts.is_empty());
     }
 

@@ -34,13 +34,13 @@ pub fn process(process: &oci::Process) -> proto::Process {
             Width: size.width,
             ..Default::default()
         })),
-        User: MessageField::some(proto::User {
-            UID: process.user.uid,
-            GID: process.user.gid,
-            AdditionalGids: process.user.additional_gids.clone(),
-            Username: process.user.username.clone(),
+        User: message(process.user.as_ref().map(|user| proto::User {
+            UID: user.uid,
+            GID: user.gid,
+            AdditionalGids: user.additional_gids.clone(),
+            Username: user.username.clone(),
             ..Default::default()
-        }),
+        })),
         Args: process.args.clone(),
         Env: process.env.clone(),
         Cwd: process.cwd.clone(),

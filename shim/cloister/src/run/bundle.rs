@@ -134,7 +134,6 @@ fn spec(args: &[String], annotations: &Value) -> Value {
         "ociVersion": "1.1.0",
         "process": {
             "args": args,
-            "user": {"uid": 0, "gid": 0},
             "capabilities": {
                 "bounding": CAPABILITIES,
                 "effective": CAPABILITIES,
