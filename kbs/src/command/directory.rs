@@ -42,8 +42,9 @@ pub(super) fn make(dir: &Path, files: &[Made]) -> anyhow::Result<()> {
         .create(dir)
         .with_context(|| format!("make {}", dir.display()))?;
     let held = File::open(dir).with_context(|| format!("open {}", dir.display()))?;
-    if held.try_lock().is_err() {
-        bail!("another `kbs init` is at work in {}", dir.display());
+    if let Err(error) = held.try_lock() {
+        let place = dir.display();
+        bail!("{place} cannot be locked, as while another `kbs init` is at work in it: {error}");
     }
     clear(dir, files)?;
     let made = fill(dir, &held, files);

@@ -10,14 +10,17 @@ use std::{
 };
 
 use sqlx::{
-    AnyConnection, ConnectOptions, Connection, any::AnyConnectOptions, error::DatabaseError,
+    AnyConnection, ConnectOptions, Connection, Executor, any::AnyConnectOptions,
+    error::DatabaseError,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Address, Engine, StoreError, settle};
+use super::{Address, Engine, StoreError};
 
-/// For a database to let us in: others may start beside us, or it may start itself.
+/// For a server to let us in, and for others who start beside us: a server may start itself.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For a file: after a crash, its log is read through first. Who finds it held knows it earlier.
+const RECOVERY: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 const PRIVATE: u32 = 0o600;
 /// SQLite's numbers, in the lowest byte of a code.
@@ -54,27 +57,30 @@ pub(super) async fn look(address: &Address) -> Result<AnyConnection, StoreError>
     connect(address, &url, false).await
 }
 
-async fn connect(address: &Address, url: &str, settled: bool) -> Result<AnyConnection, StoreError> {
+async fn connect(address: &Address, url: &str, writes: bool) -> Result<AnyConnection, StoreError> {
     let options: AnyConnectOptions = url.parse().map_err(StoreError::Sql)?;
     let options = options.disable_statement_logging();
-    let deadline = Instant::now() + PATIENCE;
+    let start = Instant::now();
+    let longest = match address.engine {
+        Engine::Sqlite => RECOVERY,
+        Engine::Postgres => PATIENCE,
+    };
     let once = async || {
         let mut connection = options.connect().await?;
-        if settled {
-            settle(&mut connection, address.engine).await?;
+        if writes && address.engine == Engine::Sqlite {
+            connection.execute("PRAGMA journal_mode = WAL").await?;
         }
         Ok::<_, sqlx::Error>(connection)
     };
     loop {
-        let Ok(connected) = timeout_at(deadline, once()).await else {
-            let text = format!("it does not answer within {} seconds", PATIENCE.as_secs());
+        let Ok(connected) = timeout_at(start + longest, once()).await else {
+            let text = format!("it does not answer within {} seconds", longest.as_secs());
             return Err(address.unusable(text));
         };
+        let again = start.elapsed() + PAUSE < PATIENCE;
         match connected {
             Ok(connection) => return Ok(connection),
-            Err(error) if passes(address.engine, &error) && Instant::now() + PAUSE < deadline => {
-                sleep(PAUSE).await
-            }
+            Err(error) if again && passes(address.engine, &error) => sleep(PAUSE).await,
             Err(error) => return Err(address.told(error.into())),
         }
     }
