@@ -8,6 +8,7 @@ use kbs_protocol::{
     report_data,
 };
 use policies::{
+    PolicyError,
     appraisal::{AppraisalPolicy, ReferenceValues},
     scopes::{ScopeError, Selector},
 };
@@ -29,6 +30,8 @@ use crate::{
 /// A request whose evidence is read once, by its verifier.
 pub(crate) type Request = AttestRequest<Box<RawValue>>;
 
+/// The part of the guest that its primary evidence is about.
+pub(crate) const CPU: &str = "cpu0";
 /// The class of the primary evidence.
 const CPU_CLASS: &str = "cpu";
 
@@ -119,7 +122,14 @@ pub(crate) async fn attest(
                 .issue(&entry.ticket, &submods, now)
                 .map_err(|error| Refusal::new(ErrorKind::InvalidRequest, error.to_string()))?;
             let judged = submods.into_iter().flat_map(|part| {
-                Judged::by_policy(part.appraisal.judgements, &part.appraisal.reasons)
+                let judgements = part.appraisal.judgements;
+                let mut judged = Judged::by_policy(judgements, &part.appraisal.reasons);
+                if part.name != CPU {
+                    judged
+                        .iter_mut()
+                        .for_each(|one| one.submod.clone_from(&part.name));
+                }
+                judged
             });
             broker.keep(entry.judging(judged)).await?;
             Ok(token)
@@ -272,7 +282,7 @@ async fn judge(
     }
     let bound = device_report_data(&runtime.nonce, &runtime.tee_pubkey);
     for (device, evidence) in &devices {
-        let claims = verifier::device::verify(*device, evidence, &bound)?;
+        let claims = verifier::device::verify(*device, *evidence, &bound)?;
         parts.push(Part {
             class: device.class(),
             evidence: json!({
@@ -322,8 +332,12 @@ async fn appraise(
         } else {
             rules.broker.rules.desk.ask(&policy, question).await
         };
-        let (appraisal, evidence) = judged.map_err(|error| {
-            Verdict::Denied(ErrorKind::PolicyEngineError, Judged::failing(&error).into())
+        let (appraisal, evidence) = judged.map_err(|error| match error {
+            PolicyError::Busy => Verdict::Refused(RuleError::Busy.into()),
+            error => {
+                let judged = Judged::failing(&error).into();
+                Verdict::Denied(ErrorKind::PolicyEngineError, judged)
+            }
         })?;
         submods.push(Submod {
             name,
@@ -359,6 +373,7 @@ fn judged(explanation: Explanation) -> Judged {
         holds: false,
         rule: "verifier".to_owned(),
         fix: explanation.fix,
+        submod: String::new(),
     }
 }
 

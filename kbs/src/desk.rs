@@ -12,15 +12,16 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use policies::PolicyError;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{sync::oneshot, time::timeout_at};
 
-/// For an answer, with the wait for a thread. The interpreter itself gives up much earlier.
+/// For an answer, and as much before it for a thread. The interpreter itself gives up much earlier.
 const DECISION_TIME: Duration = Duration::from_secs(1);
 /// The same for the work that a policy makes when it is loaded.
 const COMPILE_TIME: Duration = Duration::from_secs(10);
@@ -36,9 +37,9 @@ const ALL_STUCK: usize = 16;
 const QUICK: Duration = Duration::from_millis(10);
 /// Policies of which it is known how they ran last; fewer stay compiled.
 const KNOWN: usize = 1024;
-/// Questions that wait for a thread, and of them those to one policy.
-const WAITING: usize = 256;
-const WAITING_FOR_ONE: usize = 64;
+/// Questions that wait for a thread, and of them those to one policy: no more than clients may be connected.
+const WAITING: usize = 4096;
+const WAITING_FOR_ONE: usize = 2048;
 
 /// The threads, and who waits for them.
 pub(crate) struct Desk(Arc<Shared>);
@@ -62,6 +63,7 @@ struct State {
 }
 
 struct Job {
+    number: u64,
     policy: u64,
     limit: Duration,
     work: Box<dyn FnOnce() + Send>,
@@ -142,27 +144,28 @@ impl Desk {
                 drop(done.send(work()));
             }
         };
-        let job = Job {
-            policy,
-            limit,
-            work: Box::new(work),
-        };
-        match self.0.take(job) {
-            Taken::Yes => {}
+        let number = match self.0.take(policy, limit, Box::new(work)) {
+            Taken::Yes(number) => number,
             Taken::Stuck => return Err(slow()),
             Taken::Busy => return Err(PolicyError::Busy),
-        }
-        match timeout(limit, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(PolicyError::Evaluate {
-                rule: name.to_owned(),
-                detail: "the interpreter panicked".to_owned(),
-            }),
-            Err(_) => {
-                let mut state = self.0.lock();
-                state.leave_behind();
-                self.0.employ(&mut state);
-                Err(slow())
+        };
+        let mut answer = pin!(answer);
+        let mut until = tokio::time::Instant::now() + limit;
+        loop {
+            match timeout_at(until, answer.as_mut()).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(_)) => {
+                    return Err(PolicyError::Evaluate {
+                        rule: name.to_owned(),
+                        detail: "the interpreter panicked".to_owned(),
+                    });
+                }
+                Err(_) => {}
+            }
+            match self.0.late(number) {
+                Late::NotBegun => return Err(PolicyError::Busy),
+                Late::Until(end) if end > Instant::now() => until = end.into(),
+                Late::Until(_) => return Err(slow()),
             }
         }
     }
@@ -175,9 +178,18 @@ impl Drop for Desk {
     }
 }
 
+/// What has become of a job whose answer is late.
+enum Late {
+    /// It waited for a thread, and does no more.
+    NotBegun,
+    /// It may go on until then.
+    Until(Instant),
+}
+
 /// Whether a job waits for a thread now.
 enum Taken {
-    Yes,
+    /// It does, under this number.
+    Yes(u64),
     /// Its policy has not come to an end yet.
     Stuck,
     Busy,
@@ -244,23 +256,35 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(self: &Arc<Self>, job: Job) -> Taken {
+    fn take(
+        self: &Arc<Self>,
+        policy: u64,
+        limit: Duration,
+        work: Box<dyn FnOnce() + Send>,
+    ) -> Taken {
         let mut state = self.lock();
         state.leave_behind();
-        let same = |other: &&Running| other.policy == job.policy;
+        let same = |other: &&Running| other.policy == policy;
         if state.running.iter().filter(same).any(|other| other.stuck) {
             return Taken::Stuck;
         }
         let before = state.waiting.iter();
-        let before = before.filter(|other| other.policy == job.policy).count();
-        let stuck = match state.pace(job.policy) {
+        let before = before.filter(|other| other.policy == policy).count();
+        let stuck = match state.pace(policy) {
             Pace::Quick => ALL_STUCK,
             Pace::Unknown | Pace::Slow => STUCK,
         };
         if state.stuck() >= stuck || state.waiting.len() >= WAITING || before >= WAITING_FOR_ONE {
             return Taken::Busy;
         }
-        state.waiting.push_back(job);
+        let number = state.jobs;
+        state.jobs += 1;
+        state.waiting.push_back(Job {
+            number,
+            policy,
+            limit,
+            work,
+        });
         self.employ(&mut state);
         if state.threads == 0 {
             state.waiting.pop_back();
@@ -268,7 +292,22 @@ impl Shared {
         }
         drop(state);
         self.wake.notify_one();
-        Taken::Yes
+        Taken::Yes(number)
+    }
+
+    /// Looks what has become of a job, and lets a thread that is late be replaced.
+    fn late(self: &Arc<Self>, number: u64) -> Late {
+        let mut state = self.lock();
+        if let Some(at) = state.waiting.iter().position(|job| job.number == number) {
+            state.waiting.remove(at);
+            return Late::NotBegun;
+        }
+        let mut running = state.running.iter();
+        let until = running.find(|job| job.job == number).map(|job| job.until);
+        state.leave_behind();
+        self.employ(&mut state);
+        // What is not there any more has just ended, and its answer comes.
+        Late::Until(until.unwrap_or_else(|| Instant::now() + QUICK))
     }
 
     /// Starts threads for those that wait, as many as there may be.
@@ -305,8 +344,7 @@ impl Shared {
                 state.idle -= 1;
                 continue;
             };
-            let number = state.jobs;
-            state.jobs += 1;
+            let number = job.number;
             state.running.push(Running {
                 job: number,
                 policy: job.policy,
@@ -333,6 +371,9 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Sender, channel};
+
+    use futures_util::future::join_all;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -411,5 +452,28 @@ mod tests {
             drop(timeout(Duration::ZERO, asked).await);
         }
         assert_eq!(desk.run(1, "p", LONG, || 7).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_crowd_is_answered_in_its_turn_and_who_did_not_get_one_is_told_to_come_again() {
+        let desk = Desk::new();
+        let crowd = (0..1000).map(|number| desk.run(1, "p", LONG, move || number));
+        let answers: Result<Vec<_>, _> = join_all(crowd).await.into_iter().collect();
+        assert!(answers.unwrap().into_iter().eq(0..1000));
+        let (end, work) = endless();
+        let mut at_work = pin!(desk.run(1, "p", LONG, work));
+        assert!(timeout(SHORT, at_work.as_mut()).await.is_err());
+        let error = desk.run(1, "p", SHORT, || ()).await.unwrap_err();
+        assert!(matches!(error, PolicyError::Busy), "{error}");
+        drop(end);
+        at_work.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_a_thread_is_not_taken_from_the_time_to_decide() {
+        let desk = Desk::new();
+        let slow = |_| desk.run(1, "p", 4 * SHORT, || thread::sleep(3 * SHORT));
+        let answers = join_all((0..2).map(slow)).await;
+        assert!(answers.into_iter().all(|answer| answer.is_ok()));
     }
 }

@@ -6,7 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Entry, Judged, Outcome};
+use crate::{
+    attest::CPU,
+    record::{Entry, Judged, Outcome},
+};
 
 /// A decision with its causes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,26 +40,47 @@ impl Explained {
 
 fn causes(decision: &Entry, attestation: Option<&Entry>) -> Vec<Judged> {
     let (consequences, mut causes): (Vec<_>, Vec<_>) =
-        failed(decision).partition(|one| follows_from_appraisal(&one.claim));
+        failed(decision).partition(|one| submod_of(&one.claim).is_some());
     if consequences.is_empty() {
         return causes;
     }
-    let earlier: Vec<_> = attestation.into_iter().flat_map(failed).collect();
-    if earlier.is_empty() {
-        return [consequences, causes].concat();
-    }
-    // The same fact may be told by both policies.
-    causes.retain(|one| !earlier.iter().any(|first| first.found == one.found));
-    [earlier, causes].concat()
+    let mut earlier: Vec<_> = attestation.into_iter().flat_map(failed).collect();
+    let explains = |first: &Judged, one: &Judged| submod_of(&one.claim) == Some(part_of(first));
+    let unexplained = |one: &Judged| !earlier.iter().any(|first| explains(first, one));
+    let left: Vec<_> = consequences
+        .iter()
+        .filter(|one| unexplained(one))
+        .cloned()
+        .collect();
+    earlier.retain(|first| consequences.iter().any(|one| explains(first, one)));
+    causes.retain(|one| !earlier.iter().any(|first| is_same(first, one)));
+    [earlier, left, causes].concat()
+}
+
+/// Whether both policies tell the same fact, each in its own place.
+fn is_same(one: &Judged, other: &Judged) -> bool {
+    let member = |judged: &Judged| judged.claim.rsplit('.').next().map(str::to_owned);
+    one.found == other.found && member(one) == member(other)
 }
 
 fn failed(entry: &Entry) -> impl Iterator<Item = Judged> {
     entry.claims.iter().filter(|one| !one.holds).cloned()
 }
 
-/// Whether a claim of a release policy is what the appraisal made of others.
-fn follows_from_appraisal(claim: &str) -> bool {
-    claim.ends_with(".ear.status") || claim.contains(".ear.trustworthiness-vector")
+/// The part of the guest whose appraisal a claim of a release policy is about: what the appraisal made of
+/// other claims.
+fn submod_of(claim: &str) -> Option<&str> {
+    let appraised = claim.ends_with(".ear.status") || claim.contains(".ear.trustworthiness-vector");
+    let (before, _) = claim.split_once(".ear.").filter(|_| appraised)?;
+    Some(before.rsplit('.').next().unwrap_or(before))
+}
+
+/// The part that a judged claim of an attestation is about.
+fn part_of(judged: &Judged) -> &str {
+    match judged.submod.as_str() {
+        "" => CPU,
+        submod => submod,
+    }
 }
 
 #[cfg(test)]
@@ -72,6 +96,7 @@ mod tests {
             holds,
             rule: String::new(),
             fix: String::new(),
+            submod: String::new(),
         }
     }
 
@@ -106,6 +131,45 @@ mod tests {
             told(&[("path", false)], &[("snp.measurement", false)]),
             ["path"]
         );
+    }
+
+    #[test]
+    fn a_part_is_explained_by_its_own_claims_and_told_where_it_has_none() {
+        let gpu = ("submods.gpu0.ear.status", false);
+        let cpu = ("submods.cpu0.ear.status", false);
+        let snp = ("snp.measurement", false);
+        assert_eq!(told(&[gpu, cpu], &[snp]), [snp.0, gpu.0]);
+        // What failed and brought nothing about is no cause.
+        assert_eq!(told(&[gpu], &[snp]), [gpu.0]);
+        let mut attestation = entry(
+            Kind::Attest,
+            Outcome::Allowed,
+            &[snp, ("sampledevice.svn", false)],
+        );
+        attestation.claims[1].submod = "gpu0".to_owned();
+        let decision = entry(Kind::Release, Outcome::Denied, &[gpu]);
+        let causes = Explained::new(decision, Some(attestation)).causes;
+        assert_eq!(causes.len(), 1);
+        assert_eq!(
+            (causes[0].claim.as_str(), causes[0].submod.as_str()),
+            ("sampledevice.svn", "gpu0")
+        );
+    }
+
+    #[test]
+    fn two_claims_that_look_alike_are_both_told() {
+        let status = judged("submods.cpu0.ear.status", false);
+        let of = |claim: &str| Judged {
+            found: "true".to_owned(),
+            ..judged(claim, false)
+        };
+        let mut decision = entry(Kind::Release, Outcome::Denied, &[]);
+        decision.claims = vec![status, of("input.claim.other"), of("evidence.sample.debug")];
+        let mut attestation = entry(Kind::Attest, Outcome::Allowed, &[]);
+        attestation.claims = vec![of("sample.debug")];
+        let causes = Explained::new(decision, Some(attestation)).causes;
+        let told: Vec<_> = causes.iter().map(|one| one.claim.as_str()).collect();
+        assert_eq!(told, ["sample.debug", "input.claim.other"]);
     }
 
     #[test]

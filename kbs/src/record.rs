@@ -124,6 +124,9 @@ pub struct Judged {
     /// What the owner can do, where it will not do.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub fix: String,
+    /// Of which part of the guest it is, as `gpu0`; empty where it is the CPU's or no part's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub submod: String,
 }
 
 impl Judged {
@@ -137,6 +140,7 @@ impl Judged {
             holds: false,
             rule: "engine".to_owned(),
             fix: "correct the policy and set it again".to_owned(),
+            submod: String::new(),
         }
     }
 
@@ -158,6 +162,7 @@ impl Judged {
                 found: one.found,
                 holds: one.holds,
                 rule: one.rule,
+                submod: String::new(),
             });
         }
         for reason in reasons {
@@ -178,6 +183,7 @@ impl From<Reason> for Judged {
             holds: false,
             rule: String::new(),
             fix: reason.fix,
+            submod: String::new(),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use evidence::{Device, Tee, snp::Generation};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 use verifier::{
     Bindings, Claims, Explanation, Failure, device, sample,
     snp::{self, CrlRule, SnpFailure},
@@ -102,7 +102,10 @@ impl Verifiers {
     }
 
     /// The devices in a request, where all are accepted.
-    pub(crate) fn devices(&self, text: &str) -> Result<BTreeMap<Device, Value>, Failure> {
+    pub(crate) fn devices<'a>(
+        &self,
+        text: &'a str,
+    ) -> Result<BTreeMap<Device, &'a RawValue>, Failure> {
         device::accept(text, &self.devices)
     }
 
@@ -116,7 +119,7 @@ impl Verifiers {
     ) -> Result<Claims, NotVerified> {
         let off = || Failure::NotAccepted { kind };
         match kind {
-            Tee::Sample => Ok(sample::verify(&value(kind, evidence)?, bindings)?),
+            Tee::Sample => Ok(sample::verify(evidence, bindings)?),
             Tee::Snp | Tee::SimSnp => {
                 let snp = match kind {
                     Tee::Snp => &self.snp,
@@ -131,8 +134,7 @@ impl Verifiers {
                     _ => &self.simulated_tdx,
                 };
                 let roots = roots.as_ref().ok_or_else(off)?;
-                self.tdx(roots, &value(kind, evidence)?, bindings, now)
-                    .await
+                self.tdx(roots, evidence, bindings, now).await
             }
         }
     }
@@ -160,7 +162,7 @@ impl Verifiers {
     async fn tdx(
         &self,
         roots: &tdx::Roots,
-        evidence: &Value,
+        evidence: &RawValue,
         bindings: &Bindings,
         now: SystemTime,
     ) -> Result<Claims, NotVerified> {
@@ -175,14 +177,6 @@ impl Verifiers {
             seconds(now),
         )?)
     }
-}
-
-/// Evidence that is small, or hardly more than one long text.
-fn value(kind: Tee, evidence: &RawValue) -> Result<Value, Failure> {
-    serde_json::from_str(evidence.get()).map_err(|error| Failure::Malformed {
-        kind,
-        detail: error.to_string(),
-    })
 }
 
 fn text(path: &Path) -> Result<String, VerifierError> {

@@ -115,7 +115,8 @@ fn cause(one: &Judged) -> String {
         fix,
         ..
     } = one;
-    let [claim, expected, found, fix] = [claim, expected, found, fix].map(|text| plain(text));
+    let claim = named(one, claim);
+    let [claim, expected, found, fix] = [&claim, expected, found, fix].map(|text| plain(text));
     let rule = match plain(rule).as_str() {
         "" => String::new(),
         rule => format!("\n  rule      {rule}"),
@@ -127,8 +128,17 @@ fn cause(one: &Judged) -> String {
 
 fn fact(one: &Judged) -> String {
     let sign = if one.holds { "holds" } else { "fails" };
-    let [claim, found, expected] = [&one.claim, &one.found, &one.expected].map(|text| plain(text));
+    let claim = named(one, &one.claim);
+    let [claim, found, expected] = [&claim, &one.found, &one.expected].map(|text| plain(text));
     format!("  {sign}  {claim}: {found} (expected {expected})")
+}
+
+/// A claim with the part of the guest that it is about, where that is not the CPU.
+fn named(one: &Judged, claim: &str) -> String {
+    match one.submod.as_str() {
+        "" => claim.to_owned(),
+        submod => format!("{submod}: {claim}"),
+    }
 }
 
 /// What a guest may have written, as one line in which nothing moves the cursor, hides a letter or
@@ -172,6 +182,7 @@ mod tests {
             rule: hostile.to_owned(),
             fix: hostile.to_owned(),
             holds: false,
+            submod: hostile.to_owned(),
         };
         assert_eq!(cause(&one).lines().count(), 6);
         assert_eq!(fact(&one).lines().count(), 1);

@@ -24,6 +24,7 @@ use crate::{
     broker::Broker,
     record::{Entry, Judged, Kind, Outcome, Versions},
     refusal::Refusal,
+    rules::RuleError,
     token::Claims,
 };
 
@@ -100,6 +101,8 @@ pub(super) async fn resource(
     let mut entry = entry.by(versions);
     let decision = match decision {
         Ok(decision) => decision,
+        // Nothing was decided, and the next one may be.
+        Err(PolicyError::Busy) => return Err(RuleError::Busy.into()),
         Err(error) => {
             let entry = entry.denied().judging([Judged::failing(&error)]);
             let ticket = broker.deny(entry).await;

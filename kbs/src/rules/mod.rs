@@ -36,6 +36,8 @@ use reference::References;
 /// Policies of each kind that stay compiled: a store has many more, of which few are asked at a time.
 const COMPILED: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
+/// When a guest may come again whose policy had no turn.
+const BUSY_SECONDS: u64 = 1;
 /// Rules that are older do not decide. Changes are looked for several times a second.
 const STALE: Duration = Duration::from_secs(10);
 
@@ -334,6 +336,10 @@ impl From<RuleError> for Refusal {
                 return Self::new(ErrorKind::StorageError, detail);
             }
         };
-        Self::new(kind, error.to_string())
+        let refusal = Self::new(kind, error.to_string());
+        match error {
+            RuleError::Busy => refusal.retry_after(BUSY_SECONDS),
+            _ => refusal,
+        }
     }
 }

@@ -3,11 +3,17 @@
 //! A device's evidence binds the challenge and the guest's key, as the CPU's does. The CPU's evidence
 //! binds the text of the whole map, so that no device can be dropped or exchanged on the way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use evidence::{Device, sample::SampleEvidence};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{Failure, REPORT_DATA_BYTES, failure::shorten, sample::binds};
 
@@ -28,16 +34,16 @@ pub struct DeviceClaims {
 ///
 /// # Errors
 /// When the text is no map, or a device is unknown or not listed.
-pub fn accept(text: &str, accepted: &BTreeSet<Device>) -> Result<BTreeMap<Device, Value>, Failure> {
+pub fn accept<'a>(
+    text: &'a str,
+    accepted: &BTreeSet<Device>,
+) -> Result<BTreeMap<Device, &'a RawValue>, Failure> {
     if text.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let map: BTreeMap<String, Value> =
+    let Map(map) =
         serde_json::from_str(text).map_err(|error| malformed(MAP, &error.to_string()))?;
-    if map.len() > DEVICES {
-        return Err(malformed(MAP, "there are more than 16 devices"));
-    }
-    let one = |(name, evidence): (String, Value)| {
+    let one = |(name, evidence): (String, &'a RawValue)| {
         let device: Device = name.parse().map_err(|_| Failure::UnknownDevice {
             name: shorten(&name),
         })?;
@@ -49,13 +55,46 @@ pub fn accept(text: &str, accepted: &BTreeSet<Device>) -> Result<BTreeMap<Device
     map.into_iter().map(one).collect()
 }
 
+/// Names and what each has, unread and not too many: a body may be full of small ones.
+struct Map<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Map<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(MapVisitor)
+    }
+}
+
+struct MapVisitor;
+
+impl<'de> Visitor<'de> for MapVisitor {
+    type Value = Map<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map from a device's name to its evidence")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Map<'de>, A::Error> {
+        let mut all: Vec<(String, _)> = Vec::new();
+        while let Some((name, evidence)) = access.next_entry()? {
+            if all.len() == DEVICES {
+                return Err(A::Error::custom("there are more than 16 devices"));
+            }
+            if all.iter().any(|(other, _)| *other == name) {
+                return Err(A::Error::custom("a device is there twice"));
+            }
+            all.push((name, evidence));
+        }
+        Ok(Map(all))
+    }
+}
+
 /// Verifies one device's evidence.
 ///
 /// # Errors
 /// Names the member or the binding that is wrong.
-pub fn verify(
+pub fn verify<'a>(
     device: Device,
-    evidence: &Value,
+    evidence: impl Deserializer<'a>,
     report_data: &[u8; REPORT_DATA_BYTES],
 ) -> Result<DeviceClaims, Failure> {
     match device {
@@ -63,8 +102,8 @@ pub fn verify(
     }
 }
 
-fn sample(
-    evidence: &Value,
+fn sample<'a>(
+    evidence: impl Deserializer<'a>,
     report_data: &[u8; REPORT_DATA_BYTES],
 ) -> Result<DeviceClaims, Failure> {
     let device = Device::Sample;
@@ -111,8 +150,9 @@ mod tests {
         let bound = [7; REPORT_DATA_BYTES];
         let text =
             json!({"sampledevice": {"svn": "1", "report_data": BASE64_STANDARD.encode(bound)}});
-        let devices = accept(&text.to_string(), &listed()).unwrap();
-        let evidence = &devices[&Device::Sample];
+        let text = text.to_string();
+        let devices = accept(&text, &listed()).unwrap();
+        let evidence = devices[&Device::Sample];
         let claims = verify(Device::Sample, evidence, &bound).unwrap();
         assert_eq!(claims.evidence, json!({"svn": "1"}));
         let other = verify(Device::Sample, evidence, &[8; REPORT_DATA_BYTES]);
@@ -121,11 +161,17 @@ mod tests {
 
     #[test]
     fn a_device_that_cannot_be_judged_is_refused_by_name() {
+        let many: Vec<_> = (0..17)
+            .map(|number| format!("\"d{number}\":{{}}"))
+            .collect();
+        let many = format!("{{{}}}", many.join(","));
         for (text, word) in [
             (r#"{"nvidia":{}}"#, "nvidia"),
             (r#"{"sampledevice":{}}"#, "does not accept"),
             ("[]", "malformed"),
             ("x", "malformed"),
+            (r#"{"sampledevice":{},"sampledevice":{}}"#, "twice"),
+            (&many, "more than 16"),
         ] {
             let failure = accept(text, &BTreeSet::new()).unwrap_err();
             assert!(failure.to_string().contains(word), "{failure}");

@@ -8,8 +8,8 @@ use evidence::{
     Tee,
     sample::{REPORT_DATA_BYTES as FIELD_BYTES, SampleEvidence},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
 
 use crate::{Bindings, Claims, Failure, REPORT_DATA_BYTES};
 
@@ -23,7 +23,7 @@ const LAUNCH_DIGEST: &str = "abcde";
 ///
 /// # Errors
 /// Names the member or the binding that is wrong.
-pub fn verify(evidence: &Value, bindings: &Bindings) -> Result<Claims, Failure> {
+pub fn verify<'a>(evidence: impl Deserializer<'a>, bindings: &Bindings) -> Result<Claims, Failure> {
     let sample =
         SampleEvidence::deserialize(evidence).map_err(|error| malformed(&error.to_string()))?;
     let texts = [
@@ -92,6 +92,7 @@ mod tests {
 
     use base64::{Engine, prelude::BASE64_STANDARD};
     use evidence::init_data::InitDataDigest;
+    use serde_json::Value;
 
     use super::*;
     use crate::accept;

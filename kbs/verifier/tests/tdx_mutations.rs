@@ -90,7 +90,7 @@ fn bytes_of_the_json() {
                 _ => text.insert(at, random.byte()),
             }
         }
-        let Ok(sent) = serde_json::from_slice(&text) else {
+        let Ok(sent) = serde_json::from_slice::<Value>(&text) else {
             continue;
         };
         let verdict = tdx::parse(&ROOTS, &sent)

@@ -76,10 +76,11 @@ fn quote(data: &[u8]) {
 }
 
 fn evidence(data: &[u8]) {
-    let (Some(sim), Ok(sent)) = (&*SIMULATED, serde_json::from_slice(data)) else {
+    let mut json = serde_json::Deserializer::from_slice(data);
+    let Some(sim) = &*SIMULATED else {
         return;
     };
-    let Ok(evidence) = parse(&sim.roots, &sent) else {
+    let Ok(evidence) = parse(&sim.roots, &mut json) else {
         return;
     };
     let again = serde_json::to_value(&evidence).map(|sent| parse(&sim.roots, &sent));

@@ -20,8 +20,7 @@ use evidence::{
     eventlog::{EventLog, Register},
     tdx::{Body, TdxEvidence, TdxMessage},
 };
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 
 pub use collateral::Collateral;
 pub use document::Document;
@@ -36,7 +35,7 @@ use crate::{Bindings, Claims, Failure};
 ///
 /// # Errors
 /// [`Failure::Malformed`] with the member that is wrong, or [`TdxFailure::Quote`].
-pub fn parse(roots: &Roots, evidence: &Value) -> Result<TdxEvidence, Failure> {
+pub fn parse<'a>(roots: &Roots, evidence: impl Deserializer<'a>) -> Result<TdxEvidence, Failure> {
     let message = TdxMessage::deserialize(evidence).map_err(|error| Failure::Malformed {
         kind: roots.kind(),
         detail: crate::failure::shorten(&error.to_string()),
