@@ -21,8 +21,8 @@ const GROUP_BLOCKS: u64 = BLOCK * 8;
 const INODE: u64 = 256;
 /// Inodes of a block.
 const BLOCK_INODES: u64 = BLOCK / INODE;
-/// Inodes of a group: one for 32 KiB, about what a file of an image has. Each has to be zeroed first.
-const GROUP_INODES: u64 = 4096;
+/// Inodes of a group: one for 16 KiB, as mke2fs(8) has them. Each has to be zeroed first.
+const GROUP_INODES: u64 = 8192;
 /// Inodes of a disk, but for one so large that a block of them in each group makes more.
 const INODES: u64 = 1 << 20;
 /// Bytes of a group's descriptor.

@@ -76,8 +76,8 @@ pub enum PullError {
     },
     /// No room.
     #[error(
-        "no space for {image}: it needs more than {needed} bytes ({compressed} of them compressed layers), \
-         and {available} are free in {place:?}; raise {setting}"
+        "no space for {image}: it needs more than {needed} bytes ({compressed} of them compressed layers) for \
+         {files} files and those to come, and {available} are free in {place:?}; raise {setting}"
     )]
     NoSpace {
         /// Which image.
@@ -86,6 +86,8 @@ pub enum PullError {
         needed: u64,
         /// Bytes of its layers in the registry.
         compressed: u64,
+        /// Files, directories and links so far: names take room too, and a file system has so many.
+        files: u64,
         /// Bytes that were free before.
         available: u64,
         /// Where.

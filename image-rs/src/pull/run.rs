@@ -18,7 +18,7 @@ use super::anew::begin_anew;
 use super::progress::{PullPhase, Teller};
 use super::shared::{Joined, LayerKey, Lead, Part, Shared};
 use super::space::Space;
-use super::stage::Stage;
+use super::stage::{self, Stage};
 use super::{PullConfig, PullError, Timings};
 use crate::layer::{self, LayerError, PIECES_AHEAD, Piece, Pieces, Plan};
 use crate::place::{BlobReader, Place};
@@ -279,16 +279,19 @@ impl Pull {
             PullError::Merge { source, .. } => Some(source),
             _ => None,
         };
-        if !matches!(
-            cause,
-            Some(UnpackError::NoSpace(_) | UnpackError::NoMemory { .. })
-        ) {
-            return error;
-        }
+        let place = self.stage.place();
+        let lacks_bytes = match cause {
+            Some(UnpackError::NoSpace(_)) => stage::has_files(&place),
+            Some(UnpackError::NoMemory { .. }) => false,
+            _ => return error,
+        };
         // What is still to come takes at least the room that it has compressed.
-        let needed = self.usage.bytes().saturating_add(self.teller.left());
-        let needed = needed.max(self.space.available);
-        config.no_space(&self.image, self.space, needed, self.stage.place())
+        let mut needed = self.usage.bytes().saturating_add(self.teller.left());
+        if lacks_bytes {
+            needed = needed.max(self.space.available);
+        }
+        let needed = (needed, self.usage.entries());
+        config.no_space(&self.image, self.space, needed, place)
     }
 }
 

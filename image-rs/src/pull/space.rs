@@ -53,7 +53,7 @@ impl PullConfig {
             available,
         };
         if needed > available {
-            return Err(self.no_space(image, space, needed, place));
+            return Err(self.no_space(image, space, (needed, 0), place));
         }
         Ok(space)
     }
@@ -62,13 +62,14 @@ impl PullConfig {
         &self,
         image: &Place,
         space: Space,
-        needed: u64,
+        (needed, files): (u64, u64),
         place: PathBuf,
     ) -> PullError {
         PullError::NoSpace {
             image: image.to_string(),
             needed,
             compressed: space.compressed,
+            files,
             available: space.available,
             place,
             setting: self.space_setting.clone(),

@@ -106,6 +106,11 @@ pub(super) fn free_bytes(path: &Path) -> Result<u64, PullError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Whether there is room for another file, however small.
+pub(super) fn has_files(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|stat| stat.f_favail > 0)
+}
+
 /// A root that no layer describes is readable by all, as a container's root has to be.
 fn set_mode(path: &Path) -> Result<(), PullError> {
     use std::os::unix::fs::PermissionsExt;
