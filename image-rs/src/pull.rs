@@ -214,9 +214,10 @@ impl Puller {
 
     /// Whether there is room now where there was none, because layers are gone that nobody uses.
     async fn makes_room(&self, error: &PullError, plans: &[Arc<Plan>]) -> bool {
-        let (PullError::NoSpace { .. }, Some(kept)) = (error, self.shared.kept().cloned()) else {
+        let Some(kept) = self.shared.kept().filter(|_| error.is_want_of_space()) else {
             return false;
         };
+        let kept = kept.clone();
         let wanted: Vec<Digest> = plans.iter().map(|plan| plan.digest.clone()).collect();
         let evicted = move || {
             let mut some = false;

@@ -107,6 +107,17 @@ pub enum PullError {
     },
 }
 
+impl PullError {
+    /// Whether it would not be one if there were more room.
+    pub(super) fn is_want_of_space(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Store { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
 impl From<PlaceError> for PullError {
     fn from(error: PlaceError) -> Self {
         match error {
