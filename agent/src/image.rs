@@ -8,7 +8,7 @@
 //! Where init-data names a broker, the guest attests beside the pull, and a container does not start
 //! in a guest that could not prove itself, also when its image needs no key.
 //!
-//! Layers stay in the store for the images that come later: see [`overlay`] and [`image_rs::pull::Shared`].
+//! Layers stay in the store for the images that come later: see `overlay.rs` and [`image_rs::pull::Shared`].
 
 mod fault;
 pub mod keys;

@@ -2,7 +2,7 @@
 //!
 //! What hides something of lower layers becomes what the overlay driver knows for it: a device 0:0 for a whiteout, an
 //! attribute for an opaque directory. Directories get what the layer says of them at once, because nothing is put into
-//! them afterwards. What only shows when layers come together is left to [`super::stack`].
+//! them afterwards. What only shows when layers come together is left to [`super::stack()`].
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};

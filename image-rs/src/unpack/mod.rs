@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Layers that are kept for other images are not moved: each directory becomes one of an overlay's ([`make_lower`],
-//! [`stack`]), and only what no overlay can say is merged, from copies.
+//! [`stack()`]), and only what no overlay can say is merged, from copies.
 //!
 //! Every path is opened by descriptor from the tree's root (`openat2` with `RESOLVE_BENEATH | NO_SYMLINKS`); a link on
 //! the way is read and followed by hand, inside. No path string of the host's is ever built from a name in an archive.

@@ -209,7 +209,7 @@ async fn an_upload_goes_on_at_the_same_origin_and_as_nobody_else() {
         assert!(
             !sent
                 .iter()
-                .any(|line| line.starts_with("P") && !line.starts_with("POST"))
+                .any(|line| line.starts_with('P') && !line.starts_with("POST"))
         );
     }
 }
