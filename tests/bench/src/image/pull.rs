@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use image_rs::pull::Shared;
 use image_rs::registry::{NodeMirror, Registry, RegistryConfig, Share};
 use image_rs::{Policy, PullConfig, Puller, Reference};
 use ocicrypt::Key;
@@ -36,7 +37,11 @@ pub async fn once(
         let mirror = NodeMirror::new(Arc::new(NodeDial(node.clone())), Share::All)?;
         registry = registry.with_node_mirror(mirror);
     }
-    let puller = Puller::new(config, registry, Arc::new(OneKey(key.map(Key::new))));
+    // As in a guest, which keeps layers for the images that come later.
+    let home = target.parent().context("a target in a directory")?;
+    let shared = Shared::new(config.concurrency).keeping(home.to_owned());
+    let keys = Arc::new(OneKey(key.map(Key::new)));
+    let puller = Puller::new(config, registry, keys).sharing(&shared);
     let pulled = puller.pull(&image, target).await?;
     eprintln!("{:?}", pulled.timings);
     let cost = Cost::of_this_process(start.elapsed().as_secs_f64())?;
