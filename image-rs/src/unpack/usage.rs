@@ -73,7 +73,9 @@ impl Usage {
             limits.entries,
             "entries",
         )?;
-        self.add_bytes(size.bytes, limits)?;
+        let cap = limits.unpacked_bytes;
+        // No memory is taken for them.
+        self.add(|sums| &sums.bytes, size.bytes, cap, "unpacked_bytes")?;
         self.add_journal(size.journal, limits)
     }
 
