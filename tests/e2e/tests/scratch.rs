@@ -76,10 +76,10 @@ fn is_on_disk(stage: &Stage, id: &str) -> bool {
         .unwrap();
     // A program of an image may be setuid wherever it is kept.
     assert!(!root.contains("nosuid"), "{root}");
-    // An overlay tells of the file system below it only its numbers: the disk's has an inode for 32 KiB, memory far more.
+    // An overlay tells of the file system below it only its numbers: the disk's has an inode for 16 KiB, memory far more.
     let inodes = exec(stage, id, "stat -f -c %c /");
     let inodes: usize = inodes.stdout.trim().parse().unwrap();
-    inodes <= DISK as usize * MIB / (32 << 10)
+    inodes <= DISK as usize * MIB / (16 << 10)
 }
 
 fn hold(stage: &Stage, pod: Pod<'_>) {
