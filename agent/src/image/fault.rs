@@ -171,9 +171,11 @@ fn layout_code(error: &LayoutError) -> ErrorCode {
         LayoutError::NoImage { .. } => ErrorCode::ImageNotFound,
         LayoutError::TooLarge { .. } => ErrorCode::ImageTooLarge,
         LayoutError::Digest { .. } => ErrorCode::DigestMismatch,
-        LayoutError::NotOne(_) | LayoutError::Archive { .. } | LayoutError::Size { .. } => {
-            ErrorCode::ImageMalformed
-        }
+        LayoutError::Name { .. } | LayoutError::Pinned(_) => ErrorCode::ReferenceInvalid,
+        LayoutError::NotOne(_)
+        | LayoutError::Index { .. }
+        | LayoutError::Archive { .. }
+        | LayoutError::Size { .. } => ErrorCode::ImageMalformed,
     }
 }
 
