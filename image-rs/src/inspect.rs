@@ -9,6 +9,10 @@ use crate::digest::Digest;
 use crate::manifest::Platform;
 use crate::place::{Place, PlaceError};
 
+/// What is said of a layer whose media type does not say what its annotations do.
+const LOST_TYPE: &str =
+    "its annotations are those of an encrypted layer, but its media type has lost \"+encrypted\"";
+
 /// An image seen from outside.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Inspection {
@@ -39,7 +43,8 @@ pub struct LayerInspection {
     /// Ways that we do not go, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
-    /// Why the ways cannot be read, for an encrypted layer whose annotations are damaged.
+    /// Why the ways cannot be read, for an encrypted layer whose annotations are damaged, or that says of itself that it
+    /// is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
 }
@@ -66,6 +71,7 @@ pub async fn inspect(place: &Place, platform: &Platform) -> Result<Inspection, P
     let layers = found.manifest.layers.iter().map(|layer| {
         let encrypted = media_type::is_encrypted(&layer.media_type);
         let (ways, damage) = match encrypted.then(|| Encryption::read(&layer.annotations)) {
+            None if layer.has_lost_type() => (Vec::new(), Some(LOST_TYPE.to_owned())),
             None => (Vec::new(), None),
             Some(Ok(encryption)) => (encryption.keys.iter().flat_map(ways).collect(), None),
             Some(Err(error)) => (Vec::new(), Some(error.to_string())),

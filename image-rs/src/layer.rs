@@ -25,6 +25,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::digest::{BadDigest, Digest};
 use crate::place::PlaceError;
 use crate::registry::RegistryError;
+use crate::shown::shown_list;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
 use blob::Blob;
 use content::{Chunk, Content};
@@ -52,7 +53,7 @@ pub enum LayerError {
     #[error(
         "the layer is not distributable, and {source}; what its manifest names instead ({}) is never asked: \
          push the image with its foreign layers",
-        .urls.join(", ")
+        shown_list(.urls.iter().map(String::as_str))
     )]
     Foreign {
         /// Where the manifest says it is.

@@ -1,33 +1,41 @@
 //! An image in a directory or in a tar archive: the OCI image layout, as skopeo reads and writes it under `oci:dir:tag`
 //! and `oci-archive:file:tag`.
 //!
-//! Spec: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>. A blob appears under its digest
-//! only when it is whole, and `index.json` is replaced in one step, as an archive is.
+//! Spec: <https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md>. What is written has no name until
+//! the whole image is there, and `index.json` is replaced in one step, as an archive is.
 
 mod error;
+mod index;
+mod name;
 mod pack;
+mod publish;
+mod reach;
 mod source;
+mod stage;
 
 pub use error::LayoutError;
+pub use stage::LayoutWriter;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+pub(crate) use publish::Publication;
+
+use std::path::PathBuf;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
-use tempfile::NamedTempFile;
+use serde_json::Value;
 
 use crate::digest::Digest;
-use crate::manifest::{MANIFEST_BYTES_MAX, OCI_INDEX};
+use crate::manifest::MANIFEST_BYTES_MAX;
+use crate::shown::shown_list;
 use error::failed;
+use index::Index;
 use source::{Part, Source};
+use stage::{Stage, Unnamed};
 
 const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 const VERSION: &str = "1.0.0";
 /// Cap on the marker, in bytes.
 const MARKER_BYTES_MAX: usize = 4096;
-const TAG: &str = "org.opencontainers.image.ref.name";
 /// How much of a blob is read at once.
 const PIECE_BYTES: usize = 1024 * 1024;
 
@@ -38,6 +46,8 @@ pub struct Layout {
     tag: Option<String>,
     /// Counts before the tag: the image is this one or none.
     digest: Option<Digest>,
+    /// The blobs of an image that is being written.
+    stage: Stage,
 }
 
 impl std::fmt::Display for Layout {
@@ -58,37 +68,69 @@ impl Layout {
     /// Names an image in a directory; nothing is opened.
     #[must_use]
     pub fn new(directory: PathBuf, tag: Option<String>) -> Self {
-        Self {
-            source: Source::directory(directory),
-            tag,
-            digest: None,
-        }
+        Self::named(Source::directory(directory), tag, None)
     }
 
     /// Reads the `dir[:tag][@digest]` of a directory.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        Self::parse_as(text, Source::directory)
+    ///
+    /// # Errors
+    /// [`LayoutError::Name`].
+    pub fn parse(text: &str) -> Result<Self, LayoutError> {
+        let (path, tag, digest) = name::parse(text)?;
+        Ok(Self::named(Source::directory(path), tag, digest))
     }
 
     /// Reads the `file[:tag][@digest]` of an archive.
-    #[must_use]
-    pub fn parse_archive(text: &str) -> Self {
-        Self::parse_as(text, Source::archive)
+    ///
+    /// # Errors
+    /// [`LayoutError::Name`].
+    pub fn parse_archive(text: &str) -> Result<Self, LayoutError> {
+        let (path, tag, digest) = name::parse(text)?;
+        Ok(Self::named(Source::archive(path), tag, digest))
     }
 
-    fn parse_as(text: &str, source: fn(PathBuf) -> Source) -> Self {
-        let pinned = text.rsplit_once('@');
-        let pinned = pinned.and_then(|(rest, digest)| Some((rest, digest.parse().ok()?)));
-        let (text, digest) = pinned.map_or((text, None), |(rest, digest)| (rest, Some(digest)));
-        let (path, tag) = match text.rsplit_once(':') {
-            Some((path, tag)) if !tag.contains('/') => (path, Some(tag.to_owned())),
-            _ => (text, None),
-        };
+    fn named(source: Source, tag: Option<String>, digest: Option<Digest>) -> Self {
         Self {
-            source: source(path.into()),
+            source,
             tag,
             digest,
+            stage: Stage::default(),
+        }
+    }
+
+    /// The same image for a writer of its own: what another one has not finished is not this one's.
+    pub(crate) fn anew(&self) -> Self {
+        Self::named(self.source.clone(), self.tag.clone(), self.digest.clone())
+    }
+
+    /// Whether an image can be written here, told before any work is done for it.
+    ///
+    /// # Errors
+    /// See [`LayoutError`].
+    pub fn check_destination(&self) -> Result<(), LayoutError> {
+        if self.digest.is_some() {
+            return Err(LayoutError::Pinned(self.to_string()));
+        }
+        match &self.source {
+            Source::Directory(_) => self.read_index().map(drop),
+            Source::Archive { path, .. } => match std::fs::metadata(path) {
+                Ok(found) if found.is_dir() => {
+                    let kind = std::io::ErrorKind::IsADirectory;
+                    Err(failed("write", path, kind.into()))
+                }
+                _ => Unnamed::new_in(pack::parent_of(path)).map(drop),
+            },
+        }
+    }
+
+    /// Whether both are in the same directory.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        match (&self.source, &other.source) {
+            (Source::Directory(one), Source::Directory(other)) => {
+                let real = [one, other].map(|path| path.canonicalize().ok());
+                one == other || (real[0].is_some() && real[0] == real[1])
+            }
+            _ => false,
         }
     }
 
@@ -104,16 +146,8 @@ impl Layout {
             let bytes = self.small_blob(digest, MANIFEST_BYTES_MAX)?;
             return Ok((bytes, digest.clone()));
         }
-        let entries = index["manifests"].as_array().cloned().unwrap_or_default();
-        let tag_of = |entry: &Value| entry["annotations"][TAG].as_str().map(str::to_owned);
-        let chosen = match &self.tag {
-            Some(tag) => entries
-                .iter()
-                .find(|entry| tag_of(entry).as_ref() == Some(tag)),
-            None if entries.len() == 1 => entries.first(),
-            None => None,
-        };
-        let digest = chosen
+        let digest = index
+            .find(self.tag.as_deref())
             .and_then(|entry| entry["digest"].as_str())
             .and_then(|digest| digest.parse::<Digest>().ok());
         let digest = digest.ok_or_else(|| LayoutError::NoImage {
@@ -122,11 +156,7 @@ impl Layout {
                 .tag
                 .clone()
                 .unwrap_or_else(|| "without a tag".to_owned()),
-            found: entries
-                .iter()
-                .filter_map(tag_of)
-                .collect::<Vec<_>>()
-                .join(", "),
+            found: shown_list(index.tags()),
         })?;
         Ok((self.small_blob(&digest, MANIFEST_BYTES_MAX)?, digest))
     }
@@ -187,84 +217,43 @@ impl Layout {
         self.source.path().to_owned()
     }
 
-    /// Where what is written of the image goes.
-    fn target(&self) -> Result<Self, LayoutError> {
-        let (source, tag) = (self.source.target()?, self.tag.clone());
-        Ok(Self {
-            source,
-            tag,
-            digest: None,
-        })
-    }
-
-    /// Whether a blob that shall be written is there. A new archive takes none from the one in its place.
+    /// Whether a blob of the image that is being written is there.
     #[must_use]
     pub fn has_blob(&self, digest: &Digest) -> bool {
-        let found = self
-            .target()
-            .and_then(|to| to.source.open(&blob_name(digest)));
-        found.is_ok_and(|part| part.is_some())
+        self.stage.has(digest)
     }
 
-    /// Takes back a blob of an image that was not finished.
-    pub(crate) fn forget(&self, digest: &Digest) {
-        if let Ok(to) = self.target() {
-            let _ = std::fs::remove_file(to.source.path_of(&blob_name(digest)));
-        }
-    }
-
-    /// Starts a blob; makes the layout where there is none.
+    /// Starts a blob; makes the directory where there is none.
     ///
     /// # Errors
     /// See [`LayoutError`].
     pub fn start_blob(&self) -> Result<LayoutWriter, LayoutError> {
-        let layout = self.target()?;
-        layout.create()?;
-        let place = layout.source.path_of("blobs/sha256");
-        let file = NamedTempFile::new_in(&place)
-            .map_err(|source| failed("make a file in", &place, source))?;
-        Ok(LayoutWriter { file, layout })
+        let file = match &self.source {
+            Source::Directory(path) => {
+                std::fs::create_dir_all(path)
+                    .map_err(|source| failed("make directory", path, source))?;
+                Unnamed::new_in(path)?
+            }
+            Source::Archive { path, .. } => Unnamed::new_in(pack::parent_of(path))?,
+        };
+        Ok(LayoutWriter::new(file, self.stage.clone()))
     }
 
-    /// Writes a manifest and lets the tag lead to it; an archive is made now.
+    /// Writes a manifest, gives the blobs their names and lets the tag lead to it; an archive is made now.
     ///
     /// # Errors
     /// See [`LayoutError`].
     pub fn write_manifest(&self, media_type: &str, bytes: &[u8]) -> Result<Digest, LayoutError> {
-        let digest = Digest::of(bytes);
-        let mut blob = self.start_blob()?;
-        blob.write(bytes)?;
-        blob.finish(&digest)?;
-        let to = self.target()?;
-        let mut index = to
-            .read_index()?
-            .unwrap_or_else(|| json!({"schemaVersion": 2, "mediaType": OCI_INDEX}));
-        let mut entries = index["manifests"].as_array().cloned().unwrap_or_default();
-        entries.retain(|entry| entry["annotations"][TAG].as_str() != self.tag.as_deref());
-        let mut entry = json!({"mediaType": media_type, "digest": digest, "size": bytes.len()});
-        if let Some(tag) = &self.tag {
-            entry["annotations"] = json!({ TAG: tag });
+        let mut publication = Publication::new(self, media_type, bytes, Vec::new())?;
+        loop {
+            if let Some(digest) = publication.step()? {
+                return Ok(digest);
+            }
         }
-        entries.push(entry);
-        index["manifests"] = entries.into();
-        to.replace(INDEX, index.to_string().as_bytes())?;
-        self.source.pack()?;
-        Ok(digest)
-    }
-
-    fn create(&self) -> Result<(), LayoutError> {
-        let blobs = self.source.path_of("blobs/sha256");
-        std::fs::create_dir_all(&blobs)
-            .map_err(|source| failed("make directory", &blobs, source))?;
-        if self.source.path_of(MARKER).exists() {
-            return Ok(());
-        }
-        let marker = json!({"imageLayoutVersion": VERSION});
-        self.replace(MARKER, marker.to_string().as_bytes())
     }
 
     /// `None` where there is no layout yet.
-    fn read_index(&self) -> Result<Option<Value>, LayoutError> {
+    fn read_index(&self) -> Result<Option<Index>, LayoutError> {
         let Some(marker) = self.source.open(MARKER)? else {
             return Ok(None);
         };
@@ -277,21 +266,9 @@ impl Layout {
         let Some(index) = self.source.open(INDEX)? else {
             return Ok(None);
         };
-        let index = index.read_all(&self.source.path_of(INDEX), MANIFEST_BYTES_MAX)?;
-        serde_json::from_slice(&index)
-            .map(Some)
-            .map_err(|_| not_one())
-    }
-
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), LayoutError> {
-        let path = self.source.path_of(name);
-        let write = || -> std::io::Result<()> {
-            let mut file = NamedTempFile::new_in(self.source.path())?;
-            file.write_all(bytes)?;
-            file.as_file().sync_all()?;
-            publish(file, &path)
-        };
-        write().map_err(|source| failed("write", &path, source))
+        let path = self.source.path_of(INDEX);
+        let index = index.read_all(&path, MANIFEST_BYTES_MAX)?;
+        Index::read(&index, &path).map(Some)
     }
 }
 
@@ -322,42 +299,6 @@ impl LayoutBlob {
     }
 }
 
-/// A blob being written; dropped before its end, it is removed.
-#[derive(Debug)]
-pub struct LayoutWriter {
-    file: NamedTempFile,
-    layout: Layout,
-}
-
-impl LayoutWriter {
-    /// Adds a piece.
-    ///
-    /// # Errors
-    /// See [`LayoutError`].
-    pub fn write(&mut self, piece: &[u8]) -> Result<(), LayoutError> {
-        self.file
-            .write_all(piece)
-            .map_err(|source| failed("write", self.file.path(), source))
-    }
-
-    /// Puts the blob under its digest.
-    ///
-    /// # Errors
-    /// See [`LayoutError`].
-    pub fn finish(self, digest: &Digest) -> Result<(), LayoutError> {
-        let path = self.layout.source.path_of(&blob_name(digest));
-        publish(self.file, &path).map_err(|source| failed("write", &path, source))
-    }
-}
-
-/// Temporary files are private; what stands in a layout is for every reader.
-fn publish(file: NamedTempFile, path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.as_file()
-        .set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    file.persist(path).map_err(|error| error.error).map(|_| ())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,8 +325,8 @@ mod tests {
         for text in ["oci:/a/b", "oci:/a/b:t", "oci-archive:/a.tar:t"] {
             for text in [text.to_owned(), format!("{text}@{digest}")] {
                 let layout = match text.split_once(':').unwrap() {
-                    ("oci", rest) => Layout::parse(rest),
-                    (_, rest) => Layout::parse_archive(rest),
+                    ("oci", rest) => Layout::parse(rest).unwrap(),
+                    (_, rest) => Layout::parse_archive(rest).unwrap(),
                 };
                 assert_eq!(layout.to_string(), text);
             }
@@ -408,7 +349,7 @@ mod tests {
                     .unwrap();
             }
             tar.into_inner().unwrap();
-            let archive = Layout::parse_archive(&format!("{}:t", path.display()));
+            let archive = Layout::parse_archive(&format!("{}:t", path.display())).unwrap();
             assert_eq!(
                 archive.manifest().unwrap(),
                 (b"1".as_slice().into(), digest.clone())
@@ -424,7 +365,7 @@ mod tests {
             // Cut off within its last member.
             let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
             file.set_len(512 * 5).unwrap();
-            let archive = Layout::parse_archive(&format!("{}:t", path.display()));
+            let archive = Layout::parse_archive(&format!("{}:t", path.display())).unwrap();
             assert!(matches!(
                 archive.manifest(),
                 Err(LayoutError::Archive { .. })
@@ -437,7 +378,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = format!("{}:t", directory.path().join("a.tar").display());
         let write = |content: &[u8]| {
-            let archive = Layout::parse_archive(&place);
+            let archive = Layout::parse_archive(&place).unwrap();
             let mut blob = archive.start_blob().unwrap();
             blob.write(content).unwrap();
             blob.finish(&Digest::of(content)).unwrap();
@@ -448,7 +389,7 @@ mod tests {
         assert!(!write(b"other").has_blob(&Digest::of(b"blob")));
         let names: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "{names:?}");
-        let again = Layout::parse_archive(&place);
+        let again = Layout::parse_archive(&place).unwrap();
         let manifest = again.manifest().unwrap();
         assert_eq!(manifest, (b"{}".as_slice().into(), digest));
         let mut blob = again.blob(&Digest::of(b"blob")).unwrap();
@@ -468,7 +409,9 @@ mod tests {
             tar.append_data(&mut header, INDEX, &b"{}"[..]).unwrap();
         }
         tar.finish().unwrap();
-        let error = Layout::parse_archive(path.to_str().unwrap()).manifest();
+        let error = Layout::parse_archive(path.to_str().unwrap())
+            .unwrap()
+            .manifest();
         let LayoutError::Archive { source, .. } = error.unwrap_err() else {
             panic!("not refused as an archive");
         };
@@ -480,14 +423,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().display();
         let first = Layout::parse(&format!("{path}:t"))
+            .unwrap()
             .write_manifest("x", b"1")
             .unwrap();
         Layout::parse(&format!("{path}:t"))
+            .unwrap()
             .write_manifest("x", b"2")
             .unwrap();
-        let pinned = Layout::parse(&format!("{path}:t@{first}"));
+        let pinned = Layout::parse(&format!("{path}:t@{first}")).unwrap();
         assert_eq!(pinned.manifest().unwrap().0, b"1".as_slice());
-        let absent = Layout::parse(&format!("{path}:t@{}", Digest::of(b"3")));
+        let absent = Layout::parse(&format!("{path}:t@{}", Digest::of(b"3"))).unwrap();
         assert!(matches!(absent.manifest(), Err(LayoutError::Io { .. })));
     }
 
@@ -496,7 +441,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let secret = directory.path().join("secret");
         std::fs::write(&secret, b"1").unwrap();
-        let layout = Layout::parse(&directory.path().join("layout").display().to_string());
+        let layout = Layout::parse(&directory.path().join("layout").display().to_string()).unwrap();
         let digest = layout.write_manifest("x", b"1").unwrap();
         let blob = layout.source.path_of(&blob_name(&digest));
         std::fs::remove_file(&blob).unwrap();
@@ -511,7 +456,7 @@ mod tests {
     #[test]
     fn a_damaged_blob_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let layout = Layout::parse(&format!("{}:t", directory.path().display()));
+        let layout = Layout::parse(&format!("{}:t", directory.path().display())).unwrap();
         let digest = layout.write_manifest("x", b"1").unwrap();
         std::fs::write(layout.source.path_of(&blob_name(&digest)), b"2").unwrap();
         assert!(matches!(layout.manifest(), Err(LayoutError::Digest { .. })));

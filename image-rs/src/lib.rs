@@ -22,6 +22,7 @@ pub mod pull;
 pub mod recrypt;
 pub mod reference;
 pub mod registry;
+mod shown;
 pub mod signature;
 pub mod unpack;
 
@@ -31,3 +32,4 @@ pub use place::Place;
 pub use policy::{Policy, PolicyFile};
 pub use pull::{PullConfig, PullError, Pulled, Puller};
 pub use reference::Reference;
+pub use shown::{shown, shown_list, shown_up_to};

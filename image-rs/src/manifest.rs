@@ -7,9 +7,12 @@ pub use platform::Platform;
 use std::collections::HashMap;
 
 use oci_spec::image::ImageConfiguration;
+use ocicrypt::annotation::PREFIX;
+use ocicrypt::media_type;
 use serde::Deserialize;
 
 use crate::digest::{BadDigest, Digest};
+use crate::shown::shown_list;
 
 /// Cap on a manifest or an index, in bytes; the distribution specification's own advice.
 pub const MANIFEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -125,6 +128,15 @@ pub struct Descriptor {
     pub annotations: HashMap<String, String>,
     /// Where else it is said to be, for a layer that may not be distributed.
     pub urls: Vec<String>,
+}
+
+impl Descriptor {
+    /// Whether it has the annotations of an encrypted layer without its media type.
+    #[must_use]
+    pub fn has_lost_type(&self) -> bool {
+        let mut names = self.annotations.keys();
+        !media_type::is_encrypted(&self.media_type) && names.any(|name| name.starts_with(PREFIX))
+    }
 }
 
 /// An image's manifest.
@@ -248,9 +260,10 @@ pub fn select<'a>(
             .iter()
             .filter_map(|entry| entry.platform.as_ref())
             .map(Platform::to_string);
+        let names: Vec<_> = names.collect();
         ManifestError::Platform {
             wanted: platform.to_string(),
-            found: names.collect::<Vec<_>>().join(", "),
+            found: shown_list(names.iter().map(String::as_str)),
         }
     })
 }
@@ -418,6 +431,18 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("linux/s390x, linux/amd64"), "{error}");
+    }
+
+    #[test]
+    fn the_words_of_an_index_steer_no_terminal() {
+        let platform = r#","platform":{"os":"linux","architecture":"\u001b[2Jx\u202e"}"#;
+        let text = format!(r#"{{"manifests":[{}]}}"#, descriptor(platform));
+        let Document::Index(entries) = Document::read(text.as_bytes(), None, 9).unwrap() else {
+            panic!("an index")
+        };
+        let error = select(&entries, &Platform::new("linux", "amd64", None));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("linux/\\u{1b}[2Jx\\u{202e}"), "{error:?}");
     }
 
     #[test]

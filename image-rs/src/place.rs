@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::digest::Digest;
 use crate::layer::LayerError;
-use crate::layout::{Layout, LayoutBlob, LayoutError, LayoutWriter};
+use crate::layout::{Layout, LayoutBlob, LayoutError, LayoutWriter, Publication};
 use crate::manifest::{self, Document, Manifest, ManifestError, Platform};
 use crate::reference::{Reference, ReferenceError};
 use crate::registry::{BlobStream, RawManifest, Registry, RegistryError, Upload};
@@ -85,13 +85,13 @@ impl Place {
     /// Reads `docker://…`, `oci:…`, `oci-archive:…`, or a bare image name.
     ///
     /// # Errors
-    /// [`PlaceError::Name`].
+    /// [`PlaceError::Name`], or [`LayoutError::Name`] in it.
     pub fn parse(text: &str, registry: &Registry) -> Result<Self, PlaceError> {
         if let Some(layout) = text.strip_prefix("oci:") {
-            return Ok(Self::Layout(Layout::parse(layout)));
+            return Ok(Self::Layout(Layout::parse(layout)?));
         }
         if let Some(archive) = text.strip_prefix("oci-archive:") {
-            return Ok(Self::Layout(Layout::parse_archive(archive)));
+            return Ok(Self::Layout(Layout::parse_archive(archive)?));
         }
         let name = text.strip_prefix("docker://").unwrap_or(text);
         let image = name.parse().map_err(|source| PlaceError::Name {
@@ -207,19 +207,30 @@ impl Place {
         }
     }
 
-    /// Whether a blob of this digest that is written now must stay, whatever becomes of the image: it was there before,
-    /// or nobody here can remove it.
-    pub(crate) fn would_keep(&self, digest: &Digest) -> bool {
+    /// Whether an image can be written here, as far as that can be told before any work is done for it.
+    ///
+    /// # Errors
+    /// See [`PlaceError`].
+    pub fn check_destination(&self) -> Result<(), PlaceError> {
         match self {
-            Self::Layout(layout) => layout.has_blob(digest),
-            Self::Registry(..) => true,
+            Self::Registry(..) => Ok(()),
+            Self::Layout(layout) => Ok(layout.check_destination()?),
         }
     }
 
-    /// Takes back a blob of an image that was not finished.
-    pub(crate) fn forget(&self, digest: &Digest) {
-        if let Self::Layout(layout) = self {
-            layout.forget(digest);
+    /// The same place for a writer of its own.
+    pub(crate) fn anew(&self) -> Self {
+        match self {
+            Self::Registry(..) => self.clone(),
+            Self::Layout(layout) => Self::Layout(layout.anew()),
+        }
+    }
+
+    /// Whether both are in one directory.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Layout(one), Self::Layout(other)) => one.is_beside(other),
+            _ => false,
         }
     }
 
@@ -232,11 +243,30 @@ impl Place {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<Digest, PlaceError> {
-        match self {
+        self.write_manifest_over(media_type, bytes, Vec::new())
+            .await
+    }
+
+    /// The same for an image that was made of another one beside it: of `origin`, its manifest and its blobs, what
+    /// nothing needs any more is removed.
+    pub(crate) async fn write_manifest_over(
+        &self,
+        media_type: &str,
+        bytes: Bytes,
+        origin: Vec<Digest>,
+    ) -> Result<Digest, PlaceError> {
+        let layout = match self {
             Self::Registry(registry, image) => {
-                Ok(registry.push_manifest(image, media_type, bytes).await?)
+                return Ok(registry.push_manifest(image, media_type, bytes).await?);
             }
-            Self::Layout(layout) => Ok(layout.write_manifest(media_type, &bytes)?),
+            Self::Layout(layout) => layout,
+        };
+        let mut publication = Publication::new(layout, media_type, &bytes, origin)?;
+        loop {
+            if let Some(digest) = publication.step()? {
+                return Ok(digest);
+            }
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -267,7 +297,11 @@ impl BlobReader {
     pub async fn next(&mut self) -> Result<Option<Bytes>, PlaceError> {
         match self {
             Self::Registry(blob) => Ok(blob.next().await?),
-            Self::Layout(blob) => Ok(blob.next_piece()?),
+            Self::Layout(blob) => {
+                // A file is always ready: without this, whoever waits for an interrupt would not be asked.
+                tokio::task::yield_now().await;
+                Ok(blob.next_piece()?)
+            }
         }
     }
 }

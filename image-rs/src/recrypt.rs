@@ -1,13 +1,13 @@
 //! An image from one place to another, its layers encrypted or decrypted on the way.
 //!
 //! Nothing is stored between: each layer streams through the cipher into its upload, which is ended only when its
-//! source's digest (and, decrypting, its HMAC) holds. The manifest is written last, so a failure leaves no image; a
-//! layout in a directory is left without its blobs, too. Docker schema 2 becomes OCI, because its descriptors have no
+//! source's digest (and, decrypting, its HMAC) holds. The manifest is written last, so a failure leaves no image; in a
+//! layout the blobs have no name before it. Docker schema 2 becomes OCI, because its descriptors have no
 //! annotations.
 
 mod error;
-mod fresh;
 mod recipient;
+mod way;
 
 pub use error::RecryptError;
 pub use recipient::{ProviderRecipient, Recipients};
@@ -18,15 +18,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ocicrypt::annotation::{Encryption, PREFIX};
-use ocicrypt::cipher::{CipherError, Nonce, Opener, Sealer};
+use ocicrypt::cipher::{Nonce, Opener, Sealer};
 use ocicrypt::options::{PrivateOptions, PublicOptions};
 use ocicrypt::{KeySource, LayerKey, LayerOptions, media_type};
 use serde_json::Value;
 
-use crate::digest::{Algorithm, Digest, Hasher};
-use crate::manifest::{CONFIG_BYTES_MAX, Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST, Platform};
-use crate::place::{BlobWriter, Found, Place};
-use fresh::Fresh;
+use crate::digest::{Algorithm, Digest};
+use crate::manifest::{CONFIG_BYTES_MAX, Manifest, OCI_CONFIG, OCI_MANIFEST, Platform};
+use crate::place::{Found, Place};
+use way::{Way, Written};
 
 /// Layers on their way at once.
 const LAYERS_AT_ONCE: usize = 3;
@@ -72,17 +72,19 @@ pub async fn encrypt(
     if recipients.is_empty() {
         return Err(RecryptError::NoRecipient);
     }
+    to.check_destination()?;
     let found = from.manifest(platform).await?;
     check_plain(&found.manifest)?;
-    let fresh = &Fresh::new(to);
+    let to = &to.anew();
     let layers = found.manifest.layers.iter().enumerate();
     let jobs = layers.map(|(index, layer)| {
         let way = Way {
             from,
-            fresh,
+            to,
             index,
             layer,
             report,
+            needs_sha512: false,
         };
         async move { seal(&way, recipients).await }
     });
@@ -90,18 +92,31 @@ pub async fn encrypt(
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
         .await?;
-    finish(from, fresh, &found, layers).await
+    finish(from, to, &found, layers).await
 }
 
 /// Tells whether an image can be encrypted.
 ///
 /// # Errors
-/// [`RecryptError::AlreadyEncrypted`], which names the first layer that is.
+/// [`RecryptError::AlreadyEncrypted`] or [`RecryptError::LostType`], which name the first layer that is encrypted.
 pub fn check_plain(manifest: &Manifest) -> Result<(), RecryptError> {
+    check_types(manifest)?;
     let mut layers = manifest.layers.iter();
     let encrypted = layers.find(|layer| media_type::is_encrypted(&layer.media_type));
     encrypted.map_or(Ok(()), |layer| {
         Err(RecryptError::AlreadyEncrypted(layer.digest.clone()))
+    })
+}
+
+/// Some tool may have taken the end of an encrypted layer's media type away; what it has is ciphertext all the same.
+fn check_types(manifest: &Manifest) -> Result<(), RecryptError> {
+    let mut layers = manifest.layers.iter();
+    let lost = layers.find(|layer| layer.has_lost_type());
+    lost.map_or(Ok(()), |layer| {
+        Err(RecryptError::LostType {
+            digest: layer.digest.clone(),
+            media_type: layer.media_type.clone(),
+        })
     })
 }
 
@@ -116,7 +131,9 @@ pub async fn decrypt(
     keys: &dyn KeySource,
     report: &Report,
 ) -> Result<Digest, RecryptError> {
+    to.check_destination()?;
     let found = from.manifest(platform).await?;
+    check_types(&found.manifest)?;
     let layers = &found.manifest.layers;
     let sealed = layers
         .iter()
@@ -134,7 +151,7 @@ pub async fn decrypt(
         .await?;
     let diff_ids = diff_ids(&config);
     let diff_ids = &diff_ids;
-    let fresh = &Fresh::new(to);
+    let to = &to.anew();
     let mut jobs = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let options = if media_type::is_encrypted(&layer.media_type) {
@@ -144,15 +161,19 @@ pub async fn decrypt(
         };
         let way = Way {
             from,
-            fresh,
+            to,
             index,
             layer,
             report,
+            needs_sha512: [diff_ids.get(index), options.as_ref().map(|it| &it.digest)]
+                .into_iter()
+                .flatten()
+                .any(|digest| digest.starts_with(Algorithm::Sha512.name())),
         };
         jobs.push(async move {
             match options {
                 Some(options) => open(&way, options, diff_ids).await,
-                None => carry(&way).await,
+                None => carry(&way, diff_ids).await,
             }
         });
     }
@@ -160,83 +181,14 @@ pub async fn decrypt(
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
         .await?;
-    finish(from, fresh, &found, written).await
-}
-
-/// One layer on its way.
-struct Way<'a> {
-    from: &'a Place,
-    fresh: &'a Fresh<'a>,
-    index: usize,
-    layer: &'a Descriptor,
-    report: &'a Report,
-}
-
-/// What a layer has become.
-struct Written {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    annotations: Vec<(String, String)>,
-    /// Whether its bytes are others than they were.
-    is_changed: bool,
-}
-
-impl Way<'_> {
-    /// Streams the layer through `change`, and gives the digest of what came out and the writer, not ended yet.
-    async fn stream(
-        &self,
-        mut change: impl FnMut(&mut [u8]) -> Result<(), CipherError>,
-    ) -> Result<(BlobWriter, Digest, u64), RecryptError> {
-        let layer = self.index;
-        (self.report)(Progress::Start {
-            layer,
-            size: self.layer.size,
-        });
-        let mut source = self.from.blob(&self.layer.digest, self.layer.size)?;
-        let mut writer = self.fresh.to.start_blob().await?;
-        let mut before = self.layer.digest.hasher();
-        let mut after = Hasher::new(Algorithm::Sha256);
-        let mut size = 0;
-        while let Some(piece) = source.next().await? {
-            before.update(&piece);
-            let mut piece: Vec<u8> = piece.into();
-            change(&mut piece)?;
-            after.update(&piece);
-            writer.write(&piece).await?;
-            size += piece.len() as u64;
-            (self.report)(Progress::Advance {
-                layer,
-                bytes: piece.len() as u64,
-            });
-        }
-        let found = before.finish();
-        if found != self.layer.digest {
-            return Err(RecryptError::Digest {
-                expected: self.layer.digest.clone(),
-                found,
-            });
-        }
-        Ok((writer, after.finish(), size))
-    }
-
-    fn done(&self) {
-        (self.report)(Progress::Done { layer: self.index });
-    }
-
-    fn plain_type(&self) -> Result<String, RecryptError> {
-        media_type::oci(&self.layer.media_type).ok_or_else(|| RecryptError::LayerType {
-            digest: self.layer.digest.clone(),
-            media_type: self.layer.media_type.clone(),
-        })
-    }
+    finish(from, to, &found, written).await
 }
 
 async fn seal(way: &Way<'_>, recipients: &Recipients) -> Result<Written, RecryptError> {
     let plain_type = way.plain_type()?;
     let (key, nonce) = (LayerKey::generate()?, Nonce::generate()?);
     let mut sealer = Sealer::new(&key, &nonce);
-    let (writer, digest, size) = way.stream(|piece| sealer.update(piece)).await?;
+    let (writer, digests) = way.stream(|piece| sealer.update(piece)).await?;
     let private = PrivateOptions {
         key,
         digest: way.layer.digest.to_string(),
@@ -250,15 +202,10 @@ async fn seal(way: &Way<'_>, recipients: &Recipients) -> Result<Written, Recrypt
     // What a provider answered may be more than a reader takes: told now, not when the image is pulled.
     let annotations: HashMap<_, _> = encryption.write().into_iter().collect();
     Encryption::read(&annotations)?;
-    way.fresh.finish(writer, &digest).await?;
+    writer.finish(&digests.sha256).await?;
     way.done();
-    Ok(Written {
-        media_type: media_type::encrypted(&plain_type),
-        digest,
-        size,
-        annotations: encryption.write(),
-        is_changed: true,
-    })
+    let media_type = media_type::encrypted(&plain_type);
+    Ok(digests.written(media_type, encryption.write(), true))
 }
 
 async fn open(
@@ -267,62 +214,49 @@ async fn open(
     diff_ids: &[String],
 ) -> Result<Written, RecryptError> {
     let plain_type = way.plain_type()?;
+    let media_type = media_type::decrypted(&plain_type).to_owned();
     let mut opener = Opener::new(&options.key, &options.nonce);
-    let (writer, digest, size) = way.stream(|piece| opener.update(piece)).await?;
+    let (writer, digests) = way.stream(|piece| opener.update(piece)).await?;
     // The upload is given up when the ciphertext was not authentic.
     opener.finish(&options.hmac)?;
     // A writer that compresses while it encrypts names the uncompressed layer.
     let expected = &options.digest;
-    if !expected.is_empty()
-        && *expected != digest.to_string()
-        && diff_ids.get(way.index) != Some(expected)
+    if !expected.is_empty() && !digests.have(expected) && diff_ids.get(way.index) != Some(expected)
     {
         return Err(RecryptError::WrappedDigest {
             layer: way.layer.digest.clone(),
             wrapped: expected.clone(),
         });
     }
-    way.fresh.finish(writer, &digest).await?;
+    way.check_content(&media_type, &digests, diff_ids)?;
+    writer.finish(&digests.sha256).await?;
     way.done();
-    let media_type = media_type::decrypted(&plain_type).to_owned();
-    Ok(Written {
-        media_type,
-        digest,
-        size,
-        annotations: Vec::new(),
-        is_changed: true,
-    })
+    Ok(digests.written(media_type, Vec::new(), true))
 }
 
 /// A layer that is not encrypted goes over as it is.
-async fn carry(way: &Way<'_>) -> Result<Written, RecryptError> {
+async fn carry(way: &Way<'_>, diff_ids: &[String]) -> Result<Written, RecryptError> {
     let media_type = way.plain_type()?;
-    let (writer, digest, size) = way.stream(|_| Ok(())).await?;
-    way.fresh.finish(writer, &digest).await?;
+    let (writer, digests) = way.stream(|_| Ok(())).await?;
+    way.check_content(&media_type, &digests, diff_ids)?;
+    writer.finish(&digests.sha256).await?;
     way.done();
-    Ok(Written {
-        media_type,
-        digest,
-        size,
-        annotations: Vec::new(),
-        is_changed: false,
-    })
+    Ok(digests.written(media_type, Vec::new(), false))
 }
 
 /// The configuration, then the manifest: every member that we do not change stays as it was.
 async fn finish(
     from: &Place,
-    fresh: &Fresh<'_>,
+    to: &Place,
     found: &Found,
     layers: Vec<Written>,
 ) -> Result<Digest, RecryptError> {
-    let to = fresh.to;
     let config = &found.manifest.config.digest;
     if !to.has_blob(config).await? {
         let bytes = from.small_blob(config, CONFIG_BYTES_MAX).await?;
         let mut writer = to.start_blob().await?;
         writer.write(&bytes).await?;
-        fresh.finish(writer, config).await?;
+        writer.finish(config).await?;
     }
     let mut document: Value =
         serde_json::from_slice(&found.bytes).map_err(|_| RecryptError::Manifest)?;
@@ -358,9 +292,15 @@ async fn finish(
         }
     }
     let document = Bytes::from(document.to_string());
-    let digest = to.write_manifest(OCI_MANIFEST, document).await?;
-    fresh.keep();
-    Ok(digest)
+    let origin = match from.is_beside(to) {
+        true => [&found.digest, config].into_iter().cloned(),
+        false => return Ok(to.write_manifest(OCI_MANIFEST, document).await?),
+    };
+    let layers = found.manifest.layers.iter();
+    let origin = origin.chain(layers.map(|layer| layer.digest.clone()));
+    Ok(to
+        .write_manifest_over(OCI_MANIFEST, document, origin.collect())
+        .await?)
 }
 
 fn diff_ids(config: &[u8]) -> Vec<String> {

@@ -42,6 +42,34 @@ fn attributes_that_the_file_system_cannot_keep_are_an_error() {
 }
 
 #[test]
+fn attributes_that_would_be_lost_are_refused_by_name() {
+    let stage = Stage::new();
+    let refused = |tar: Tarball| {
+        let error = stage.unpack(&[tar.end()], &options(Limits::default()));
+        error.unwrap_err()
+    };
+    let list = [("SCHILY.acl.access", b"user::rw-".as_slice())];
+    let error = refused(Tarball::new().pax(&list).file("a", "x"));
+    assert!(matches!(error, UnpackError::AccessList(_)), "{error}");
+    // The kernel lets no file system keep these.
+    for kind in [b'2', b'6'] {
+        let user = [("SCHILY.xattr.user.x", b"1".as_slice())];
+        let error = refused(
+            Tarball::new()
+                .pax(&user)
+                .add(&Member::new(kind, "a").link("b")),
+        );
+        assert!(matches!(error, UnpackError::UserXattr { .. }), "{error}");
+    }
+    let other = [("LIBARCHIVE.xattr.user%2ex", b"MQ".as_slice())];
+    let tar = Tarball::new().pax(&other).file("a", "x");
+    stage
+        .unpack(&[tar.end()], &options(Limits::default()))
+        .unwrap();
+    assert!(tarball::xattrs(&stage.root().join("a")).contains("user.x"));
+}
+
+#[test]
 fn a_file_larger_than_octal_has_digits_is_read() {
     // 8 GiB and a bit, all of it a hole: base-256 in the old header, text in PAX.
     let size: u64 = (8 << 30) + 5;

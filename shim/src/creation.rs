@@ -184,7 +184,7 @@ impl Progress {
     #[must_use]
     pub fn told(&self, now: Instant) -> String {
         let image = self.image.as_deref().unwrap_or("an image");
-        let image: String = image.chars().take(NAME_SHOWN).collect();
+        let image = image_rs::shown_up_to(image, NAME_SHOWN);
         let pulling = format!("pulling {image}");
         match self.step {
             Step::Prepare => "preparing".to_owned(),

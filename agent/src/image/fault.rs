@@ -171,9 +171,11 @@ fn layout_code(error: &LayoutError) -> ErrorCode {
         LayoutError::NoImage { .. } => ErrorCode::ImageNotFound,
         LayoutError::TooLarge { .. } => ErrorCode::ImageTooLarge,
         LayoutError::Digest { .. } => ErrorCode::DigestMismatch,
-        LayoutError::NotOne(_) | LayoutError::Archive { .. } | LayoutError::Size { .. } => {
-            ErrorCode::ImageMalformed
-        }
+        LayoutError::Name { .. } | LayoutError::Pinned(_) => ErrorCode::ReferenceInvalid,
+        LayoutError::NotOne(_)
+        | LayoutError::Index { .. }
+        | LayoutError::Archive { .. }
+        | LayoutError::Size { .. } => ErrorCode::ImageMalformed,
     }
 }
 
@@ -213,6 +215,7 @@ fn unpack_code(error: &UnpackError) -> ErrorCode {
         UnpackError::NoSpace(_) | UnpackError::NoMemory { .. } => ErrorCode::GuestDiskFull,
         // The image is as it should be; the store cannot keep all of it.
         UnpackError::System { .. } | UnpackError::Xattr { .. } => ErrorCode::Internal,
+        UnpackError::AccessList(_) | UnpackError::UserXattr { .. } => ErrorCode::ImageUnsupported,
         UnpackError::Read(_)
         | UnpackError::Archive(_)
         | UnpackError::Truncated(_)
@@ -223,7 +226,7 @@ fn unpack_code(error: &UnpackError) -> ErrorCode {
         | UnpackError::Parent(_)
         | UnpackError::Name(_)
         | UnpackError::Whiteout(_)
-        | UnpackError::Escape { .. }
+        | UnpackError::Content(_)
         | UnpackError::Loop(_)
         | UnpackError::NotDirectory(_)
         | UnpackError::LinkTarget { .. }

@@ -59,11 +59,11 @@ pub enum AnnotationError {
     )]
     NoKeys(String),
     /// Not base64.
-    #[error("annotation {0} is not base64")]
+    #[error("annotation {0:?} is not base64")]
     Base64(String),
     /// A cap.
     #[error(
-        "annotation {0} is longer than {ANNOTATION_BYTES_MAX} bytes, or has more than {WAYS_MAX} keys"
+        "annotation {0:?} is longer than {ANNOTATION_BYTES_MAX} bytes, or has more than {WAYS_MAX} keys"
     )]
     TooLong(String),
     /// The public options themselves.

@@ -21,6 +21,27 @@ pub enum LayoutError {
     /// Not a layout of this version.
     #[error("{0:?} is not an OCI image layout of version 1.0.0")]
     NotOne(PathBuf),
+    /// An `index.json` that is none.
+    #[error("{path:?} is not the index of an OCI image layout: {reason}")]
+    Index {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// What was written as a name.
+    #[error("{text:?} is not the name of an image in a layout: {reason}")]
+    Name {
+        /// What was written.
+        text: String,
+        /// What is wrong with it, and what to write.
+        reason: &'static str,
+    },
+    /// A digest where an image shall be written.
+    #[error(
+        "{0:?} cannot be written to: what is written has a digest of its own; leave the digest out"
+    )]
+    Pinned(String),
     /// `index.json` names no such image.
     #[error("layout {path:?} has no image {wanted}; it has: {found}")]
     NoImage {
@@ -28,7 +49,7 @@ pub enum LayoutError {
         path: PathBuf,
         /// The tag, or "without a tag".
         wanted: String,
-        /// The tags in it.
+        /// The tags in it, as they may be shown.
         found: String,
     },
     /// Not an archive that we can read.

@@ -9,9 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
-use tempfile::TempDir;
 
-use super::{LayoutError, failed, pack};
+use super::{LayoutError, failed};
 use crate::unpack::{Archive, Limits, UnpackError};
 
 /// Cap on the members of an archive: some for each layer of many images.
@@ -25,8 +24,6 @@ pub(super) enum Source {
         path: PathBuf,
         /// Found out when the first file is asked for.
         members: Arc<OnceLock<Members>>,
-        /// What a new archive will be made of.
-        stage: Arc<OnceLock<TempDir>>,
     },
 }
 
@@ -46,7 +43,6 @@ impl Source {
         Self::Archive {
             path,
             members: Arc::default(),
-            stage: Arc::default(),
         }
     }
 
@@ -67,30 +63,6 @@ impl Source {
     /// How an error names a file of it.
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
         self.path().join(name)
-    }
-
-    /// What is written to: the directory itself, or the one that an archive is made of.
-    pub(super) fn target(&self) -> Result<Self, LayoutError> {
-        let Self::Archive { path, stage, .. } = self else {
-            return Ok(self.clone());
-        };
-        let directory = match stage.get() {
-            Some(stage) => stage,
-            None => {
-                let made = pack::stage(path)?;
-                // Where two began at once, the one directory is used and the other removed.
-                stage.get_or_init(|| made)
-            }
-        };
-        Ok(Self::Directory(directory.path().to_owned()))
-    }
-
-    /// Makes the archive of all that was written, where it is one.
-    pub(super) fn pack(&self) -> Result<(), LayoutError> {
-        match self {
-            Self::Directory(_) => Ok(()),
-            Self::Archive { path, .. } => pack::pack(self.target()?.path(), path),
-        }
     }
 
     /// Opens a file; `None` when there is none.

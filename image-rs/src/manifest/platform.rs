@@ -3,6 +3,8 @@
 //! A variant is a level of the instruction set. A machine of a level runs what is for lower ones, so they are taken
 //! where its own is not there; the names and their order are containerd's.
 
+use crate::shown::shown;
+
 /// An operating system, an architecture and its variant, in Go's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
@@ -88,9 +90,15 @@ fn unspoken(architecture: &str) -> Option<&'static str> {
 
 impl std::fmt::Display for Platform {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}/{}", self.os, self.architecture)?;
+        // They are an index's words.
+        write!(
+            formatter,
+            "{}/{}",
+            shown(&self.os),
+            shown(&self.architecture)
+        )?;
         match &self.variant {
-            Some(variant) => write!(formatter, "/{variant}"),
+            Some(variant) => write!(formatter, "/{}", shown(variant)),
             None => Ok(()),
         }
     }

@@ -37,14 +37,30 @@ pub(super) fn check(transport: &str, scope: &str) -> Result<(), String> {
         return Ok(());
     }
     match transport {
-        "docker" if scope.contains("://") => Err(
-            "a scope of \"docker\" has no scheme: write host[:port][/namespace][:tag or @digest]"
+        "docker" if !can_count(scope) => Err(
+            "no image has this scope: write host[:port][/namespace][:tag or @digest] in lower case, without a scheme \
+             and without a slash at the end (docker.io/library/name for an official image), or *.domain"
                 .to_owned(),
         ),
         "dir" | "oci" | "oci-archive" | "docker-archive" => check_path(transport, scope),
         "tarball" => Err("a scope of \"tarball\" can only be \"\"".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Whether there is an image for which the scope would be looked up: it itself, one below it, or one of its domain. An
+/// entry that is never looked up would leave its images to a wider one, which may accept them.
+fn can_count(scope: &str) -> bool {
+    let below = format!("{scope}/name");
+    let of_domain = scope
+        .strip_prefix('*')
+        .map(|domain| format!("x{domain}/name"));
+    let names = [Some(scope.to_owned()), Some(below), of_domain];
+    let images = names.into_iter().flatten();
+    let images = images.filter_map(|name| name.parse::<Reference>().ok());
+    images
+        .into_iter()
+        .any(|image| of(&image).contains(&scope.to_owned()))
 }
 
 fn check_path(transport: &str, scope: &str) -> Result<(), String> {
@@ -87,6 +103,19 @@ mod tests {
     fn a_scope_that_can_never_count_is_refused() {
         for (transport, bad) in [
             ("docker", "docker://quay.io/a"),
+            ("docker", "LOCALHOST:6101/a"),
+            ("docker", "localhost:6101/a/"),
+            ("docker", "localhost:6101//a"),
+            ("docker", "quay.io/A"),
+            ("docker", "quay.io/a:"),
+            ("docker", "quay.io/a@sha256:12"),
+            ("docker", "docker.io/busybox"),
+            ("docker", "busybox"),
+            ("docker", "*.Example.com"),
+            ("docker", "*.example.com/a"),
+            ("docker", "*.example.com:5000"),
+            ("docker", "*"),
+            ("docker", " quay.io"),
             ("dir", "relative"),
             ("dir", "/a/../b"),
             ("oci", "/"),
@@ -94,7 +123,21 @@ mod tests {
         ] {
             assert!(check(transport, bad).is_err(), "{transport} {bad}");
         }
-        for (transport, good) in [("docker", "*.example.com"), ("oci", "/a/b"), ("new", "x:y")] {
+        let digest = format!("quay.io/a/b@{}", crate::Digest::of(b""));
+        for (transport, good) in [
+            ("docker", "*.example.com"),
+            ("docker", "*.com"),
+            ("docker", "quay.io"),
+            ("docker", "localhost:6101"),
+            ("docker", "[::1]:5000/a"),
+            ("docker", "quay.io/a"),
+            ("docker", "quay.io/a/b:v1"),
+            ("docker", &digest),
+            ("docker", "docker.io"),
+            ("docker", "docker.io/library/busybox:1"),
+            ("oci", "/a/b"),
+            ("new", "x:y"),
+        ] {
             assert!(check(transport, good).is_ok(), "{transport} {good}");
         }
     }

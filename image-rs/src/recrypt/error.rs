@@ -28,6 +28,17 @@ pub enum RecryptError {
     /// Encrypted twice.
     #[error("layer {0} is encrypted already; decrypt the image first")]
     AlreadyEncrypted(Digest),
+    /// Encrypted, though its media type does not say so.
+    #[error(
+        "layer {digest} has the annotations of an encrypted layer, but media type {media_type:?}: the tool that wrote \
+         the image has lost its \"+encrypted\"; copy the image again with one that keeps it"
+    )]
+    LostType {
+        /// Which layer.
+        digest: Digest,
+        /// Its type.
+        media_type: String,
+    },
     /// Nothing to do.
     #[error("no layer of the image is encrypted")]
     NotEncrypted,
@@ -43,12 +54,24 @@ pub enum RecryptError {
         found: Digest,
     },
     /// The digest that was wrapped with the key is another layer's.
-    #[error("the key of layer {layer} was wrapped for layer {wrapped}")]
+    #[error("the key of layer {layer} was wrapped for layer {wrapped:?}")]
     WrappedDigest {
         /// Which layer.
         layer: Digest,
         /// The digest in its private options.
         wrapped: String,
+    },
+    /// What came out is not what the configuration names.
+    #[error(
+        "layer {layer} is not what the image's configuration names: expected diff_id {expected}, found {found}"
+    )]
+    DiffId {
+        /// Which layer.
+        layer: Digest,
+        /// The configuration's.
+        expected: String,
+        /// That of the layer.
+        found: Digest,
     },
     /// The cipher.
     #[error(transparent)]

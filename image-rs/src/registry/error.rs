@@ -7,6 +7,7 @@ use super::auth::AuthFileError;
 use super::walk::Tried;
 use crate::digest::Digest;
 use crate::reference::ReferenceError;
+use crate::shown::shown_up_to;
 
 /// Cap on the registry's own words in an error, in characters.
 const WORDS_MAX: usize = 300;
@@ -312,15 +313,9 @@ fn words(body: &[u8]) -> String {
         }
         Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
     };
-    let text: String = text
-        .chars()
-        .filter(|letter| !letter.is_control())
-        .take(WORDS_MAX)
-        .collect();
-    if text.is_empty() {
-        "no reason given".to_owned()
-    } else {
-        text
+    match text.as_str() {
+        "" => "no reason given".to_owned(),
+        text => shown_up_to(text, WORDS_MAX),
     }
 }
 

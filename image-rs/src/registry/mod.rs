@@ -41,7 +41,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, LINK};
 use transport::{Body, bytes_capped};
 
 use crate::digest::Digest;
@@ -156,7 +156,7 @@ impl Registry {
                 ..Ask::get(format!("blobs/{digest}"), &site, what.clone())
             };
             match self.fetch(&ask, cap, Some(digest)).await {
-                Ok((bytes, _, _)) => {
+                Ok(Fetched { bytes, .. }) => {
                     if let Some(node) = missing {
                         NodeMirror::offer_whole(node, digest, bytes.clone());
                     }
@@ -197,11 +197,11 @@ impl Registry {
                 .append(ACCEPT, HeaderValue::from_static(media_type));
         }
         let pinned = site.image.digest();
-        let (bytes, digest, content_type) = self.fetch(&ask, MANIFEST_BYTES_MAX, pinned).await?;
+        let fetched = self.fetch(&ask, MANIFEST_BYTES_MAX, pinned).await?;
         Ok(RawManifest {
-            bytes,
-            digest,
-            content_type,
+            bytes: fetched.bytes,
+            digest: fetched.digest,
+            content_type: fetched.content_type,
         })
     }
 
@@ -211,7 +211,7 @@ impl Registry {
         ask: &Ask<'_>,
         cap: usize,
         expected: Option<&Digest>,
-    ) -> Result<(Bytes, Digest, Option<String>), RegistryError> {
+    ) -> Result<Fetched, RegistryError> {
         let attempts = self.attempts(ask.site, ask.is_last);
         let mut attempt = 1;
         loop {
@@ -296,6 +296,15 @@ impl Registry {
     }
 }
 
+/// A small thing that was fetched whole.
+struct Fetched {
+    bytes: Bytes,
+    digest: Digest,
+    content_type: Option<String>,
+    /// Its `Link`, where a list may say that it goes on.
+    link: Option<String>,
+}
+
 /// Reads and checks a small answer. A manifest by tag has the registry's own word for its digest, which at least
 /// finds damage.
 async fn whole(
@@ -303,12 +312,12 @@ async fn whole(
     cap: usize,
     expected: Option<&Digest>,
     what: &str,
-) -> Result<(Bytes, Digest, Option<String>), RegistryError> {
+) -> Result<Fetched, RegistryError> {
     let text = |name: &HeaderName| {
         let value = answer.headers().get(name)?.to_str().ok()?;
         Some(value.to_owned())
     };
-    let content_type = text(&CONTENT_TYPE);
+    let (content_type, link) = (text(&CONTENT_TYPE), text(&LINK));
     let claimed = text(&CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
     if let Some(found) = content_type.as_deref().filter(|found| is_page(found)) {
         return Err(RegistryError::ContentType {
@@ -332,7 +341,12 @@ async fn whole(
         Some(expected) => checked(&bytes, expected, what)?,
         None => Digest::of(&bytes),
     };
-    Ok((bytes, digest, content_type))
+    Ok(Fetched {
+        bytes,
+        digest,
+        content_type,
+        link,
+    })
 }
 
 /// What portals and error pages are, and nothing of an image.

@@ -55,7 +55,12 @@ impl Health {
 
     fn note(&self, site: &Site, error: &RegistryError) {
         let counts = if site.is_node {
-            !matches!(error, RegistryError::NotFound { .. })
+            // What has another length than the manifest says was named wrongly by the manifest: a mirror that lied would
+            // say the right length and send something else.
+            !matches!(
+                error,
+                RegistryError::NotFound { .. } | RegistryError::Length { .. }
+            )
         } else {
             site.is_mirror && error.is_fault_of_place()
         };
@@ -254,6 +259,26 @@ mod tests {
         }
         tokio::time::advance(REST * 100).await;
         assert_eq!(walk().next(), Some(origin));
+    }
+
+    #[test]
+    fn a_manifest_that_lies_about_a_size_is_not_the_nodes_fault() {
+        let health = Health::default();
+        let origin = site("r.test/a", false);
+        for _ in 0..=STRIKES_MAX {
+            let mut walk = Walk::new(health.clone(), vec![origin.clone()]);
+            walk.node_first();
+            let node = walk.next().unwrap();
+            assert!(node.is_node);
+            let what = "blob".to_owned();
+            let (expected, found) = (1, 2);
+            let error = RegistryError::Length {
+                what,
+                expected,
+                found,
+            };
+            walk.failed(&node, error);
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::manifest::{Descriptor, Document, Manifest};
 use crate::reference::Reference;
 use crate::registry::RegistryError;
 
+/// Cap on the layers of an artifact that holds signatures: some years of signing one image every day.
+const LAYERS_MAX: usize = 2048;
 /// Cap on the referrers that are looked through.
 const REFERRERS_MAX: usize = 256;
 /// Digits of a digest in a tag, by the distribution specification.
@@ -188,17 +190,34 @@ async fn referrers(store: &dyn SignatureStore, digest: &Digest) -> Vec<Found> {
     all
 }
 
-/// The signatures that an artifact holds as layers.
+/// The signatures that an artifact holds as layers. Cosign appends each new one, so the last are the newest; of very
+/// many only they are looked at.
 async fn layers(store: &dyn SignatureStore, origin: &str, manifest: &[u8]) -> Vec<Found> {
-    let layers = match Document::read(manifest, None, SIGNATURES_MAX) {
+    let layers = match Document::read(manifest, None, LAYERS_MAX) {
         Ok(Document::Image(Manifest { layers, .. })) => layers,
         Ok(Document::Index(_)) => {
             return vec![unread(origin, Reason::format("it", "it is an index"))];
         }
         Err(error) => return vec![unread(origin, Reason::format("its manifest", error))],
     };
+    // Artifacts without a type are looked into, and are mostly something else.
+    let is_signature =
+        |layer: &Descriptor| [PAYLOAD_TYPE, BUNDLE_TYPE].contains(&layer.media_type.as_str());
+    let layers: Vec<_> = layers
+        .iter()
+        .enumerate()
+        .filter(|(_, layer)| is_signature(layer))
+        .collect();
+    let skipped = layers.len().saturating_sub(SIGNATURES_MAX);
     let mut found = Vec::new();
-    for (index, layer) in layers.iter().enumerate() {
+    if skipped > 0 {
+        let reason = Reason::NotLookedAt {
+            skipped,
+            found: layers.len(),
+        };
+        found.push(unread(origin, reason));
+    }
+    for (index, layer) in layers.into_iter().skip(skipped) {
         let origin = format!("{origin}, layer {index}");
         let kind = match layer.media_type.as_str() {
             PAYLOAD_TYPE => {
@@ -209,9 +228,7 @@ async fn layers(store: &dyn SignatureStore, origin: &str, manifest: &[u8]) -> Ve
                         annotations: layer.annotations.clone(),
                     })
             }
-            BUNDLE_TYPE => blob(store, layer, BUNDLE_BYTES_MAX).await.map(Kind::Bundle),
-            // Artifacts without a type are looked into, and are mostly something else.
-            _ => continue,
+            _ => blob(store, layer, BUNDLE_BYTES_MAX).await.map(Kind::Bundle),
         };
         found.push(Found {
             origin,

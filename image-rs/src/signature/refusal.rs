@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::digest::Digest;
+use crate::shown::{shown, shown_up_to};
 
 /// Cap on the reasons that are told for one requirement.
 const REASONS_MAX: usize = 16;
@@ -29,6 +30,14 @@ pub enum Reason {
         found: usize,
         /// The cap.
         cap: usize,
+    },
+    /// More than are looked at, which are the newest.
+    #[error("the oldest {skipped} of {found} signatures were not looked at")]
+    NotLookedAt {
+        /// How many.
+        skipped: usize,
+        /// Of how many.
+        found: usize,
     },
     /// A kind that is not verified here.
     #[error("{0} is not supported")]
@@ -178,13 +187,8 @@ impl fmt::Display for Refusal {
             }
             for (index, (origin, reason)) in unmet.reasons.iter().take(REASONS_MAX).enumerate() {
                 let comma = if index == 0 { "" } else { ", " };
-                let reason: String = reason
-                    .to_string()
-                    .chars()
-                    .filter(|letter| !letter.is_control())
-                    .take(REASON_CHARACTERS_MAX)
-                    .collect();
-                write!(formatter, "{comma}[{origin}] {reason}")?;
+                let reason = shown_up_to(&reason.to_string(), REASON_CHARACTERS_MAX);
+                write!(formatter, "{comma}[{}] {reason}", shown(origin))?;
             }
             let more = unmet.reasons.len().saturating_sub(REASONS_MAX);
             if more > 0 {

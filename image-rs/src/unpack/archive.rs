@@ -168,10 +168,19 @@ impl<R: Read> Archive<R> {
         let link = extended.link.take().or_else(|| before.long_link.take());
         let link =
             || link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
+        if extended.access_list {
+            return Err(UnpackError::AccessList(shown(&name)));
+        }
         let kind =
             match header.entry_type() {
-                // Before ustar, a directory was a file whose name ends in a slash.
-                EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
+                // Before ustar, a directory was a file whose name ends in a slash. What would be its content is read
+                // as headers by some readers and passed over by others.
+                EntryType::Regular if name.ends_with(b"/") => {
+                    if extended.size.unwrap_or(size) > 0 {
+                        return Err(UnpackError::Content(shown(&name)));
+                    }
+                    Kind::Directory
+                }
                 EntryType::Regular | EntryType::Continuous => {
                     self.file(&name, &mut extended, &mut before, size, limits)?
                 }
@@ -289,9 +298,22 @@ impl<R: Read> Archive<R> {
         Ok(Kind::Sparse { size: real, map })
     }
 
-    /// Reads the next block; `false` at the end of the archive, or of the stream at a block's edge.
+    /// Reads the next block; `false` at the end of the archive, or of the stream at a block's edge. Two blocks of zeros
+    /// end it: what stood behind only one would be there for some readers and not for others.
     fn block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, UnpackError> {
-        Ok(self.fill(block)? && block.iter().any(|byte| *byte != 0))
+        let is_zero = |block: &[u8; BLOCK]| block.iter().all(|byte| *byte == 0);
+        if !self.fill(block)? {
+            return Ok(false);
+        }
+        if !is_zero(block) {
+            return Ok(true);
+        }
+        match self.fill(block)? && !is_zero(block) {
+            true => Err(UnpackError::Archive(
+                "something stands behind a lone block of zeros".to_owned(),
+            )),
+            false => Ok(false),
+        }
     }
 
     /// Fills a block; `false` at the end of the stream.

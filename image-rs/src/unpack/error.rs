@@ -44,16 +44,6 @@ pub enum UnpackError {
     /// A whiteout of nothing, or with something below it.
     #[error("entry {0:?} is refused: it is no valid whiteout")]
     Whiteout(String),
-    /// A symbolic link on the way leads above the root.
-    #[error(
-        "entry {entry:?} is refused: the symbolic link {link:?} on its way leads out of the root"
-    )]
-    Escape {
-        /// Which entry.
-        entry: String,
-        /// Which link.
-        link: String,
-    },
     /// Symbolic links in a circle.
     #[error("entry {0:?} is refused: too many symbolic links on its way")]
     Loop(String),
@@ -100,6 +90,26 @@ pub enum UnpackError {
         /// What the system said.
         source: io::Error,
     },
+    /// An attribute where the kernel lets none be.
+    #[error(
+        "entry {entry:?} is refused: it has the extended attribute {name:?}, but of what is neither a file nor a \
+         directory Linux keeps no \"user.\" attributes"
+    )]
+    UserXattr {
+        /// Which entry.
+        entry: String,
+        /// Which attribute.
+        name: String,
+    },
+    /// An access list in a writing that is not read.
+    #[error(
+        "entry {0:?} is refused: it has an access list as text (SCHILY.acl), which would be lost; pack it as the \
+         attribute that it is, with tar's --xattrs in place of --acls"
+    )]
+    AccessList(String),
+    /// A directory with bytes of its own.
+    #[error("entry {0:?} is refused: its name is a directory's, but it has content")]
+    Content(String),
     /// A kind of entry that we do not know.
     #[error("entry {entry:?} is refused: {kind} entries are not supported")]
     Kind {
@@ -171,7 +181,9 @@ impl UnpackError {
             | Self::Parent(_)
             | Self::Name(_)
             | Self::Whiteout(_)
-            | Self::Escape { .. }
+            | Self::Content(_)
+            | Self::AccessList(_)
+            | Self::UserXattr { .. }
             | Self::Loop(_)
             | Self::NotDirectory(_)
             | Self::LinkTarget { .. }

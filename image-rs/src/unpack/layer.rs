@@ -40,6 +40,7 @@ pub fn unpack<R: BufRead>(
         fresh: Fresh::probe(root)?,
         journal: Journal::default(),
         near: Near::new(root, &options.limits),
+        removals: 0,
     };
     while let Some(entry) = archive.next_entry(&options.limits)? {
         usage.add_entry(&options.limits)?;
@@ -58,6 +59,8 @@ struct Layer<'a> {
     fresh: Fresh,
     journal: Journal,
     near: Near<'a>,
+    /// How often what an entry before had left was taken away.
+    removals: u64,
 }
 
 /// Where an entry goes.
@@ -98,8 +101,13 @@ impl Layer<'_> {
             name,
             path: elsewhere.as_ref().unwrap_or(&path),
         };
+        let removals = self.removals;
         let opened = self.place_at(&spot, entry, archive)?;
-        if parent.elsewhere.is_none() {
+        if let Some(real) = parent.elsewhere {
+            if self.removals == removals {
+                self.near.keep_linked(parent.named, real, parent.fd);
+            }
+        } else {
             // Back to where it was taken from, and a new directory on top: what comes next is mostly in it.
             self.near.keep(parent.named, parent.fd);
             if let Some(opened) = opened {
@@ -235,6 +243,8 @@ impl Layer<'_> {
 
     fn clear(&mut self, spot: &Spot<'_>) -> Result<(), UnpackError> {
         let path = spot.path.as_bytes();
+        self.removals += 1;
+        self.near.removed();
         if root::kind_at(spot.directory, spot.name, path)? == Some(FileType::Directory) {
             self.journal.forget(spot.path);
         }

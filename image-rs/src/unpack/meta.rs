@@ -111,6 +111,7 @@ impl Fresh {
             chmodat(directory, name, mode, AtFlags::empty())
                 .map_err(|errno| UnpackError::system("set mode of", path, errno))?;
         }
+        refuse_user_xattrs(&entry.xattrs, path)?;
         set_xattrs(&entry.xattrs, options, path, |key, value| {
             // There is no call that takes a directory: its descriptor's own path stands in.
             let mut whole = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
@@ -160,9 +161,8 @@ fn set_xattrs(
     set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>,
 ) -> Result<(), UnpackError> {
     for (name, value) in xattrs {
-        let foreign = FOREIGN_XATTRS.iter().any(|prefix| name.starts_with(prefix));
         let for_root = options.ownership == Ownership::Caller && !name.starts_with(b"user.");
-        if foreign || for_root {
+        if is_foreign(name) || for_root {
             continue;
         }
         if options.trusted == Trusted::Refuse && name.starts_with(b"trusted.") {
@@ -182,6 +182,22 @@ fn set_xattrs(
         })?;
     }
     Ok(())
+}
+
+/// No file system would take them, so the image is at fault.
+fn refuse_user_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)], path: &[u8]) -> Result<(), UnpackError> {
+    let mut names = xattrs.iter().map(|(name, _)| name.as_slice());
+    match names.find(|name| name.starts_with(b"user.") && !is_foreign(name)) {
+        None => Ok(()),
+        Some(name) => Err(UnpackError::UserXattr {
+            entry: shown(path),
+            name: shown(name),
+        }),
+    }
+}
+
+fn is_foreign(name: &[u8]) -> bool {
+    FOREIGN_XATTRS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn times((seconds, nanos): (i64, u32)) -> Timestamps {

@@ -16,6 +16,16 @@ pub(super) struct Near<'a> {
     limits: &'a Limits,
     /// Outermost first; each is below the one before. None was reached through a link.
     open: Vec<(RelativePath, OwnedFd)>,
+    /// The last one that was reached through links. It stays where it is until something is removed.
+    linked: Option<Linked>,
+}
+
+/// A directory by the name that leads there through links.
+#[derive(Debug)]
+struct Linked {
+    named: RelativePath,
+    real: RelativePath,
+    fd: OwnedFd,
 }
 
 /// The directory of an entry.
@@ -33,11 +43,16 @@ impl<'a> Near<'a> {
             root,
             limits,
             open: Vec::new(),
+            linked: None,
         }
     }
 
     /// Opens a directory, or makes it; `entry` is what is to be put into it.
     pub(super) fn open(&mut self, path: &[u8], entry: &[u8]) -> Result<Parent, UnpackError> {
+        if let Some(parent) = self.open_linked(path)? {
+            self.open.clear();
+            return Ok(parent);
+        }
         // What is not above the entry may be replaced by it, and so is closed.
         while let Some((above, fd)) = self.open.pop() {
             if above.as_bytes() == path {
@@ -64,12 +79,51 @@ impl<'a> Near<'a> {
         let elsewhere = opened.elsewhere.filter(|real| real.as_bytes() != path);
         if elsewhere.is_some() {
             self.open.clear();
+            self.linked = None;
         }
         Ok(Parent {
             named: RelativePath::below(path),
             fd: opened.fd,
             elsewhere,
         })
+    }
+
+    /// The last directory that was reached through links, or one below it.
+    fn open_linked(&mut self, path: &[u8]) -> Result<Option<Parent>, UnpackError> {
+        let Some(Linked { named, real, fd }) = self.linked.take() else {
+            return Ok(None);
+        };
+        if named.as_bytes() == path {
+            let elsewhere = Some(real);
+            return Ok(Some(Parent {
+                named,
+                fd,
+                elsewhere,
+            }));
+        }
+        let found = named.rest_of(path).and_then(|rest| {
+            let real = real.join_checked(rest, self.limits);
+            root::confined(fd.as_fd(), rest).ok().map(|fd| (real, fd))
+        });
+        self.linked = Some(Linked { named, real, fd });
+        match found {
+            None => Ok(None),
+            Some((real, fd)) => Ok(Some(Parent {
+                named: RelativePath::below(path),
+                fd,
+                elsewhere: Some(real?),
+            })),
+        }
+    }
+
+    /// Keeps a directory that was reached through links, unless it is below one that is kept.
+    pub(super) fn keep_linked(&mut self, named: RelativePath, real: RelativePath, fd: OwnedFd) {
+        self.linked.get_or_insert(Linked { named, real, fd });
+    }
+
+    /// Something was removed: it may have been a link on the way to what is kept.
+    pub(super) fn removed(&mut self) {
+        self.linked = None;
     }
 
     /// Keeps a directory that is below the one kept last.

@@ -135,7 +135,7 @@ impl Root {
         Ok(current)
     }
 
-    /// Resolves the links on a way as inside a `chroot`, but refuses one which would climb above the root.
+    /// Resolves the links on a way as inside a `chroot`: none climbs above the root.
     pub(super) fn resolve(
         &self,
         path: &[u8],
@@ -146,15 +146,10 @@ impl Root {
         todo.reverse();
         let mut done: Vec<Vec<u8>> = Vec::new();
         let mut links = 0;
-        let mut last_link = Vec::new();
         while let Some(name) = todo.pop() {
             if name == b".." {
-                if done.pop().is_none() {
-                    return Err(UnpackError::Escape {
-                        entry: shown(entry),
-                        link: shown(&last_link),
-                    });
-                }
+                // Above the root is the root, as for the kernel in a container.
+                done.pop();
                 continue;
             }
             done.push(name);
@@ -167,7 +162,6 @@ impl Root {
             if links > LINKS_MAX {
                 return Err(UnpackError::Loop(shown(entry)));
             }
-            last_link = here.as_bytes().to_vec();
             done.pop();
             let target = target.into_bytes();
             if target.starts_with(b"/") {

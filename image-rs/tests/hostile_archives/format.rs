@@ -94,6 +94,38 @@ fn headers_that_are_none_are_refused() {
     ]);
 }
 
+/// Readers differ in what stands where these end, and so each could see another image.
+#[test]
+fn an_archive_that_readers_read_differently_is_refused() {
+    let inner = new().file("smuggled", "x").0;
+    let ended = |zeros: usize| {
+        let mut tar = new().file("a", "x");
+        tar.0.extend(vec![0; zeros * tarball::BLOCK]);
+        tar.file("behind", "x")
+    };
+    let slash = |kind| new().add(&Member::new(kind, "innocent/").content(&inner));
+    run(vec![
+        case("file that is a directory", "Content", vec![slash(b'0')]),
+        case("old file that is a directory", "Content", vec![slash(0)]),
+        case(
+            "its size in PAX",
+            "Content",
+            vec![new().pax(&[("size", b"512")]).add(&Member::new(b'0', "d/"))],
+        ),
+        case("lone block of zeros", "Archive", vec![ended(1)]),
+    ]);
+    let stage = Stage::new();
+    let old = new().add(&Member::new(0, "d/")).file("d/x", "x");
+    stage.unpack(&[old.end()], &options(small())).unwrap();
+    assert!(stage.root().join("d/x").is_file());
+    stage.unpack(&[ended(2).end()], &options(small())).unwrap();
+    assert!(!stage.root().join("behind").exists());
+    // Go takes this one, which some writers make.
+    let mut one = new().file("a", "x").0;
+    one.extend([0; tarball::BLOCK]);
+    stage.unpack(&[one], &options(small())).unwrap();
+}
+
 #[test]
 fn extended_headers_that_are_none_are_refused() {
     run(vec![

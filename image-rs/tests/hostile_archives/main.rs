@@ -7,6 +7,7 @@
 #[path = "../blobs/mod.rs"]
 mod blobs;
 mod cap;
+mod climb;
 mod format;
 #[path = "../room/mod.rs"]
 mod room;

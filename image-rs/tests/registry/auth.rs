@@ -220,6 +220,40 @@ async fn a_token_whose_time_is_over_is_renewed_before_it_is_sent() {
     assert_eq!(scene.registry.asked().len(), 4);
 }
 
+/// Text, as some services write it, is read; what is no time lasts as long as what is not said.
+#[tokio::test]
+async fn a_life_that_is_strangely_written_does_not_spoil_a_token() {
+    for (life, questions) in [
+        ("\"300\"", 1),
+        ("-1", 1),
+        ("null", 1),
+        ("3.5", 1),
+        ("{}", 1),
+        ("\"soon\"", 1),
+        ("\"0\"", 2),
+    ] {
+        let answer = format!(r#"{{"token":"for-NAME","expires_in":{life}}}"#);
+        let scene = scene(answer.leak()).await;
+        let client = scene.world.registry(&PLAIN, |_, _| {});
+        for _ in 0..2 {
+            client.manifest(&IMAGE.parse().unwrap()).await.unwrap();
+        }
+        assert_eq!(scene.service.asked().len(), questions, "{life}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_service_is_named_with_its_port_and_without_its_query() {
+    let challenge = r#"Bearer realm="http://auth.test:5001/token?secret=b",service="s""#;
+    let registry = Server::plain(guarded(challenge, token_of)).await;
+    let world = World::with(&[("r.test", &registry)]);
+    let client = world.registry(&["r.test"], |_, _| {});
+    let error = client.manifest(&IMAGE.parse().unwrap()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("http://auth.test:5001/token"), "{text}");
+    assert!(!text.contains("secret"), "{text}");
+}
+
 #[tokio::test]
 async fn a_token_service_that_fails_is_asked_again_and_then_named() {
     let registry = Server::plain(guarded(BEARER, token_of)).await;

@@ -6,6 +6,47 @@ use image_rs::registry::{Beside, PullFromMirror, RegistryError, Rule, Security};
 use crate::mirror::{IMAGE, PLAIN, honest, mirrored, pinned};
 use crate::server::{Asked, Identity, Server, World, content, read, reply};
 
+/// Each page names the next; what is elsewhere is not asked, and there is an end.
+#[tokio::test]
+async fn a_list_of_referrers_is_read_page_by_page() {
+    let digest = Digest::of(b"x");
+    let page = |number: usize| format!(r#"{{"schemaVersion":2,"manifests":[{{"n":{number}}}]}}"#);
+    let script = move |asked: &Asked| {
+        let number = asked.target.split("last=").nth(1).unwrap_or("0");
+        let number: usize = number.parse().unwrap();
+        let path = asked.target.split('?').next().unwrap().to_owned();
+        let next = match path.contains("/endless/") {
+            true => Some(format!("<{path}?last={}>; rel=\"next\"", number + 1)),
+            false => match number {
+                0 => Some(format!("<{path}?n=1&last=1>; rel=\"next\"")),
+                1 => Some(format!("<http://r.test{path}?n=1&last=2>; rel=next")),
+                2 => Some(format!("<http://evil.test{path}?last=3>; rel=next")),
+                _ => None,
+            },
+        };
+        match next {
+            Some(next) => reply(200, &[("link", &next)], page(number)),
+            None => reply(200, &[], page(number)),
+        }
+    };
+    let server = Server::plain(script).await;
+    let world = World::with(&[("r.test", &server)]);
+    let client = world.registry(&["r.test"], |_, _| {});
+    let numbers = async |image: &str| {
+        let image = image.parse().unwrap();
+        let list = client.beside(&image, Beside::Referrers(&digest)).await;
+        let list: serde_json::Value = serde_json::from_slice(&list.unwrap().unwrap()).unwrap();
+        let items = list["manifests"].as_array().unwrap().iter();
+        items
+            .map(|item| item["n"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(numbers("r.test/a:v1").await, [0, 1, 2]);
+    let endless = numbers("r.test/endless/a:v1").await;
+    assert_eq!(endless, (0..16).collect::<Vec<_>>());
+    assert_eq!(server.asked().len(), 3 + 16);
+}
+
 #[tokio::test]
 async fn what_stands_beside_an_image_is_found_wherever_it_is() {
     let digest = Digest::of(b"x");

@@ -36,8 +36,8 @@ async fn a_refused_layer_leaves_nothing() {
     let cases = [
         (hostile(Tarball::new().file("../x", "x")), "Unpack(Parent"),
         (
-            hostile(Tarball::new().symlink("a", "..").file("a/x", "x")),
-            "Unpack(Escape",
+            hostile(Tarball::new().symlink("a", "a").file("a/x", "x")),
+            "Unpack(Loop",
         ),
         (
             hostile(Tarball::new().file("a", "x".repeat(2 << 20))),
@@ -104,7 +104,7 @@ async fn a_layout_that_lies_is_found_out() {
 #[tokio::test]
 async fn a_refused_merge_leaves_nothing() {
     let here = Here::new();
-    let lower = Tarball::new().symlink("a", "../../..").end();
+    let lower = Tarball::new().symlink("a", "a").end();
     let upper = Tarball::new().file("a/x", "x").end();
     image(
         &here.layout("t"),
@@ -112,7 +112,7 @@ async fn a_refused_merge_leaves_nothing() {
     );
     let error = here.pull("oci:$/layout:t", config()).await.unwrap_err();
     let PullError::Merge {
-        source: UnpackError::Escape { .. },
+        source: UnpackError::Loop(_),
         ..
     } = error
     else {

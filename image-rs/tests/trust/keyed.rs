@@ -176,17 +176,21 @@ async fn one_good_signature_among_bad_ones_is_enough() {
 }
 
 #[tokio::test]
-async fn too_many_signatures_are_refused_whole_and_told_shortly() {
-    let key = KeyPair::generate().unwrap();
-    let good = layer(&key, own_payload());
-    let mut layers = vec![good; SIGNATURES_MAX + 1];
-    let error = refusal(check(&one(&key), &store(&layers)).await).to_string();
-    assert!(error.contains("more than 32"), "{error}");
-    layers.truncate(SIGNATURES_MAX);
+async fn of_many_signatures_the_newest_count_and_all_are_told_shortly() {
+    let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let (good, bad) = (layer(&key, own_payload()), layer(&other, own_payload()));
+    // Cosign appends: one more than are looked at, with the good one as the newest, then as the oldest.
+    let mut layers = vec![bad.clone(); SIGNATURES_MAX + 8];
+    layers.push(good);
     check(&one(&key), &store(&layers)).await.unwrap();
-
-    let other = KeyPair::generate().unwrap();
-    let bad = layer(&other, own_payload());
+    layers.reverse();
+    let store_of_many = store(&layers);
+    let error = refusal(check(&one(&key), &store_of_many).await).to_string();
+    let words = "the oldest 9 of 41 signatures were not looked at";
+    assert!(error.contains(words), "{error}");
+    let asked = store_of_many.asked.lock().unwrap();
+    let blobs = asked.iter().filter(|what| what.starts_with("blob"));
+    assert_eq!(blobs.count(), SIGNATURES_MAX);
     let text = refusal(check(&one(&key), &store(&vec![bad; SIGNATURES_MAX])).await).to_string();
     assert!(text.contains("and 16 more") && text.len() < 8000, "{text}");
 }

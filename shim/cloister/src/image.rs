@@ -11,11 +11,16 @@ use clap::{Args, Subcommand, ValueEnum};
 use image_rs::inspect::{self, LayerInspection};
 use image_rs::manifest::Platform;
 use image_rs::recrypt::{self, ProviderRecipient, Recipients};
+use image_rs::{shown, shown_up_to};
 use ocicrypt::packet::Format;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::key::{KeyFile, KeyId, OwnersKeys, read_public};
 use super::recipient::{Preparation, ProviderArgs, ProviderName, Recipient};
 use super::{bars, broker, registry};
+
+/// Cap on a line about a layer, in characters: its parts are the image's.
+const LINE_SHOWN: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -28,8 +33,12 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// An interrupt stops the work where it is, and what it has written is taken back.
+    /// A signal stops the work where it is; what it has written has no name yet, and is gone. The handlers stand before
+    /// the first byte is read.
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let work = async {
             match self {
                 Self::Encrypt(command) => command.run().await,
@@ -38,12 +47,14 @@ impl Command {
             }
         };
         tokio::select! {
-            done = work => done,
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                bail!("interrupted: no image was written")
-            }
+            // An image that is whole was written, whatever came in the same moment.
+            biased;
+            done = work => return done,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
+        bail!("interrupted: no image was written")
     }
 }
 
@@ -96,7 +107,8 @@ impl Encrypt {
     async fn run(self) -> anyhow::Result<()> {
         let [from, to] = self.registry.places([&self.source, &self.destination])?;
         let broker = self.broker.open(self.registry.plain_http())?;
-        // An image that cannot be read, or is encrypted already, is told before a key is made for it.
+        // What cannot be read or written, or is encrypted already, is told before a key is made for it.
+        to.check_destination()?;
         let found = from.manifest(&self.selection.platform()).await?;
         recrypt::check_plain(&found.manifest)?;
         let recipients = self.recipients(broker.as_ref()).await?;
@@ -244,7 +256,7 @@ impl Inspect {
         writeln!(out, "config   {}", seen.config_digest)?;
         for (index, layer) in seen.layers.iter().enumerate() {
             writeln!(out, "layer {index}  {}  {} bytes", layer.digest, layer.size)?;
-            writeln!(out, "         {}", layer.media_type)?;
+            writeln!(out, "         {}", shown(&layer.media_type))?;
             for line in describe(layer) {
                 writeln!(out, "         {line}")?;
             }
@@ -255,13 +267,20 @@ impl Inspect {
 
 /// What is said of a layer's encryption: never a key, only how it is called.
 fn describe(layer: &LayerInspection) -> Vec<String> {
-    if !layer.encrypted {
-        return vec!["not encrypted".to_owned()];
-    }
+    let lines = match (&layer.damage, layer.encrypted) {
+        (None, false) => vec!["not encrypted".to_owned()],
+        (Some(damage), false) => vec![format!("not known whether it is encrypted: {damage}")],
+        (Some(damage), true) => vec![format!("encrypted, but nobody can open it: {damage}")],
+        (None, true) => ways(layer),
+    };
+    lines
+        .iter()
+        .map(|line| shown_up_to(line, LINE_SHOWN))
+        .collect()
+}
+
+fn ways(layer: &LayerInspection) -> Vec<String> {
     let refused = layer.refused.iter().map(|way| format!("for {way}"));
-    if let Some(damage) = &layer.damage {
-        return vec![format!("encrypted, but nobody can open it: {damage}")];
-    }
     let cipher = layer.cipher.map(|cipher| format!("encrypted by {cipher}"));
     let ways = layer.ways.iter().map(|way| {
         let scheme = way.scheme.as_deref().map(|scheme| format!(" ({scheme})"));
@@ -286,5 +305,40 @@ fn parse_platform(text: &str) -> Result<Platform, String> {
             Ok(Platform::new(os, architecture, variant))
         }
         _ => Err("a platform is os/architecture[/variant]: linux/amd64, linux/arm/v7".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_says_of_its_layers_steers_no_terminal() {
+        let hostile = "x\u{1b}[2J\u{202e}\n".to_owned();
+        let way = inspect::Way {
+            provider: hostile.clone(),
+            scheme: Some(hostile.clone()),
+            key_id: Some(hostile.clone()),
+        };
+        let mut layer = LayerInspection {
+            digest: image_rs::Digest::of(b""),
+            size: 0,
+            media_type: hostile.clone(),
+            encrypted: true,
+            cipher: None,
+            ways: vec![way],
+            refused: vec![hostile.clone()],
+            damage: None,
+        };
+        let mut lines = describe(&layer);
+        layer.damage = Some(hostile);
+        lines.extend(describe(&layer));
+        layer.encrypted = false;
+        lines.extend(describe(&layer));
+        assert_eq!(lines.len(), 4);
+        for line in lines {
+            let steers = |letter: char| letter.is_control() || letter == '\u{202e}';
+            assert!(!line.contains(steers), "{line:?}");
+        }
     }
 }

@@ -83,12 +83,20 @@ pub(super) fn read_or_make_kek(path: &Path) -> anyhow::Result<(Key, bool)> {
     match made {
         Ok(mut file) => {
             let written = file.write_all(key.expose()).and_then(|()| file.sync_all());
-            written.with_context(|| format!("write {}", path.display()))?;
+            kept_if(written, path)?;
             Ok((key, true))
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok((read_kek(path)?, false)),
         Err(error) => Err(error).with_context(|| format!("make {}", path.display())),
     }
+}
+
+/// A file that was not written whole goes: the next run would take it for a key.
+fn kept_if(written: std::io::Result<()>, path: &Path) -> anyhow::Result<()> {
+    written.or_else(|error| {
+        let _ = std::fs::remove_file(path);
+        Err(error).with_context(|| format!("write {}", path.display()))
+    })
 }
 
 /// Reads a recipient's public key.
@@ -262,6 +270,18 @@ mod tests {
                 .to_string()
                 .contains("has 5 bytes")
         );
+    }
+
+    #[test]
+    fn a_file_that_was_not_written_whole_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kek");
+        std::fs::write(&path, b"").unwrap();
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        let error = kept_if(Err(full), &path).unwrap_err();
+        assert!(error.to_string().contains("kek"), "{error:#}");
+        assert!(!path.exists());
+        read_or_make_kek(&path).unwrap();
     }
 
     #[test]

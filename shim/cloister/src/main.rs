@@ -70,10 +70,28 @@ async fn main() -> ExitCode {
     match Cli::parse().run().await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("cloister: {error:#}");
+            eprintln!("cloister: {}", words(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each said once: some tell their cause in their own words. Whoever makes them has escaped
+/// what is another's; what was overlooked does not steer the terminal either.
+fn words(error: &anyhow::Error) -> String {
+    const LINE_SHOWN: usize = 16 * 1024;
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let lines = text
+        .lines()
+        .map(|line| image_rs::shown_up_to(line, LINE_SHOWN));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 impl Cli {
@@ -94,7 +112,34 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
     use clap::CommandFactory;
+
+    /// An error that tells its cause in its own words.
+    #[derive(Debug)]
+    struct Telling(std::io::Error);
+
+    impl std::fmt::Display for Telling {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(formatter, "write \"x\": {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Telling {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_cause_is_told_once_and_steers_no_terminal() {
+        let full = Telling(std::io::Error::other("no space\u{1b}[2J\u{202e}"));
+        let error = Err::<(), _>(full).context("the image was not written");
+        assert_eq!(
+            super::words(&error.unwrap_err()),
+            "the image was not written: write \"x\": no space\\u{1b}[2J\\u{202e}"
+        );
+    }
 
     #[test]
     fn the_options_do_not_contradict_each_other() {

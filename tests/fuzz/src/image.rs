@@ -136,7 +136,8 @@ fn layout_archive(data: &[u8]) {
         return;
     };
     if std::fs::write(file.path(), data).is_ok() {
-        let _ = Layout::parse_archive(&file.path().to_string_lossy()).manifest();
+        let archive = Layout::parse_archive(&file.path().to_string_lossy());
+        let _ = archive.and_then(|archive| archive.manifest());
     }
 }
 

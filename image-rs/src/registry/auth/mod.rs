@@ -19,13 +19,15 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use tokio::time::Instant;
 use transport::bytes_capped;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::send::{Ask, busy, told};
 use super::{RegistryError, Security};
+use crate::shown::shown;
 
 /// Cap on the answer of a token service, in bytes; real tokens have some thousand.
 const TOKEN_BYTES_MAX: usize = 256 * 1024;
@@ -183,14 +185,17 @@ impl Service<'_> {
 
     /// Without a user, and without a query, in which there may be a secret.
     fn shown(&self) -> String {
-        const SHOWN_MAX: usize = 200;
         let text = match url::Url::parse(self.realm) {
-            Ok(url) => format!(
-                "{}://{}{}",
-                url.scheme(),
-                url.host_str().unwrap_or_default(),
-                url.path()
-            ),
+            Ok(url) => {
+                let port = url.port().map(|port| format!(":{port}"));
+                format!(
+                    "{}://{}{}{}",
+                    url.scheme(),
+                    url.host_str().unwrap_or_default(),
+                    port.unwrap_or_default(),
+                    url.path()
+                )
+            }
             Err(_) => self
                 .realm
                 .split(['?', '@'])
@@ -198,8 +203,7 @@ impl Service<'_> {
                 .unwrap_or_default()
                 .to_owned(),
         };
-        let letters = text.chars().filter(|letter| !letter.is_control());
-        letters.take(SHOWN_MAX).collect()
+        shown(&text)
     }
 }
 
@@ -223,5 +227,16 @@ fn secret_header(text: &str) -> Option<HeaderValue> {
 struct Wire {
     token: Option<String>,
     access_token: Option<String>,
+    #[serde(default, deserialize_with = "seconds")]
     expires_in: Option<u64>,
+}
+
+/// Some services write the number as text, or one that cannot be; then the token lasts as long as one that says
+/// nothing.
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    })
 }
