@@ -34,6 +34,7 @@ mod progress;
 mod record;
 mod refusal;
 mod retention;
+mod room;
 mod route;
 mod rules;
 mod scope;

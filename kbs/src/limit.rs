@@ -93,14 +93,20 @@ impl Limiter {
         self.config.exempt_loopback && client.to_canonical().is_loopback()
     }
 
+    /// Who has a share of what all clients share, or nothing where an address is many clients: a proxy,
+    /// which answers for its own, or one that is not counted.
+    pub(crate) fn whose(&self, client: IpAddr) -> Option<IpAddr> {
+        let proxy = self.config.proxies.contains(&client.to_canonical());
+        (!proxy && !self.is_exempt(client)).then(|| network(client))
+    }
+
     /// A connection's share of a port, or nothing where its address has its share already. Those of a
     /// proxy are many clients', and its own business.
     pub(crate) fn share(&self, shares: &Shares, peer: IpAddr) -> Option<Share> {
-        let proxy = self.config.proxies.contains(&peer.to_canonical());
-        if shares.cap == 0 || proxy || self.is_exempt(peer) {
-            return Some(Share(None));
+        match self.whose(peer).filter(|_| shares.cap > 0) {
+            Some(client) => shares.take(client),
+            None => Some(Share(None)),
         }
-        shares.take(network(peer))
     }
 
     /// Whose request it is: the peer's, or where the peer is a known proxy, the one's that it names.

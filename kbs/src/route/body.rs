@@ -1,38 +1,39 @@
 //! Bodies of requests: each with a cap of its own, and all that are held together with one too, so that
 //! memory is bounded whatever the number of connections.
 //!
-//! Room is taken as bytes come, and not by what a client says that it will send. What is small has room
-//! of its own: whoever fills the rest with large bodies keeps nobody from asking for a challenge, and
-//! no guest of the common size from answering it.
+//! Room is taken as bytes come, and not by what a client says that it will send. Bodies of `auth` have
+//! room of their own, and so has what is small of the others: whoever fills the rest keeps nobody from
+//! asking for a challenge, and no guest of the common size from answering it. Of each room an address
+//! has a share.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::extract::{FromRequest, Request};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use http::header;
-use kbs_protocol::ErrorKind;
+use kbs_protocol::{ErrorKind, limit::AUTH_BODY_BYTES};
 use serde::de::DeserializeOwned;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{invalid, rest};
-use crate::{broker::Broker, refusal::Refusal};
+use super::{invalid, observe, rest};
+use crate::{
+    broker::Broker,
+    refusal::Refusal,
+    room::{Held, Room},
+};
 
 /// What of each body counts as small: evidence with certificates, without a long event log.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Room for the small parts of all bodies.
+/// Room for bodies of `auth`: of each connection that there may be, a step.
+const AUTH_ROOM_BYTES: usize = 32 * 1024 * 1024;
+/// Room for the small parts of all other bodies.
 const SMALL_ROOM_BYTES: usize = 64 * 1024 * 1024;
 /// Room for what is beyond them.
 const LARGE_ROOM_BYTES: usize = 64 * 1024 * 1024;
-/// Room is taken in steps of it.
-const STEP_BYTES: usize = 4096;
-/// How long a body waits for room.
-const ROOM_TIME: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
-/// When a client that found no room may come again, in seconds.
-const RETRY_SECONDS: u64 = 2;
 /// Between two parts of a body.
 const PART_TIME: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
 /// For a whole body: less than an answer may take.
@@ -42,20 +43,21 @@ const WHOLE_TIME: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cap(pub(super) usize);
 
-/// The room for all bodies that are held.
+/// The room for all that is held for clients.
 pub(crate) struct Rooms {
-    small: Arc<Semaphore>,
-    large: Arc<Semaphore>,
+    auth: Arc<Room>,
+    small: Arc<Room>,
+    large: Arc<Room>,
     /// Who reads bodies for nothing.
     pub(super) readers: Semaphore,
 }
 
 impl Default for Rooms {
     fn default() -> Self {
-        let room = |bytes: usize| Arc::new(Semaphore::new(bytes / STEP_BYTES));
         Self {
-            small: room(SMALL_ROOM_BYTES),
-            large: room(LARGE_ROOM_BYTES),
+            auth: Room::new(AUTH_ROOM_BYTES),
+            small: Room::new(SMALL_ROOM_BYTES),
+            large: Room::new(LARGE_ROOM_BYTES),
             readers: Semaphore::new(rest::READERS),
         }
     }
@@ -65,7 +67,7 @@ impl Default for Rooms {
 /// handler makes of it is as large.
 pub(crate) struct Body {
     bytes: Bytes,
-    _held: Held,
+    _room: Taken,
 }
 
 impl Body {
@@ -102,7 +104,8 @@ impl FromRequest<Arc<Broker>> for Body {
         if declared > cap {
             return Err(too_large());
         }
-        read(request, declared, cap, &broker.limiter.rooms).await
+        let whose = observe::whose(broker, &request);
+        read(request, declared, cap, (&broker.limiter.rooms, whose)).await
     }
 }
 
@@ -110,11 +113,11 @@ async fn read(
     request: Request,
     declared: usize,
     cap: usize,
-    rooms: &Rooms,
+    (rooms, whose): (&Rooms, Option<IpAddr>),
 ) -> Result<Body, Refusal> {
     let end = Instant::now() + WHOLE_TIME;
     let mut parts = request.into_body().into_data_stream();
-    let mut held = Held::default();
+    let mut room = Taken::new(rooms, whose, cap);
     let mut next = async || {
         let one = timeout(PART_TIME, parts.next());
         match timeout_at(end, one).await {
@@ -135,7 +138,7 @@ async fn read(
         if length > cap {
             return Err(too_large());
         }
-        held.grow(rooms, length).await?;
+        room.grow(length).await?;
         if length == part.len() {
             // Most bodies are one part, which need not be copied.
             first = part;
@@ -152,48 +155,33 @@ async fn read(
     } else {
         whole.freeze()
     };
-    Ok(Body { bytes, _held: held })
+    Ok(Body { bytes, _room: room })
 }
 
 /// The room that one body has.
-#[derive(Default)]
-struct Held {
-    small: Option<OwnedSemaphorePermit>,
-    large: Option<OwnedSemaphorePermit>,
+struct Taken {
+    small: Held,
+    large: Held,
 }
 
-impl Held {
+impl Taken {
+    fn new(rooms: &Rooms, whose: Option<IpAddr>, cap: usize) -> Self {
+        let small = if cap <= AUTH_BODY_BYTES {
+            &rooms.auth
+        } else {
+            &rooms.small
+        };
+        Self {
+            small: Held::new(small, whose),
+            large: Held::new(&rooms.large, whose),
+        }
+    }
+
     /// Takes what is lacking for so many bytes.
-    async fn grow(&mut self, rooms: &Rooms, bytes: usize) -> Result<(), Refusal> {
-        let (small, large) = (bytes.min(SMALL_BYTES), bytes.saturating_sub(SMALL_BYTES));
-        take(&mut self.small, &rooms.small, small).await?;
-        take(&mut self.large, &rooms.large, large).await
+    async fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.small.grow(bytes.min(SMALL_BYTES)).await?;
+        self.large.grow(bytes.saturating_sub(SMALL_BYTES)).await
     }
-}
-
-async fn take(
-    held: &mut Option<OwnedSemaphorePermit>,
-    room: &Arc<Semaphore>,
-    bytes: usize,
-) -> Result<(), Refusal> {
-    let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-    let lacks = bytes.div_ceil(STEP_BYTES).saturating_sub(has);
-    let Ok(lacks @ 1..) = u32::try_from(lacks) else {
-        return Ok(());
-    };
-    let taken = timeout(ROOM_TIME, Arc::clone(room).acquire_many_owned(lacks)).await;
-    let Ok(Ok(taken)) = taken else {
-        return Err(Refusal::new(
-            ErrorKind::NotReady,
-            "others send more than is held at once: try again in a moment",
-        )
-        .retry_after(RETRY_SECONDS));
-    };
-    match held {
-        Some(held) => held.merge(taken),
-        None => *held = Some(taken),
-    }
-    Ok(())
 }
 
 fn too_large() -> Refusal {
@@ -209,7 +197,7 @@ mod tests {
 
     async fn sent(bytes: usize, rooms: &Rooms) -> Result<Body, Refusal> {
         let request = Request::new(axum::body::Body::from(vec![b'x'; bytes]));
-        read(request, bytes, 4 << 20, rooms).await
+        read(request, bytes, 4 << 20, (rooms, None)).await
     }
 
     #[tokio::test]
@@ -232,14 +220,24 @@ mod tests {
         assert!(sent(4 << 20, &rooms).await.is_err());
         all.clear();
         assert!(sent(4 << 20, &rooms).await.is_ok());
-        assert_eq!(
-            rooms.small.available_permits(),
-            SMALL_ROOM_BYTES / STEP_BYTES
-        );
-        assert_eq!(
-            rooms.large.available_permits(),
-            LARGE_ROOM_BYTES / STEP_BYTES
-        );
+        assert!(rooms.small.is_empty() && rooms.large.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_address_that_fills_its_share_keeps_no_other_out_and_itself_not_from_auth() {
+        let rooms = Rooms::default();
+        let send = async |last: u8, cap| {
+            let whose = Some(IpAddr::from([192, 0, 2, last]));
+            let request = Request::new(axum::body::Body::from(vec![b'x'; 16_000]));
+            read(request, 0, cap, (&rooms, whose)).await
+        };
+        let mut all = Vec::new();
+        while let Ok(body) = send(1, 4 << 20).await {
+            all.push(body);
+        }
+        assert!(all.len() * 16_000 <= SMALL_ROOM_BYTES / 8);
+        assert!(send(2, 4 << 20).await.is_ok());
+        assert!(send(1, AUTH_BODY_BYTES).await.is_ok());
     }
 
     #[tokio::test]
@@ -248,7 +246,7 @@ mod tests {
         let parts = |count: u8| {
             let parts = (0..count).map(|part| Ok::<_, std::io::Error>(vec![b'0' + part; 3]));
             let body = axum::body::Body::from_stream(futures_util::stream::iter(parts));
-            read(Request::new(body), 0, 9, &rooms)
+            read(Request::new(body), 0, 9, (&rooms, None))
         };
         let mut whole = parts(3).await.ok().unwrap();
         assert_eq!(whole.take(), "000111222");
@@ -260,7 +258,8 @@ mod tests {
         let rooms = Rooms::default();
         let endless = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
         let body = axum::body::Body::from_stream(endless);
-        let refused = read(Request::new(body), 9, 9, &rooms).await.err().unwrap();
+        let read = read(Request::new(body), 9, 9, (&rooms, None)).await;
+        let refused = read.err().unwrap();
         let answer = axum::response::IntoResponse::into_response(refused);
         assert_eq!(answer.status().as_u16(), 408);
     }

@@ -176,6 +176,11 @@ fn client(broker: &Broker, request: &Request) -> Option<IpAddr> {
     Some(broker.limiter.client(*peer, request.headers()))
 }
 
+/// Whose share of a room a request takes: nobody's where the client is many.
+pub(super) fn whose(broker: &Broker, request: &Request) -> Option<IpAddr> {
+    client(broker, request).and_then(|client| broker.limiter.whose(client))
+}
+
 fn admit(broker: &Broker, client: IpAddr) -> Result<(), Refusal> {
     let admitted = broker.limiter.admit(client, Instant::now());
     admitted.map_err(|seconds| {
