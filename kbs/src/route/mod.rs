@@ -160,6 +160,10 @@ fn storage(error: StoreError) -> Refusal {
     if let StoreError::Limit(text) = error {
         return invalid(&text);
     }
+    if let StoreError::WentBack = error {
+        tracing::error!(%error, "a change was refused");
+        return Refusal::new(ErrorKind::StorageError, error.to_string());
+    }
     tracing::error!(%error, "the store failed");
     Refusal::new(
         ErrorKind::StorageError,

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 
 pub(crate) use address::Address;
 use address::Engine;
-pub(crate) use change::{Change, REFERENCES};
+pub(crate) use change::{Change, Mark, REFERENCES};
 pub(crate) use figures::Figures;
 pub(crate) use forget::Forget;
 pub(crate) use page::Page;
@@ -77,6 +77,7 @@ pub(crate) struct Store {
     reader: mpsc::Sender<reader::Waiting>,
     recorder: mpsc::Sender<record::Waiting>,
     writes: Arc<figures::Writes>,
+    seen: Arc<change::Seen>,
 }
 
 impl Store {
@@ -125,6 +126,7 @@ impl Store {
             reader,
             recorder,
             writes: Arc::default(),
+            seen: Arc::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 
 use super::{
-    Engine, StoreError, TENANT, record, resource,
+    Engine, StoreError, TENANT, change, record, resource,
     standing::{Standing, standing},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Each step brings the database from the version of its index to the next one.
-pub(super) const STEPS: [&str; 5] = [
+pub(super) const STEPS: [&str; 6] = [
     "
     CREATE TABLE resource (
         path TEXT PRIMARY KEY, sealed BLOB NOT NULL, bytes INTEGER NOT NULL,
@@ -107,6 +107,13 @@ pub(super) const STEPS: [&str; 5] = [
     "
     CREATE INDEX record_denied ON record (tenant, id) WHERE result = 'denied';
     ",
+    // What tells a change from one of the same number after a restore.
+    "
+    CREATE TABLE change_stamp (
+        tenant TEXT NOT NULL, moment INTEGER NOT NULL, stamp TEXT NOT NULL,
+        PRIMARY KEY (tenant, moment)
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 /// Any number that no other program of the database takes: brokers that start at once migrate one
 /// after the other.
@@ -114,6 +121,8 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882331)";
 
 /// The step from which on a reference value's name has a form.
 pub(super) const NAMED: usize = 2;
+/// The step from which on a change has a stamp.
+const STAMPED: usize = 5;
 
 /// Brings a database to the newest version, in one transaction.
 pub(super) async fn migrate(
@@ -139,6 +148,9 @@ pub(super) async fn migrate(
         sqlx::raw_sql(text).execute(&mut *change).await?;
         if number == 1 {
             adopt_resources(&mut change, keys).await?;
+        }
+        if number == STAMPED {
+            change::adopt(&mut change).await?;
         }
     }
     if done < 2 {

@@ -8,8 +8,9 @@ use super::{Engine, StoreError, schema::STEPS};
 /// The tables of the first version, which had none for its number.
 const FIRST: [&str; 4] = ["denial", "policy", "reference_value", "resource"];
 /// Those of any version that a database could have already.
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     "change",
+    "change_stamp",
     "denial",
     "kbs_schema",
     "old_policy",
