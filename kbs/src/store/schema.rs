@@ -7,7 +7,7 @@ use serde::Deserialize;
 use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 
 use super::{
-    Engine, StoreError, TENANT, change, record, resource,
+    Engine, LONG_TURN, StoreError, TENANT, change, record, resource,
     standing::{Standing, standing},
 };
 use crate::{
@@ -132,6 +132,7 @@ pub(super) async fn migrate(
 ) -> Result<(), StoreError> {
     let mut change = pool.begin_with(engine.begin_write()).await?;
     if engine == Engine::Postgres {
+        sqlx::raw_sql(LONG_TURN).execute(&mut *change).await?;
         sqlx::raw_sql(LOCK).execute(&mut *change).await?;
     }
     let found = match standing(&mut change, engine).await? {

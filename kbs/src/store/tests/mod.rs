@@ -256,6 +256,28 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
 }
 
+/// What a broker leaves that is frozen in the middle of a change: the turn is taken, and nothing is said.
+#[tokio::test]
+async fn a_turn_that_nobody_ends_is_over_within_seconds() {
+    let Some(server) = Postgres::start().unwrap() else {
+        return;
+    };
+    let place = Place::postgres(&server, "turn");
+    let (frozen, other) = (place.open().await, place.open().await);
+    let mut turn = frozen.begin().await.unwrap();
+    record::insert(&mut turn, &[&entry("frozen")])
+        .await
+        .unwrap();
+    let written = tokio::time::timeout(PATIENCE, other.record(entry("other"))).await;
+    written.expect("the turn never ended").unwrap();
+    assert!(turn.commit().await.is_err());
+    // The one that was frozen goes on with a new connection.
+    frozen.record(entry("thawed")).await.unwrap();
+    let found = other.search(&Search::default()).await.unwrap();
+    let about: Vec<_> = found.iter().map(|one| one.resource.as_str()).collect();
+    assert_eq!(about, ["other", "thawed"]);
+}
+
 async fn a_newer_database_is_left_alone(place: Place) {
     let store = place.open().await;
     sqlx::raw_sql("UPDATE kbs_schema SET version = 99")
