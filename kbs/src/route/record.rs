@@ -51,6 +51,7 @@ pub(super) async fn record(
         .map(Json)
         .map_err(|error| match error {
             StoreError::Time => invalid(&error.to_string()),
+            StoreError::Slow => Refusal::new(ErrorKind::Timeout, error.to_string()),
             error => storage(error),
         })
 }

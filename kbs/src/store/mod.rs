@@ -18,6 +18,7 @@ mod record;
 mod reference;
 mod resource;
 mod schema;
+mod search;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,8 @@ use crate::{master::MasterKeys, seal::SealError};
 const TENANT: &str = "default";
 /// Connections that read, and on PostgreSQL as many that write.
 const CONNECTIONS: u32 = 4;
+/// Connections that look through the record: with one for all, auditors take one processor at most.
+const SEARCHES: u32 = 1;
 /// How long a request waits for a connection: shorter than its own time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -85,6 +88,8 @@ impl Writer {
 #[derive(Clone)]
 pub(crate) struct Store {
     read: AnyPool,
+    /// For who looks through the record: releases do not wait for it.
+    search: AnyPool,
     writer: Writer,
     keys: Arc<dyn MasterKeys>,
     reader: mpsc::Sender<reader::Waiting>,
@@ -125,6 +130,7 @@ impl Store {
         }
         let writer = Writer { pool, engine };
         let read = connect(address, CONNECTIONS).await?;
+        let search = connect(address, SEARCHES).await?;
         let (recorder, waiting) = mpsc::channel(record::WAITING);
         tokio::spawn(record::write_batches(writer.clone(), waiting));
         let (reader, waiting) = mpsc::channel(reader::WAITING);
@@ -134,6 +140,7 @@ impl Store {
         }
         Ok(Self {
             read,
+            search,
             writer,
             keys,
             reader,
@@ -145,6 +152,7 @@ impl Store {
 
     pub(crate) async fn close(&self) {
         self.read.close().await;
+        self.search.close().await;
         self.writer.pool.close().await;
     }
 
@@ -253,6 +261,12 @@ pub enum StoreError {
     /// The record.
     #[error("store: the record cannot be written: {0}")]
     Record(String),
+    /// A search of the record that takes too long.
+    #[error(
+        "there is more on the record than can be looked through in time: narrow it by `since` and `until`, \
+         begin `after` a later number, or try again when others have ended theirs"
+    )]
+    Slow,
     /// A time that is none.
     #[error("not a time in RFC 3339, such as 2030-01-31T12:00:00Z")]
     Time,

@@ -85,6 +85,52 @@ pub(super) async fn entries_are_kept_in_order_and_found(place: Place) {
     assert!(matches!(store.search(&wrong).await, Err(StoreError::Time)));
 }
 
+pub(super) async fn a_search_holds_up_nobody_and_ends(place: Place) {
+    let store = place.open().await;
+    let name = path("a/b/c");
+    store
+        .set_resource(&name, b"kept", 1, &entry("first"))
+        .await
+        .unwrap();
+    // Numbers as after a long retention, more than one part of a search, and times of two clocks.
+    sqlx::raw_sql(
+        "INSERT INTO record (id, tenant, time, kind, subject, resource, result, ticket, evidence,
+             versions, claims)
+         SELECT 50000 + n, tenant, 1000000000000 + n, kind, subject, 'old', result, ticket,
+             evidence, versions, claims
+         FROM record, (SELECT 1 AS n UNION ALL SELECT 30000 UNION ALL SELECT 60000) AS many",
+    )
+    .execute(&store.writer.pool)
+    .await
+    .unwrap();
+    let find = async |about: &str, since: Option<&str>| {
+        let search = Search {
+            resource: Some(about.to_owned()),
+            since: since.map(ToOwned::to_owned),
+            ..Search::default()
+        };
+        let found = store.search(&search).await.unwrap();
+        found.iter().map(|one| one.id).collect::<Vec<_>>()
+    };
+    assert_eq!(find("", None).await, [1, 50_001, 80_000, 110_000]);
+    assert_eq!(find("old", None).await, [50_001, 80_000, 110_000]);
+    assert_eq!(find("", Some("2010-01-01T00:00:00Z")).await, [1]);
+    assert_eq!(
+        find("old", Some("2001-09-09T01:46:50Z")).await,
+        [80_000, 110_000]
+    );
+    // As long as others look through the record, nobody else waits.
+    let busy = store.search.acquire().await.unwrap();
+    let soon = tokio::time::Instant::now() + Duration::from_millis(200);
+    let slow = store.search_until(&Search::default(), soon).await;
+    assert!(matches!(slow, Err(StoreError::Slow)), "{slow:?}");
+    assert!(store.resource(&name).await.unwrap().is_some());
+    store.answers().await.unwrap();
+    store.changes(&Mark::BEGINNING).await.unwrap();
+    drop(busy);
+    assert_eq!(find("first", None).await, [1]);
+}
+
 pub(super) async fn entries_of_one_change_are_all_there_and_no_more(place: Place) {
     let store = place.open().await;
     let mut after = None;

@@ -86,6 +86,7 @@ on_both!(
     a_list_of_reference_values_comes_in_whole_names,
     reference_values_are_bounded_and_a_refused_change_leaves_nothing,
     entries_are_kept_in_order_and_found,
+    a_search_holds_up_nobody_and_ends,
     entries_of_one_change_are_all_there_and_no_more,
     a_crowd_is_recorded_whole,
     retention_takes_the_oldest,
