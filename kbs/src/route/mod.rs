@@ -190,6 +190,16 @@ fn invalid(detail: &str) -> Refusal {
     Refusal::new(ErrorKind::InvalidRequest, detail)
 }
 
+/// Refuses a number that stands for nothing, before it is taken for another one.
+fn from(least: i64, number: Option<i64>, member: &str) -> Result<(), Refusal> {
+    match number {
+        Some(number) if number < least => Err(invalid(&format!(
+            "{member}: {number} is none: they begin at {least}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn now() -> i64 {
     i64::try_from(seconds(SystemTime::now())).unwrap_or(i64::MAX)
 }
