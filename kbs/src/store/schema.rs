@@ -107,8 +107,15 @@ pub(super) const STEPS: [&str; 6] = [
     "
     CREATE INDEX record_denied ON record (tenant, id) WHERE result = 'denied';
     ",
-    // What tells a change from one of the same number after a restore.
+    // What tells a change from one of the same number after a restore; room for a probe; when the clock
+    // was last believed; and which entries of the record guests write as they like.
     "
+    CREATE TABLE kbs_clock (tenant TEXT NOT NULL PRIMARY KEY, believed INTEGER NOT NULL) STRICT;
+    ALTER TABLE record ADD COLUMN minor INTEGER NOT NULL DEFAULT 0;
+    UPDATE record SET minor = 1 WHERE result = 'denied';
+    DROP INDEX record_denied;
+    CREATE INDEX record_minor ON record (tenant, id) WHERE minor = 1;
+    CREATE TABLE kbs_probe (id INTEGER NOT NULL PRIMARY KEY, filling BLOB NOT NULL) STRICT;
     CREATE TABLE change_stamp (
         tenant TEXT NOT NULL, moment INTEGER NOT NULL, stamp TEXT NOT NULL,
         PRIMARY KEY (tenant, moment)

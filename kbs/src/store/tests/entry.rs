@@ -131,6 +131,23 @@ pub(super) async fn a_search_holds_up_nobody_and_ends(place: Place) {
     assert_eq!(find("first", None).await, [1]);
 }
 
+pub(super) async fn a_probe_of_a_store_that_failed_is_written_and_over(place: Place) {
+    let store = place.open().await;
+    assert!(store.is_writable().await);
+    for _ in 0..2 {
+        store.failed();
+        assert!(store.is_writable().await);
+        let row = sqlx::query("SELECT id, octet_length(filling) FROM kbs_probe")
+            .fetch_all(&store.read)
+            .await
+            .unwrap();
+        assert_eq!(row.len(), 1);
+        // As much as a batch.
+        assert!(row[0].try_get::<i64, _>(1).unwrap() >= 1 << 20);
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+    }
+}
+
 pub(super) async fn entries_of_one_change_are_all_there_and_no_more(place: Place) {
     let store = place.open().await;
     let mut after = None;

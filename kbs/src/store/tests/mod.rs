@@ -87,6 +87,7 @@ on_both!(
     reference_values_are_bounded_and_a_refused_change_leaves_nothing,
     entries_are_kept_in_order_and_found,
     a_search_holds_up_nobody_and_ends,
+    a_probe_of_a_store_that_failed_is_written_and_over,
     entries_of_one_change_are_all_there_and_no_more,
     a_crowd_is_recorded_whole,
     retention_takes_the_oldest,
