@@ -77,6 +77,7 @@ on_both!(
     a_list_of_resources_has_all_that_one_may_see,
     another_key_or_another_place_opens_nothing,
     rotation_wraps_anew_while_others_read,
+    a_data_key_that_does_not_open_holds_up_no_rotation,
     a_policy_has_versions_and_an_end,
     nothing_is_decided_by_a_store_that_went_back,
     a_change_after_a_restore_is_not_taken_for_the_one_that_was_known,
@@ -245,7 +246,7 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     let old = one.key_status().await.unwrap().newest;
     let new = rotate(&place.key()).unwrap();
     one.reload_keys();
-    assert_eq!(one.rewrap().await.unwrap(), 100);
+    assert_eq!(one.rewrap().await.unwrap().wrapped, 100);
     let status = one.key_status().await.unwrap();
     assert_eq!((status.versions[&old], status.versions[&new]), (50, 100));
     // The other broker knows the old key only, and meets both kinds.
@@ -253,9 +254,32 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
         let name = path(&format!("a/b/n{number}"));
         assert_eq!(&**two.resource(&name).await.unwrap().unwrap().1, b"kept");
     }
-    assert_eq!(one.rewrap().await.unwrap(), 50);
-    assert_eq!(one.rewrap().await.unwrap(), 0);
+    assert_eq!(one.rewrap().await.unwrap().wrapped, 50);
+    assert_eq!(one.rewrap().await.unwrap().wrapped, 0);
     assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
+}
+
+async fn a_data_key_that_does_not_open_holds_up_no_rotation(place: Place) {
+    let store = place.open().await;
+    // More damaged ones than one step looks at, before and after a whole one.
+    for number in 0..250 {
+        let name = path(&format!("a/b/n{number:03}"));
+        let set = store.set_resource(&name, b"kept", 1, &entry("n")).await;
+        set.unwrap();
+    }
+    let damage = "UPDATE resource_version SET wrapped = sealed WHERE path <> 'a/b/n170'";
+    sqlx::raw_sql(damage)
+        .execute(&store.writer.pool)
+        .await
+        .unwrap();
+    rotate(&place.key()).unwrap();
+    store.reload_keys();
+    assert_eq!(store.rewrap().await.unwrap().wrapped, 1);
+    let rest = store.rewrap().await.unwrap();
+    assert_eq!((rest.wrapped, rest.passed_over), (0, 249));
+    assert_eq!(rest.first, Some(("a/b/n000".to_owned(), 1)));
+    let kept = store.resource(&path("a/b/n170")).await.unwrap().unwrap();
+    assert_eq!(&**kept.1, b"kept");
 }
 
 /// What a broker leaves that is frozen in the middle of a change: the turn is taken, and nothing is said.
