@@ -21,9 +21,7 @@ const SHAPES: [usize; 4] = [1, 4, 16, BATCH];
 const GATHER: Duration = Duration::from_millis(1);
 /// Entries that wait; further requests wait for a place.
 pub(super) const WAITING: usize = 4096;
-/// Entries of one answer.
-const PAGE: i64 = 1000;
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "tenant",
     TIME,
     "kind",
@@ -35,9 +33,11 @@ const COLUMNS: [&str; 11] = [
     "versions",
     "claims",
     "attestation",
+    MINOR,
 ];
-/// The one that is a number.
+/// Those that are numbers.
 const TIME: &str = "time";
+const MINOR: &str = "minor";
 
 /// An entry that waits for its batch.
 pub(super) struct Waiting {
@@ -50,6 +50,7 @@ impl Store {
     pub(crate) async fn record(&self, entry: Entry) -> Result<(), StoreError> {
         let (done, wait) = oneshot::channel();
         let ended = |()| StoreError::Record("its writer has ended".to_owned());
+        let entry = entry.cut();
         let waiting = Waiting { entry, done };
         self.recorder.send(waiting).await.map_err(|_| ended(()))?;
         wait.await
@@ -121,7 +122,7 @@ pub(super) async fn insert(
         for _ in some.len()..SHAPES[shape] {
             for column in COLUMNS {
                 query = match column {
-                    TIME => query.bind(None::<i64>),
+                    TIME | MINOR => query.bind(None::<i64>),
                     _ => query.bind(None::<&str>),
                 };
             }
@@ -175,6 +176,7 @@ fn row_of(entry: &Entry) -> Result<[Value; COLUMNS.len()], StoreError> {
         json(serde_json::to_string(&entry.versions))?,
         json(serde_json::to_string(&entry.claims))?,
         text(&entry.attestation),
+        Value::Number(i64::from(entry.is_minor())),
     ])
 }
 

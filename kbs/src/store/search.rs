@@ -178,5 +178,6 @@ fn entry(row: &sqlx::any::AnyRow) -> Result<Entry, StoreError> {
         versions: serde_json::from_str(&text(8)?).map_err(|_| broken())?,
         claims: serde_json::from_str(&text(9)?).map_err(|_| broken())?,
         attestation: text(10)?,
+        affirms_nothing: false,
     })
 }

@@ -1,8 +1,15 @@
 //! The record's entries: all there, in their order, and found.
 
+use std::time::Instant;
+
 use policies::release::Reason;
 
 use super::*;
+use crate::{
+    config,
+    record::from_millis,
+    retention::{self, Calendar},
+};
 
 pub(super) async fn entries_are_kept_in_order_and_found(place: Place) {
     let store = place.open().await;
@@ -178,11 +185,17 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
     old.time = "2001-01-01T00:00:00Z".to_owned();
     store.record(old).await.unwrap();
     store.record(entry("kept")).await.unwrap();
-    for _ in 0..10 {
-        store.record(entry("refused").denied()).await.unwrap();
+    for number in 0..10 {
+        let mut minor = entry("refused");
+        if number % 2 == 0 {
+            minor = minor.denied();
+        } else {
+            minor.affirms_nothing = true;
+        }
+        store.record(minor).await.unwrap();
     }
-    let forget = async |before, refusals| {
-        let forget = Forget { before, refusals };
+    let forget = async |before, minor| {
+        let forget = Forget { before, minor };
         store.forget(forget).await.unwrap()
     };
     let year = Some(1_000_000_000_000);
@@ -197,6 +210,39 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
         left.iter().map(|one| one.id).collect::<Vec<_>>(),
         [2, 9, 10, 11, 12]
     );
+}
+
+/// The newest entry is then one of the wrong clock's own.
+pub(super) async fn a_clock_that_leapt_is_not_believed_for_a_restart(place: Place) {
+    const DAY: i64 = 24 * 3600 * 1000;
+    const NOW: i64 = 1_900_000_000_000;
+    let store = place.open().await;
+    let at = |millis| {
+        let mut one = entry("one");
+        one.time = from_millis(millis).unwrap();
+        one
+    };
+    let kept = config::Record::default();
+    let round = async |calendar: &mut Calendar, now, passed| {
+        let clock = (now, Instant::now() + Duration::from_secs(passed));
+        retention::round(&store, &kept, calendar, clock)
+            .await
+            .unwrap()
+    };
+    store.record(at(NOW)).await.unwrap();
+    assert_eq!(round(&mut Calendar::default(), NOW, 0).await, 0);
+    let wrong = NOW + 400 * DAY;
+    for _ in 0..3 {
+        let mut started = Calendar::default();
+        assert_eq!(round(&mut started, wrong, 0).await, 0);
+        store.record(at(wrong)).await.unwrap();
+        assert_eq!(round(&mut started, wrong + 60_000, 60).await, 0);
+    }
+    // Nobody set it right for a day.
+    let mut started = Calendar::default();
+    assert_eq!(round(&mut started, wrong, 0).await, 0);
+    assert_eq!(round(&mut started, wrong + DAY, 24 * 3600 + 60).await, 1);
+    assert_eq!(store.last_believed().await.unwrap(), Some(wrong + DAY));
 }
 
 /// More than one batch waits at once, and each of them is told.

@@ -92,6 +92,7 @@ on_both!(
     entries_of_one_change_are_all_there_and_no_more,
     a_crowd_is_recorded_whole,
     retention_takes_the_oldest,
+    a_clock_that_leapt_is_not_believed_for_a_restart,
     a_newer_database_is_left_alone,
     tables_of_another_program_are_named_and_left_alone,
     an_unprintable_name_stops_the_upgrade_and_is_named,
