@@ -9,7 +9,7 @@ use kbs_protocol::{
 };
 use policies::{
     PolicyError,
-    appraisal::{AppraisalPolicy, ReferenceValues},
+    appraisal::{AppraisalPolicy, ReferenceValues, Status},
     scopes::{ScopeError, Selector},
 };
 use serde_json::{Value, json, value::RawValue};
@@ -121,6 +121,7 @@ pub(crate) async fn attest(
                 .signer
                 .issue(&entry.ticket, &submods, now)
                 .map_err(|error| Refusal::new(ErrorKind::InvalidRequest, error.to_string()))?;
+            entry.affirms_nothing = !submods.iter().any(affirms);
             let judged = submods.into_iter().flat_map(|part| {
                 let judgements = part.appraisal.judgements;
                 let mut judged = Judged::by_policy(judgements, &part.appraisal.reasons);
@@ -347,6 +348,11 @@ async fn appraise(
         });
     }
     Ok(submods)
+}
+
+/// Whether it is worth something that the guest was judged.
+fn affirms(part: &Submod) -> bool {
+    matches!(part.appraisal.status, Status::Affirming | Status::Warning)
 }
 
 fn parse_init_data(sent: &kbs_protocol::InitData) -> Result<InitData, Verdict> {

@@ -19,6 +19,8 @@ const TIME_CHARS: usize = 7;
 const RANDOM_CHARS: usize = 10;
 /// Nanoseconds of one step of a ticket's time.
 const TIME_STEP: i128 = 16_000_000;
+/// Characters of what was found: a digest of any kind is shorter.
+const FOUND_CHARS: usize = 256;
 /// Bytes of a guest's key's digest.
 const SUBJECT_BYTES: usize = 16;
 
@@ -104,6 +106,10 @@ pub struct Entry {
     pub claims: Vec<Judged>,
     /// The ticket of the attestation whose token asked; empty where none did.
     pub attestation: String,
+    /// An attestation whose token says that the guest is not to be trusted: anybody gets one, as often as
+    /// they ask. It is kept as a refusal is.
+    #[serde(skip)]
+    pub(crate) affirms_nothing: bool,
 }
 
 /// One claim that was judged.
@@ -205,7 +211,13 @@ impl Entry {
             versions: Versions::default(),
             claims: Vec::new(),
             attestation: String::new(),
+            affirms_nothing: false,
         }
+    }
+
+    /// Whether strangers can bring it about at will.
+    pub(crate) fn is_minor(&self) -> bool {
+        self.result == Outcome::Denied || self.affirms_nothing
     }
 
     /// The same as a refusal.
@@ -217,6 +229,18 @@ impl Entry {
     /// The same with what was judged.
     pub(crate) fn judging<T: Into<Judged>>(mut self, claims: impl IntoIterator<Item = T>) -> Self {
         self.claims = claims.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same without more of what a stranger sent than one needs to see.
+    pub(crate) fn cut(mut self) -> Self {
+        for claim in &mut self.claims {
+            let found = &mut claim.found;
+            if let Some((end, _)) = found.char_indices().nth(FOUND_CHARS) {
+                found.truncate(end);
+                found.push('…');
+            }
+        }
         self
     }
 
@@ -318,6 +342,22 @@ pub(crate) fn from_millis(millis: i64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_found_is_kept_as_far_as_one_needs_to_see_it() {
+        let found = |text: &str| {
+            let reason = Reason {
+                claim: String::new(),
+                expected: String::new(),
+                found: text.to_owned(),
+                fix: String::new(),
+            };
+            let entry = Entry::new(Kind::Attest, Outcome::Denied, String::new(), String::new());
+            entry.judging([reason]).cut().claims[0].found.clone()
+        };
+        assert_eq!(found(&"é".repeat(256)), "é".repeat(256));
+        assert_eq!(found(&"é".repeat(70_000)), "é".repeat(256) + "…");
+    }
 
     #[test]
     fn tickets_are_told_apart_and_later_ones_come_later() {

@@ -1,16 +1,18 @@
-//! What the record forgets, once a minute: entries that are older than `[record] days`, and refusals beyond
-//! `[record] rows`.
+//! What the record forgets, once a minute: entries that are older than `[record] days`, and minor ones (see
+//! [`Forget`]) beyond `[record] rows`.
 //!
 //! Age goes by the clock of this machine, and a clock that was set wrong by years would end the whole
 //! record. So after a leap of the clock nothing is removed for its age until a day has passed, which is
-//! time to set it right.
+//! time to set it right. The store has the time that was believed last, so that a broker that is started
+//! anew under a wrong clock does not take it for the right one.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::{
     broker::Broker,
+    config,
     session::seconds,
-    store::{Forget, StoreError},
+    store::{Forget, Store, StoreError},
     upkeep::every,
 };
 
@@ -26,33 +28,46 @@ pub(crate) async fn run(broker: &Broker) {
     let mut calendar = Calendar::default();
     loop {
         rounds.tick().await;
-        if let Err(error) = round(broker, &mut calendar).await {
-            tracing::error!(%error, "old entries of the record cannot be removed");
+        let now = i64::try_from(seconds(SystemTime::now())).unwrap_or(i64::MAX);
+        let clock = (now.saturating_mul(1000), Instant::now());
+        match round(&broker.store, &broker.retention, &mut calendar, clock).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "entries of the record removed"),
+            Err(error) => tracing::error!(%error, "old entries of the record cannot be removed"),
         }
     }
 }
 
-async fn round(broker: &Broker, calendar: &mut Calendar) -> Result<(), StoreError> {
+/// How many entries went.
+pub(crate) async fn round(
+    store: &Store,
+    kept: &config::Record,
+    calendar: &mut Calendar,
+    (now, at): (i64, Instant),
+) -> Result<u64, StoreError> {
     if calendar.last.is_none() {
-        let last = broker.store.last_recorded().await?;
-        calendar.last = last.map(|last| (last, Instant::now()));
+        let believed = match store.last_believed().await? {
+            Some(believed) => Some(believed),
+            None => store.last_recorded().await?,
+        };
+        calendar.last = believed.map(|last| (last, at));
     }
-    let now = i64::try_from(seconds(SystemTime::now())).unwrap_or(i64::MAX);
-    let now = now.saturating_mul(1000);
-    let kept = i64::from(broker.retention.days).saturating_mul(DAY_MILLIS);
+    let right = calendar.is_right(now, at);
+    let days = i64::from(kept.days).saturating_mul(DAY_MILLIS);
     let forget = Forget {
-        before: calendar
-            .is_right(now, Instant::now())
-            .then(|| now.saturating_sub(kept)),
-        refusals: broker.retention.rows.into(),
+        before: right.then(|| now.saturating_sub(days)),
+        minor: kept.rows.into(),
     };
-    broker.store.forget(forget).await?;
-    Ok(())
+    let removed = store.forget(forget).await?;
+    if right {
+        store.believe(now).await?;
+    }
+    Ok(removed)
 }
 
 /// What the clock said, in milliseconds since 1970, and the time that passed.
 #[derive(Debug, Default)]
-struct Calendar {
+pub(crate) struct Calendar {
     last: Option<(i64, Instant)>,
     leapt: Option<Instant>,
 }
@@ -68,7 +83,7 @@ impl Calendar {
             if ahead > LEAP_MILLIS {
                 tracing::warn!(
                     days = ahead / DAY_MILLIS,
-                    "the clock is ahead of the newest entry of the record: for a day nothing is removed for its age"
+                    "the clock is ahead of when it was right: for a day nothing of the record is removed for its age"
                 );
                 self.leapt = Some(at);
             }

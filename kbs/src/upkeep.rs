@@ -38,13 +38,27 @@ async fn refresh(broker: &Broker) {
 
 async fn rewrap(broker: &Broker) {
     let mut looks = every(LOOK);
+    let mut told = 0;
     loop {
         looks.tick().await;
         broker.store.reload_keys();
         broker.challenges.reload_keys();
         match broker.store.rewrap().await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(count, "data keys wrapped anew"),
+            Ok(done) if done.wrapped > 0 => {
+                tracing::info!(count = done.wrapped, "data keys wrapped anew");
+            }
+            Ok(done) => {
+                if let Some((path, version)) = done.first.filter(|_| done.passed_over != told) {
+                    tracing::error!(
+                        count = done.passed_over,
+                        path,
+                        version,
+                        "data keys do not open under the master key that they name: set these resources \
+                         again, or delete them"
+                    );
+                }
+                told = done.passed_over;
+            }
             Err(error) => tracing::error!(%error, "data keys cannot be wrapped anew"),
         }
     }

@@ -7,6 +7,7 @@ use deployment::{
     Deployment,
     owner::{BY_SVN, Owner, lines},
 };
+use http::Method;
 use kbs_protocol::ErrorKind;
 use serde_json::json;
 
@@ -18,6 +19,31 @@ const SIGNED: &str = "d284582fa3012703746170706c69636174696f6e2f72696d2b63626f72
     abababababababab04a200c1189601c1190190584022eeaeccd4000e0774f21a333b93e91f0879e0e9c4ff25cfd106\
     3abd1b3246c91774410eb7809eba6c363f164a1042a1d0d8ae09f48fe4752da4ad68966a280a";
 const SIGNER: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
+
+#[tokio::test]
+async fn a_number_that_stands_for_nothing_is_refused_by_name_and_changes_nothing() {
+    let deployment = Deployment::start(&["sample"]);
+    deployment.own(&["reference", "set", "svn", "1"]);
+    let bearer = format!("Bearer {}", deployment.admin_token());
+    let admin = [("authorization", bearer.as_str())];
+    for (method, path) in [
+        (Method::DELETE, "reference-value/svn?version=0"),
+        (Method::DELETE, "reference-value/svn?version=-1"),
+        (Method::GET, "resource-policy/resource-policy?version=-1"),
+        (Method::GET, "attestation-policy/default_cpu?version=-1"),
+        (Method::GET, "record?limit=0"),
+        (Method::GET, "record?limit=-1"),
+    ] {
+        let answer = deployment.ask(method, path, &admin, "").await;
+        let (kind, error) = answer.refusal();
+        assert_eq!(kind, ErrorKind::InvalidRequest, "{path}");
+        let (_, query) = path.split_once('?').unwrap();
+        let (member, _) = query.split_once('=').unwrap();
+        assert!(error.detail.contains(member), "{path}: {}", error.detail);
+    }
+    let listed = lines(&deployment.own(&["reference", "list"]));
+    assert_eq!(listed[0]["holds"], json!(true));
+}
 
 #[test]
 fn a_signed_corim_is_its_signers_word_and_an_unsigned_one_its_holders() {

@@ -12,18 +12,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use deployment::{Answer, Deployment, Guest, Replica, SECRET, fetch};
+use deployment::{
+    Answer, Deployment, Guest, SECRET, fetch,
+    pair::{ALLOW_ALL, Pair},
+};
 use http::{Method, Request, StatusCode};
 use kbs_protocol::{
     AttestRequest, AuthRequest, AuthResponse, KeyKind, PREFIX, RuntimeData, TeeEvidence,
     TeeKeyPair, TokenResponse,
 };
 use serde_json::Value;
-use support::postgres::Postgres;
 use tokio::net::{TcpListener, TcpStream};
 use transport::{Client, ClientConfig, Roots, TcpDial, bytes_capped};
 
-const ALLOW_ALL: &str = "package policy\nallow := true\n";
 const DENY_ALL: &str = "package policy\nallow := false\n";
 const WRITERS: usize = 4;
 const READERS: usize = 4;
@@ -31,40 +32,6 @@ const NAMES: usize = 4;
 /// Writes of one writer; a third before the death of a broker, a third with one alone, and a third
 /// after its return.
 const WRITES: usize = 90;
-
-/// Two brokers on one server, which ends with the value.
-struct Pair {
-    first: Deployment,
-    second: Replica,
-    _server: Postgres,
-    _files: tempfile::TempDir,
-}
-
-impl Pair {
-    /// `None` where there is no PostgreSQL.
-    fn start() -> Option<Self> {
-        let server = Postgres::start().unwrap()?;
-        let files = tempfile::tempdir().unwrap();
-        let (url, key) = (files.path().join("url"), files.path().join("challenge.key"));
-        std::fs::write(&url, server.database("kbs").unwrap()).unwrap();
-        std::fs::write(&key, "5a".repeat(32)).unwrap();
-        let first = Deployment::start_with(&["sample"], |config| {
-            let challenges = format!("challenge_seconds = 300\nchallenge_key = {key:?}");
-            config
-                .replace("database = \"kbs.sqlite\"", &format!("url_file = {url:?}"))
-                .replace("challenge_seconds = 300", &challenges)
-        });
-        let policy = first.write("policy.rego", ALLOW_ALL);
-        first.own(&["policy", "set", "--file", &policy]);
-        let second = first.replica();
-        Some(Self {
-            first,
-            second,
-            _server: server,
-            _files: files,
-        })
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_at_one_broker_decides_at_the_other() {

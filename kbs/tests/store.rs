@@ -3,14 +3,19 @@
 
 mod deployment;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, process::Command, time::Duration};
 
-use deployment::{Deployment, Guest, SECRET, fetch, kbs, succeed};
-use http::Method;
+use bytes::Bytes;
+use deployment::{
+    Deployment, Guest, SECRET, fetch, kbs,
+    pair::{ALLOW_ALL, Pair},
+    succeed,
+};
+use http::{Method, Request, StatusCode};
+use kbs_protocol::PREFIX;
 use rand::RngExt;
 use serde_json::Value;
 
-const ALLOW_ALL: &str = "package policy\nallow := true\n";
 const WRITES: usize = 500;
 const NAMES: usize = 50;
 
@@ -139,6 +144,50 @@ async fn sigkill_at_random_points_loses_nothing_and_leaves_nothing_half() {
         .sum();
     assert_eq!(u64::try_from(set).unwrap(), written);
     assert!(set >= WRITES);
+}
+
+/// Under load, so that some of the time it is frozen in the middle of a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_broker_holds_up_the_other_one_for_seconds_at_most() {
+    const FREEZES: usize = 8;
+    let Some(mut pair) = Pair::start() else {
+        return;
+    };
+    let guest = Guest::challenged(&pair.first, None).await;
+    let token = guest.token(&pair.first).await;
+    let bearer = format!("Bearer {}", pair.first.admin_token());
+    let mut load = tokio::task::JoinSet::new();
+    for writer in 0..4 {
+        let (client, bearer) = (pair.first.client(), bearer.clone());
+        let uri = format!("{}{PREFIX}/resource/r/x/{writer}", pair.first.url);
+        load.spawn(async move {
+            loop {
+                let request = Request::post(uri.as_str()).header("authorization", bearer.as_str());
+                let request = request.body(Bytes::from(content(1))).unwrap();
+                if client.send(request).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        });
+    }
+    let first = pair.first.pid().to_string();
+    let tell = |signal| {
+        let told = Command::new("kill").args([signal, &first]).status();
+        assert!(told.unwrap().success());
+    };
+    pair.first.url.clone_from(&pair.second.url);
+    for _ in 0..FREEZES {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        tell("-STOP");
+        // A release is answered when it is on the record.
+        let answered = eventually(async || {
+            let answer = fetch(&pair.first, &token, "a/b/c").await;
+            answer.status == StatusCode::NOT_FOUND
+        });
+        let answered = tokio::time::timeout(Duration::from_secs(25), answered).await;
+        answered.expect("the other one is held up");
+        tell("-CONT");
+    }
 }
 
 fn content(number: usize) -> Vec<u8> {

@@ -160,6 +160,10 @@ fn storage(error: StoreError) -> Refusal {
     if let StoreError::Limit(text) = error {
         return invalid(&text);
     }
+    if let StoreError::WentBack = error {
+        tracing::error!(%error, "a change was refused");
+        return Refusal::new(ErrorKind::StorageError, error.to_string());
+    }
     tracing::error!(%error, "the store failed");
     Refusal::new(
         ErrorKind::StorageError,
@@ -184,6 +188,16 @@ fn administration(kind: Kind, result: Outcome, admin: &Administrator, about: Str
 
 fn invalid(detail: &str) -> Refusal {
     Refusal::new(ErrorKind::InvalidRequest, detail)
+}
+
+/// Refuses a number that stands for nothing, before it is taken for another one.
+fn from(least: i64, number: Option<i64>, member: &str) -> Result<(), Refusal> {
+    match number {
+        Some(number) if number < least => Err(invalid(&format!(
+            "{member}: {number} is none: they begin at {least}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn now() -> i64 {

@@ -17,7 +17,7 @@ use policies::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Body, administration, invalid, now, query, refreshed, storage};
+use super::{Answer, Body, administration, from, invalid, now, query, refreshed, storage};
 use crate::{
     admin::{Administrator, right},
     auth::Admin,
@@ -210,6 +210,7 @@ async fn set(
 
 async fn read(broker: &Broker, scope: &Scope, version: Option<i64>) -> Answer<PolicyMessage> {
     let id = scope.to_string();
+    from(0, version, "version")?;
     let stored = match version {
         Some(0) => None,
         version => broker.store.policy(&id, version).await.map_err(storage)?,

@@ -8,7 +8,7 @@ use axum::{
 };
 use kbs_protocol::ErrorKind;
 
-use super::{Answer, invalid, query, storage};
+use super::{Answer, from, invalid, query, storage};
 use crate::{
     admin::right,
     auth::Admin,
@@ -44,6 +44,7 @@ pub(super) async fn record(
     search: Result<Query<Search>, QueryRejection>,
 ) -> Answer<Vec<Entry>> {
     let search = query(search)?;
+    from(1, search.limit, "limit")?;
     broker
         .store
         .search(&search)
@@ -51,6 +52,7 @@ pub(super) async fn record(
         .map(Json)
         .map_err(|error| match error {
             StoreError::Time => invalid(&error.to_string()),
+            StoreError::Slow => Refusal::new(ErrorKind::Timeout, error.to_string()),
             error => storage(error),
         })
 }

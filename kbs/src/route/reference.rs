@@ -18,7 +18,7 @@ use policies::reference::{Provenance, ReferenceError, ReferenceValue, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Answer, Body, administration, invalid, now, query, refreshed, storage};
+use super::{Answer, Body, administration, from, invalid, now, query, refreshed, storage};
 use crate::{
     admin::{Administrator, right},
     auth::Admin,
@@ -126,6 +126,7 @@ pub(super) async fn withdraw(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<(), Refusal> {
     let version = query(wanted)?.version;
+    from(1, version, "version")?;
     let entry = administration(Kind::Reference, Outcome::Deleted, &admin, String::new());
     let ended = broker
         .store

@@ -29,7 +29,7 @@ use crate::{
     desk::Desk,
     refusal::Refusal,
     scope::{RELEASE_POLICY, Scope},
-    store::{Change, REFERENCES, Store, StoreError},
+    store::{Change, Mark, REFERENCES, Store, StoreError},
 };
 use reference::References;
 
@@ -62,7 +62,7 @@ pub(crate) struct Rules {
 /// What is attached where, in which version, and the last change that is in it.
 #[derive(Clone)]
 struct Known {
-    moment: i64,
+    mark: Mark,
     release: Scopes<i64>,
     appraisal: Selection<i64>,
     references: Arc<References>,
@@ -74,7 +74,7 @@ impl Rules {
         let rules = Self {
             store,
             known: Current::new(Known {
-                moment: -1,
+                mark: Mark::BEGINNING,
                 release: Scopes::default(),
                 appraisal: Selection::default(),
                 references: Arc::default(),
@@ -102,14 +102,12 @@ impl Rules {
         let _turn = self.refreshing.lock().await;
         let known = self.known.load();
         let asked = self.opened.elapsed();
-        // With the last one that is known: where it is not there any more, the store went back in time,
-        // and a version of a policy may have another text than the one that is compiled here.
-        let mut changes = self.store.changes(known.moment - 1).await?;
-        if known.moment >= 0 && changes.is_empty() {
+        let changes = self.store.changes(&known.mark).await;
+        if let Err(StoreError::WentBack) = changes {
+            // A version of a policy may have another text than the one that is compiled here.
             self.lost.store(true, Ordering::Relaxed);
-            return Err(StoreError::WentBack);
         }
-        changes.retain(|change| change.moment > known.moment);
+        let changes = changes?;
         if changes.is_empty() {
             self.reached(asked);
             return Ok(());
@@ -128,6 +126,7 @@ impl Rules {
             references = next.references.version(),
             "policies or reference values changed"
         );
+        self.store.saw(&next.mark);
         self.known.replace(next);
         self.reached(asked);
         Ok(())
@@ -275,7 +274,7 @@ impl Rules {
 impl Known {
     fn take(&mut self, change: &Change) -> Result<(), StoreError> {
         let unknown = |_| StoreError::Content("policy's id");
-        self.moment = change.moment;
+        self.mark.clone_from(&change.mark);
         if change.what == REFERENCES {
             return Ok(());
         }

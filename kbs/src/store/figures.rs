@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rand::Rng;
 use sqlx::AnyPool;
 
 use super::{Store, StoreError, record};
@@ -13,6 +14,9 @@ use super::{Store, StoreError, record};
 const PROBE: Duration = Duration::from_secs(2);
 /// For one attempt: who asks whether a broker is ready does not wait for longer.
 const PROBE_TIME: Duration = Duration::from_secs(2);
+
+/// What an attempt writes: as much as a full batch of entries with long claims.
+const PROBE_BYTES: usize = 1024 * 1024;
 
 /// How the last writes went. A store that fails is asked for more only by who wants to know whether it
 /// is well again.
@@ -58,7 +62,7 @@ impl Store {
             .change(|failing| failing.since = Some(Instant::now()));
     }
 
-    /// Whether what was last written is on the disk. After a failure a row is written for nothing,
+    /// Whether what was last written is on the disk. After a failure something is written for nothing,
     /// once in a while, until that succeeds.
     pub(crate) async fn is_writable(&self) -> bool {
         let now = Instant::now();
@@ -89,11 +93,19 @@ impl Store {
         false
     }
 
+    /// A change that failed for want of room leaves what it had taken, and a small one fits into that. So
+    /// this one is as large as a batch of entries, and is not one that compresses.
     async fn write_nothing(&self) -> Result<(), StoreError> {
+        let mut filling = vec![0; PROBE_BYTES];
+        rand::rng().fill_bytes(&mut filling);
         let mut change = self.begin().await?;
-        sqlx::query("UPDATE kbs_schema SET version = version")
-            .execute(&mut *change)
-            .await?;
+        sqlx::query(
+            "INSERT INTO kbs_probe (id, filling) VALUES (1, $1)
+             ON CONFLICT (id) DO UPDATE SET filling = excluded.filling",
+        )
+        .bind(filling)
+        .execute(&mut *change)
+        .await?;
         Ok(change.commit().await?)
     }
 

@@ -15,9 +15,10 @@ const STEP: i64 = 250;
 pub(crate) struct Forget {
     /// Entries from before this time, in milliseconds since 1970.
     pub(crate) before: Option<i64>,
-    /// The oldest refusals beyond this number. Guests write refusals as they like; nothing that they do
-    /// removes a release or an administration before its time.
-    pub(crate) refusals: i64,
+    /// The oldest minor entries beyond this number: refusals, and attestations that affirm nothing. Guests
+    /// write these as they like; nothing that they do removes a release or an administration before its
+    /// time.
+    pub(crate) minor: i64,
 }
 
 impl Store {
@@ -29,11 +30,34 @@ impl Store {
             let old = "time < $2 ORDER BY time";
             removed += self.remove(old, before).await?;
         }
-        if let Some(last) = self.refusal_beyond(forget.refusals).await? {
-            let refused = "result = 'denied' AND id <= $2 ORDER BY id";
-            removed += self.remove(refused, last).await?;
+        if let Some(last) = self.minor_beyond(forget.minor).await? {
+            let minor = "minor = 1 AND id <= $2 ORDER BY id";
+            removed += self.remove(minor, last).await?;
         }
         Ok(removed)
+    }
+
+    /// The last time that [`Store::believe`] was told, in milliseconds since 1970.
+    pub(crate) async fn last_believed(&self) -> Result<Option<i64>, StoreError> {
+        let row = sqlx::query("SELECT believed FROM kbs_clock WHERE tenant = $1")
+            .bind(TENANT)
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// The clock is right, as far as one can tell.
+    pub(crate) async fn believe(&self, now: i64) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO kbs_clock (tenant, believed) VALUES ($1, $2)
+             ON CONFLICT (tenant) DO UPDATE SET believed = excluded.believed",
+        )
+        .bind(TENANT)
+        .bind(now)
+        .execute(&mut *change)
+        .await?;
+        Ok(change.commit().await?)
     }
 
     /// The time of the newest entry, in milliseconds since 1970.
@@ -45,10 +69,10 @@ impl Store {
         Ok(row.try_get(0)?)
     }
 
-    /// The newest refusal that is beyond a number of them.
-    async fn refusal_beyond(&self, kept: i64) -> Result<Option<i64>, StoreError> {
+    /// The newest minor entry that is beyond a number of them.
+    async fn minor_beyond(&self, kept: i64) -> Result<Option<i64>, StoreError> {
         let row = sqlx::query(
-            "SELECT id FROM record WHERE tenant = $1 AND result = 'denied'
+            "SELECT id FROM record WHERE tenant = $1 AND minor = 1
              ORDER BY id DESC LIMIT 1 OFFSET $2",
         )
         .bind(TENANT)

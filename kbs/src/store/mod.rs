@@ -18,18 +18,19 @@ mod record;
 mod reference;
 mod resource;
 mod schema;
+mod search;
 mod standing;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{Any, AnyConnection, AnyPool, Executor, Transaction, any::AnyPoolOptions};
+use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, Transaction, any::AnyPoolOptions};
 use tokio::sync::mpsc;
 
 pub(crate) use address::Address;
 use address::Engine;
-pub(crate) use change::{Change, REFERENCES};
+pub(crate) use change::{Change, Mark, REFERENCES};
 pub(crate) use figures::Figures;
 pub(crate) use forget::Forget;
 pub(crate) use page::Page;
@@ -45,8 +46,23 @@ use crate::{master::MasterKeys, seal::SealError};
 const TENANT: &str = "default";
 /// Connections that read, and on PostgreSQL as many that write.
 const CONNECTIONS: u32 = 4;
+/// Connections that look through the record: with one for all, auditors take one processor at most.
+const SEARCHES: u32 = 1;
 /// How long a request waits for a connection: shorter than its own time.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a server may take for a word on a connection that was idle.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// A broker that is frozen or cut off in the middle of a change holds the turn to write, and all others
+/// wait for it: so a server ends, within seconds, a connection that has the turn and does nothing, or
+/// that nobody is at the other end of. Who waits for a turn gives up later than that.
+const SHORT_TURNS: &str = "SET idle_in_transaction_session_timeout = '3s'; SET lock_timeout = '8s'; \
+     SET statement_timeout = '20s'; SET tcp_user_timeout = '5s'; SET tcp_keepalives_idle = 5; \
+     SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;";
+/// A change of the tables may take long, and others wait for it.
+const LONG_TURN: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; \
+     SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0;";
 
 /// Brokers on one server write one after the other, as those on one file do: a reader of the record
 /// who has seen a number has then seen all the smaller ones.
@@ -72,11 +88,14 @@ impl Writer {
 #[derive(Clone)]
 pub(crate) struct Store {
     read: AnyPool,
+    /// For who looks through the record: releases do not wait for it.
+    search: AnyPool,
     writer: Writer,
     keys: Arc<dyn MasterKeys>,
     reader: mpsc::Sender<reader::Waiting>,
     recorder: mpsc::Sender<record::Waiting>,
     writes: Arc<figures::Writes>,
+    seen: Arc<change::Seen>,
 }
 
 impl Store {
@@ -111,6 +130,7 @@ impl Store {
         }
         let writer = Writer { pool, engine };
         let read = connect(address, CONNECTIONS).await?;
+        let search = connect(address, SEARCHES).await?;
         let (recorder, waiting) = mpsc::channel(record::WAITING);
         tokio::spawn(record::write_batches(writer.clone(), waiting));
         let (reader, waiting) = mpsc::channel(reader::WAITING);
@@ -120,16 +140,19 @@ impl Store {
         }
         Ok(Self {
             read,
+            search,
             writer,
             keys,
             reader,
             recorder,
             writes: Arc::default(),
+            seen: Arc::default(),
         })
     }
 
     pub(crate) async fn close(&self) {
         self.read.close().await;
+        self.search.close().await;
         self.writer.pool.close().await;
     }
 
@@ -147,13 +170,31 @@ impl Store {
 
 /// Settings that are a connection's own.
 async fn settle(connection: &mut AnyConnection, engine: Engine) -> Result<(), sqlx::Error> {
-    if engine == Engine::Sqlite {
-        let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
-                        PRAGMA synchronous = FULL;";
-        connection.execute(settings).await?;
-        connection.execute(checkpoint::NOT_BY_WRITERS).await?;
+    match engine {
+        Engine::Sqlite => {
+            let settings = "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; \
+                            PRAGMA synchronous = FULL;";
+            connection.execute(settings).await?;
+            connection.execute(checkpoint::NOT_BY_WRITERS).await?;
+        }
+        Engine::Postgres => {
+            connection.execute(SHORT_TURNS).await?;
+        }
     }
     Ok(())
+}
+
+/// Whether a connection that was idle is one still. One whose packets go nowhere would be waited for
+/// until the request's own time is over, and the next one after it.
+async fn answers(connection: &mut AnyConnection, engine: Engine) -> Result<bool, sqlx::Error> {
+    // A file does not go away as a server does.
+    if engine == Engine::Sqlite {
+        return Ok(true);
+    }
+    let answered = tokio::time::timeout(ANSWER, connection.ping()).await;
+    let silent = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    answered.map_err(silent)??;
+    Ok(true)
 }
 
 async fn connect(address: &Address, connections: u32) -> Result<AnyPool, StoreError> {
@@ -161,8 +202,8 @@ async fn connect(address: &Address, connections: u32) -> Result<AnyPool, StoreEr
     let pool = AnyPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)
-        // A file does not go away as a server does.
-        .test_before_acquire(engine != Engine::Sqlite)
+        .test_before_acquire(false)
+        .before_acquire(move |connection, _| Box::pin(answers(connection, engine)))
         .after_connect(move |connection, _| Box::pin(settle(connection, engine)))
         .connect(&address.url)
         .await?;
@@ -220,6 +261,12 @@ pub enum StoreError {
     /// The record.
     #[error("store: the record cannot be written: {0}")]
     Record(String),
+    /// A search of the record that takes too long.
+    #[error(
+        "there is more on the record than can be looked through in time: narrow it by `since` and `until`, \
+         begin `after` a later number, or try again when others have ended theirs"
+    )]
+    Slow,
     /// A time that is none.
     #[error("not a time in RFC 3339, such as 2030-01-31T12:00:00Z")]
     Time,

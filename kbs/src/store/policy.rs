@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use sqlx::{Any, Row, Transaction};
 
-use super::{Store, StoreError, TENANT, change::count, record};
+use super::{Store, StoreError, TENANT, record};
 use crate::{record::Entry, scope::Scope};
 
 /// Policies that hold at once.
@@ -41,7 +41,8 @@ impl Store {
             let text = format!("{POLICIES} policies are attached already: delete one first");
             return Err(StoreError::Limit(text));
         }
-        let version = insert(&mut change, id, Some(rego), now).await?;
+        let version = self.count(&mut change, id).await?;
+        insert(&mut change, id, version, Some(rego), now).await?;
         record::insert(&mut change, &[&told(entry, id, version)]).await?;
         change.commit().await?;
         Ok(version)
@@ -58,7 +59,8 @@ impl Store {
         if !holds(&mut change, id).await? {
             return Ok(false);
         }
-        let version = insert(&mut change, id, None, now).await?;
+        let version = self.count(&mut change, id).await?;
+        insert(&mut change, id, version, None, now).await?;
         record::insert(&mut change, &[&told(entry, id, version)]).await?;
         change.commit().await?;
         Ok(true)
@@ -147,10 +149,10 @@ async fn held(change: &mut Transaction<'static, Any>) -> Result<i64, StoreError>
 async fn insert(
     change: &mut Transaction<'static, Any>,
     id: &str,
+    version: i64,
     rego: Option<&str>,
     now: i64,
-) -> Result<i64, StoreError> {
-    let version = count(change, id).await?;
+) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO policy (tenant, id, version, rego, updated, present)
          VALUES ($1, $2, $3, $4, $5, $6)",
@@ -169,5 +171,5 @@ async fn insert(
         .bind(version - VERSIONS)
         .execute(&mut **change)
         .await?;
-    Ok(version)
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The record in the database: entries are added and looked up; only retention removes any.
+//! The record in the database: entries are added; only retention removes any.
 //!
 //! Decisions arrive by the thousand, and each has to be on the disk before its guest is answered.
 //! One task takes all that wait and writes them as one transaction, so that the disk is waited for
@@ -7,11 +7,11 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use sqlx::{AnyConnection, Row};
+use sqlx::AnyConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Engine, Store, StoreError, TENANT, Writer};
-use crate::record::{Entry, Search, from_millis, from_word, millis, word};
+use crate::record::{Entry, millis, word};
 
 /// Entries of one transaction.
 const BATCH: usize = 64;
@@ -21,9 +21,7 @@ const SHAPES: [usize; 4] = [1, 4, 16, BATCH];
 const GATHER: Duration = Duration::from_millis(1);
 /// Entries that wait; further requests wait for a place.
 pub(super) const WAITING: usize = 4096;
-/// Entries of one answer.
-const PAGE: i64 = 1000;
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "tenant",
     TIME,
     "kind",
@@ -35,9 +33,11 @@ const COLUMNS: [&str; 11] = [
     "versions",
     "claims",
     "attestation",
+    MINOR,
 ];
-/// The one that is a number.
+/// Those that are numbers.
 const TIME: &str = "time";
+const MINOR: &str = "minor";
 
 /// An entry that waits for its batch.
 pub(super) struct Waiting {
@@ -50,55 +50,12 @@ impl Store {
     pub(crate) async fn record(&self, entry: Entry) -> Result<(), StoreError> {
         let (done, wait) = oneshot::channel();
         let ended = |()| StoreError::Record("its writer has ended".to_owned());
+        let entry = entry.cut();
         let waiting = Waiting { entry, done };
         self.recorder.send(waiting).await.map_err(|_| ended(()))?;
         wait.await
             .map_err(|_| ended(()))?
             .map_err(StoreError::Record)
-    }
-
-    /// The refusal of a ticket.
-    pub(crate) async fn ticket(&self, ticket: &str) -> Result<Option<Entry>, StoreError> {
-        let row = sqlx::query(
-            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims,
-                    attestation
-             FROM record WHERE tenant = $1 AND ticket = $2 AND ticket <> ''",
-        )
-        .bind(TENANT)
-        .bind(ticket)
-        .fetch_optional(&self.read)
-        .await?;
-        row.as_ref().map(entry).transpose()
-    }
-
-    /// A page of entries in the order of their numbers.
-    pub(crate) async fn search(&self, search: &Search) -> Result<Vec<Entry>, StoreError> {
-        let time = |text: &Option<String>, default| match text {
-            None => Ok(default),
-            Some(text) => millis(text).ok_or(StoreError::Time),
-        };
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let rows = sqlx::query(
-            "SELECT id, time, kind, subject, resource, result, ticket, evidence, versions, claims,
-                    attestation
-             FROM record WHERE tenant = $1 AND id > $2 AND time >= $3 AND time < $4
-             AND ($5 = '' OR kind = $5) AND ($6 = '' OR result = $6)
-             AND substr(subject, 1, length($7)) = $7
-             AND substr(resource, 1, length($8)) = $8
-             ORDER BY id LIMIT $9",
-        )
-        .bind(TENANT)
-        .bind(search.after.unwrap_or(0))
-        .bind(time(&search.since, i64::MIN)?)
-        .bind(time(&search.until, i64::MAX)?)
-        .bind(search.kind.as_ref().map(word).unwrap_or_default())
-        .bind(search.result.as_ref().map(word).unwrap_or_default())
-        .bind(text(&search.subject))
-        .bind(text(&search.resource))
-        .bind(search.limit.unwrap_or(PAGE).clamp(1, PAGE))
-        .fetch_all(&self.read)
-        .await?;
-        rows.iter().map(entry).collect()
     }
 }
 
@@ -165,7 +122,7 @@ pub(super) async fn insert(
         for _ in some.len()..SHAPES[shape] {
             for column in COLUMNS {
                 query = match column {
-                    TIME => query.bind(None::<i64>),
+                    TIME | MINOR => query.bind(None::<i64>),
                     _ => query.bind(None::<&str>),
                 };
             }
@@ -219,28 +176,11 @@ fn row_of(entry: &Entry) -> Result<[Value; COLUMNS.len()], StoreError> {
         json(serde_json::to_string(&entry.versions))?,
         json(serde_json::to_string(&entry.claims))?,
         text(&entry.attestation),
+        Value::Number(i64::from(entry.is_minor())),
     ])
 }
 
 /// PostgreSQL keeps no zero in a text.
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
-}
-
-fn entry(row: &sqlx::any::AnyRow) -> Result<Entry, StoreError> {
-    let broken = || StoreError::Content("record entry");
-    let text = |column: usize| row.try_get::<String, _>(column);
-    Ok(Entry {
-        id: row.try_get(0)?,
-        time: from_millis(row.try_get(1)?).ok_or_else(broken)?,
-        kind: from_word(&text(2)?).ok_or_else(broken)?,
-        subject: text(3)?,
-        resource: text(4)?,
-        result: from_word(&text(5)?).ok_or_else(broken)?,
-        ticket: text(6)?,
-        evidence: text(7)?,
-        versions: serde_json::from_str(&text(8)?).map_err(|_| broken())?,
-        claims: serde_json::from_str(&text(9)?).map_err(|_| broken())?,
-        attestation: text(10)?,
-    })
 }

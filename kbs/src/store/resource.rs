@@ -44,6 +44,16 @@ pub struct KeyStatus {
     pub versions: std::collections::BTreeMap<String, i64>,
 }
 
+/// What became of data keys under older master keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Rewrap {
+    pub(crate) wrapped: usize,
+    /// Those that do not open; of all there are, where none was wrapped.
+    pub(crate) passed_over: usize,
+    /// Path and version of the first of them.
+    pub(crate) first: Option<(String, i64)>,
+}
+
 impl Store {
     /// Writes a new version and its entry of the record, both or none, and gives its number.
     pub(crate) async fn set_resource(
@@ -196,41 +206,81 @@ impl Store {
         })
     }
 
-    /// Wraps some data keys anew that an older master key wraps, and gives how many. Contents stay
-    /// as they are, and readers see one wrapping or the other. What a key wraps that is not known here
-    /// stays as it is: [`KeyStatus`] tells of it.
-    pub(crate) async fn rewrap(&self) -> Result<usize, StoreError> {
+    /// Wraps some data keys anew that an older master key wraps. Contents stay as they are, and readers
+    /// see one wrapping or the other. What a key wraps that is not known here stays as it is:
+    /// [`KeyStatus`] tells of it. What does not open is passed over: it is no reason to keep an old key
+    /// for the others.
+    pub(crate) async fn rewrap(&self) -> Result<Rewrap, StoreError> {
         let newest = self.keys.newest();
-        let mut wrapped = 0;
+        let mut all = Rewrap::default();
         for old in self.keys.known().iter().filter(|id| **id != newest) {
-            wrapped += self.rewrap_from(old).await?;
+            let mut after = (String::new(), 0);
+            loop {
+                let rows = self.wrapped_by(old, &after).await?;
+                let Some(last) = rows.last() else { break };
+                after = (last.0.clone(), last.1);
+                let before = all.wrapped;
+                self.wrap_anew(rows, &mut all).await?;
+                // That is enough for one step, and the next one begins with what is left.
+                if all.wrapped > before {
+                    break;
+                }
+            }
         }
-        Ok(wrapped)
+        Ok(all)
     }
 
-    async fn rewrap_from(&self, master: &str) -> Result<usize, StoreError> {
+    /// Versions of resources by path and number, from the one after `after` on.
+    async fn wrapped_by(
+        &self,
+        master: &str,
+        after: &(String, i64),
+    ) -> Result<Vec<(String, i64, Wrapped)>, StoreError> {
         let rows = sqlx::query(
             "SELECT path, version, wrapped, master FROM resource_version
-             WHERE tenant = $1 AND master = $2 LIMIT $3",
+             WHERE tenant = $1 AND master = $2 AND (path > $3 OR (path = $3 AND version > $4))
+             ORDER BY path, version LIMIT $5",
         )
         .bind(TENANT)
         .bind(master)
+        .bind(&after.0)
+        .bind(after.1)
         .bind(REWRAPPED)
         .fetch_all(&self.read)
         .await?;
-        if rows.is_empty() {
-            return Ok(0);
+        rows.iter()
+            .map(|row| {
+                let wrapped = Wrapped {
+                    bytes: row.try_get(2)?,
+                    master: row.try_get(3)?,
+                };
+                Ok((row.try_get(0)?, row.try_get(1)?, wrapped))
+            })
+            .collect()
+    }
+
+    async fn wrap_anew(
+        &self,
+        rows: Vec<(String, i64, Wrapped)>,
+        all: &mut Rewrap,
+    ) -> Result<(), StoreError> {
+        let mut opened = Vec::with_capacity(rows.len());
+        for (path, version, old) in rows {
+            match self.keys.unwrap(&key_place(&path, version), &old) {
+                Ok(key) => opened.push((path, version, old, key)),
+                Err(_) => {
+                    all.passed_over += 1;
+                    all.first = all.first.take().or(Some((path, version)));
+                }
+            }
+        }
+        if opened.is_empty() {
+            return Ok(());
         }
         let mut change = self.begin().await?;
-        for row in &rows {
-            let (path, version): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-            let old = Wrapped {
-                bytes: row.try_get(2)?,
-                master: row.try_get(3)?,
-            };
-            let place = key_place(&path, version);
-            let key = self.keys.unwrap(&place, &old)?;
-            let new = self.keys.wrap(&place, &key)?;
+        all.wrapped += opened.len();
+        for (path, version, old, key) in opened {
+            let new = self.keys.wrap(&key_place(&path, version), &key)?;
             sqlx::query(
                 "UPDATE resource_version SET wrapped = $1, master = $2
                  WHERE tenant = $3 AND path = $4 AND version = $5 AND master = $6",
@@ -244,8 +294,7 @@ impl Store {
             .execute(&mut *change)
             .await?;
         }
-        change.commit().await?;
-        Ok(rows.len())
+        Ok(change.commit().await?)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 
 use super::{
-    Engine, StoreError, TENANT, record, resource,
+    Engine, LONG_TURN, StoreError, TENANT, change, record, resource,
     standing::{Standing, standing},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Each step brings the database from the version of its index to the next one.
-pub(super) const STEPS: [&str; 5] = [
+pub(super) const STEPS: [&str; 6] = [
     "
     CREATE TABLE resource (
         path TEXT PRIMARY KEY, sealed BLOB NOT NULL, bytes INTEGER NOT NULL,
@@ -107,6 +107,20 @@ pub(super) const STEPS: [&str; 5] = [
     "
     CREATE INDEX record_denied ON record (tenant, id) WHERE result = 'denied';
     ",
+    // What tells a change from one of the same number after a restore; room for a probe; when the clock
+    // was last believed; and which entries of the record guests write as they like.
+    "
+    CREATE TABLE kbs_clock (tenant TEXT NOT NULL PRIMARY KEY, believed INTEGER NOT NULL) STRICT;
+    ALTER TABLE record ADD COLUMN minor INTEGER NOT NULL DEFAULT 0;
+    UPDATE record SET minor = 1 WHERE result = 'denied';
+    DROP INDEX record_denied;
+    CREATE INDEX record_minor ON record (tenant, id) WHERE minor = 1;
+    CREATE TABLE kbs_probe (id INTEGER NOT NULL PRIMARY KEY, filling BLOB NOT NULL) STRICT;
+    CREATE TABLE change_stamp (
+        tenant TEXT NOT NULL, moment INTEGER NOT NULL, stamp TEXT NOT NULL,
+        PRIMARY KEY (tenant, moment)
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 /// Any number that no other program of the database takes: brokers that start at once migrate one
 /// after the other.
@@ -114,6 +128,8 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(7105882331)";
 
 /// The step from which on a reference value's name has a form.
 pub(super) const NAMED: usize = 2;
+/// The step from which on a change has a stamp.
+const STAMPED: usize = 5;
 
 /// Brings a database to the newest version, in one transaction.
 pub(super) async fn migrate(
@@ -123,6 +139,7 @@ pub(super) async fn migrate(
 ) -> Result<(), StoreError> {
     let mut change = pool.begin_with(engine.begin_write()).await?;
     if engine == Engine::Postgres {
+        sqlx::raw_sql(LONG_TURN).execute(&mut *change).await?;
         sqlx::raw_sql(LOCK).execute(&mut *change).await?;
     }
     let found = match standing(&mut change, engine).await? {
@@ -139,6 +156,9 @@ pub(super) async fn migrate(
         sqlx::raw_sql(text).execute(&mut *change).await?;
         if number == 1 {
             adopt_resources(&mut change, keys).await?;
+        }
+        if number == STAMPED {
+            change::adopt(&mut change).await?;
         }
     }
     if done < 2 {

@@ -8,9 +8,12 @@ use super::{Engine, StoreError, schema::STEPS};
 /// The tables of the first version, which had none for its number.
 const FIRST: [&str; 4] = ["denial", "policy", "reference_value", "resource"];
 /// Those of any version that a database could have already.
-const OURS: [&str; 10] = [
+const OURS: [&str; 13] = [
     "change",
+    "change_stamp",
     "denial",
+    "kbs_clock",
+    "kbs_probe",
     "kbs_schema",
     "old_policy",
     "old_reference_value",

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub(crate) mod owner;
+pub(crate) mod pair;
 
 use std::{
     fs,

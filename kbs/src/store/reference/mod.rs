@@ -12,7 +12,7 @@ use sqlx::{Any, Row, Transaction};
 pub(crate) use read::Touched;
 pub use read::{ReferenceState, ReferenceVersion};
 
-use super::{REFERENCES, Store, StoreError, TENANT, change::count, record};
+use super::{REFERENCES, Store, StoreError, TENANT, record};
 use crate::record::{Entry, word};
 
 /// Values that hold now or will, of all names: each broker has them in its memory.
@@ -42,7 +42,7 @@ impl Store {
         entry: &Entry,
     ) -> Result<i64, StoreError> {
         let mut change = self.begin().await?;
-        let number = count(&mut change, REFERENCES).await?;
+        let number = self.count(&mut change, REFERENCES).await?;
         for value in values {
             write(&mut change, value, mode, number, now).await?;
         }
@@ -66,7 +66,7 @@ impl Store {
         entry: &Entry,
     ) -> Result<u64, StoreError> {
         let mut change = self.begin().await?;
-        let number = count(&mut change, REFERENCES).await?;
+        let number = self.count(&mut change, REFERENCES).await?;
         let state = ReferenceState::Withdrawn;
         let ended = end(&mut change, name, version, state, number, now).await?;
         if ended > 0 {

@@ -1,8 +1,15 @@
 //! The record's entries: all there, in their order, and found.
 
+use std::time::Instant;
+
 use policies::release::Reason;
 
 use super::*;
+use crate::{
+    config,
+    record::from_millis,
+    retention::{self, Calendar},
+};
 
 pub(super) async fn entries_are_kept_in_order_and_found(place: Place) {
     let store = place.open().await;
@@ -85,6 +92,69 @@ pub(super) async fn entries_are_kept_in_order_and_found(place: Place) {
     assert!(matches!(store.search(&wrong).await, Err(StoreError::Time)));
 }
 
+pub(super) async fn a_search_holds_up_nobody_and_ends(place: Place) {
+    let store = place.open().await;
+    let name = path("a/b/c");
+    store
+        .set_resource(&name, b"kept", 1, &entry("first"))
+        .await
+        .unwrap();
+    // Numbers as after a long retention, more than one part of a search, and times of two clocks.
+    sqlx::raw_sql(
+        "INSERT INTO record (id, tenant, time, kind, subject, resource, result, ticket, evidence,
+             versions, claims)
+         SELECT 50000 + n, tenant, 1000000000000 + n, kind, subject, 'old', result, ticket,
+             evidence, versions, claims
+         FROM record, (SELECT 1 AS n UNION ALL SELECT 30000 UNION ALL SELECT 60000) AS many",
+    )
+    .execute(&store.writer.pool)
+    .await
+    .unwrap();
+    let find = async |about: &str, since: Option<&str>| {
+        let search = Search {
+            resource: Some(about.to_owned()),
+            since: since.map(ToOwned::to_owned),
+            ..Search::default()
+        };
+        let found = store.search(&search).await.unwrap();
+        found.iter().map(|one| one.id).collect::<Vec<_>>()
+    };
+    assert_eq!(find("", None).await, [1, 50_001, 80_000, 110_000]);
+    assert_eq!(find("old", None).await, [50_001, 80_000, 110_000]);
+    assert_eq!(find("", Some("2010-01-01T00:00:00Z")).await, [1]);
+    assert_eq!(
+        find("old", Some("2001-09-09T01:46:50Z")).await,
+        [80_000, 110_000]
+    );
+    // As long as others look through the record, nobody else waits.
+    let busy = store.search.acquire().await.unwrap();
+    let soon = tokio::time::Instant::now() + Duration::from_millis(200);
+    let slow = store.search_until(&Search::default(), soon).await;
+    assert!(matches!(slow, Err(StoreError::Slow)), "{slow:?}");
+    assert!(store.resource(&name).await.unwrap().is_some());
+    store.answers().await.unwrap();
+    store.changes(&Mark::BEGINNING).await.unwrap();
+    drop(busy);
+    assert_eq!(find("first", None).await, [1]);
+}
+
+pub(super) async fn a_probe_of_a_store_that_failed_is_written_and_over(place: Place) {
+    let store = place.open().await;
+    assert!(store.is_writable().await);
+    for _ in 0..2 {
+        store.failed();
+        assert!(store.is_writable().await);
+        let row = sqlx::query("SELECT id, octet_length(filling) FROM kbs_probe")
+            .fetch_all(&store.read)
+            .await
+            .unwrap();
+        assert_eq!(row.len(), 1);
+        // As much as a batch.
+        assert!(row[0].try_get::<i64, _>(1).unwrap() >= 1 << 20);
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+    }
+}
+
 pub(super) async fn entries_of_one_change_are_all_there_and_no_more(place: Place) {
     let store = place.open().await;
     let mut after = None;
@@ -115,11 +185,17 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
     old.time = "2001-01-01T00:00:00Z".to_owned();
     store.record(old).await.unwrap();
     store.record(entry("kept")).await.unwrap();
-    for _ in 0..10 {
-        store.record(entry("refused").denied()).await.unwrap();
+    for number in 0..10 {
+        let mut minor = entry("refused");
+        if number % 2 == 0 {
+            minor = minor.denied();
+        } else {
+            minor.affirms_nothing = true;
+        }
+        store.record(minor).await.unwrap();
     }
-    let forget = async |before, refusals| {
-        let forget = Forget { before, refusals };
+    let forget = async |before, minor| {
+        let forget = Forget { before, minor };
         store.forget(forget).await.unwrap()
     };
     let year = Some(1_000_000_000_000);
@@ -134,6 +210,39 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
         left.iter().map(|one| one.id).collect::<Vec<_>>(),
         [2, 9, 10, 11, 12]
     );
+}
+
+/// The newest entry is then one of the wrong clock's own.
+pub(super) async fn a_clock_that_leapt_is_not_believed_for_a_restart(place: Place) {
+    const DAY: i64 = 24 * 3600 * 1000;
+    const NOW: i64 = 1_900_000_000_000;
+    let store = place.open().await;
+    let at = |millis| {
+        let mut one = entry("one");
+        one.time = from_millis(millis).unwrap();
+        one
+    };
+    let kept = config::Record::default();
+    let round = async |calendar: &mut Calendar, now, passed| {
+        let clock = (now, Instant::now() + Duration::from_secs(passed));
+        retention::round(&store, &kept, calendar, clock)
+            .await
+            .unwrap()
+    };
+    store.record(at(NOW)).await.unwrap();
+    assert_eq!(round(&mut Calendar::default(), NOW, 0).await, 0);
+    let wrong = NOW + 400 * DAY;
+    for _ in 0..3 {
+        let mut started = Calendar::default();
+        assert_eq!(round(&mut started, wrong, 0).await, 0);
+        store.record(at(wrong)).await.unwrap();
+        assert_eq!(round(&mut started, wrong + 60_000, 60).await, 0);
+    }
+    // Nobody set it right for a day.
+    let mut started = Calendar::default();
+    assert_eq!(round(&mut started, wrong, 0).await, 0);
+    assert_eq!(round(&mut started, wrong + DAY, 24 * 3600 + 60).await, 1);
+    assert_eq!(store.last_believed().await.unwrap(), Some(wrong + DAY));
 }
 
 /// More than one batch waits at once, and each of them is told.

@@ -77,16 +77,22 @@ on_both!(
     a_list_of_resources_has_all_that_one_may_see,
     another_key_or_another_place_opens_nothing,
     rotation_wraps_anew_while_others_read,
+    a_data_key_that_does_not_open_holds_up_no_rotation,
     a_policy_has_versions_and_an_end,
     nothing_is_decided_by_a_store_that_went_back,
+    a_change_after_a_restore_is_not_taken_for_the_one_that_was_known,
+    many_changes_that_others_made_are_followed,
     changes_are_told_once_and_in_their_order,
     reference_values_replace_or_stay_beside_one_another,
     a_list_of_reference_values_comes_in_whole_names,
     reference_values_are_bounded_and_a_refused_change_leaves_nothing,
     entries_are_kept_in_order_and_found,
+    a_search_holds_up_nobody_and_ends,
+    a_probe_of_a_store_that_failed_is_written_and_over,
     entries_of_one_change_are_all_there_and_no_more,
     a_crowd_is_recorded_whole,
     retention_takes_the_oldest,
+    a_clock_that_leapt_is_not_believed_for_a_restart,
     a_newer_database_is_left_alone,
     tables_of_another_program_are_named_and_left_alone,
     an_unprintable_name_stops_the_upgrade_and_is_named,
@@ -241,7 +247,7 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     let old = one.key_status().await.unwrap().newest;
     let new = rotate(&place.key()).unwrap();
     one.reload_keys();
-    assert_eq!(one.rewrap().await.unwrap(), 100);
+    assert_eq!(one.rewrap().await.unwrap().wrapped, 100);
     let status = one.key_status().await.unwrap();
     assert_eq!((status.versions[&old], status.versions[&new]), (50, 100));
     // The other broker knows the old key only, and meets both kinds.
@@ -249,9 +255,54 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
         let name = path(&format!("a/b/n{number}"));
         assert_eq!(&**two.resource(&name).await.unwrap().unwrap().1, b"kept");
     }
-    assert_eq!(one.rewrap().await.unwrap(), 50);
-    assert_eq!(one.rewrap().await.unwrap(), 0);
+    assert_eq!(one.rewrap().await.unwrap().wrapped, 50);
+    assert_eq!(one.rewrap().await.unwrap().wrapped, 0);
     assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
+}
+
+async fn a_data_key_that_does_not_open_holds_up_no_rotation(place: Place) {
+    let store = place.open().await;
+    // More damaged ones than one step looks at, before and after a whole one.
+    for number in 0..250 {
+        let name = path(&format!("a/b/n{number:03}"));
+        let set = store.set_resource(&name, b"kept", 1, &entry("n")).await;
+        set.unwrap();
+    }
+    let damage = "UPDATE resource_version SET wrapped = sealed WHERE path <> 'a/b/n170'";
+    sqlx::raw_sql(damage)
+        .execute(&store.writer.pool)
+        .await
+        .unwrap();
+    rotate(&place.key()).unwrap();
+    store.reload_keys();
+    assert_eq!(store.rewrap().await.unwrap().wrapped, 1);
+    let rest = store.rewrap().await.unwrap();
+    assert_eq!((rest.wrapped, rest.passed_over), (0, 249));
+    assert_eq!(rest.first, Some(("a/b/n000".to_owned(), 1)));
+    let kept = store.resource(&path("a/b/n170")).await.unwrap().unwrap();
+    assert_eq!(&**kept.1, b"kept");
+}
+
+/// What a broker leaves that is frozen in the middle of a change: the turn is taken, and nothing is said.
+#[tokio::test]
+async fn a_turn_that_nobody_ends_is_over_within_seconds() {
+    let Some(server) = Postgres::start().unwrap() else {
+        return;
+    };
+    let place = Place::postgres(&server, "turn");
+    let (frozen, other) = (place.open().await, place.open().await);
+    let mut turn = frozen.begin().await.unwrap();
+    record::insert(&mut turn, &[&entry("frozen")])
+        .await
+        .unwrap();
+    let written = tokio::time::timeout(PATIENCE, other.record(entry("other"))).await;
+    written.expect("the turn never ended").unwrap();
+    assert!(turn.commit().await.is_err());
+    // The one that was frozen goes on with a new connection.
+    frozen.record(entry("thawed")).await.unwrap();
+    let found = other.search(&Search::default()).await.unwrap();
+    let about: Vec<_> = found.iter().map(|one| one.resource.as_str()).collect();
+    assert_eq!(about, ["other", "thawed"]);
 }
 
 async fn a_newer_database_is_left_alone(place: Place) {
@@ -311,7 +362,7 @@ async fn a_file_of_the_first_schema_is_brought_over_whole() {
     let svn = &values.values[0];
     assert_eq!((svn.name.as_str(), values.version), ("svn", 1));
     assert_eq!(svn.at(std::time::SystemTime::now()), Some(json!(["1"])));
-    let changes = store.changes(-1).await.unwrap();
+    let changes = store.changes(&Mark::BEGINNING).await.unwrap();
     let told: Vec<_> = changes
         .iter()
         .map(|one| (one.what.as_str(), one.present))

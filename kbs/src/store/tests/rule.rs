@@ -55,14 +55,88 @@ pub(super) async fn nothing_is_decided_by_a_store_that_went_back(place: Place) {
     let rules = Rules::open(store.clone()).await.unwrap();
     rules.refresh().await.unwrap();
     assert!(rules.release_for(&path("a/b/c")).await.is_ok());
-    sqlx::raw_sql("UPDATE change SET counter = 1, moment = 1")
-        .execute(&store.writer.pool)
-        .await
-        .unwrap();
+    restored_to_the_first(&store).await;
     let refused = rules.refresh().await;
     assert!(matches!(refused, Err(StoreError::WentBack)));
     let decided = rules.release_for(&path("a/b/c")).await;
     assert!(matches!(decided, Err(RuleError::Stale)));
+}
+
+/// A restore of what was there after the first of two changes of [`ONE`].
+async fn restored_to_the_first(store: &Store) {
+    sqlx::raw_sql(
+        "UPDATE change SET counter = 1, moment = 1; DELETE FROM change_stamp WHERE moment > 1;
+         DELETE FROM policy WHERE version > 1;",
+    )
+    .execute(&store.writer.pool)
+    .await
+    .unwrap();
+}
+
+/// The change that is known has its number again, by another broker that is started on what was restored.
+pub(super) async fn a_change_after_a_restore_is_not_taken_for_the_one_that_was_known(place: Place) {
+    const DENY: &str = "package policy\nallow := false";
+    let store = place.open().await;
+    let entry = told(Kind::Policy);
+    for text in [DENY, "package policy\nallow := true"] {
+        store.set_policy(ONE, text, 1, &entry).await.unwrap();
+    }
+    let (rules, other) = (Rules::open(store.clone()), Rules::open(place.open().await));
+    let (rules, other) = (rules.await.unwrap(), other.await.unwrap());
+    assert!(rules.release_for(&path("a/b/c")).await.is_ok());
+    restored_to_the_first(&store).await;
+    // Not by who decides by what is no more.
+    for refused in [
+        store.set_policy(ONE, DENY, 1, &entry).await.map(|_| ()),
+        store.delete_policy(ONE, 1, &entry).await.map(|_| ()),
+        add(&store, &[value("svn", json!(1))], Mode::Add)
+            .await
+            .map(|_| ()),
+    ] {
+        assert!(matches!(refused, Err(StoreError::WentBack)), "{refused:?}");
+    }
+    let fresh = place.open().await;
+    assert_eq!(fresh.changes(&Mark::BEGINNING).await.unwrap().len(), 1);
+    assert_eq!(fresh.set_policy(ONE, DENY, 1, &entry).await.unwrap(), 2);
+    // One looks at once, the other one after more changes.
+    let refused = rules.refresh().await;
+    assert!(matches!(refused, Err(StoreError::WentBack)));
+    fresh.set_policy(ONE, DENY, 1, &entry).await.unwrap();
+    let refused = other.refresh().await;
+    assert!(matches!(refused, Err(StoreError::WentBack)));
+    for lost in [&rules, &other] {
+        let decided = lost.release_for(&path("a/b/c")).await;
+        assert!(matches!(decided, Err(RuleError::Stale)));
+    }
+    let started = Rules::open(place.open().await).await.unwrap();
+    let (_, _, version) = started.release_for(&path("a/b/c")).await.unwrap();
+    assert_eq!(version, 3);
+}
+
+/// Who decides by a change that was changed again since has missed nothing but that.
+pub(super) async fn many_changes_that_others_made_are_followed(place: Place) {
+    let (store, elsewhere) = (place.open().await, place.open().await);
+    let entry = told(Kind::Policy);
+    store
+        .set_policy(ONE, "package policy", 1, &entry)
+        .await
+        .unwrap();
+    let rules = Rules::open(store.clone()).await.unwrap();
+    for _ in 0..3 {
+        elsewhere
+            .set_policy(ONE, "package policy", 1, &entry)
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        store
+            .set_policy(ONE, "package policy", 1, &entry)
+            .await
+            .unwrap(),
+        5
+    );
+    rules.refresh().await.unwrap();
+    assert_eq!(rules.release_for(&path("a/b/c")).await.unwrap().2, 5);
 }
 
 pub(super) async fn a_policy_has_versions_and_an_end(place: Place) {
@@ -104,27 +178,30 @@ pub(super) async fn a_policy_has_versions_and_an_end(place: Place) {
 pub(super) async fn changes_are_told_once_and_in_their_order(place: Place) {
     let (one, two) = (place.open().await, place.open().await);
     let entry = told(Kind::Policy);
-    assert_eq!(two.changes(-1).await.unwrap(), vec![]);
+    assert_eq!(two.changes(&Mark::BEGINNING).await.unwrap(), vec![]);
     one.set_policy(ONE, "first", 1, &entry).await.unwrap();
     two.set_policy(OTHER, "first", 1, &entry).await.unwrap();
     add(&one, &[value("svn", json!(1))], Mode::Replace)
         .await
         .unwrap();
-    let all = two.changes(-1).await.unwrap();
+    let all = two.changes(&Mark::BEGINNING).await.unwrap();
     let what: Vec<_> = all
         .iter()
         .map(|one| (one.what.as_str(), one.version))
         .collect();
     assert_eq!(what, [(ONE, 1), (OTHER, 1), (REFERENCES, 1)]);
-    assert!(all.windows(2).all(|pair| pair[0].moment < pair[1].moment));
+    assert!(
+        all.windows(2)
+            .all(|pair| pair[0].mark.moment < pair[1].mark.moment)
+    );
     two.delete_policy(ONE, 2, &entry).await.unwrap();
-    let new = one.changes(all[2].moment).await.unwrap();
+    let new = one.changes(&all[2].mark).await.unwrap();
     assert_eq!(new.len(), 1);
     assert_eq!(
         (new[0].what.as_str(), new[0].version, new[0].present),
         (ONE, 2, false)
     );
-    assert_eq!(one.changes(new[0].moment).await.unwrap(), vec![]);
+    assert_eq!(one.changes(&new[0].mark).await.unwrap(), vec![]);
 }
 
 pub(super) async fn reference_values_replace_or_stay_beside_one_another(place: Place) {
@@ -253,7 +330,7 @@ pub(super) async fn reference_values_are_bounded_and_a_refused_change_leaves_not
             .unwrap();
     }
     let before = store.search(&Search::default()).await.unwrap().len();
-    let changes = store.changes(-1).await.unwrap();
+    let changes = store.changes(&Mark::BEGINNING).await.unwrap();
     let many = [value("b", json!(1)), value("a", json!("one more"))];
     let large = value("b", json!("x".repeat(70_000)));
     for refused in [
@@ -266,7 +343,7 @@ pub(super) async fn reference_values_are_bounded_and_a_refused_change_leaves_not
         store.search(&Search::default()).await.unwrap().len(),
         before
     );
-    assert_eq!(store.changes(-1).await.unwrap(), changes);
+    assert_eq!(store.changes(&Mark::BEGINNING).await.unwrap(), changes);
     assert_eq!(seen(&store, "b", 1).await, None);
     for number in 0..HISTORY {
         let next = value("a", json!(number + VERSIONS));
