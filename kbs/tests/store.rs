@@ -171,8 +171,8 @@ async fn a_frozen_broker_holds_up_the_other_one_for_seconds_at_most() {
         });
     }
     let first = pair.first.pid().to_string();
-    let tell = |signal| {
-        let told = Command::new("kill").args([signal, &first]).status();
+    let tell = |signal: &str| {
+        let told = Command::new("kill").args([signal, first.as_str()]).status();
         assert!(told.unwrap().success());
     };
     pair.first.url.clone_from(&pair.second.url);
