@@ -304,3 +304,34 @@ async fn a_broker_that_is_told_to_stop_ends_in_order() {
     assert!(deployment.log().contains("stopped"));
     drop(idle);
 }
+
+#[test]
+fn what_cannot_be_printed_is_an_error_and_whoever_has_read_enough_is_none() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let printed = kbs().arg("openapi").stdout(full).output().unwrap();
+    let error = String::from_utf8_lossy(&printed.stderr);
+    assert_eq!(printed.status.code(), Some(1), "{error}");
+    assert!(
+        error.starts_with("kbs: write to standard output"),
+        "{error}"
+    );
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let printed = kbs().arg("openapi").stdout(writer).output().unwrap();
+    deployment::succeed(&printed);
+    assert!(printed.stderr.is_empty());
+}
+
+#[test]
+fn an_empty_secret_has_to_be_meant() {
+    let deployment = Deployment::start(&["sample"]);
+    let empty = deployment.write("empty", "");
+    let set = ["resource", "set", "a/b/c", "--file", &empty];
+    let refused = deployment.owner(&set);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--empty"));
+    assert_eq!(deployment.own(&["resource", "list"]), "");
+    deployment.own(&["resource", "set", "a/b/c", "--file", &empty, "--empty"]);
+    assert!(deployment.own(&["resource", "list"]).contains("a/b/c"));
+}

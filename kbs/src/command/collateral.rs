@@ -14,6 +14,7 @@ use evidence::{
 };
 use verifier::tdx::{self, Ca};
 
+use super::out::say;
 use crate::{
     collateral::{self, BUNDLE_BYTES, CollateralError, Document, Needed, show},
     config::Config,
@@ -122,7 +123,7 @@ impl Collateral {
                 let (collateral, _) = cache.open()?;
                 for needed in machine.needs()? {
                     for document in prefetch(&collateral, &needed).await? {
-                        println!("{document}");
+                        say!("{document}");
                     }
                 }
                 Ok(())
@@ -218,7 +219,7 @@ async fn list(collateral: &collateral::Collateral) -> anyhow::Result<()> {
             }
             Err(cause) => format!("not usable: {cause}"),
         };
-        println!("{}  {state}", listed.document);
+        say!("{}  {state}", listed.document);
     }
     Ok(())
 }
@@ -231,12 +232,12 @@ async fn export(
     let (text, summary) = collateral.export(key, SystemTime::now()).await?;
     file::replace(output, &text).with_context(|| format!("write {}", output.display()))?;
     for document in &summary.documents {
-        println!("{document}");
+        say!("{document}");
     }
     for (document, cause) in &summary.left_out {
         eprintln!("left out {document}: {cause}");
     }
-    println!("the first of them ends {}", show(summary.expires));
+    say!("the first of them ends {}", show(summary.expires));
     Ok(())
 }
 
@@ -251,12 +252,12 @@ async fn import(
         .import(&text, keys, SystemTime::now())
         .await
         .with_context(|| path.to_string())?;
-    println!("made {}", show(imported.made_at));
+    say!("made {}", show(imported.made_at));
     for document in &imported.taken {
-        println!("took {document}");
+        say!("took {document}");
     }
     for document in &imported.known {
-        println!("had {document}");
+        say!("had {document}");
     }
     for (document, cause) in &imported.refused {
         eprintln!("refused {document}: {cause}");

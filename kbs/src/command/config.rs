@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use super::out::{self, say};
 use crate::{
     check::{Finding, Level, findings},
     config,
@@ -34,15 +35,15 @@ impl Config {
                 let mut found = vec![Finding::new(Level::Good, "file", file)];
                 found.extend(findings(&config).await);
                 for finding in &found {
-                    println!("{finding}");
+                    say!("{finding}");
                 }
                 let faults = found.iter().filter(|one| one.level == Level::Fault).count();
                 anyhow::ensure!(faults == 0, "{faults} faults: the broker would not start");
                 Ok(())
             }
             Self::Show { config: path } => {
-                print!("{}", toml::to_string(&config::Config::read(&path)?)?);
-                Ok(())
+                let text = toml::to_string(&config::Config::read(&path)?)?;
+                out::bytes(text.as_bytes())
             }
         }
     }

@@ -1,11 +1,12 @@
 //! `kbs explain`: why a guest was refused, and what to do.
 
-use std::io::{self, Write};
-
 use anyhow::Context;
 use http::Method;
 
-use super::Connection;
+use super::{
+    Connection,
+    out::{self, say},
+};
 use crate::{
     explain::Explained,
     record::{Entry, Judged, Kind, Outcome},
@@ -22,13 +23,12 @@ pub(super) async fn explain(
     let path = format!("explain/{ticket}");
     let answer = connection.ask(Method::GET, &path, "").await?;
     if json {
-        io::stdout().write_all(&answer)?;
-        println!();
+        out::bytes(&answer)?;
+        say!("");
         return Ok(());
     }
     let explained: Explained = serde_json::from_slice(&answer).context("read the answer")?;
-    print!("{}", text(&explained));
-    Ok(())
+    out::bytes(text(&explained).as_bytes())
 }
 
 /// A decision in words.

@@ -17,7 +17,10 @@ use rustls::pki_types::DnsName;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-use super::directory::{self, Made, PRIVATE, PUBLIC};
+use super::{
+    directory::{self, Made, PRIVATE, PUBLIC},
+    out::say,
+};
 use crate::{
     collateral,
     config::{
@@ -57,20 +60,18 @@ impl Init {
     pub(super) fn run(self) -> anyhow::Result<()> {
         self.make()?;
         let dir = &self.dir;
-        println!("made {}", dir.display());
-        println!(
+        say!("made {}", dir.display());
+        say!(
             "  start it:       kbs serve --config {}",
             dir.join(CONFIG).display()
         );
-        println!("  guests pin:     {}", dir.join(ROOT).display());
-        println!(
+        say!("  guests pin:     {}", dir.join(ROOT).display());
+        say!(
             "  administer by:  --admin-key {}",
             dir.join(ADMIN_KEY).display()
         );
         if self.accept.iter().any(|kind| !kind.is_hardware()) {
-            println!(
-                "  simulated evidence is accepted: anybody can make it, so use no real secret"
-            );
+            say!("  simulated evidence is accepted: anybody can make it, so use no real secret");
         }
         Ok(())
     }

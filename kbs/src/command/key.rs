@@ -1,12 +1,15 @@
 //! `kbs key`: a new master key, and which ones are still needed.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Subcommand;
 use http::Method;
 
-use super::Connection;
+use super::{
+    Connection,
+    out::{self, say},
+};
 use crate::{config::Config, master};
 
 #[derive(Debug, Subcommand)]
@@ -33,14 +36,14 @@ impl Key {
                     .context("the keys are in the environment: add one there, behind the others")?;
                 let id =
                     master::rotate(&path).with_context(|| format!("rotate {}", path.display()))?;
-                println!("{id}");
+                say!("{id}");
                 Ok(())
             }
             Self::Status => {
                 let answer = connection.ask(Method::GET, "key", "").await?;
-                let mut out = std::io::stdout();
-                out.write_all(&answer)?;
-                Ok(writeln!(out)?)
+                out::bytes(&answer)?;
+                say!("");
+                Ok(())
             }
         }
     }

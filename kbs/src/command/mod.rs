@@ -9,6 +9,7 @@ mod explain;
 mod init;
 mod key;
 mod log;
+mod out;
 mod policy;
 mod record;
 mod reference;
@@ -110,26 +111,32 @@ impl Command {
     /// # Errors
     /// The step that failed, with its cause.
     pub async fn run(self) -> anyhow::Result<()> {
-        match self.verb {
-            Verb::Init(init) => init.run(),
-            Verb::Serve(serve) => serve.run().await,
-            Verb::Config { verb } => verb.run().await,
-            Verb::Resource { connection, verb } => verb.run(&connection).await,
-            Verb::Policy { connection, verb } => verb.run(&connection).await,
-            Verb::Reference { connection, verb } => verb.run(&connection).await,
-            Verb::Explain {
+        match self.verb.run().await {
+            Err(error) if error.is::<out::Closed>() => Ok(()),
+            done => done,
+        }
+    }
+}
+
+impl Verb {
+    async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Init(init) => init.run(),
+            Self::Serve(serve) => serve.run().await,
+            Self::Config { verb } => verb.run().await,
+            Self::Resource { connection, verb } => verb.run(&connection).await,
+            Self::Policy { connection, verb } => verb.run(&connection).await,
+            Self::Reference { connection, verb } => verb.run(&connection).await,
+            Self::Explain {
                 connection,
                 ticket,
                 json,
             } => explain::explain(&connection, &ticket, json).await,
-            Verb::Record { connection, verb } => verb.run(&connection).await,
-            Verb::Key { connection, verb } => verb.run(&connection).await,
-            Verb::Collateral { verb } => verb.run().await,
-            Verb::Openapi => {
-                print!("{}", crate::route::document());
-                Ok(())
-            }
-            Verb::Token(token) => token.run(),
+            Self::Record { connection, verb } => verb.run(&connection).await,
+            Self::Key { connection, verb } => verb.run(&connection).await,
+            Self::Collateral { verb } => verb.run().await,
+            Self::Openapi => out::bytes(crate::route::document().as_bytes()),
+            Self::Token(token) => token.run(),
         }
     }
 }

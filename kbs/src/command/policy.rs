@@ -1,10 +1,6 @@
 //! `kbs policy`: what releases and appraisals are decided by, for each scope.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -17,7 +13,11 @@ use policies::{
     scopes::{Prefix, Selector},
 };
 
-use super::{Connection, read_capped};
+use super::{
+    Connection,
+    out::{self, say},
+    read_capped,
+};
 use crate::{
     route::PolicyMessage,
     scope::{RELEASE_POLICY, Scope},
@@ -115,7 +115,7 @@ impl Policy {
                     Some(path) => {
                         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
                     }
-                    None => Ok(io::stdout().write_all(&text)?),
+                    None => out::bytes(&text),
                 }
             }
             Self::List => {
@@ -123,7 +123,9 @@ impl Policy {
                     let answer = connection.ask(Method::GET, endpoint, "").await?;
                     let ids: Vec<String> =
                         serde_json::from_slice(&answer).context("read the answer")?;
-                    ids.iter().for_each(|id| println!("{id}"));
+                    for id in &ids {
+                        say!("{id}");
+                    }
                 }
                 Ok(())
             }
@@ -138,7 +140,7 @@ impl Policy {
                 let versions: Vec<PolicyVersion> =
                     serde_json::from_slice(&answer).context("read the answer")?;
                 for version in &versions {
-                    println!("{}", serde_json::to_string(version)?);
+                    say!("{}", serde_json::to_string(version)?);
                 }
                 Ok(())
             }
@@ -150,7 +152,7 @@ impl Policy {
             } => {
                 let text = pin_init_data(&reported(&init_data_digest, &tee), &tee)?;
                 if print {
-                    return Ok(io::stdout().write_all(text.as_bytes())?);
+                    return out::bytes(text.as_bytes());
                 }
                 let scope = Scope::Release(scope.unwrap_or_default());
                 set(connection, &scope, text.as_bytes()).await

@@ -1,12 +1,10 @@
 //! `kbs record`: what was decided and administered, as JSON lines.
 
-use std::io::{self, Write};
-
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use http::Method;
 
-use super::Connection;
+use super::{Connection, out::say};
 use crate::record::{Entry, Kind, Outcome, Search, from_word};
 
 /// Entries that `list` shows unless told.
@@ -68,18 +66,13 @@ impl Record {
             after: filter.after,
             limit: None,
         };
-        let mut to = io::stdout().lock();
         loop {
             search.limit = Some(left.min(PAGE));
             let path = format!("record?{}", serde_urlencoded::to_string(&search)?);
             let answer = connection.ask(Method::GET, &path, "").await?;
             let page: Vec<Entry> = serde_json::from_slice(&answer).context("read the answer")?;
             for entry in &page {
-                match writeln!(to, "{}", serde_json::to_string(entry)?) {
-                    // `head` has seen enough.
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                    written => written?,
-                }
+                say!("{}", serde_json::to_string(entry)?);
             }
             left = left.saturating_sub_unsigned(page.len() as u64);
             search.after = page.last().map(|entry| entry.id);

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Map, Value};
 
-use super::{Connection, read_capped};
+use super::{Connection, out::say, read_capped};
 use crate::{
     route::{CORIM, MESSAGE_VERSION, ReferenceMessage, SAMPLE},
     store::{Mode, Page, ReferenceVersion},
@@ -193,7 +193,7 @@ async fn list(connection: &Connection, prefix: String) -> anyhow::Result<()> {
 
 fn show(versions: &[ReferenceVersion]) -> anyhow::Result<()> {
     for version in versions {
-        println!("{}", serde_json::to_string(version)?);
+        say!("{}", serde_json::to_string(version)?);
     }
     Ok(())
 }

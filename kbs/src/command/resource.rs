@@ -7,7 +7,7 @@ use clap::Subcommand;
 use http::Method;
 use kbs_protocol::ResourcePath;
 
-use super::{Connection, read_capped};
+use super::{Connection, out::say, read_capped};
 use crate::store::{Metadata, Page};
 
 #[derive(Debug, Subcommand)]
@@ -19,6 +19,10 @@ pub(super) enum Resource {
         /// The secret; standard input where absent.
         #[arg(long)]
         file: Option<PathBuf>,
+        /// It may be empty: else an empty secret is refused, since a command that failed before this
+        /// one gives such.
+        #[arg(long)]
+        empty: bool,
     },
     /// Show size, version and age of a secret.
     GetMetadata {
@@ -46,8 +50,12 @@ pub(super) enum Resource {
 impl Resource {
     pub(super) async fn run(self, connection: &Connection) -> anyhow::Result<()> {
         match self {
-            Self::Set { path, file } => {
+            Self::Set { path, file, empty } => {
                 let secret = read_capped(file.as_deref())?;
+                anyhow::ensure!(
+                    empty || !secret.is_empty(),
+                    "the secret is empty: say --empty where it has to be"
+                );
                 let bytes = bytes::Bytes::copy_from_slice(&secret);
                 let name = format!("resource/{path}");
                 connection.ask(Method::POST, &name, bytes).await?;
@@ -96,6 +104,6 @@ async fn list(connection: &Connection, prefix: String) -> anyhow::Result<()> {
 }
 
 fn show(metadata: &Metadata) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(metadata)?);
+    say!("{}", serde_json::to_string(metadata)?);
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
+use super::out::say;
 use crate::admin::make_token;
 
 #[derive(Debug, Args)]
@@ -22,7 +23,7 @@ pub(super) struct Token {
 impl Token {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let lifetime = Duration::from_secs(self.lifetime_seconds.into());
-        println!("{}", make_token(&self.admin_key, &self.role, lifetime)?);
+        say!("{}", make_token(&self.admin_key, &self.role, lifetime)?);
         Ok(())
     }
 }
