@@ -32,6 +32,8 @@ struct Table {
     buckets: HashMap<IpAddr, Bucket>,
     others: Option<Bucket>,
     swept: Option<Instant>,
+    /// How many were refused since that was asked, and the last of them.
+    refused: Option<(u64, IpAddr)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +68,15 @@ impl Limiter {
 
     /// Lets a request in, or says after how many seconds to come again.
     pub(crate) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), u64> {
+        self.take(client, 1.0, now)
+    }
+
+    /// Whether a request would be let in; it is not counted.
+    pub(crate) fn look(&self, client: IpAddr, now: Instant) -> Result<(), u64> {
+        self.take(client, 0.0, now)
+    }
+
+    fn take(&self, client: IpAddr, tokens: f64, now: Instant) -> Result<(), u64> {
         let (rate, burst) = (
             f64::from(self.config.requests_per_second),
             f64::from(self.config.burst),
@@ -77,16 +88,24 @@ impl Limiter {
         let bucket = table.bucket(network(client), rate, burst, now);
         bucket.fill(rate, burst, now);
         if bucket.tokens >= 1.0 {
-            bucket.tokens -= 1.0;
+            bucket.tokens -= tokens;
             return Ok(());
         }
         let wait = ((1.0 - bucket.tokens) / rate).ceil();
+        let refused = table.refused.map_or(0, |(count, _)| count);
+        table.refused = Some((refused + 1, client));
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "it is between 0 and 1"
         )]
         Err((wait as u64).max(1))
+    }
+
+    /// How many requests were not let in since it was asked last, and of whom the last one was.
+    pub(crate) fn refused(&self) -> Option<(u64, IpAddr)> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.refused.take()
     }
 
     fn is_exempt(&self, client: IpAddr) -> bool {
@@ -246,6 +265,19 @@ mod tests {
         let later = now + Duration::from_millis(600);
         assert_eq!(limiter.admit(one, later), Ok(()));
         assert_eq!(limiter.admit(one, later), Err(1));
+    }
+
+    #[test]
+    fn who_only_looks_is_not_counted_and_who_is_refused_is_told_of_once() {
+        let limiter = limiter(1, 1);
+        let (now, one) = (Instant::now(), "192.0.2.1".parse().unwrap());
+        assert_eq!(limiter.look(one, now), Ok(()));
+        assert_eq!(limiter.admit(one, now), Ok(()));
+        assert_eq!(limiter.refused(), None);
+        assert_eq!(limiter.look(one, now), Err(1));
+        assert_eq!(limiter.admit(one, now), Err(1));
+        assert_eq!(limiter.refused(), Some((2, one)));
+        assert_eq!(limiter.refused(), None);
     }
 
     #[test]

@@ -44,14 +44,11 @@ pub(super) async fn observe(
     let route = path.as_ref().map(MatchedPath::as_str);
     let traces = broker.traces.as_ref();
     let span = traces.and_then(|all| all.begin(request.headers(), request.uri().path()));
-    let unfit = has_zero(request.uri());
+    let unfit = unfit(&request);
     let (request, rest) = Rest::of(request);
-    let response = if unfit {
-        let detail =
-            "the path or the query has a zero byte (%00), which no name and no text here has";
-        invalid(detail).into_response()
-    } else {
-        answer(next.run(request)).await
+    let response = match unfit {
+        Some(detail) => invalid(detail).into_response(),
+        None => answer(next.run(request)).await,
     };
     if let Some(rest) = rest {
         rest.discard(&broker.limiter.rooms.readers).await;
@@ -78,17 +75,52 @@ pub(super) async fn observe(
         };
         traces.end(span, &ended);
     }
-    tracing::info!(
-        %method,
-        route,
-        status = response.status().as_u16(),
-        micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-        kind = told.map(|told| told.kind.name()),
-        ticket = told.map(|told| told.ticket.as_str()),
-        detail = told.map(|told| told.detail.as_str()),
-        "request"
-    );
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                %method,
+                route,
+                status = response.status().as_u16(),
+                micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                kind = told.map(|told| told.kind.name()),
+                ticket = told.map(|told| told.ticket.as_str()),
+                detail = told.map(|told| told.detail.as_str()),
+                "request"
+            )
+        };
+    }
+    if is_common(route, response.status()) {
+        line!(debug);
+    } else {
+        line!(info);
+    }
     response
+}
+
+/// What anybody may have as often as they like would fill the log: what supervisors ask all the time,
+/// and who asks too often, of whom another line tells the number.
+fn is_common(route: Option<&str>, status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || matches!(route, Some("/healthz" | "/readyz"))
+}
+
+/// Why nobody looks at a request: what is between a client and the broker may have read it another
+/// way.
+fn unfit(request: &Request) -> Option<&'static str> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if has_zero(request.uri()) {
+        Some("the path or the query has a zero byte (%00), which no name and no text here has")
+    } else if hosts.nth(1).is_some() {
+        Some("it has `Host` twice")
+    } else if codings.next().is_some()
+        || coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        Some("its `Transfer-Encoding` is another than `chunked`")
+    } else {
+        None
+    }
 }
 
 /// No name has one, and PostgreSQL keeps none in a text where SQLite does.
@@ -155,13 +187,19 @@ pub(super) async fn limit(
     }
 }
 
-/// The same for what is for administrators, who are not counted: for whoever turns out to be none.
+/// The same for what is for administrators, who are not counted: for whoever turns out to be none. A
+/// token that is none costs its signature, so nobody looks at one while its address has asked too
+/// often.
 pub(super) async fn limit_refused(
     State(broker): State<Arc<Broker>>,
     request: Request,
     next: Next,
 ) -> Response {
     let client = client(&broker, &request);
+    let now = Instant::now();
+    if let Some(seconds) = client.and_then(|client| broker.limiter.look(client, now).err()) {
+        return too_many(seconds).into_response();
+    }
     let response = next.run(request).await;
     let told = response.extensions().get::<Told>();
     let stranger = told.is_some_and(|told| told.kind == ErrorKind::AdminAuthAccess);
@@ -183,13 +221,12 @@ pub(super) fn whose(broker: &Broker, request: &Request) -> Option<IpAddr> {
 
 fn admit(broker: &Broker, client: IpAddr) -> Result<(), Refusal> {
     let admitted = broker.limiter.admit(client, Instant::now());
-    admitted.map_err(|seconds| {
-        Refusal::new(
-            ErrorKind::TooManyRequests,
-            format!("too many requests of one address: try again in {seconds} s"),
-        )
-        .retry_after(seconds)
-    })
+    admitted.map_err(too_many)
+}
+
+fn too_many(seconds: u64) -> Refusal {
+    let detail = format!("too many requests of one address: try again in {seconds} s");
+    Refusal::new(ErrorKind::TooManyRequests, detail).retry_after(seconds)
 }
 
 #[cfg(test)]
@@ -209,6 +246,33 @@ mod tests {
         ] {
             assert_eq!(has_zero(&uri.parse().unwrap()), expected, "{uri}");
         }
+    }
+
+    #[test]
+    fn what_another_may_read_otherwise_is_not_looked_at() {
+        let with = |headers: &[(&str, &str)]| {
+            let mut request = http::Request::get("/");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            unfit(&request.body(axum::body::Body::empty()).unwrap()).is_some()
+        };
+        let (coding, host) = ("transfer-encoding", "host");
+        assert!(!with(&[(host, "a"), (coding, "Chunked")]) && !with(&[]));
+        assert!(with(&[(host, "a"), (host, "a")]));
+        assert!(with(&[(coding, "gzip, chunked")]));
+        assert!(with(&[(coding, "gzip"), (coding, "chunked")]));
+    }
+
+    #[test]
+    fn what_anybody_may_have_as_often_as_they_like_is_no_line_of_the_log() {
+        assert!(is_common(Some("/healthz"), StatusCode::OK));
+        assert!(is_common(
+            Some("/kbs/v0/auth"),
+            StatusCode::TOO_MANY_REQUESTS
+        ));
+        assert!(!is_common(Some("/kbs/v0/auth"), StatusCode::OK));
+        assert!(!is_common(None, StatusCode::NOT_FOUND));
     }
 
     #[tokio::test]
