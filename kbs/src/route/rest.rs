@@ -16,13 +16,17 @@ use axum::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 /// Bytes that are read for nothing.
 const BYTES: usize = 16 * 1024 * 1024;
 /// Clients whose bytes are read for nothing at once. Reading at full speed takes buffers, of which a
 /// crowd of refused clients shall not have one each; what waits is held by its sender.
 pub(super) const READERS: usize = 32;
+/// How long one of them has its turn while others wait for theirs.
+const TURN: Duration = Duration::from_millis(50);
+/// A body that is read without a turn: it takes a buffer that its connection has anyway.
+const SMALL_BYTES: usize = 64 * 1024;
 /// How long they are waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -42,24 +46,40 @@ impl Rest {
         (request, Some(rest))
     }
 
-    /// Reads what is left of it. Who has sent everything waits for no turn.
+    /// Reads what is left of it. Who has sent everything, or has little to send, waits for no turn, and
+    /// who is slow has one for a moment.
     pub(super) async fn discard(mut self, readers: &Semaphore) {
-        let at_once = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).now_or_never();
-        if let Some(None | Some(Err(_))) = at_once {
+        let mut at_once = SMALL_BYTES;
+        if self.read(&mut at_once).now_or_never().is_some() && at_once > 0 {
             return;
         }
+        let mut left = BYTES;
+        let upper = self.size_hint().upper();
+        let small = upper.is_some_and(|bytes| bytes <= SMALL_BYTES as u64);
         let discard = async {
-            let _turn = readers.acquire().await;
-            let mut left = BYTES;
-            while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await {
-                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-                if left == 0 {
-                    break;
+            loop {
+                let _turn = if small {
+                    None
+                } else {
+                    readers.acquire().await.ok()
+                };
+                if timeout(TURN, self.read(&mut left)).await.is_ok() {
+                    return;
                 }
             }
         };
-        if tokio::time::timeout(PATIENCE, discard).await.is_err() {
+        if timeout(PATIENCE, discard).await.is_err() {
             tracing::debug!("a client sends on after its answer, and slowly");
+        }
+    }
+
+    /// Reads until its end, or until `left` bytes were read.
+    async fn read(&mut self, left: &mut usize) {
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
+            *left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if *left == 0 {
+                return;
+            }
         }
     }
 }
@@ -107,11 +127,26 @@ mod tests {
         let readers = Semaphore::new(1);
         let held = readers.acquire().await.unwrap();
         sending(0, false).discard(&readers).await;
-        let waits = sending(3, false);
-        let unread = waits.clone();
+        sending(3, false).discard(&readers).await;
+        let waits = sending(3, true);
         assert!(waits.discard(&readers).now_or_never().is_none());
         drop(held);
-        unread.discard(&readers).await;
         sending(1, true).discard(&readers).await;
+    }
+
+    #[tokio::test]
+    async fn who_is_slow_keeps_no_turn_from_the_next() {
+        let readers = Semaphore::new(1);
+        let slow = tokio::time::timeout(PATIENCE / 2, sending(0, true).discard(&readers));
+        let next = async {
+            tokio::task::yield_now().await;
+            drop(readers.acquire().await.unwrap());
+        };
+        tokio::pin!(slow);
+        tokio::select! {
+            biased;
+            _ = &mut slow => panic!("it kept its turn"),
+            () = next => {}
+        }
     }
 }
