@@ -1,12 +1,18 @@
 //! Files of the operator and of ours: read whole under a cap, and replaced whole.
+//!
+//! A file system may not answer, and a pipe waits for who writes to it: what reads a file while the
+//! broker runs does it aside.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
+use tokio::{sync::oneshot, time::timeout};
 use zeroize::Zeroizing;
 
 /// Bytes of a file that holds keys, certificates or an address.
@@ -15,12 +21,57 @@ pub(crate) const SMALL: usize = 64 * 1024;
 pub(crate) const NEW: &str = ".new-";
 const PRIVATE: u32 = 0o600;
 
+/// After which a file that does not answer is told of.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A regular file of at most `cap` bytes, for who runs already and waits for nobody.
+///
+/// # Errors
+/// As [`read`]; [`io::ErrorKind::InvalidInput`] where it is another kind of file.
+pub(crate) fn read_regular(path: &Path, cap: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    // A pipe without a writer is opened at once.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    read_open(file, cap)
+}
+
+/// Does what reads files on a thread of its own, and waits for it: whoever waits is held up, and
+/// nobody else, and the end of the program waits for neither. Nothing where there is no thread to be
+/// had.
+pub(crate) async fn aside<T: Send + 'static>(
+    what: &'static str,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, mut wait) = oneshot::channel();
+    let started = thread::Builder::new().spawn(move || drop(done.send(read())));
+    if let Err(error) = started {
+        tracing::error!(%error, what, "there is no thread to read them");
+        return None;
+    }
+    if let Ok(read) = timeout(PATIENCE, &mut wait).await {
+        return read.ok();
+    }
+    tracing::error!(what, "they cannot be read: the file system does not answer");
+    wait.await.ok()
+}
+
 /// A file of at most `cap` bytes, which may be a key: the memory is wiped.
 ///
 /// # Errors
 /// [`io::ErrorKind::FileTooLarge`] where there are more, and what the system says.
 pub(crate) fn read(path: &Path, cap: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    let file = File::open(path)?;
+    read_open(File::open(path)?, cap)
+}
+
+fn read_open(file: File, cap: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     // Room for all of it at once: a vector that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length.min(cap) + 1));
@@ -39,8 +90,19 @@ pub(crate) fn read(path: &Path, cap: usize) -> io::Result<Zeroizing<Vec<u8>>> {
 /// # Errors
 /// As [`read`]; [`io::ErrorKind::InvalidData`] where it is not UTF-8.
 pub(crate) fn read_text(path: &Path, cap: usize) -> io::Result<Zeroizing<String>> {
-    let bytes = read(path, cap)?;
-    let text = std::str::from_utf8(&bytes)
+    text(&read(path, cap)?)
+}
+
+/// A regular file as text.
+///
+/// # Errors
+/// As [`read_regular`]; [`io::ErrorKind::InvalidData`] where it is not UTF-8.
+pub(crate) fn read_regular_text(path: &Path, cap: usize) -> io::Result<Zeroizing<String>> {
+    text(&read_regular(path, cap)?)
+}
+
+fn text(bytes: &[u8]) -> io::Result<Zeroizing<String>> {
+    let text = std::str::from_utf8(bytes)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
@@ -146,6 +208,29 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(replace(&dir.path().join("absent/a"), b"").is_err());
+    }
+
+    #[test]
+    fn a_pipe_is_no_regular_file_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for path in [pipe.as_path(), dir.path()] {
+            let error = read_regular(path, 8).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_reads_aside_holds_up_nobody_else() {
+        let (go, wait) = std::sync::mpsc::channel();
+        let read = aside("a test", move || wait.recv().unwrap());
+        let other = async {
+            tokio::task::yield_now().await;
+            go.send(7).unwrap();
+        };
+        assert_eq!(tokio::join!(read, other).0, Some(7));
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) trait MasterKeys: Send + Sync {
     fn newest(&self) -> String;
     /// The ids that can be unwrapped, the newest last.
     fn known(&self) -> Vec<String>;
+    /// Whether this one is among them.
+    fn knows(&self, id: &str) -> bool;
     /// Wraps a data key for one place, which is `context`.
     fn wrap(&self, context: &str, key: &[u8]) -> Result<Wrapped, SealError>;
     /// Unwraps what `wrap` gave for the same place.
@@ -78,8 +80,7 @@ impl KeyRing {
         }
     }
 
-    /// As [`unwrap`](MasterKeys::unwrap), without looking for keys that were added: for what anybody
-    /// may send.
+    /// What a key in it sealed.
     pub(crate) fn open(
         &self,
         context: &str,
@@ -120,16 +121,11 @@ impl MasterKeys for KeyRing {
     }
 
     fn unwrap(&self, context: &str, wrapped: &Wrapped) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let find = |keys: &Keys| {
-            let (_, sealer) = keys.iter().find(|(id, _)| *id == wrapped.master)?;
-            Some(sealer.open(context, &wrapped.bytes))
-        };
-        if let Some(opened) = find(&self.keys()) {
-            return opened;
-        }
-        // Another broker may wrap already with a key that was added a moment ago.
-        self.reload().map_err(|_| SealError)?;
-        find(&self.keys()).unwrap_or(Err(SealError))
+        self.open(context, wrapped)
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.keys().iter().any(|(known, _)| known == id)
     }
 
     fn open_direct(&self, context: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
@@ -166,7 +162,9 @@ pub(crate) fn rotate(path: &Path) -> Result<String, KeyFileError> {
 
 fn parse(source: &Source) -> Result<Keys, KeyFileError> {
     let text = match source {
-        Source::File(path) => file::read_text(path, file::SMALL).map_err(KeyFileError::Read)?,
+        Source::File(path) => {
+            file::read_regular_text(path, file::SMALL).map_err(KeyFileError::Read)?
+        }
         Source::Environment(name) => {
             Zeroizing::new(env::var(name).map_err(|_| KeyFileError::Environment)?)
         }
@@ -212,7 +210,10 @@ mod tests {
         assert_eq!(restarted.known().len(), 2);
         let new = restarted.wrap("here", b"data key").ok().unwrap();
         assert_eq!(new.master, id);
-        // The one that runs finds the new key when it first meets it.
+        // The one that runs knows the new key when it has looked for it.
+        assert!(!running.knows(&id) && running.unwrap("here", &new).is_err());
+        running.reload().unwrap();
+        assert!(running.knows(&id));
         for wrapped in [&old, &new] {
             assert_eq!(
                 &**running.unwrap("here", wrapped).ok().unwrap(),

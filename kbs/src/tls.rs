@@ -19,10 +19,12 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{broker::Broker, config::Tls, current::Current, session::seconds};
+use crate::{broker::Broker, config::Tls, current::Current, file, session::seconds};
 
 /// Between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);
+/// Bytes of a chain, or of a key.
+const FILE_BYTES: usize = 256 * 1024;
 /// Between two warnings of an end that is near, in looks: a day.
 const REMIND: u32 = 24 * 3600 / 2;
 /// How long before its end a certificate is warned of.
@@ -91,7 +93,13 @@ impl Identity {
                 self.remind();
             }
             tokio::time::sleep(LOOK).await;
-            match self.reload() {
+            let files = Arc::clone(&self);
+            let Some(reloaded) =
+                file::aside("the certificate and its key", move || files.reload()).await
+            else {
+                continue;
+            };
+            match reloaded {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!("the new certificate is in use");
@@ -123,10 +131,13 @@ impl Shown {
             path: path.clone(),
             detail: detail.to_owned(),
         };
-        let chain = CertificateDer::pem_file_iter(&files.certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        let read = |path: &PathBuf| {
+            file::read_regular(path, FILE_BYTES).map_err(|error| broken(path, &error.to_string()))
+        };
+        let chain = CertificateDer::pem_slice_iter(&read(&files.certificate)?)
+            .collect::<Result<Vec<_>, _>>()
             .map_err(|error| broken(&files.certificate, &error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_file(&files.key)
+        let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
             .map_err(|error| broken(&files.key, &error.to_string()))?;
         let valid = chain
             .first()
@@ -214,5 +225,17 @@ mod tests {
         }
         fs::write(&files.key, key).unwrap();
         assert_eq!(identity.reload(), Ok(true));
+        // A pipe, which has no end, and too much.
+        let third = identity.shown();
+        fs::remove_file(&files.certificate).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(&files.certificate)
+            .status();
+        assert!(made.unwrap().success());
+        assert!(identity.reload().is_err());
+        fs::remove_file(&files.certificate).unwrap();
+        fs::write(&files.certificate, vec![b' '; FILE_BYTES + 1]).unwrap();
+        assert!(identity.reload().is_err());
+        assert!(Arc::ptr_eq(&third, &identity.shown()));
     }
 }

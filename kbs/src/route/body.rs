@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{invalid, observe, rest};
+use super::{answer, invalid, observe, rest};
 use crate::{
     broker::Broker,
     refusal::Refusal,
@@ -34,6 +34,9 @@ const AUTH_ROOM_BYTES: usize = 32 * 1024 * 1024;
 const SMALL_ROOM_BYTES: usize = 64 * 1024 * 1024;
 /// Room for what is beyond them.
 const LARGE_ROOM_BYTES: usize = 64 * 1024 * 1024;
+/// Room for what is large of heads: two long tokens of 600 clients, or one of usual length of each
+/// that may be connected.
+const HEAD_ROOM_BYTES: usize = 128 * 1024 * 1024;
 /// Between two parts of a body.
 const PART_TIME: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
 /// For a whole body: less than an answer may take.
@@ -48,6 +51,10 @@ pub(crate) struct Rooms {
     auth: Arc<Room>,
     small: Arc<Room>,
     large: Arc<Room>,
+    /// For answers that are large.
+    pub(super) answers: Arc<Room>,
+    /// For what is large of heads.
+    pub(crate) heads: Arc<Room>,
     /// Who reads bodies for nothing.
     pub(super) readers: Semaphore,
 }
@@ -58,6 +65,8 @@ impl Default for Rooms {
             auth: Room::new(AUTH_ROOM_BYTES),
             small: Room::new(SMALL_ROOM_BYTES),
             large: Room::new(LARGE_ROOM_BYTES),
+            answers: Room::new(answer::ROOM_BYTES),
+            heads: Room::new(HEAD_ROOM_BYTES),
             readers: Semaphore::new(rest::READERS),
         }
     }

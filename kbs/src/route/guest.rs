@@ -8,16 +8,17 @@ use axum::{
     response::{AppendHeaders, IntoResponse, Response},
 };
 use http::{HeaderName, header};
-use kbs_protocol::{
-    AuthRequest, ErrorKind, Jwe, ResourcePath, SESSION_COOKIE, TokenResponse, seal,
-};
+use kbs_protocol::{AuthRequest, ErrorKind, ResourcePath, SESSION_COOKIE, TokenResponse, seal};
 use policies::{
     PolicyError,
     release::{Decision, Release, ReleasePolicy},
 };
 use serde_json::Value;
 
-use super::Body;
+use super::{
+    Body,
+    answer::{self, Whose},
+};
 use crate::{
     attest,
     auth::{Anyone, Attested, CHALLENGE_MARK, Challenged, TOKEN_MARK},
@@ -77,9 +78,10 @@ pub(super) async fn no_head(_: Anyone) -> Response {
 pub(super) async fn resource(
     State(broker): State<Arc<Broker>>,
     Attested(claims): Attested,
+    whose: Whose,
     Path((repository, kind, tag)): Path<(String, String, String)>,
     Query(query): Query<BTreeMap<String, String>>,
-) -> Result<Json<Jwe>, Refusal> {
+) -> Result<Response, Refusal> {
     let path = resource_path(&repository, &kind, &tag)?;
     let (policy, scope, version) = broker.rules.release_for(&path).await?;
     let who = claims.subject.clone();
@@ -119,17 +121,23 @@ pub(super) async fn resource(
             format!("the release policy refuses: the owner reads why with `kbs explain {ticket}`");
         return Err(Refusal::new(ErrorKind::PolicyDeny, detail).with_ticket(ticket));
     }
-    let secret = broker.store.resource(&path).await.map_err(super::storage)?;
-    match &secret {
-        Some((version, _)) => entry.versions.resource = *version,
-        None => entry.result = Outcome::Absent,
-    }
+    let Some((sealed, room)) = answer::read(&broker, &path, whose).await? else {
+        entry.result = Outcome::Absent;
+        broker.keep(entry).await?;
+        let detail = "there is no such resource";
+        return Err(Refusal::new(ErrorKind::ResourceNotFound, detail));
+    };
+    entry.versions.resource = sealed.version();
+    let secret = broker
+        .store
+        .open_sealed(&sealed)
+        .await
+        .map_err(super::storage)?;
+    drop(sealed);
     broker.keep(entry).await?;
-    let (_, secret) = secret
-        .ok_or_else(|| Refusal::new(ErrorKind::ResourceNotFound, "there is no such resource"))?;
-    seal(&claims.tee_pubkey, &secret)
-        .map(Json)
-        .map_err(|error| Refusal::new(ErrorKind::JweError, error.to_string()))
+    let jwe = seal(&claims.tee_pubkey, &secret)
+        .map_err(|error| Refusal::new(ErrorKind::JweError, error.to_string()))?;
+    answer::with_room(&jwe, room)
 }
 
 /// Asks the policy: one that ships here, and an owner's where it can hold up nobody.
@@ -169,6 +177,7 @@ fn cookie(broker: &Broker, mark: &str, value: &str, seconds: u32) -> (HeaderName
     let secure = if broker.secure_cookie { "; Secure" } else { "" };
     (
         header::SET_COOKIE,
-        format!("{SESSION_COOKIE}={mark}{value}; Path=/kbs; HttpOnly{secure}; Max-Age={seconds}"),
+        // Without a path it is of the folder that it comes from, also where a proxy puts a prefix before.
+        format!("{SESSION_COOKIE}={mark}{value}; HttpOnly{secure}; Max-Age={seconds}"),
     )
 }

@@ -3,6 +3,7 @@
 //! A handler takes one of [`Anyone`](crate::auth::Anyone), [`Challenged`](crate::auth::Challenged),
 //! [`Attested`](crate::auth::Attested) and [`Admin`](crate::auth::Admin); there is none without.
 
+mod answer;
 mod body;
 mod guest;
 mod health;

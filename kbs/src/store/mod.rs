@@ -18,6 +18,7 @@ mod record;
 mod reference;
 mod resource;
 mod schema;
+mod sealed;
 mod search;
 mod standing;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub(crate) use probe::{Found, probe, unknown};
 pub(crate) use reference::{Mode, Touched};
 pub use reference::{ReferenceState, ReferenceVersion};
 pub use resource::{KeyStatus, Metadata};
+pub(crate) use sealed::Sealed;
 
 use crate::{master::MasterKeys, seal::SealError};
 

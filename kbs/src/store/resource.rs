@@ -93,23 +93,6 @@ impl Store {
         Ok(version)
     }
 
-    /// The newest version in the clear.
-    pub(crate) async fn resource(
-        &self,
-        path: &ResourcePath,
-    ) -> Result<Option<(i64, Zeroizing<Vec<u8>>)>, StoreError> {
-        let name = path.to_string();
-        let Some(stored) = self.stored(&name).await? else {
-            return Ok(None);
-        };
-        let version = stored.version;
-        let key = self
-            .keys
-            .unwrap(&key_place(&name, version), &stored.wrapped)?;
-        let opened = sealer(&key)?.open(&place(&name, version), &stored.sealed)?;
-        Ok(Some((version, opened)))
-    }
-
     /// Deletes all versions, and writes the entry of the record. Whether there was one.
     pub(crate) async fn delete_resource(
         &self,
@@ -349,16 +332,16 @@ fn metadata(row: &sqlx::any::AnyRow) -> Result<Metadata, StoreError> {
     })
 }
 
-fn sealer(key: &[u8]) -> Result<Sealer, SealError> {
+pub(super) fn sealer(key: &[u8]) -> Result<Sealer, SealError> {
     key.try_into()
         .map(Sealer::from_bytes)
         .map_err(|_| SealError)
 }
 
-fn place(path: &str, version: i64) -> String {
+pub(super) fn place(path: &str, version: i64) -> String {
     format!("kbs resource 2\n{TENANT}\n{path}\n{version}")
 }
 
-fn key_place(path: &str, version: i64) -> String {
+pub(super) fn key_place(path: &str, version: i64) -> String {
     format!("kbs data key 2\n{TENANT}\n{path}\n{version}")
 }

@@ -250,11 +250,17 @@ async fn rotation_wraps_anew_while_others_read(place: Place) {
     assert_eq!(one.rewrap().await.unwrap().wrapped, 100);
     let status = one.key_status().await.unwrap();
     assert_eq!((status.versions[&old], status.versions[&new]), (50, 100));
-    // The other broker knows the old key only, and meets both kinds.
+    // The other broker knows the old key only, meets both kinds, and reads the file meanwhile.
+    let other = two.clone();
+    let reloaded = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        other.reload_keys();
+    });
     for number in 0..150 {
         let name = path(&format!("a/b/n{number}"));
         assert_eq!(&**two.resource(&name).await.unwrap().unwrap().1, b"kept");
     }
+    reloaded.await.unwrap();
     assert_eq!(one.rewrap().await.unwrap().wrapped, 50);
     assert_eq!(one.rewrap().await.unwrap().wrapped, 0);
     assert!(!one.key_status().await.unwrap().versions.contains_key(&old));
