@@ -30,7 +30,17 @@ fn generous() -> Deployment {
 
 /// A broker without TLS.
 fn bare() -> Deployment {
+    bare_with(|config| config)
+}
+
+/// The same, where loopback is a client as others are.
+fn bare_and_counted() -> Deployment {
+    bare_with(|config| config.replace("exempt_loopback = true", "exempt_loopback = false"))
+}
+
+fn bare_with(change: impl FnOnce(String) -> String) -> Deployment {
     Deployment::start_with(&["sample"], |config| {
+        let config = change(config);
         let (before, rest) = config.split_once("[tls]\n").unwrap();
         let (_, after) = rest.split_once("\n[").unwrap();
         let before = before.replace("insecure_http = false\n", "");
@@ -148,6 +158,8 @@ async fn whatever_a_stranger_asks_is_counted_and_an_administrator_is_not() {
         }
         assert!(refused, "{method} {path}");
     }
+    // Nobody looks at a token while its address has asked too often.
+    eventually(async || deployment.owner(&["resource", "list"]).status.success()).await;
     for _ in 0..5 {
         deployment.own(&["resource", "list"]);
         let alive = deployment.ask(Method::GET, "/healthz", &[], "").await;
@@ -276,4 +288,122 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
         fetch(&deployment, &token, PATH).await.status,
         StatusCode::OK
     );
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_hold_the_share_of_their_address_and_no_more() {
+    let deployment = Deployment::start_with(&["sample"], |config| {
+        config.replace("exempt_loopback = true", "exempt_loopback = false")
+    });
+    let large = deployment.write("large", vec![b'x'; 2 << 20]);
+    let small = deployment.write("small", SECRET);
+    deployment.own(&["resource", "set", "a/b/large", "--file", &large]);
+    deployment.own(&["resource", "set", PATH, "--file", &small]);
+    let policy = deployment.write("policy.rego", ALLOW_ALL);
+    deployment.own(&["policy", "set", "--file", &policy]);
+    let guest = Guest::challenged(&deployment, None).await;
+    let token = guest.token(&deployment).await;
+    assert_eq!(
+        fetch(&deployment, &token, "a/b/large").await.status,
+        StatusCode::OK
+    );
+
+    // Each has its whole answer under way, and reads nothing of it.
+    let mut unread = Vec::new();
+    let refused = loop {
+        let request = http::Request::get(format!("{}/kbs/v0/resource/a/b/large", deployment.url))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let request = request.body(bytes::Bytes::new()).unwrap();
+        let answer = deployment.client().send(request).await.unwrap();
+        if answer.status() != StatusCode::OK {
+            break answer;
+        }
+        unread.push(answer);
+        assert!(unread.len() < 20, "its share has no end");
+    };
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key(header::RETRY_AFTER));
+    assert_eq!(
+        fetch(&deployment, &token, PATH).await.status,
+        StatusCode::OK
+    );
+    drop(unread);
+    eventually(async || fetch(&deployment, &token, "a/b/large").await.status == StatusCode::OK)
+        .await;
+}
+
+#[tokio::test]
+async fn heads_of_one_address_have_their_share_of_room_and_the_longest_tokens_fit() {
+    let deployment = bare_and_counted();
+    let token = "x".repeat(kbs_protocol::limit::TOKEN_BYTES);
+    let bearer = format!("Bearer {token}");
+    let cookie = format!("kbs-session-id=t.{token}");
+    let headers = [("authorization", bearer.as_str()), ("cookie", &cookie)];
+    let asks = async || deployment.ask(Method::GET, "/readyz", &headers, "").await;
+    assert_eq!(asks().await.status, StatusCode::OK);
+
+    let head = format!(
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}",
+        "a".repeat(230_000)
+    );
+    let mut unfinished = Vec::new();
+    let none_left = || deployment.log().contains("no room for so large a head");
+    for _ in 0..200 {
+        let mut stream = connect(&deployment);
+        // It may be closed before all of it is sent.
+        drop(stream.write_all(head.as_bytes()));
+        unfinished.push(stream);
+        if none_left() {
+            break;
+        }
+    }
+    eventually(async || none_left()).await;
+    let alive = deployment.ask(Method::GET, "/healthz", &[], "").await;
+    assert_eq!(alive.status, StatusCode::OK);
+    drop(unfinished);
+    eventually(async || {
+        deployment
+            .client()
+            .send(large_head(&deployment))
+            .await
+            .is_ok()
+    })
+    .await;
+}
+
+fn large_head(deployment: &Deployment) -> http::Request<bytes::Bytes> {
+    let request = http::Request::get(format!("{}/healthz", deployment.url));
+    let request = request.header("x", "a".repeat(230_000));
+    request.body(bytes::Bytes::new()).unwrap()
+}
+
+#[tokio::test]
+async fn a_pipe_in_place_of_a_file_stops_nothing() {
+    let deployment = generous();
+    for name in ["server.pem", "store.key"] {
+        let file = deployment.path(name);
+        std::fs::remove_file(&file).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&file).status();
+        assert!(made.unwrap().success());
+    }
+    let told = |text: &str| deployment.log().contains(text);
+    eventually(async || told("the old one stays") && told("the store's key cannot be read again"))
+        .await;
+    let token = Guest::challenged(&deployment, None)
+        .await
+        .token(&deployment)
+        .await;
+    assert_eq!(
+        fetch(&deployment, &token, PATH).await.status,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn a_session_is_of_the_folder_that_it_comes_from() {
+    let deployment = Deployment::start(&["sample"]);
+    let body = serde_json::to_vec(&kbs_protocol::AuthRequest::new("sample")).unwrap();
+    let answer = deployment.ask(Method::POST, "auth", &[], body).await;
+    let cookie = answer.headers[header::SET_COOKIE].to_str().unwrap();
+    assert!(!cookie.to_ascii_lowercase().contains("path"), "{cookie}");
 }
