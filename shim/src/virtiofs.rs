@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
-use crate::config::Vm;
+use crate::config::{VirtioFsCache, Vm};
 use crate::state_dir::{OWNER_VARIABLE, StateDir};
 
 /// The tag by which the guest mounts the directory; Kata's name.
@@ -84,7 +84,7 @@ impl Virtiofsd {
         // Its parent directory is the sandbox's own; a left-over socket would be taken for a live one.
         let _ = std::fs::remove_file(&socket);
         let child = Command::new(&program)
-            .args(arguments(&socket, &directory.shared()))
+            .args(arguments(&socket, &directory.shared(), vm.virtio_fs_cache))
             .args(&vm.virtio_fs_extra_args)
             .env(OWNER_VARIABLE, directory.path())
             .current_dir(directory.path())
@@ -159,7 +159,12 @@ impl Virtiofsd {
 }
 
 /// Both the C and the Rust daemon take these.
-fn arguments(socket: &Path, shared: &Path) -> Vec<String> {
+fn arguments(socket: &Path, shared: &Path, cache: VirtioFsCache) -> Vec<String> {
+    let cache = match cache {
+        VirtioFsCache::Auto => "auto",
+        VirtioFsCache::Always => "always",
+        VirtioFsCache::Never => "none",
+    };
     vec![
         format!("--socket-path={}", socket.display()),
         "-o".to_owned(),
@@ -167,7 +172,7 @@ fn arguments(socket: &Path, shared: &Path) -> Vec<String> {
         "-o".to_owned(),
         "sandbox=chroot".to_owned(),
         "-o".to_owned(),
-        "cache=auto".to_owned(),
+        format!("cache={cache}"),
         format!("--rlimit-nofile={OPEN_FILES}"),
     ]
 }

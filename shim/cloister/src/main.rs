@@ -1,12 +1,13 @@
 //! `cloister`: the command line. For an owner, where they trust the machine and before a pod starts: encrypts
 //! images and registers their keys, writes init-data and tells its digest, predicts what the hardware will
-//! report, and serves skopeo as a key provider. For an operator, on the pod's host: runs a container, tells
-//! what a sandbox counts of itself and how far a creation is. It never runs in a guest.
+//! report, and serves skopeo as a key provider. For an operator, on the pod's host: checks the
+//! shim's configuration, runs a container, tells what a sandbox counts of itself and how far a creation is. It never runs in a guest.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bars;
 mod broker;
+mod config;
 mod image;
 mod init_data;
 mod key;
@@ -33,6 +34,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check a configuration of the shim, Kata's or Cloister's, and show what holds.
+    #[command(subcommand)]
+    Config(config::Command),
     /// Encrypt, decrypt and inspect images.
     #[command(subcommand)]
     Image(image::Command),
@@ -98,6 +102,7 @@ impl Cli {
     /// Runs the command; returns the exit code.
     async fn run(self) -> anyhow::Result<u8> {
         match self.command {
+            Command::Config(command) => return command.run(),
             Command::Image(command) => command.run().await?,
             Command::InitData(command) => command.run()?,
             Command::Keyprovider(serve) => serve.run().await?,

@@ -88,7 +88,7 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
         .ok()
         .filter(|address| !address.is_empty());
     let events = Publisher::new(address, &flags.namespace);
-    let variable = std::env::var_os(config::PATH_VARIABLE).map(PathBuf::from);
+    let variable = config::from_environment();
     let monitor = monitor::listen(&directory);
     let tasks = Tasks::new(&flags.id, directory, events, variable);
     match monitor {

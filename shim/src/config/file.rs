@@ -1,505 +1,382 @@
-//! Reads `configuration.toml` and its drop-ins into a [`Config`].
-//!
-//! Drop-ins are the files `config.d/*.toml` beside the file, in the order of their names; tables
-//! are merged, everything else is replaced, as Kata does it.
+//! Reads `configuration.toml` and its drop-ins into a [`Config`], and tells all that is wrong with them
+//! and all that is worth knowing.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use agent_api::Target;
-use hypervisor::{Accel, Machine};
-use serde::Deserialize;
-use toml::{Table, Value};
+use toml::Value;
+use tracing::debug;
 
-use super::key::{self, Problem};
-use super::{Config, ConfigError, SharedFs, Tee, kernel_words, scratch_size};
+use super::key::{self, Fate, VMMS};
+use super::problem::{ConfigError, Note, Place, Problem};
+use super::source::{Setting, Source};
+use super::{Config, SharedFs, Vm};
 
-/// No configuration of people's is larger.
-const MAX_FILE: u64 = 1024 * 1024;
-/// No directory of drop-ins has more.
-const MAX_DROP_INS: usize = 256;
-/// Why the value of `experimental` that turns guest pull on is spelt so.
-const FORCE_GUEST_PULL: &str = "force_guest_pull";
+/// The table that is honoured, of those for VMMs.
+const QEMU: &str = "hypervisor.qemu";
+/// A boot under emulation takes some seconds; with KVM it takes a third of one.
+const SLOW_BOOT_MS: i64 = 10_000;
+/// Keys of which another one is the common name: shown where they are set.
+const SECOND_NAMES: &[&str] = &[
+    "agent.kata.dial_timeout",
+    "runtime.create_container_timeout",
+    "runtime.experimental_force_guest_pull",
+];
+
+/// One value that holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// The key with its table.
+    pub key: String,
+    /// The value.
+    pub value: Value,
+    /// Where it was set; `None` where it is the default.
+    pub place: Option<Place>,
+}
+
+/// All that there is to say about a configuration.
+#[derive(Debug, Default)]
+pub struct Inspection {
+    /// The files that were read, in their order.
+    pub files: Vec<PathBuf>,
+    /// What holds, as far as there is no problem with it.
+    pub config: Config,
+    /// Each key that is honoured, with its value.
+    pub values: Vec<Effective>,
+    /// What is accepted and worth knowing.
+    pub notes: Vec<Note>,
+    /// Why it is refused, where there is anything here.
+    pub problems: Vec<Problem>,
+}
 
 /// Reads the file, or the built-in defaults where there is none.
 ///
 /// # Errors
-/// [`ConfigError`] names the file, the key and what is wrong with it.
+/// [`ConfigError`] has each problem with its file, line and key.
 pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-    let Some(path) = path else {
-        return Ok(Config::default());
-    };
-    let mut table = read_table(path)?;
-    for drop_in in drop_ins(path)? {
-        merge(&mut table, read_table(&drop_in)?);
+    let Inspection {
+        config,
+        notes,
+        problems,
+        ..
+    } = inspect(path);
+    for note in notes {
+        debug!(%note, "configuration");
     }
-    key::strip_unsupported(&mut table);
-    let text = table.to_string();
-    let file: FileRoot = toml::from_str(&text).map_err(|cause| ConfigError::Syntax {
-        path: path.to_owned(),
-        cause: cause.to_string(),
-    })?;
-    file.check(path)
+    match problems.is_empty() {
+        true => Ok(config),
+        false => Err(ConfigError { problems }),
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileRoot {
-    hypervisor: Hypervisors,
-    agent: Agents,
-    runtime: Runtime,
-    cloister: Cloister,
-    relay: Relay,
-    mirror: Mirror,
+/// Reads the file and says everything about it.
+#[must_use]
+pub fn inspect(path: Option<&Path>) -> Inspection {
+    let mut inspection = Inspection::default();
+    let source = match path {
+        Some(path) => Source::read(path, &mut inspection.problems),
+        None => Source::default(),
+    };
+    inspection.check(&source);
+    inspection.apply(&source);
+    inspection.settle(&source);
+    inspection.values = effective(&inspection.config, &source);
+    inspection.files = source.files;
+    // In the order in which a person reads the file.
+    let line = |place: &Option<Place>| place.as_ref().map(|place| (place.path.clone(), place.line));
+    inspection
+        .problems
+        .sort_by_key(|problem| line(&problem.place));
+    inspection.notes.sort_by_key(|note| line(&note.place));
+    inspection
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Hypervisors {
-    qemu: Qemu,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Qemu {
-    path: Option<PathBuf>,
-    kernel: Option<PathBuf>,
-    initrd: Option<PathBuf>,
-    machine_type: Option<Machine>,
-    firmware: Option<PathBuf>,
-    default_vcpus: Option<u32>,
-    default_memory: Option<u32>,
-    kernel_params: String,
-    enable_annotations: Vec<String>,
-    shared_fs: Option<String>,
-    virtio_fs_daemon: Option<PathBuf>,
-    virtio_fs_extra_args: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Agents {
-    kata: Agent,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Agent {
-    reconnect_timeout_ms: Option<u64>,
-    /// In seconds.
-    create_container_timeout: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Runtime {
-    name: Option<String>,
-    hypervisor_name: Option<String>,
-    agent_name: Option<String>,
-    experimental: Vec<String>,
-    disable_guest_seccomp: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Cloister {
-    accel: Option<Accel>,
-    tee: Option<Tee>,
-    init_data: Option<PathBuf>,
-    /// In MiB.
-    scratch_disk: Option<u32>,
-    scratch_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Relay {
-    allow: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Mirror {
-    directory: Option<PathBuf>,
-    size_mib: Option<u64>,
-}
-
-impl FileRoot {
-    fn check(self, path: &Path) -> Result<Config, ConfigError> {
-        let refuse = |key: &str, cause: String| ConfigError::Value {
-            path: path.to_owned(),
+impl Inspection {
+    fn refuse(
+        &mut self,
+        place: &Place,
+        key: &str,
+        reason: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        self.problems.push(Problem {
+            place: Some(place.clone()),
             key: key.to_owned(),
-            cause,
-        };
-        self.runtime
-            .check_names()
-            .map_err(|(key, cause)| refuse(key, cause))?;
-        let mut config = Config::default();
-        self.hypervisor
-            .qemu
-            .apply(&mut config)
-            .map_err(|(key, cause)| refuse(key, cause))?;
-        let millis = self
-            .agent
-            .kata
-            .reconnect_timeout_ms
-            .map(Duration::from_millis);
-        config.boot_timeout = millis.unwrap_or(config.boot_timeout);
-        let seconds = self
-            .agent
-            .kata
-            .create_container_timeout
-            .map(Duration::from_secs);
-        config.create_timeout = seconds.unwrap_or(config.create_timeout);
-        for (key, zero) in [
-            (
-                "agent.kata.reconnect_timeout_ms",
-                config.boot_timeout.is_zero(),
-            ),
-            (
-                "agent.kata.create_container_timeout",
-                config.create_timeout.is_zero(),
-            ),
-        ] {
-            if zero {
-                return Err(refuse(
-                    key,
-                    "a timeout of zero lets nothing succeed".to_owned(),
-                ));
-            }
-        }
-        config.force_guest_pull = self
-            .runtime
-            .experimental
-            .iter()
-            .any(|word| word == FORCE_GUEST_PULL);
-        let seccomp = self.runtime.disable_guest_seccomp;
-        config.disable_guest_seccomp = seccomp.unwrap_or(config.disable_guest_seccomp);
-        self.cloister
-            .apply(&mut config)
-            .map_err(|(key, cause)| refuse(key, cause))?;
-        for entry in &self.relay.allow {
-            let target: Target = entry
-                .parse()
-                .map_err(|cause: agent_api::LineError| refuse("relay.allow", cause.to_string()))?;
-            config.relay_allow.push(target);
-        }
-        self.mirror
-            .apply(&mut config.mirror)
-            .map_err(|(key, cause)| refuse(key, cause))?;
-        Ok(config)
-    }
-}
-
-impl Cloister {
-    fn apply(self, config: &mut Config) -> Result<(), (&'static str, String)> {
-        let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
-        config.vm.accel = self.accel.unwrap_or_default();
-        config.tee = self.tee.unwrap_or_default();
-        config.init_data = given(self.init_data);
-        config.scratch_mib = self.scratch_disk.unwrap_or_default();
-        scratch_size(config.scratch_mib).map_err(|cause| ("cloister.scratch_disk", cause))?;
-        if let Some(path) = given(self.scratch_dir) {
-            if !path.is_absolute() {
-                return Err((
-                    "cloister.scratch_dir",
-                    format!("{path:?} is not an absolute path"),
-                ));
-            }
-            config.scratch_dir = path;
-        }
-        Ok(())
-    }
-}
-
-impl Runtime {
-    fn check_names(&self) -> Result<(), (&'static str, String)> {
-        let only = |key, value: &Option<String>, allowed: &[&str]| match value.as_deref() {
-            None => Ok(()),
-            Some(value) if allowed.contains(&value) => Ok(()),
-            Some(value) => Err((key, format!("{value:?} is not one of {allowed:?}"))),
-        };
-        only("runtime.name", &self.name, &["virt_container", "cloister"])?;
-        only("runtime.hypervisor_name", &self.hypervisor_name, &["qemu"])?;
-        only(
-            "runtime.agent_name",
-            &self.agent_name,
-            &["kata", "cloister"],
-        )?;
-        match self
-            .experimental
-            .iter()
-            .find(|word| *word != FORCE_GUEST_PULL)
-        {
-            Some(word) => Err((
-                "runtime.experimental",
-                format!("{word:?} is not one of [{FORCE_GUEST_PULL:?}]"),
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Mirror {
-    fn apply(self, mirror: &mut super::Mirror) -> Result<(), (&'static str, String)> {
-        mirror.size_mib = self.size_mib.unwrap_or(mirror.size_mib);
-        if let Some(directory) = self.directory {
-            // Shims of one node are started in different places.
-            if !directory.is_absolute() {
-                let cause = format!("{directory:?} is not an absolute path");
-                return Err(("mirror.directory", cause));
-            }
-            mirror.directory = directory;
-        }
-        Ok(())
-    }
-}
-
-impl Qemu {
-    fn apply(self, config: &mut Config) -> Result<(), (&'static str, String)> {
-        let vm = &mut config.vm;
-        let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
-        vm.qemu = given(self.path).unwrap_or(std::mem::take(&mut vm.qemu));
-        if let Some(kernel) = given(self.kernel) {
-            // A kernel of one's own comes with an initrd of one's own, or with none.
-            vm.kernel = kernel;
-            vm.initrd = None;
-        }
-        vm.initrd = given(self.initrd).or(vm.initrd.take());
-        vm.firmware = given(self.firmware);
-        vm.machine = self.machine_type.unwrap_or(vm.machine);
-        vm.vcpus = self.default_vcpus.unwrap_or(vm.vcpus);
-        vm.memory_mib = self.default_memory.unwrap_or(vm.memory_mib);
-        vm.kernel_params = kernel_words(&self.kernel_params)
-            .map_err(|cause| ("hypervisor.qemu.kernel_params", cause))?;
-        vm.shared_fs = match self.shared_fs.as_deref() {
-            None | Some("virtio-fs") => SharedFs::VirtioFs,
-            Some("none") => SharedFs::None,
-            Some(other) => {
-                let cause = format!("{other:?} is not one of [\"virtio-fs\", \"none\"]");
-                return Err(("hypervisor.qemu.shared_fs", cause));
-            }
-        };
-        vm.virtio_fs_daemon = given(self.virtio_fs_daemon);
-        vm.virtio_fs_extra_args = self.virtio_fs_extra_args;
-        for name in &self.enable_annotations {
-            let plain = name == ".*"
-                || name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
-            if !plain || name.is_empty() {
-                let cause = format!("{name:?} is neither the name of an annotation nor \".*\"");
-                return Err(("hypervisor.qemu.enable_annotations", cause));
-            }
-        }
-        config.enable_annotations = self.enable_annotations;
-        Ok(())
-    }
-}
-
-fn read_table(path: &Path) -> Result<Table, ConfigError> {
-    let read = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut text = String::new();
-    let file = File::open(path).map_err(read)?;
-    file.take(MAX_FILE + 1)
-        .read_to_string(&mut text)
-        .map_err(read)?;
-    if u64::try_from(text.len()).is_ok_and(|len| len > MAX_FILE) {
-        return Err(ConfigError::TooLarge {
-            path: path.to_owned(),
-            cap: MAX_FILE,
+            reason: reason.into(),
+            fix: fix.into(),
         });
     }
-    let table: Table = text
-        .parse()
-        .map_err(|cause: toml::de::Error| ConfigError::Syntax {
-            path: path.to_owned(),
-            cause: cause.to_string(),
-        })?;
-    match key::check(&table) {
-        None => Ok(table),
-        Some(Problem::Unsupported(key)) => Err(ConfigError::UnsupportedKey {
-            path: path.to_owned(),
-            key,
-        }),
-        Some(Problem::Unknown(key, suggestion)) => Err(ConfigError::UnknownKey {
-            path: path.to_owned(),
-            key,
-            suggestion,
-        }),
+
+    fn note(&mut self, place: &Place, key: &str, text: impl Into<String>) {
+        self.notes.push(Note {
+            place: Some(place.clone()),
+            key: key.to_owned(),
+            text: text.into(),
+        });
     }
-}
 
-fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    // A link leads to the real file, whose directory the drop-ins are in.
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let Some(directory) = real.parent().map(|parent| parent.join("config.d")) else {
-        return Ok(Vec::new());
-    };
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => {
-            return Err(ConfigError::Read {
-                path: directory,
-                source,
-            });
+    /// Looks at every table and key, whether it is known and what becomes of it.
+    fn check(&mut self, source: &Source) {
+        let unknown: Vec<(&String, &Place)> = source
+            .tables
+            .iter()
+            .filter(|(table, _)| !key::is_table(table))
+            .collect();
+        let inside = |path: &str, table: &str| {
+            path.strip_prefix(table)
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
+        for (table, place) in &unknown {
+            if !unknown.iter().any(|(outer, _)| inside(table, outer)) {
+                let near = key::suggest_table(table);
+                self.refuse(place, table, "unknown table", did_you_mean(near));
+            }
         }
-    };
-    let mut paths: Vec<PathBuf> = entries
-        .take(MAX_DROP_INS)
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|ext| ext == "toml"))
-        .collect();
-    paths.sort();
-    Ok(paths)
-}
-
-fn merge(into: &mut Table, from: Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(Value::Table(into)), Value::Table(from)) => merge(into, from),
-            (_, value) => {
-                into.insert(key, value);
+        let chosen = self.choose_vmm(source);
+        for (path, setting) in &source.settings {
+            if !unknown.iter().any(|(table, _)| inside(path, table)) {
+                self.check_key(path, setting, &chosen);
             }
         }
     }
+
+    fn check_key(&mut self, path: &str, setting: &Setting, chosen: &str) {
+        let Setting { value, place } = setting;
+        let Some((kind, fate)) = key::find(path) else {
+            match key::is_table(path) {
+                true => self.refuse(place, path, "is a table", format!("write [{path}]")),
+                false => self.refuse(place, path, "unknown key", did_you_mean(key::suggest(path))),
+            }
+            return;
+        };
+        if let Err(cause) = kind.check(value) {
+            return self.refuse(place, path, cause, "");
+        }
+        // What another VMM would be told is only read.
+        if path.starts_with("hypervisor.") && (chosen != QEMU || !path.starts_with(QEMU)) {
+            return;
+        }
+        match fate {
+            Fate::Honoured(_) => {}
+            Fate::Moot(why) => {
+                if !key::asks_for_nothing(value) {
+                    self.note(place, path, why);
+                }
+            }
+            Fate::Only(only) => match only.check(value) {
+                Err((reason, fix)) => self.refuse(place, path, reason, fix),
+                Ok(()) => {
+                    if let Some(why) = only.note(value) {
+                        self.note(place, path, why);
+                    }
+                }
+            },
+        }
+    }
+
+    /// The table of the VMM that the file asks for: by name, or because there is no other.
+    fn choose_vmm(&mut self, source: &Source) -> String {
+        let named = source.get("runtime.hypervisor_name");
+        let name = named
+            .and_then(|setting| setting.value.as_str())
+            .unwrap_or_default();
+        let tables: Vec<(String, &Place)> = VMMS
+            .iter()
+            .map(|vmm| format!("hypervisor.{vmm}"))
+            .filter_map(|table| Some((table.clone(), source.tables.get(&table)?)))
+            .collect();
+        let chosen = match (name, tables.as_slice()) {
+            ("", []) => return QEMU.to_owned(),
+            ("", [(only, _)]) => only.clone(),
+            ("", [(first, place), ..]) => {
+                let reason = "there is a table for more than one VMM";
+                self.refuse(
+                    place,
+                    first,
+                    reason,
+                    "name one as hypervisor_name in [runtime]",
+                );
+                return first.clone();
+            }
+            (name, _) => format!("hypervisor.{name}"),
+        };
+        for (table, place) in &tables {
+            if *table != chosen {
+                self.note(place, table, format!("[{chosen}] is the one that counts"));
+            }
+        }
+        if chosen != QEMU && VMMS.contains(&chosen.trim_start_matches("hypervisor.")) {
+            let at = tables.iter().find(|(table, _)| *table == chosen);
+            let place = at
+                .map(|(_, place)| *place)
+                .or(named.map(|setting| &setting.place));
+            if let Some(place) = place {
+                let reason = "VMs run under QEMU in this version, and no pod runs under another VMM than \
+                              the one that it was promised";
+                let fix = "use a file with [hypervisor.qemu], as Kata's configuration-qemu.toml";
+                self.refuse(place, &chosen, reason, fix);
+            }
+        }
+        chosen
+    }
+
+    /// Puts what is honoured into the configuration, in the order of the rows.
+    fn apply(&mut self, source: &Source) {
+        let tables = key::tables();
+        for (table, keys) in tables.filter(|(table, _)| counts(table)) {
+            for row in keys.honoured {
+                let path = format!("{table}.{}", row.name);
+                let Some(Setting { value, place }) = source.get(&path) else {
+                    continue;
+                };
+                // Another type was refused when the key was looked at.
+                let typed = key::find(&path).is_some_and(|(kind, _)| kind.check(value).is_ok());
+                if let Err(cause) = row.set.apply(&mut self.config, value)
+                    && typed
+                {
+                    self.refuse(place, &path, cause, "");
+                }
+            }
+        }
+    }
+
+    /// What no key says alone.
+    fn settle(&mut self, source: &Source) {
+        let at = |name: &str| source.get(&format!("{QEMU}.{name}"));
+        let given = |name: &str| at(name).filter(|setting| !key::asks_for_nothing(&setting.value));
+        match (given("kernel"), given("image"), given("initrd")) {
+            // Kata's kernel and image are one guest; ours is another one.
+            (kernel, Some(_), None) => {
+                let Vm {
+                    kernel: own,
+                    initrd,
+                    ..
+                } = Vm::default();
+                if let Some(kernel) = kernel {
+                    let text = format!(
+                        "belongs to the image, which is Kata's guest; Cloister boots its own, {}",
+                        own.display()
+                    );
+                    self.note(&kernel.place, &format!("{QEMU}.kernel"), text);
+                }
+                self.config.vm.kernel = own;
+                self.config.vm.initrd = initrd;
+            }
+            // A kernel of one's own comes with an initrd of one's own, or with none.
+            (Some(_), None, None) => self.config.vm.initrd = None,
+            _ => {}
+        }
+        if at("shared_fs").is_none() && self.config.tee.is_confidential() {
+            self.config.vm.shared_fs = SharedFs::None;
+        }
+        let problems = consistent(&self.config).err().into_iter();
+        for (key, reason, fix) in problems {
+            let place = source.get(key).map(|setting| setting.place.clone());
+            self.problems.push(Problem {
+                place: place.or_else(|| source.files.first().cloned().map(Place::file)),
+                key: key.to_owned(),
+                reason,
+                fix: fix.to_owned(),
+            });
+        }
+        self.settle_volumes(source);
+        self.note_words(source);
+    }
+
+    fn settle_volumes(&mut self, source: &Source) {
+        let path = "runtime.emptydir_mode";
+        let encrypted = source
+            .get(path)
+            .filter(|setting| setting.value.as_str() == Some("block-encrypted"));
+        if let Some(setting) = encrypted.filter(|_| self.config.vm.shared_fs == SharedFs::VirtioFs)
+        {
+            let reason = "\"block-encrypted\": with shared_fs = \"virtio-fs\" an emptyDir would lie on the \
+                          host as it is";
+            let fix = "set shared_fs = \"none\", or emptydir_mode = \"shared-fs\"";
+            self.refuse(&setting.place, path, reason, fix);
+        }
+    }
+
+    fn note_words(&mut self, source: &Source) {
+        let path = format!("{QEMU}.kernel_params");
+        let words = source.get(&path).filter(|setting| {
+            let text = setting.value.as_str().unwrap_or_default();
+            text.split_ascii_whitespace()
+                .any(|word| word.starts_with("agent."))
+        });
+        if let Some(setting) = words {
+            self.note(
+                &setting.place,
+                &path,
+                "words of Kata's agent (agent.*) are not read by Cloister's",
+            );
+        }
+        let path = "agent.kata.reconnect_timeout_ms";
+        let short = source.get(path).filter(|setting| {
+            setting
+                .value
+                .as_integer()
+                .is_some_and(|ms| ms < SLOW_BOOT_MS)
+        });
+        if let Some(setting) = short {
+            let text = "is the time for the whole boot: enough with KVM, and too short without";
+            self.note(&setting.place, path, text);
+        }
+    }
+}
+
+/// Whether the keys of a table can set something.
+fn counts(table: &str) -> bool {
+    table == QEMU || !table.starts_with("hypervisor.")
+}
+
+/// Whether the parts of a configuration go together; else the key, the reason and the remedy.
+pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
+    let vm = &config.vm;
+    if config.tee.is_confidential() && vm.shared_fs == SharedFs::VirtioFs {
+        return Err((
+            "hypervisor.qemu.shared_fs",
+            "files of the host are not shared with a confidential guest".to_owned(),
+            "set shared_fs = \"none\"",
+        ));
+    }
+    if let Some(most) = vm.max_vcpus.filter(|most| vm.vcpus > *most) {
+        return Err((
+            "hypervisor.qemu.default_vcpus",
+            format!("{} is more than default_maxvcpus = {most}", vm.vcpus),
+            "",
+        ));
+    }
+    if let Some(most) = vm.max_memory_mib.filter(|most| vm.memory_mib > *most) {
+        return Err((
+            "hypervisor.qemu.default_memory",
+            format!("{} is more than default_maxmemory = {most}", vm.memory_mib),
+            "",
+        ));
+    }
+    Ok(())
+}
+
+fn effective(config: &Config, source: &Source) -> Vec<Effective> {
+    let mut values = Vec::new();
+    for (table, keys) in key::tables().filter(|(table, _)| counts(table)) {
+        for row in keys.honoured {
+            let key = format!("{table}.{}", row.name);
+            let place = source.get(&key).map(|setting| setting.place.clone());
+            if place.is_some() || !SECOND_NAMES.contains(&key.as_str()) {
+                let value = (row.get)(config);
+                values.push(Effective { key, value, place });
+            }
+        }
+    }
+    values
+}
+
+fn did_you_mean(near: Option<String>) -> String {
+    near.map_or_else(
+        || "remove it".to_owned(),
+        |near| format!("did you mean {near}?"),
+    )
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load_text(text: &str) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("configuration.toml");
-        std::fs::write(&path, text).unwrap();
-        load(Some(&path))
-    }
-
-    #[test]
-    fn no_file_means_the_defaults_and_a_named_one_must_exist() {
-        assert_eq!(load(None).unwrap(), Config::default());
-        let error = load(Some(Path::new("/nonexistent.toml"))).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent.toml"), "{error}");
-    }
-
-    #[test]
-    fn keys_of_kata_and_of_cloister_take_effect() {
-        let config = load_text(
-            r#"
-            [hypervisor.qemu]
-            kernel = "/k"
-            machine_type = "microvm"
-            default_vcpus = 2
-            default_memory = 300
-            kernel_params = "quiet a=b"
-            enable_annotations = ["cc_init_data"]
-            shared_fs = "none"
-            enable_iommu = false
-            [agent.kata]
-            reconnect_timeout_ms = 1500
-            [runtime]
-            experimental = ["force_guest_pull"]
-            disable_guest_seccomp = false
-            [cloister]
-            accel = "tcg"
-            tee = "sample"
-            scratch_disk = 1024
-            scratch_dir = "/scratch"
-            [relay]
-            allow = ["Registry.example:443"]
-            [mirror]
-            directory = "/big/blobs"
-            size_mib = 0
-            "#,
-        )
-        .unwrap();
-        assert_eq!(config.vm.kernel, Path::new("/k"));
-        assert_eq!(config.vm.initrd, None);
-        assert_eq!((config.vm.vcpus, config.vm.memory_mib), (2, 300));
-        assert_eq!(config.vm.kernel_params, ["quiet", "a=b"]);
-        assert_eq!(config.vm.shared_fs, SharedFs::None);
-        assert_eq!(config.boot_timeout, Duration::from_millis(1500));
-        assert!(config.force_guest_pull && !config.disable_guest_seccomp);
-        assert_eq!((config.tee, config.vm.accel), (Tee::Sample, Accel::Tcg));
-        assert_eq!(config.scratch_mib, 1024);
-        assert_eq!(config.scratch_dir, Path::new("/scratch"));
-        assert_eq!(config.relay_allow[0].to_string(), "registry.example:443");
-        assert_eq!(config.mirror.directory, Path::new("/big/blobs"));
-        assert!(config.mirror.open().is_none() && Config::default().mirror.open().is_some());
-    }
-
-    #[test]
-    fn wrong_values_name_their_key() {
-        for (text, named) in [
-            ("[relay]\nallow = [\"no-port\"]", "relay.allow"),
-            ("[runtime]\nexperimental = [\"x\"]", "runtime.experimental"),
-            (
-                "[runtime]\nhypervisor_name = \"clh\"",
-                "runtime.hypervisor_name",
-            ),
-            ("[hypervisor.qemu]\nshared_fs = \"9p\"", "shared_fs"),
-            (
-                "[hypervisor.qemu]\nenable_annotations = [\"a|b\"]",
-                "enable_annotations",
-            ),
-            (
-                "[agent.kata]\nreconnect_timeout_ms = 0",
-                "reconnect_timeout_ms",
-            ),
-            ("[cloister]\ntee = \"snp\"", "tee"),
-            ("[cloister]\nscratch_disk = 63", "cloister.scratch_disk"),
-            ("[cloister]\nscratch_disk = -1", "scratch_disk"),
-            ("[cloister]\nscratch_dir = \"tmp\"", "cloister.scratch_dir"),
-            ("[mirror]\ndirectory = \"blobs\"", "mirror.directory"),
-            ("[mirror]\nsize_mib = -1", "size_mib"),
-            ("[mirror]\nsize_mb = 1", "mirror.size_mib?"),
-            ("[cloister]\naccell = \"kvm\"", "cloister.accel?"),
-        ] {
-            let error = load_text(text).unwrap_err().to_string();
-            assert!(error.contains(named), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn drop_ins_are_merged_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("configuration.toml");
-        std::fs::write(
-            &path,
-            "[hypervisor.qemu]\ndefault_vcpus = 1\ndefault_memory = 100",
-        )
-        .unwrap();
-        let drop_ins = dir.path().join("config.d");
-        std::fs::create_dir(&drop_ins).unwrap();
-        std::fs::write(
-            drop_ins.join("20-b.toml"),
-            "[hypervisor.qemu]\ndefault_vcpus = 3",
-        )
-        .unwrap();
-        std::fs::write(
-            drop_ins.join("10-a.toml"),
-            "[hypervisor.qemu]\ndefault_vcpus = 2",
-        )
-        .unwrap();
-        let config = load(Some(&path)).unwrap();
-        assert_eq!((config.vm.vcpus, config.vm.memory_mib), (3, 100));
-        std::fs::write(
-            drop_ins.join("30-c.toml"),
-            "[hypervisor.qemu]\nbogus_key = 3",
-        )
-        .unwrap();
-        assert!(
-            load(Some(&path))
-                .unwrap_err()
-                .to_string()
-                .contains("30-c.toml")
-        );
-    }
-}
+mod tests;

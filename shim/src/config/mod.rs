@@ -1,16 +1,24 @@
 //! What the operator decided: the file's keys, then a pod's annotations, as one checked value.
 //!
 //! ```text
-//!   configuration.toml + config.d/*.toml ──file──► Config ──annotation──► Config of this pod
+//!   configuration.toml ┐                            the rows of `key`
+//!   config.d/*.toml ───┴─source─► settings ──file──► Config ──annotation──► Config of this pod
 //! ```
 //!
-//! The keys are Kata Containers' where Kata has one, so that an existing file can be carried over;
-//! the tables `[cloister]`, `[relay]` and `[mirror]` are Cloister's own. Which keys there are and what becomes
-//! of the others is in `key`.
+//! The keys are Kata Containers', so that an existing file can be carried over as it is; the tables
+//! `[cloister]`, `[relay]` and `[mirror]` are Cloister's own. What becomes of each key is in `key`. A
+//! key is never ignored in silence: what is taken and means nothing is a note, and all that is wrong is
+//! told at once, with file and line.
 
+mod allow;
 pub mod annotation;
 pub mod file;
 mod key;
+pub mod problem;
+mod source;
+
+#[cfg(test)]
+mod shipped;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,23 +26,33 @@ use std::time::Duration;
 use agent_api::Target;
 use hypervisor::spec::MAX_SCRATCH_MIB;
 use hypervisor::{Accel, Machine};
-use serde::Deserialize;
-use thiserror::Error;
 
-pub use file::load;
+pub use file::{Inspection, inspect, load};
+pub use problem::{ConfigError, Note, Place, Problem};
 
 use crate::mirror;
 
 /// The environment variable that names the configuration file.
 pub const PATH_VARIABLE: &str = "CLOISTER_CONFIG";
-/// The file that is read where nothing names another, if it exists.
-pub const DEFAULT_PATH: &str = "/etc/cloister/configuration.toml";
+/// Kata's own variable, which counts where [`PATH_VARIABLE`] is not set.
+pub const KATA_PATH_VARIABLE: &str = "KATA_CONF_FILE";
+/// The files of which the first that exists is read where nothing names another: Cloister's, and
+/// those where Kata's are, in the order in which Kata looks.
+pub const DEFAULT_PATHS: &[&str] = &[
+    "/etc/cloister/configuration.toml",
+    "/usr/share/defaults/cloister/configuration.toml",
+    "/etc/kata-containers/runtime-rs/configuration.toml",
+    "/etc/kata-containers/configuration.toml",
+    "/usr/share/defaults/kata-containers/runtime-rs/configuration.toml",
+    "/usr/share/defaults/kata-containers/configuration.toml",
+    "/opt/kata/share/defaults/kata-containers/runtime-rs/configuration.toml",
+    "/opt/kata/share/defaults/kata-containers/configuration.toml",
+];
 /// The smallest scratch disk, in MiB: no image that needs one fits into less.
 const MIN_SCRATCH_MIB: u32 = 64;
 
 /// The kind of trusted execution environment the guest runs in, as the guest is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tee {
     /// A plain virtual machine.
     #[default]
@@ -44,6 +62,16 @@ pub enum Tee {
 }
 
 impl Tee {
+    fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            "sample" => Ok(Self::Sample),
+            other => Err(format!(
+                "{other:?} is not one of \"none\", \"sample\": nothing falls back to a weaker kind"
+            )),
+        }
+    }
+
     /// The word for the kernel command line.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -73,13 +101,53 @@ pub enum SharedFs {
     VirtioFs,
 }
 
+/// What a virtio-fs daemon lets the guest keep of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VirtioFsCache {
+    /// For a second, as long as a file is not open.
+    #[default]
+    Auto,
+    /// As long as the guest likes.
+    Always,
+    /// Nothing.
+    Never,
+}
+
+impl VirtioFsCache {
+    fn parse(name: &str) -> Result<Self, String> {
+        match name {
+            "" | "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            "never" | "none" => Ok(Self::Never),
+            other => Err(format!(
+                "{other:?} is not one of \"auto\", \"always\", \"never\""
+            )),
+        }
+    }
+
+    /// The word in a configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// Everything that the shim was told, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The virtual machine.
     pub vm: Vm,
-    /// Names of `io.katacontainers.config.*` annotations that a pod may use; `.*` is all of them.
+    /// Regular expressions for the names of `io.katacontainers.config.*` annotations that a pod may
+    /// use.
     pub enable_annotations: Vec<String>,
+    /// Patterns for the QEMU programs that a pod may name.
+    pub valid_hypervisor_paths: Vec<String>,
+    /// Patterns for the virtio-fs daemons that a pod may name.
+    pub valid_virtio_fs_daemon_paths: Vec<String>,
     /// How long the agent may take from the start of the VM to its `READY`.
     pub boot_timeout: Duration,
     /// How long the creation of one container may take, with the pull of its image.
@@ -144,16 +212,26 @@ pub struct Vm {
     pub machine: Machine,
     /// The accelerator.
     pub accel: Accel,
-    /// Virtual processors before a pod's limits are added.
+    /// Virtual processors of a pod without limits, and the least of one with.
     pub vcpus: u32,
-    /// Memory in MiB before a pod's limits are added.
+    /// Thousandths of a processor to add to a pod's limits; `None` where [`Self::vcpus`] counts.
+    pub overhead_millicpus: Option<u32>,
+    /// The most virtual processors of any pod.
+    pub max_vcpus: Option<u32>,
+    /// Memory in MiB of a pod without limits, and what is added to those of one with.
     pub memory_mib: u32,
+    /// MiB to add to a pod's limits in place of [`Self::memory_mib`].
+    pub overhead_mib: Option<u32>,
+    /// The most memory of any pod, in MiB.
+    pub max_memory_mib: Option<u32>,
     /// Words for the kernel command line.
     pub kernel_params: Vec<String>,
     /// How host directories reach the guest.
     pub shared_fs: SharedFs,
     /// The virtio-fs daemon; `None` where the usual places are to be searched.
     pub virtio_fs_daemon: Option<PathBuf>,
+    /// What the guest may keep of shared files.
+    pub virtio_fs_cache: VirtioFsCache,
     /// Further arguments for the virtio-fs daemon.
     pub virtio_fs_extra_args: Vec<String>,
 }
@@ -163,6 +241,8 @@ impl Default for Config {
         Self {
             vm: Vm::default(),
             enable_annotations: Vec::new(),
+            valid_hypervisor_paths: Vec::new(),
+            valid_virtio_fs_daemon_paths: Vec::new(),
             boot_timeout: Duration::from_secs(60),
             create_timeout: Duration::from_secs(600),
             force_guest_pull: false,
@@ -187,106 +267,42 @@ impl Default for Vm {
             machine: Machine::Q35,
             accel: Accel::Auto,
             vcpus: 1,
+            overhead_millicpus: None,
+            max_vcpus: None,
             memory_mib: 512,
+            overhead_mib: None,
+            max_memory_mib: None,
             kernel_params: Vec::new(),
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: None,
+            virtio_fs_cache: VirtioFsCache::Auto,
             virtio_fs_extra_args: Vec::new(),
         }
     }
 }
 
-/// Why the configuration cannot be used.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("read {path:?}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file is larger than any configuration is.
-    #[error("{path:?} has more than {cap} bytes")]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The cap in bytes.
-        cap: u64,
-    },
-    /// The file is not TOML.
-    #[error("{path:?} is not TOML: {cause}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What the parser says.
-        cause: String,
-    },
-    /// A key that no one knows.
-    #[error("{path:?}: unknown key {key}{}", suggestion.as_ref().map_or_else(String::new, |s| format!(": did you mean {s}?")))]
-    UnknownKey {
-        /// The file.
-        path: PathBuf,
-        /// The key with its table.
-        key: String,
-        /// The nearest key there is.
-        suggestion: Option<String>,
-    },
-    /// A key of Kata's that asks for something this runtime does not do.
-    #[error(
-        "{path:?}: {key} is a key of Kata Containers that Cloister does not support: remove it"
-    )]
-    UnsupportedKey {
-        /// The file.
-        path: PathBuf,
-        /// The key with its table.
-        key: String,
-    },
-    /// A key's value is not one it can have.
-    #[error("{path:?}: {key}: {cause}")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The key with its table.
-        key: String,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// A pod uses an annotation that is not allowed.
-    #[error(
-        "annotation {key} is not allowed: add {name:?} to enable_annotations in [hypervisor.qemu]"
-    )]
-    AnnotationDenied {
-        /// The annotation.
-        key: String,
-        /// What to add.
-        name: String,
-    },
-    /// A pod uses an annotation that no one knows, or that is not supported.
-    #[error("annotation {key} is not supported{}", suggestion.as_ref().map_or_else(String::new, |s| format!(": did you mean {s}?")))]
-    AnnotationUnknown {
-        /// The annotation.
-        key: String,
-        /// The nearest one there is.
-        suggestion: Option<String>,
-    },
-    /// An annotation's value is not one it can have.
-    #[error("annotation {key}: {cause}")]
-    AnnotationValue {
-        /// The annotation.
-        key: String,
-        /// What is wrong with it.
-        cause: String,
-    },
-}
-
-/// Which file to read: `named` by the runtime's options, else by the environment, else the default
-/// where it exists. `None` means the built-in defaults.
+/// Which file to read: `named` by the runtime's options, else by the environment, else the first of
+/// [`DEFAULT_PATHS`] that exists. `None` means the built-in defaults.
 #[must_use]
 pub fn choose(named: Option<&Path>, variable: Option<&Path>) -> Option<PathBuf> {
-    let default = || Some(PathBuf::from(DEFAULT_PATH)).filter(|path| path.exists());
+    let exists = |path: &&str| Path::new(path).exists();
+    let default = || {
+        DEFAULT_PATHS
+            .iter()
+            .find(|path| exists(path))
+            .map(PathBuf::from)
+    };
     named.or(variable).map(Path::to_owned).or_else(default)
+}
+
+/// The file that the environment names.
+#[must_use]
+pub fn from_environment() -> Option<PathBuf> {
+    let named = |variable: &&str| std::env::var_os(variable).filter(|path| !path.is_empty());
+    [PATH_VARIABLE, KATA_PATH_VARIABLE]
+        .iter()
+        .find_map(named)
+        .map(PathBuf::from)
 }
 
 /// The words of a kernel command line. The guest's contract words belong to the shim alone.
@@ -304,6 +320,14 @@ fn kernel_words(text: &str) -> Result<Vec<String>, String> {
         }
     }
     Ok(words)
+}
+
+/// A deadline that something can meet.
+fn timeout(duration: Duration) -> Result<Duration, String> {
+    match duration.is_zero() {
+        true => Err("a timeout of zero lets nothing succeed".to_owned()),
+        false => Ok(duration),
+    }
 }
 
 /// Whether a scratch disk may have this size in MiB; zero is none.

@@ -117,6 +117,7 @@ fn config_annotation(data: &[u8]) {
     };
     let config = Config {
         enable_annotations: vec![".*".to_owned()],
+        valid_hypervisor_paths: vec!["/usr/*/qemu-[a-z]*".to_owned()],
         ..Config::default()
     };
     let _ = annotation::apply(
@@ -185,6 +186,9 @@ fn files() -> Vec<Vec<u8>> {
          enable_annotations = [\"cc_init_data\"]\n[agent.kata]\nreconnect_timeout_ms = 1000\n\
          [runtime]\nexperimental = [\"force_guest_pull\"]\n[cloister]\ntee = \"sample\"\n\
          [relay]\nallow = [\"127.0.0.1:5000\"]\n[mirror]\ndirectory = \"/m\"\nsize_mib = 1\n",
+        "[hypervisor.clh]\ndefault_vcpus = -1.5\nvalid_hypervisor_paths = [\"/a/[^b]*\"]\n\
+         [[hypervisor.clh.guest_extension_images]]\nname = \"coco\"\n[hypervisor.clh.factory]\n\
+         enable_template = false\n[runtime]\nhypervisor_name = \"clh\"\nemptydir_mode = \"shared-fs\"\n",
     ])
 }
 
@@ -193,5 +197,9 @@ fn annotations() -> Vec<Vec<u8>> {
         "io.katacontainers.config.hypervisor.default_vcpus\n2",
         "io.katacontainers.config.hypervisor.kernel_params\nquiet a=b",
         "io.katacontainers.config.runtime.disable_guest_seccomp\ntrue",
+        "io.katacontainers.config.hypervisor.default_memory\n2Gi",
+        "io.katacontainers.config.hypervisor.path\n/usr/bin/qemu-system-x86_64",
+        "io.katacontainers.config.agent.kernel_modules\na b=1;c",
+        "io.katacontainers.container.resource.swappiness\n60",
     ])
 }

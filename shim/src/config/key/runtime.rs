@@ -1,0 +1,182 @@
+//! `[runtime]`: the shim, and `[factory]`: what would start VMs before there are pods.
+
+use std::time::Duration;
+
+use toml::Value;
+
+use super::Kind::{Number, Switch, Tables, Text, Words};
+use super::{Allowed, Honoured, Keys, Moot, Only, Set, VMMS};
+use crate::config::timeout;
+
+/// How `experimental` spells that the guest pulls every image.
+const FORCE_GUEST_PULL: &str = "force_guest_pull";
+
+/// The table.
+pub(super) static KEYS: Keys = Keys {
+    honoured: HONOURED,
+    moot: MOOT,
+    only: ONLY,
+};
+
+/// The factory's.
+pub(super) static FACTORY: Keys = Keys {
+    honoured: &[],
+    moot: &[Moot {
+        why: "counts for templates and VM caches, of which none is on",
+        keys: &[("template_path", Text), ("vm_cache_endpoint", Text)],
+    }],
+    only: &[Only {
+        allowed: Allowed::Nothing,
+        why: "every VM boots for its pod: none is cloned or kept in store",
+        fix: "set it to false, or to 0",
+        keys: &[("enable_template", Switch), ("vm_cache_number", Number)],
+    }],
+};
+
+const HONOURED: &[Honoured] = &[
+    Honoured {
+        name: "experimental",
+        set: Set::Words(|config, words| {
+            if let Some(word) = words.iter().find(|word| *word != FORCE_GUEST_PULL) {
+                return Err(format!("{word:?} is not one of {FORCE_GUEST_PULL:?}"));
+            }
+            config.force_guest_pull |= !words.is_empty();
+            Ok(())
+        }),
+        get: |config| {
+            let on = config
+                .force_guest_pull
+                .then(|| Value::from(FORCE_GUEST_PULL));
+            Value::Array(on.into_iter().collect())
+        },
+    },
+    Honoured {
+        name: "experimental_force_guest_pull",
+        set: Set::Switch(|config, on| config.force_guest_pull |= on),
+        get: |config| Value::from(config.force_guest_pull),
+    },
+    Honoured {
+        name: "disable_guest_seccomp",
+        set: Set::Switch(|config, on| config.disable_guest_seccomp = on),
+        get: |config| Value::from(config.disable_guest_seccomp),
+    },
+    // Kata's Go runtime has it here; [agent.kata] has it too, and comes after.
+    Honoured {
+        name: "create_container_timeout",
+        set: Set::Number(|config, seconds| {
+            config.create_timeout = timeout(Duration::from_secs(seconds))?;
+            Ok(())
+        }),
+        get: |config| {
+            let seconds = i64::try_from(config.create_timeout.as_secs());
+            Value::from(seconds.unwrap_or(i64::MAX))
+        },
+    },
+];
+
+const MOOT: &[Moot] = &[
+    Moot {
+        why: "containerd's -debug says how much the shim logs",
+        keys: &[("enable_debug", Switch), ("log_level", Text)],
+    },
+    Moot {
+        why: "shim and VMM stay in the cgroup in which containerd starts them",
+        keys: &[("sandbox_cgroup_only", Switch)],
+    },
+    Moot {
+        why: "VMs get their size at the start",
+        keys: &[("static_sandbox_resource_mgmt", Switch)],
+    },
+    Moot {
+        why: "no device of the host and no network interface is passed to guests",
+        keys: &[
+            ("vfio_mode", Text),
+            ("dan_conf", Text),
+            ("pod_resource_api_sock", Text),
+        ],
+    },
+    Moot {
+        why: "an emptyDir is the kubelet's directory, shared with a plain guest as it is",
+        keys: &[
+            ("disable_guest_empty_dir", Switch),
+            ("kubelet_root_dir", Text),
+        ],
+    },
+    Moot {
+        why: "is about the inner working of Kata's runtimes",
+        keys: &[
+            ("enable_pprof", Switch),
+            ("use_passfd_io", Switch),
+            ("passfd_listener_port", Number),
+        ],
+    },
+    Moot {
+        why: "counts for traces, which enable_tracing would ask for",
+        keys: &[
+            ("jaeger_endpoint", Text),
+            ("jaeger_user", Text),
+            ("jaeger_password", Text),
+        ],
+    },
+];
+
+const ONLY: &[Only] = &[
+    Only {
+        allowed: Allowed::Text(&["virt_container", "virt-container", "cloister"]),
+        why: "containers run in VMs, and in nothing else",
+        fix: "use \"virt_container\"",
+        keys: &[("name", Text)],
+    },
+    Only {
+        allowed: Allowed::Text(VMMS),
+        why: "is not the name of a VMM",
+        fix: "use \"qemu\"",
+        keys: &[("hypervisor_name", Text)],
+    },
+    Only {
+        allowed: Allowed::Text(&["kata", "cloister"]),
+        why: "the guest's agent is Cloister's, with Kata's protocol",
+        fix: "use \"kata\"",
+        keys: &[("agent_name", Text)],
+    },
+    Only {
+        allowed: Allowed::LeftOut(&["tcfilter", "none"]),
+        why: "the guest has no network interface of its own; the relay is its way out",
+        fix: "use \"tcfilter\", which is taken and left out, or \"none\"",
+        keys: &[("internetworking_model", Text)],
+    },
+    Only {
+        allowed: Allowed::Nothing,
+        why: "a pod does not run in the host's network",
+        fix: "set it to false",
+        keys: &[("disable_new_netns", Switch)],
+    },
+    Only {
+        allowed: Allowed::LeftOut(&["shared-fs", "block-plain", "block-encrypted"]),
+        why: "an emptyDir is a directory of the host that is shared with a plain guest; a guest that shares nothing has none on disk",
+        fix: "use \"shared-fs\"",
+        keys: &[("emptydir_mode", Text)],
+    },
+    Only {
+        allowed: Allowed::Nothing,
+        why: "only what a container's specification names is shared with the guest",
+        fix: "remove it; name the directory as a volume of the pod",
+        keys: &[("sandbox_bind_mounts", Words), ("shared_mounts", Tables)],
+    },
+    Only {
+        allowed: Allowed::Nothing,
+        why: "no traces are sent",
+        fix: "set it to false",
+        keys: &[("enable_tracing", Switch)],
+    },
+    Only {
+        allowed: Allowed::Nothing,
+        why: "this would not hold: there is no such part",
+        fix: "remove it",
+        keys: &[
+            ("enable_vcpus_pinning", Switch),
+            ("keep_abnormal", Switch),
+            ("guest_selinux_label", Text),
+        ],
+    },
+];
