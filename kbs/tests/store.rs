@@ -156,7 +156,7 @@ async fn a_frozen_broker_holds_up_the_other_one_for_seconds_at_most() {
     let guest = Guest::challenged(&pair.first, None).await;
     let token = guest.token(&pair.first).await;
     let bearer = format!("Bearer {}", pair.first.admin_token());
-    let mut load = tokio::task::JoinSet::new();
+    let mut load = tokio::task::JoinSet::<()>::new();
     for writer in 0..4 {
         let (client, bearer) = (pair.first.client(), bearer.clone());
         let uri = format!("{}{PREFIX}/resource/r/x/{writer}", pair.first.url);
