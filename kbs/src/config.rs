@@ -111,7 +111,8 @@ pub struct Store {
 pub struct Record {
     /// Days for which an entry is kept.
     pub days: u32,
-    /// Refusals that are kept; beyond it the oldest go. Releases and administration go by `days` alone.
+    /// Refusals, and attestations that affirm nothing, that are kept; beyond it the oldest go. Releases and
+    /// administration go by `days` alone.
     pub rows: u32,
 }
 
