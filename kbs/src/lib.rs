@@ -22,6 +22,7 @@ mod check;
 pub mod collateral;
 pub mod command;
 pub mod config;
+mod crowd;
 mod current;
 mod decided;
 mod desk;

@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
 };
 use tower::ServiceExt;
@@ -26,8 +26,10 @@ use tower::ServiceExt;
 use crate::{
     broker::{Broker, OpenError},
     config::Config,
+    crowd::{Attended, Crowd, Stage},
     limit::Shares,
     progress::Progressing,
+    room::Held,
     route::{self, Peer},
     telemetry::{Exporter, TelemetryError, Traces},
     tls::{Identity, TlsError},
@@ -42,9 +44,12 @@ const MONITOR_CONNECTIONS: usize = 64;
 const MONITOR_SHARE: u32 = 16;
 /// For the TLS handshake, and for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a full house that lets nobody go is waited for before it is looked at again.
+const FULL: Duration = Duration::from_millis(100);
 /// For requests that run when the broker is told to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
-/// Bytes of a request's head: a token has to fit twice, as cookie and as bearer.
+/// Bytes of a request's head: a token has to fit twice, as cookie and as bearer. What is large of all
+/// heads has room together.
 const HEAD_BYTES: usize = 256 * 1024;
 
 /// A broker that listens and does not serve yet.
@@ -190,16 +195,13 @@ impl Door {
     /// Takes connections until it is told to leave, then lets running requests finish.
     async fn attend(self, mut left: watch::Receiver<bool>) {
         let places = Arc::new(Semaphore::new(self.connections));
+        let crowd = Arc::new(Crowd::default());
         let mut guests = JoinSet::new();
-        loop {
-            let place = Arc::clone(&places).acquire_owned();
+        for number in 0.. {
             let accepted = tokio::select! {
                 () = told_to_leave(&mut left) => break,
                 Some(_) = guests.join_next(), if !guests.is_empty() => continue,
-                accepted = async { (place.await, self.listener.accept().await) } => accepted,
-            };
-            let (Ok(place), accepted) = accepted else {
-                break;
+                accepted = self.listener.accept() => accepted,
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -214,11 +216,18 @@ impl Door {
                 tracing::debug!(peer = %peer.ip(), "it has its share of connections");
                 continue;
             };
-            let (app, tls, left) = (self.app.clone(), self.tls.clone(), left.clone());
+            let held = tokio::select! {
+                () = told_to_leave(&mut left) => break,
+                held = place(&places, &crowd) => held,
+            };
+            let (tls, left) = (self.tls.clone(), left.clone());
             let open = Open::new(&self.open);
-            guests.spawn(async move {
-                greet(stream, peer.ip(), tls, app, left).await;
-                drop((place, open, share));
+            crowd.enter(number, |stage, present| {
+                let visit = self.visit(peer.ip(), stage);
+                guests.spawn(async move {
+                    greet(stream, visit, tls, left).await;
+                    drop((held, open, share, present));
+                })
             });
         }
         drop(self.listener);
@@ -228,6 +237,41 @@ impl Door {
         }
         guests.shutdown().await;
     }
+
+    fn visit(&self, peer: IpAddr, stage: Arc<Stage>) -> Visit {
+        let limiter = &self.broker.limiter;
+        Visit {
+            peer,
+            app: self.app.clone(),
+            stage,
+            heads: Held::new(&limiter.rooms.heads, limiter.whose(peer)),
+        }
+    }
+}
+
+/// A place for one more, which another may have to leave for it.
+async fn place(places: &Arc<Semaphore>, crowd: &Crowd) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        return Some(place);
+    }
+    loop {
+        if crowd.end_one() {
+            tracing::debug!("the house is full: who asked for nothing has left");
+        }
+        let place = Arc::clone(places).acquire_owned();
+        if let Ok(place) = tokio::time::timeout(FULL, place).await {
+            return place.ok();
+        }
+    }
+}
+
+/// One connection, and what it is served.
+struct Visit {
+    peer: IpAddr,
+    app: Router,
+    stage: Arc<Stage>,
+    /// Room for its heads.
+    heads: Held,
 }
 
 /// Counted for as long as it is there.
@@ -248,9 +292,8 @@ impl Drop for Open {
 
 async fn greet(
     stream: TcpStream,
-    peer: IpAddr,
+    visit: Visit,
     tls: Option<Arc<Identity>>,
-    app: Router,
     mut left: watch::Receiver<bool>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
@@ -258,24 +301,25 @@ async fn greet(
     }
     let stream = Progressing::new(stream);
     let Some(tls) = tls else {
-        return serve(stream, peer, app, left).await;
+        return serve(stream, visit, left).await;
     };
     let greeted = tokio::select! {
         greeted = tokio::time::timeout(PATIENCE, tls.shown().acceptor.accept(stream)) => greeted,
         () = told_to_leave(&mut left) => return,
     };
     match greeted {
-        Ok(Ok(stream)) => serve(stream, peer, app, left).await,
+        Ok(Ok(stream)) => serve(stream, visit, left).await,
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
 }
 
-async fn serve<S>(stream: S, peer: IpAddr, app: Router, mut left: watch::Receiver<bool>)
+async fn serve<S>(stream: S, visit: Visit, mut left: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = tower_service(app, peer);
+    let stream = Attended::new(stream, Arc::clone(&visit.stage), visit.heads);
+    let service = tower_service(visit.app, visit.peer, visit.stage);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -303,17 +347,24 @@ async fn told_to_leave(left: &mut watch::Receiver<bool>) {
 fn tower_service(
     app: Router,
     peer: IpAddr,
+    stage: Arc<Stage>,
 ) -> impl hyper::service::Service<
     http::Request<Incoming>,
     Response = http::Response<Body>,
     Error = Infallible,
     Future: Send,
 > {
+    let answering = Arc::clone(&stage);
     let named = move |mut request: http::Request<Incoming>| {
+        stage.asks();
         request.extensions_mut().insert(Peer(peer));
         route::single_slash(request)
     };
-    TowerToHyperService::new(app.map_request(named))
+    let answered = move |response: http::Response<Body>| {
+        answering.answered();
+        response
+    };
+    TowerToHyperService::new(app.map_request(named).map_response(answered))
 }
 
 /// The broker cannot serve.

@@ -14,6 +14,7 @@ use deployment::{Deployment, Guest, SECRET, fetch, owner::Owner};
 use http::{Method, StatusCode, header};
 use kbs_protocol::ErrorKind;
 use sqlx::{AnyConnection, Connection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const ALLOW_ALL: &str = "package policy\nallow := true\n";
 const PATH: &str = "a/b/c";
@@ -30,12 +31,23 @@ fn generous() -> Deployment {
 
 /// A broker without TLS.
 fn bare() -> Deployment {
-    Deployment::start_with(&["sample"], |config| {
-        let (before, rest) = config.split_once("[tls]\n").unwrap();
-        let (_, after) = rest.split_once("\n[").unwrap();
-        let before = before.replace("insecure_http = false\n", "");
-        format!("insecure_http = true\n{before}\n[{after}")
-    })
+    bare_with(|config| config)
+}
+
+fn bare_with(change: impl FnOnce(String) -> String) -> Deployment {
+    Deployment::start_with(&["sample"], |config| without_tls(&change(config)))
+}
+
+fn without_tls(config: &str) -> String {
+    let (before, rest) = config.split_once("[tls]\n").unwrap();
+    let (_, after) = rest.split_once("\n[").unwrap();
+    let before = before.replace("insecure_http = false\n", "");
+    format!("insecure_http = true\n{before}\n[{after}")
+}
+
+/// Loopback is a client as others are.
+fn counted(config: &str) -> String {
+    config.replace("exempt_loopback = true", "exempt_loopback = false")
 }
 
 fn connect(deployment: &Deployment) -> TcpStream {
@@ -148,6 +160,8 @@ async fn whatever_a_stranger_asks_is_counted_and_an_administrator_is_not() {
         }
         assert!(refused, "{method} {path}");
     }
+    // Nobody looks at a token while its address has asked too often.
+    eventually(async || deployment.owner(&["resource", "list"]).status.success()).await;
     for _ in 0..5 {
         deployment.own(&["resource", "list"]);
         let alive = deployment.ask(Method::GET, "/healthz", &[], "").await;
@@ -251,7 +265,7 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
     for full in [
         "CREATE TRIGGER full_record BEFORE INSERT ON record \
          BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
-        "CREATE TRIGGER full_schema BEFORE UPDATE ON kbs_schema \
+        "CREATE TRIGGER full_probe BEFORE INSERT ON kbs_probe \
          BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
     ] {
         sqlx::raw_sql(full).execute(&mut database).await.unwrap();
@@ -268,7 +282,7 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
             error.detail
         );
     }
-    for empty in ["DROP TRIGGER full_record", "DROP TRIGGER full_schema"] {
+    for empty in ["DROP TRIGGER full_record", "DROP TRIGGER full_probe"] {
         sqlx::raw_sql(empty).execute(&mut database).await.unwrap();
     }
     eventually(ready).await;
@@ -276,4 +290,115 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
         fetch(&deployment, &token, PATH).await.status,
         StatusCode::OK
     );
+}
+
+/// Sends a request, and reads the status of its answer and nothing more.
+async fn status_of(url: &str, request: &str) -> Option<(String, tokio::net::TcpStream)> {
+    let (_, address) = url.split_once("://").unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut status = [0; "HTTP/1.1 200".len()];
+    stream.read_exact(&mut status).await.ok()?;
+    let status = String::from_utf8_lossy(&status);
+    Some((status.strip_prefix("HTTP/1.1 ")?.to_owned(), stream))
+}
+
+fn get(path: &str, header: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n")
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_hold_the_share_of_their_address_and_no_more() {
+    let deployment = generous();
+    let large = deployment.write("large", vec![b'x'; 2 << 20]);
+    deployment.own(&["resource", "set", "a/b/large", "--file", &large]);
+    let guest = Guest::challenged(&deployment, None).await;
+    let bearer = format!("Authorization: Bearer {}", guest.token(&deployment).await);
+    // A broker beside it, without TLS, to which loopback is a client as others are.
+    let config = std::fs::read_to_string(deployment.path("kbs.toml")).unwrap();
+    std::fs::write(deployment.path("kbs.toml"), without_tls(&counted(&config))).unwrap();
+    let replica = deployment.replica();
+    let large = get("/kbs/v0/resource/a/b/large", &bearer);
+    let small = get(&format!("/kbs/v0/resource/{PATH}"), &bearer);
+
+    let mut unread = Vec::new();
+    loop {
+        let (status, stream) = status_of(&replica.url, &large).await.unwrap();
+        if status == "503" {
+            break;
+        }
+        assert_eq!(status, "200");
+        unread.push(stream);
+        assert!(unread.len() < 20, "its share has no end");
+    }
+    assert!(unread.len() > 3, "{}", unread.len());
+    assert_eq!(status_of(&replica.url, &small).await.unwrap().0, "200");
+    drop(unread);
+    eventually(async || status_of(&replica.url, &large).await.unwrap().0 == "200").await;
+}
+
+#[tokio::test]
+async fn heads_of_one_address_have_their_share_of_room_and_the_longest_tokens_fit() {
+    let deployment = bare_with(|config| counted(&config));
+    let token = "x".repeat(kbs_protocol::limit::TOKEN_BYTES);
+    let both = format!("Authorization: Bearer {token}\r\nCookie: kbs-session-id=t.{token}");
+    let asks = async || {
+        let status = status_of(&deployment.url, &get("/healthz", &both)).await;
+        status.is_some_and(|(status, _)| status == "200")
+    };
+    assert!(asks().await);
+
+    let head = format!(
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}",
+        "a".repeat(230_000)
+    );
+    let mut unfinished = Vec::new();
+    let none_left = || deployment.log().contains("no room for so large a head");
+    for _ in 0..200 {
+        let mut stream = connect(&deployment);
+        // It may be closed before all of it is sent.
+        drop(stream.write_all(head.as_bytes()));
+        unfinished.push(stream);
+        if none_left() {
+            break;
+        }
+    }
+    eventually(async || none_left()).await;
+    let alive = status_of(&deployment.url, &get("/healthz", "X: y")).await;
+    assert_eq!(alive.unwrap().0, "200");
+    drop(unfinished);
+    eventually(asks).await;
+}
+
+#[tokio::test]
+async fn a_pipe_in_place_of_a_file_stops_nothing() {
+    let deployment = generous();
+    for name in ["server.pem", "store.key"] {
+        let file = deployment.path(name);
+        std::fs::remove_file(&file).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&file).status();
+        assert!(made.unwrap().success());
+    }
+    let told = |text: &str| deployment.log().contains(text);
+    eventually(async || told("the old one stays") && told("the store's key cannot be read again"))
+        .await;
+    let token = Guest::challenged(&deployment, None)
+        .await
+        .token(&deployment)
+        .await;
+    assert_eq!(
+        fetch(&deployment, &token, PATH).await.status,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn a_session_is_of_the_folder_that_it_comes_from() {
+    let deployment = Deployment::start(&["sample"]);
+    let body = serde_json::to_vec(&kbs_protocol::AuthRequest::new("sample")).unwrap();
+    let answer = deployment.ask(Method::POST, "auth", &[], body).await;
+    let cookie = answer.headers[header::SET_COOKIE].to_str().unwrap();
+    assert!(!cookie.to_ascii_lowercase().contains("path"), "{cookie}");
 }
