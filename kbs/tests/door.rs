@@ -14,6 +14,7 @@ use deployment::{Deployment, Guest, SECRET, fetch, owner::Owner};
 use http::{Method, StatusCode, header};
 use kbs_protocol::ErrorKind;
 use sqlx::{AnyConnection, Connection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const ALLOW_ALL: &str = "package policy\nallow := true\n";
 const PATH: &str = "a/b/c";
@@ -33,19 +34,20 @@ fn bare() -> Deployment {
     bare_with(|config| config)
 }
 
-/// The same, where loopback is a client as others are.
-fn bare_and_counted() -> Deployment {
-    bare_with(|config| config.replace("exempt_loopback = true", "exempt_loopback = false"))
+fn bare_with(change: impl FnOnce(String) -> String) -> Deployment {
+    Deployment::start_with(&["sample"], |config| without_tls(&change(config)))
 }
 
-fn bare_with(change: impl FnOnce(String) -> String) -> Deployment {
-    Deployment::start_with(&["sample"], |config| {
-        let config = change(config);
-        let (before, rest) = config.split_once("[tls]\n").unwrap();
-        let (_, after) = rest.split_once("\n[").unwrap();
-        let before = before.replace("insecure_http = false\n", "");
-        format!("insecure_http = true\n{before}\n[{after}")
-    })
+fn without_tls(config: &str) -> String {
+    let (before, rest) = config.split_once("[tls]\n").unwrap();
+    let (_, after) = rest.split_once("\n[").unwrap();
+    let before = before.replace("insecure_http = false\n", "");
+    format!("insecure_http = true\n{before}\n[{after}")
+}
+
+/// Loopback is a client as others are.
+fn counted(config: &str) -> String {
+    config.replace("exempt_loopback = true", "exempt_loopback = false")
 }
 
 fn connect(deployment: &Deployment) -> TcpStream {
@@ -263,7 +265,7 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
     for full in [
         "CREATE TRIGGER full_record BEFORE INSERT ON record \
          BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
-        "CREATE TRIGGER full_schema BEFORE UPDATE ON kbs_schema \
+        "CREATE TRIGGER full_probe BEFORE INSERT ON kbs_probe \
          BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
     ] {
         sqlx::raw_sql(full).execute(&mut database).await.unwrap();
@@ -280,7 +282,7 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
             error.detail
         );
     }
-    for empty in ["DROP TRIGGER full_record", "DROP TRIGGER full_schema"] {
+    for empty in ["DROP TRIGGER full_record", "DROP TRIGGER full_probe"] {
         sqlx::raw_sql(empty).execute(&mut database).await.unwrap();
     }
     eventually(ready).await;
@@ -290,57 +292,63 @@ async fn a_broker_that_cannot_write_is_not_ready_until_it_can() {
     );
 }
 
+/// Sends a request, and reads the status of its answer and nothing more.
+async fn status_of(url: &str, request: &str) -> Option<(String, tokio::net::TcpStream)> {
+    let (_, address) = url.split_once("://").unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut status = [0; "HTTP/1.1 200".len()];
+    stream.read_exact(&mut status).await.ok()?;
+    let status = String::from_utf8_lossy(&status);
+    Some((status.strip_prefix("HTTP/1.1 ")?.to_owned(), stream))
+}
+
+fn get(path: &str, header: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n")
+}
+
 #[tokio::test]
 async fn answers_that_nobody_reads_hold_the_share_of_their_address_and_no_more() {
-    let deployment = Deployment::start_with(&["sample"], |config| {
-        config.replace("exempt_loopback = true", "exempt_loopback = false")
-    });
+    let deployment = generous();
     let large = deployment.write("large", vec![b'x'; 2 << 20]);
-    let small = deployment.write("small", SECRET);
     deployment.own(&["resource", "set", "a/b/large", "--file", &large]);
-    deployment.own(&["resource", "set", PATH, "--file", &small]);
-    let policy = deployment.write("policy.rego", ALLOW_ALL);
-    deployment.own(&["policy", "set", "--file", &policy]);
     let guest = Guest::challenged(&deployment, None).await;
-    let token = guest.token(&deployment).await;
-    assert_eq!(
-        fetch(&deployment, &token, "a/b/large").await.status,
-        StatusCode::OK
-    );
+    let bearer = format!("Authorization: Bearer {}", guest.token(&deployment).await);
+    // A broker beside it, without TLS, to which loopback is a client as others are.
+    let config = std::fs::read_to_string(deployment.path("kbs.toml")).unwrap();
+    std::fs::write(deployment.path("kbs.toml"), without_tls(&counted(&config))).unwrap();
+    let replica = deployment.replica();
+    let large = get("/kbs/v0/resource/a/b/large", &bearer);
+    let small = get(&format!("/kbs/v0/resource/{PATH}"), &bearer);
 
-    // Each has its whole answer under way, and reads nothing of it.
     let mut unread = Vec::new();
-    let refused = loop {
-        let request = http::Request::get(format!("{}/kbs/v0/resource/a/b/large", deployment.url))
-            .header(header::AUTHORIZATION, format!("Bearer {token}"));
-        let request = request.body(bytes::Bytes::new()).unwrap();
-        let answer = deployment.client().send(request).await.unwrap();
-        if answer.status() != StatusCode::OK {
-            break answer;
+    loop {
+        let (status, stream) = status_of(&replica.url, &large).await.unwrap();
+        if status == "503" {
+            break;
         }
-        unread.push(answer);
+        assert_eq!(status, "200");
+        unread.push(stream);
         assert!(unread.len() < 20, "its share has no end");
-    };
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(refused.headers().contains_key(header::RETRY_AFTER));
-    assert_eq!(
-        fetch(&deployment, &token, PATH).await.status,
-        StatusCode::OK
-    );
+    }
+    assert!(unread.len() > 3, "{}", unread.len());
+    assert_eq!(status_of(&replica.url, &small).await.unwrap().0, "200");
     drop(unread);
-    eventually(async || fetch(&deployment, &token, "a/b/large").await.status == StatusCode::OK)
-        .await;
+    eventually(async || status_of(&replica.url, &large).await.unwrap().0 == "200").await;
 }
 
 #[tokio::test]
 async fn heads_of_one_address_have_their_share_of_room_and_the_longest_tokens_fit() {
-    let deployment = bare_and_counted();
+    let deployment = bare_with(|config| counted(&config));
     let token = "x".repeat(kbs_protocol::limit::TOKEN_BYTES);
-    let bearer = format!("Bearer {token}");
-    let cookie = format!("kbs-session-id=t.{token}");
-    let headers = [("authorization", bearer.as_str()), ("cookie", &cookie)];
-    let asks = async || deployment.ask(Method::GET, "/readyz", &headers, "").await;
-    assert_eq!(asks().await.status, StatusCode::OK);
+    let both = format!("Authorization: Bearer {token}\r\nCookie: kbs-session-id=t.{token}");
+    let asks = async || {
+        let status = status_of(&deployment.url, &get("/healthz", &both)).await;
+        status.is_some_and(|(status, _)| status == "200")
+    };
+    assert!(asks().await);
 
     let head = format!(
         "GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}",
@@ -358,23 +366,10 @@ async fn heads_of_one_address_have_their_share_of_room_and_the_longest_tokens_fi
         }
     }
     eventually(async || none_left()).await;
-    let alive = deployment.ask(Method::GET, "/healthz", &[], "").await;
-    assert_eq!(alive.status, StatusCode::OK);
+    let alive = status_of(&deployment.url, &get("/healthz", "X: y")).await;
+    assert_eq!(alive.unwrap().0, "200");
     drop(unfinished);
-    eventually(async || {
-        deployment
-            .client()
-            .send(large_head(&deployment))
-            .await
-            .is_ok()
-    })
-    .await;
-}
-
-fn large_head(deployment: &Deployment) -> http::Request<bytes::Bytes> {
-    let request = http::Request::get(format!("{}/healthz", deployment.url));
-    let request = request.header("x", "a".repeat(230_000));
-    request.body(bytes::Bytes::new()).unwrap()
+    eventually(asks).await;
 }
 
 #[tokio::test]
