@@ -109,7 +109,6 @@ mod tests {
             ("docker", "quay.io/A"),
             ("docker", "quay.io/a:"),
             ("docker", "quay.io/a@sha256:12"),
-            ("docker", "docker.io/busybox"),
             ("docker", "busybox"),
             ("docker", "*.Example.com"),
             ("docker", "*.example.com/a"),
@@ -134,6 +133,8 @@ mod tests {
             ("docker", "quay.io/a/b:v1"),
             ("docker", &digest),
             ("docker", "docker.io"),
+            // As the namespace of a user of that name; the official image is in `library`.
+            ("docker", "docker.io/busybox"),
             ("docker", "docker.io/library/busybox:1"),
             ("oci", "/a/b"),
             ("new", "x:y"),
