@@ -24,6 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::BoxFuture;
 use ocicrypt::KeySource;
 use tokio::sync::{mpsc, watch};
 
@@ -39,6 +40,10 @@ use progress::Teller;
 use run::Pull;
 use space::Space;
 use stage::Stage;
+
+/// What comes of a pull. In a box: each crate that awaits an `async fn` compiles it anew, and these have the registry,
+/// its signatures and all layers below them.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, PullError>>;
 
 /// Pulls images.
 #[expect(
@@ -78,8 +83,9 @@ impl Puller {
     ///
     /// # Errors
     /// See [`PullError`]. After an error, or when the future is dropped, nothing is left.
-    pub async fn pull(&self, image: &Reference, target: &Path) -> Result<Pulled, PullError> {
-        self.pull_from(&self.place(image), target).await
+    pub fn pull<'a>(&'a self, image: &'a Reference, target: &'a Path) -> Answer<'a, Pulled> {
+        let (progress, _) = watch::channel(Progress::default());
+        self.pull_watched(image, target, progress)
     }
 
     /// As [`Puller::pull`], and tells how far it is. The last end of `progress` goes with the last that the pull has
@@ -87,23 +93,28 @@ impl Puller {
     ///
     /// # Errors
     /// As [`Puller::pull`].
-    pub async fn pull_watched(
-        &self,
+    pub fn pull_watched<'a>(
+        &'a self,
         image: &Reference,
-        target: &Path,
+        target: &'a Path,
         progress: watch::Sender<Progress>,
-    ) -> Result<Pulled, PullError> {
-        self.pull_told(&self.place(image), target, &Teller::new(progress))
-            .await
+    ) -> Answer<'a, Pulled> {
+        let place = self.place(image);
+        Box::pin(async move {
+            let teller = Teller::new(progress);
+            self.pull_told(&place, target, &teller).await
+        })
     }
 
     /// As [`Puller::pull`], from wherever the image is.
     ///
     /// # Errors
     /// As [`Puller::pull`].
-    pub async fn pull_from(&self, image: &Place, target: &Path) -> Result<Pulled, PullError> {
-        let (progress, _) = watch::channel(Progress::default());
-        self.pull_told(image, target, &Teller::new(progress)).await
+    pub fn pull_from<'a>(&'a self, image: &'a Place, target: &'a Path) -> Answer<'a, Pulled> {
+        Box::pin(async move {
+            let (progress, _) = watch::channel(Progress::default());
+            self.pull_told(image, target, &Teller::new(progress)).await
+        })
     }
 
     async fn pull_told(
@@ -234,8 +245,9 @@ impl Puller {
     ///
     /// # Errors
     /// See [`PullError`].
-    pub async fn resolve(&self, image: &Reference) -> Result<Resolved, PullError> {
-        self.resolve_from(&self.place(image)).await
+    pub fn resolve(&self, image: &Reference) -> Answer<'_, Resolved> {
+        let place = self.place(image);
+        Box::pin(async move { self.resolve_from(&place).await })
     }
 
     /// Whether the policy's demand on `image` is met by the signatures of its manifest. Part of [`Puller::resolve`]; to be
@@ -243,12 +255,12 @@ impl Puller {
     ///
     /// # Errors
     /// See [`PullError`].
-    pub async fn check_signatures(
-        &self,
-        image: &Reference,
-        documents: &Documents,
-    ) -> Result<(), PullError> {
-        self.check(image, documents).await
+    pub fn check_signatures<'a>(
+        &'a self,
+        image: &'a Reference,
+        documents: &'a Documents,
+    ) -> Answer<'a, ()> {
+        Box::pin(self.check(image, documents))
     }
 
     fn place(&self, image: &Reference) -> Place {

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ocicrypt::annotation::{Encryption, PREFIX};
 use ocicrypt::cipher::{Nonce, Opener, Sealer};
@@ -55,6 +56,9 @@ pub enum Progress {
     },
 }
 
+/// The new manifest's digest, to come. In a box, so that who awaits it does not compile all of it anew.
+pub type Answer<'a> = BoxFuture<'a, Result<Digest, RecryptError>>;
+
 /// Who is told.
 pub type Report = Arc<dyn Fn(Progress) + Send + Sync>;
 
@@ -62,7 +66,17 @@ pub type Report = Arc<dyn Fn(Progress) + Send + Sync>;
 ///
 /// # Errors
 /// See [`RecryptError`].
-pub async fn encrypt(
+pub fn encrypt<'a>(
+    from: &'a Place,
+    to: &'a Place,
+    platform: &'a Platform,
+    recipients: &'a Recipients,
+    report: &'a Report,
+) -> Answer<'a> {
+    Box::pin(encrypted(from, to, platform, recipients, report))
+}
+
+async fn encrypted(
     from: &Place,
     to: &Place,
     platform: &Platform,
@@ -76,8 +90,8 @@ pub async fn encrypt(
     let found = from.manifest(platform).await?;
     check_plain(&found.manifest)?;
     let to = &to.anew();
-    let layers = found.manifest.layers.iter().enumerate();
-    let jobs = layers.map(|(index, layer)| {
+    let mut jobs = Vec::new();
+    for (index, layer) in found.manifest.layers.iter().enumerate() {
         let way = Way {
             from,
             to,
@@ -86,8 +100,8 @@ pub async fn encrypt(
             report,
             needs_sha512: false,
         };
-        async move { seal(&way, recipients).await }
-    });
+        jobs.push(async move { seal(&way, recipients).await });
+    }
     let layers = stream::iter(jobs)
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
@@ -124,7 +138,17 @@ fn check_types(manifest: &Manifest) -> Result<(), RecryptError> {
 ///
 /// # Errors
 /// See [`RecryptError`].
-pub async fn decrypt(
+pub fn decrypt<'a>(
+    from: &'a Place,
+    to: &'a Place,
+    platform: &'a Platform,
+    keys: &'a dyn KeySource,
+    report: &'a Report,
+) -> Answer<'a> {
+    Box::pin(decrypted(from, to, platform, keys, report))
+}
+
+async fn decrypted(
     from: &Place,
     to: &Place,
     platform: &Platform,
