@@ -46,8 +46,11 @@ use crate::{master::MasterKeys, seal::SealError};
 
 /// The one tenant.
 const TENANT: &str = "default";
-/// Connections that read, and on PostgreSQL as many that write.
+/// Connections that read.
 const CONNECTIONS: u32 = 4;
+/// Connections that write to PostgreSQL. They take turns; each that a frozen broker leaves in the line for
+/// one holds up the others for as long as the server lets it, and both together for less than others wait.
+const WRITERS: u32 = 2;
 /// Connections that look through the record: with one for all, auditors take one processor at most.
 const SEARCHES: u32 = 1;
 /// How long a request waits for a connection: shorter than its own time.
@@ -122,7 +125,7 @@ impl Store {
         let engine = address.engine;
         let writers = match engine {
             Engine::Sqlite => 1,
-            Engine::Postgres => CONNECTIONS,
+            Engine::Postgres => WRITERS,
         };
         let pool = connect(address, writers).await?;
         schema::migrate(&pool, engine, &*keys).await?;
