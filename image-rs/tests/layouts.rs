@@ -131,8 +131,8 @@ async fn a_run_that_is_given_up_at_any_moment_leaves_no_file() {
             std::fs::create_dir_all(&out).unwrap();
             // While it runs, nothing that is decrypted has a name.
             let done = poll_for(decrypt(&sealed, &to), times).await;
-            if done.is_some() {
-                done.unwrap().unwrap();
+            if let Some(done) = done {
+                done.unwrap();
                 break;
             }
             assert_eq!(every_file(&out), Vec::<PathBuf>::new(), "{to} {times}");

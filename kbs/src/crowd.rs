@@ -12,11 +12,14 @@ use std::{
         atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
+    time::timeout,
 };
 
 use crate::room::Held;
@@ -25,6 +28,9 @@ use crate::room::Held;
 const SMALL_HEAD_BYTES: usize = 16 * 1024;
 /// Bytes of one read: what is counted is not far behind what is held.
 const READ_BYTES: usize = 16 * 1024;
+
+/// How long a full house that lets nobody go is waited for before it is looked at again.
+const FULL: Duration = Duration::from_millis(100);
 
 /// It has asked for nothing yet: no handshake, or no whole head.
 const NEW: u8 = 0;
@@ -184,6 +190,22 @@ impl Crowd {
         guests.insert(number, Guest { stage, end });
     }
 
+    /// A place for one more, which another may have to leave for it.
+    pub(crate) async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Some(place);
+        }
+        loop {
+            if self.end_one() {
+                tracing::debug!("the house is full: who asked for nothing has left");
+            }
+            let place = Arc::clone(places).acquire_owned();
+            if let Ok(place) = timeout(FULL, place).await {
+                return place.ok();
+            }
+        }
+    }
+
     /// Ends the oldest of those who have asked for nothing yet, else of those who ask for nothing
     /// more. False where all are being answered.
     pub(crate) fn end_one(&self) -> bool {
@@ -254,6 +276,28 @@ mod tests {
         assert!(!crowd.end_one(), "its answer is on the way");
         tasks.shutdown().await;
         assert!(left().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_full_house_has_a_place_for_who_comes_as_soon_as_one_asks_for_nothing() {
+        let (crowd, places) = (Arc::new(Crowd::default()), Arc::new(Semaphore::new(1)));
+        let mut tasks = tokio::task::JoinSet::new();
+        let held = crowd.place(&places).await;
+        let mut busy = None;
+        crowd.enter(0, |stage, place| {
+            stage.asks();
+            busy = Some(stage);
+            tasks.spawn(async move {
+                std::future::pending::<()>().await;
+                drop((held, place));
+            })
+        });
+        let waits = timeout(FULL * 3, crowd.place(&places)).await;
+        assert!(waits.is_err(), "who is answered stays");
+        let busy = busy.unwrap();
+        busy.answered();
+        busy.sent();
+        assert!(crowd.place(&places).await.is_some());
     }
 
     #[tokio::test]

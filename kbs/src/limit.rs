@@ -23,6 +23,9 @@ const PREFIX_BITS: u32 = 64;
 pub(crate) struct Limiter {
     config: Limits,
     table: Mutex<Table>,
+    /// Of those who ask as administrators and are none: guests of the same address keep no
+    /// administrator out.
+    strangers: Mutex<Table>,
     /// For the bodies of all clients.
     pub(crate) rooms: Rooms,
 }
@@ -62,21 +65,33 @@ impl Limiter {
         Self {
             config: config.clone(),
             table: Mutex::default(),
+            strangers: Mutex::default(),
             rooms: Rooms::default(),
         }
     }
 
     /// Lets a request in, or says after how many seconds to come again.
     pub(crate) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), u64> {
-        self.take(client, 1.0, now)
+        self.take(&self.table, client, 1.0, now)
     }
 
-    /// Whether a request would be let in; it is not counted.
-    pub(crate) fn look(&self, client: IpAddr, now: Instant) -> Result<(), u64> {
-        self.take(client, 0.0, now)
+    /// The same for who asked as an administrator and is none.
+    pub(crate) fn admit_stranger(&self, client: IpAddr, now: Instant) -> Result<(), u64> {
+        self.take(&self.strangers, client, 1.0, now)
     }
 
-    fn take(&self, client: IpAddr, tokens: f64, now: Instant) -> Result<(), u64> {
+    /// Whether such a one would be let in; it is not counted.
+    pub(crate) fn look_stranger(&self, client: IpAddr, now: Instant) -> Result<(), u64> {
+        self.take(&self.strangers, client, 0.0, now)
+    }
+
+    fn take(
+        &self,
+        table: &Mutex<Table>,
+        client: IpAddr,
+        tokens: f64,
+        now: Instant,
+    ) -> Result<(), u64> {
         let (rate, burst) = (
             f64::from(self.config.requests_per_second),
             f64::from(self.config.burst),
@@ -84,7 +99,7 @@ impl Limiter {
         if self.config.requests_per_second == 0 || self.is_exempt(client) {
             return Ok(());
         }
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = table.bucket(network(client), rate, burst, now);
         bucket.fill(rate, burst, now);
         if bucket.tokens >= 1.0 {
@@ -104,8 +119,14 @@ impl Limiter {
 
     /// How many requests were not let in since it was asked last, and of whom the last one was.
     pub(crate) fn refused(&self) -> Option<(u64, IpAddr)> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.refused.take()
+        let taken = |table: &Mutex<Table>| {
+            let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+            table.refused.take()
+        };
+        match (taken(&self.table), taken(&self.strangers)) {
+            (Some((one, _)), Some((other, last))) => Some((one + other, last)),
+            (one, other) => one.or(other),
+        }
     }
 
     fn is_exempt(&self, client: IpAddr) -> bool {
@@ -271,10 +292,11 @@ mod tests {
     fn who_only_looks_is_not_counted_and_who_is_refused_is_told_of_once() {
         let limiter = limiter(1, 1);
         let (now, one) = (Instant::now(), "192.0.2.1".parse().unwrap());
-        assert_eq!(limiter.look(one, now), Ok(()));
-        assert_eq!(limiter.admit(one, now), Ok(()));
+        assert_eq!(limiter.look_stranger(one, now), Ok(()));
+        assert_eq!(limiter.admit_stranger(one, now), Ok(()));
         assert_eq!(limiter.refused(), None);
-        assert_eq!(limiter.look(one, now), Err(1));
+        assert_eq!(limiter.look_stranger(one, now), Err(1));
+        assert_eq!(limiter.admit(one, now), Ok(()), "guests have their own");
         assert_eq!(limiter.admit(one, now), Err(1));
         assert_eq!(limiter.refused(), Some((2, one)));
         assert_eq!(limiter.refused(), None);

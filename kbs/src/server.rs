@@ -17,8 +17,8 @@ use hyper_util::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{Semaphore, oneshot, watch},
     task::JoinSet,
 };
 use tower::ServiceExt;
@@ -42,10 +42,13 @@ const CONNECTIONS: usize = 4096;
 const MONITOR_CONNECTIONS: usize = 64;
 /// What one address may have of those.
 const MONITOR_SHARE: u32 = 16;
+/// Connections that wait to be taken.
+const BACKLOG: u32 = 1024;
+/// What the kernel holds of answers that a client does not read: it would take megabytes for each, which
+/// no room counts.
+const SEND_BYTES: u32 = 64 * 1024;
 /// For the TLS handshake, and for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a full house that lets nobody go is waited for before it is looked at again.
-const FULL: Duration = Duration::from_millis(100);
 /// For requests that run when the broker is told to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
 /// Bytes of a request's head: a token has to fit twice, as cookie and as bearer. What is large of all
@@ -84,11 +87,11 @@ impl Server {
         let (traces, exporter) = Traces::new(&config.telemetry)?.unzip();
         broker.traces = traces;
         let monitor = match config.metrics_listen {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen(address)?),
             None => None,
         };
         Ok(Self {
-            listener: listen(config.listen).await?,
+            listener: listen(config.listen)?,
             monitor,
             tls: tls.map(Arc::new),
             drain: Duration::from_secs(config.drain_seconds.into()),
@@ -172,10 +175,20 @@ impl Server {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Bind { address, source })
+/// The connections have the listener's buffers.
+fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listen = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.set_reuseaddr(true)?;
+        socket.set_send_buffer_size(SEND_BYTES)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| ServeError::Bind { address, source })
 }
 
 /// A port, and what is served there.
@@ -218,7 +231,7 @@ impl Door {
             };
             let held = tokio::select! {
                 () = told_to_leave(&mut left) => break,
-                held = place(&places, &crowd) => held,
+                held = crowd.place(&places) => held,
             };
             let (tls, left) = (self.tls.clone(), left.clone());
             let open = Open::new(&self.open);
@@ -245,22 +258,6 @@ impl Door {
             app: self.app.clone(),
             stage,
             heads: Held::new(&limiter.rooms.heads, limiter.whose(peer)),
-        }
-    }
-}
-
-/// A place for one more, which another may have to leave for it.
-async fn place(places: &Arc<Semaphore>, crowd: &Crowd) -> Option<OwnedSemaphorePermit> {
-    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        return Some(place);
-    }
-    loop {
-        if crowd.end_one() {
-            tracing::debug!("the house is full: who asked for nothing has left");
-        }
-        let place = Arc::clone(places).acquire_owned();
-        if let Ok(place) = tokio::time::timeout(FULL, place).await {
-            return place.ok();
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use deployment::{Deployment, Guest, SECRET, fetch, owner::Owner};
+use deployment::{Deployment, Guest, SECRET, counted, fetch, owner::Owner, without_tls};
 use http::{Method, StatusCode, header};
 use kbs_protocol::ErrorKind;
 use sqlx::{AnyConnection, Connection};
@@ -36,18 +36,6 @@ fn bare() -> Deployment {
 
 fn bare_with(change: impl FnOnce(String) -> String) -> Deployment {
     Deployment::start_with(&["sample"], |config| without_tls(&change(config)))
-}
-
-fn without_tls(config: &str) -> String {
-    let (before, rest) = config.split_once("[tls]\n").unwrap();
-    let (_, after) = rest.split_once("\n[").unwrap();
-    let before = before.replace("insecure_http = false\n", "");
-    format!("insecure_http = true\n{before}\n[{after}")
-}
-
-/// Loopback is a client as others are.
-fn counted(config: &str) -> String {
-    config.replace("exempt_loopback = true", "exempt_loopback = false")
 }
 
 fn connect(deployment: &Deployment) -> TcpStream {

@@ -301,7 +301,11 @@ mod tests {
     #[tokio::test]
     async fn a_dead_target_is_an_error_with_a_code() {
         let target = Target::new("127.0.0.1", 1).unwrap();
-        let (answer, _) = answer_to(&format!("DIAL {KEY} {target}\n"), &[target.clone()]).await;
+        let (answer, _) = answer_to(
+            &format!("DIAL {KEY} {target}\n"),
+            std::slice::from_ref(&target),
+        )
+        .await;
         assert!(answer.starts_with("ERR registry-unreachable"), "{answer}");
     }
 

@@ -62,13 +62,13 @@ impl<'a> Publication<'a> {
     /// Goes on; gives the manifest's digest when the image is there.
     pub(crate) fn step(&mut self) -> Result<Option<Digest>, LayoutError> {
         let done = match &self.layout.source {
-            Source::Directory(path) => self.into_directory(path)?,
-            Source::Archive { path, .. } => self.into_archive(path)?,
+            Source::Directory(path) => self.write_directory(path)?,
+            Source::Archive { path, .. } => self.write_archive(path)?,
         };
         Ok(done.then(|| self.digest.clone()))
     }
 
-    fn into_archive(&mut self, path: &Path) -> Result<bool, LayoutError> {
+    fn write_archive(&mut self, path: &Path) -> Result<bool, LayoutError> {
         let io = |source| failed("write", path, source);
         let mut packing = match self.packing.take() {
             Some(packing) => packing,
@@ -87,7 +87,7 @@ impl<'a> Publication<'a> {
         Ok(true)
     }
 
-    fn into_directory(&mut self, path: &Path) -> Result<bool, LayoutError> {
+    fn write_directory(&mut self, path: &Path) -> Result<bool, LayoutError> {
         let Some(_lock) = lock(path)? else {
             std::thread::sleep(LOCK_INTERVAL);
             return Ok(false);

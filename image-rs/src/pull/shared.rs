@@ -117,6 +117,7 @@ pub(super) struct Unpacked {
 pub(super) type Joined = watch::Receiver<Flight>;
 
 /// Who fetches a layer.
+#[expect(clippy::large_enum_variant, reason = "there are as many as layers")]
 pub(super) enum Part {
     /// The caller does.
     Lead(Lead),

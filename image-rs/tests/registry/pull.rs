@@ -32,6 +32,10 @@ fn image(layer: &[u8], served: &[u8]) -> impl Fn(&Asked) -> Vec<Act> + Send + Sy
     image_of(layer, Digest::of(layer), served)
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "what is returned borrows nothing"
+)]
 fn image_of(
     layer: &[u8],
     diff_id: Digest,

@@ -188,9 +188,11 @@ async fn of_many_signatures_the_newest_count_and_all_are_told_shortly() {
     let error = refusal(check(&one(&key), &store_of_many).await).to_string();
     let words = "the oldest 9 of 41 signatures were not looked at";
     assert!(error.contains(words), "{error}");
-    let asked = store_of_many.asked.lock().unwrap();
-    let blobs = asked.iter().filter(|what| what.starts_with("blob"));
-    assert_eq!(blobs.count(), SIGNATURES_MAX);
+    {
+        let asked = store_of_many.asked.lock().unwrap();
+        let blobs = asked.iter().filter(|what| what.starts_with("blob"));
+        assert_eq!(blobs.count(), SIGNATURES_MAX);
+    }
     let text = refusal(check(&one(&key), &store(&vec![bad; SIGNATURES_MAX])).await).to_string();
     assert!(text.contains("and 16 more") && text.len() < 8000, "{text}");
 }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -224,9 +224,9 @@ fn parse(text: &[u8]) -> Result<Vec<Key>, IssuerError> {
     Ok(keys)
 }
 
-fn read_file(path: &PathBuf) -> Result<Zeroizing<String>, IssuerError> {
+fn read_file(path: &Path) -> Result<Zeroizing<String>, IssuerError> {
     file::read_text(path, DOCUMENT_BYTES).map_err(|source| IssuerError::Read {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })
 }

@@ -197,14 +197,18 @@ pub(super) async fn limit_refused(
 ) -> Response {
     let client = client(&broker, &request);
     let now = Instant::now();
-    if let Some(seconds) = client.and_then(|client| broker.limiter.look(client, now).err()) {
+    if let Some(seconds) = client.and_then(|client| broker.limiter.look_stranger(client, now).err())
+    {
         return too_many(seconds).into_response();
     }
     let response = next.run(request).await;
     let told = response.extensions().get::<Told>();
     let stranger = told.is_some_and(|told| told.kind == ErrorKind::AdminAuthAccess);
     match client.filter(|_| stranger) {
-        Some(client) => admit(&broker, client).map_or_else(Refusal::into_response, |()| response),
+        Some(client) => match broker.limiter.admit_stranger(client, Instant::now()) {
+            Ok(()) => response,
+            Err(seconds) => too_many(seconds).into_response(),
+        },
         None => response,
     }
 }

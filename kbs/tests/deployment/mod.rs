@@ -319,6 +319,19 @@ pub(crate) fn digest_of(init_data: &str) -> String {
     parsed.digest().hex()
 }
 
+/// The configuration for plain HTTP.
+pub(crate) fn without_tls(config: &str) -> String {
+    let (before, rest) = config.split_once("[tls]\n").unwrap();
+    let (_, after) = rest.split_once("\n[").unwrap();
+    let before = before.replace("insecure_http = false\n", "");
+    format!("insecure_http = true\n{before}\n[{after}")
+}
+
+/// Loopback is a client as others are.
+pub(crate) fn counted(config: &str) -> String {
+    config.replace("exempt_loopback = true", "exempt_loopback = false")
+}
+
 pub(crate) fn kbs() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kbs"));
     command.env_clear();

@@ -121,7 +121,7 @@ mod tests {
         let mut padded = [0; FIELD_BYTES];
         padded[..REPORT_DATA_BYTES].fill(7);
         for report_data in [&[7; REPORT_DATA_BYTES][..], &padded] {
-            let claims = verify(&evidence(report_data, None), &bindings(None)).unwrap();
+            let claims = verify(evidence(report_data, None), &bindings(None)).unwrap();
             assert_eq!(claims.evidence["svn"], "1");
             assert_eq!(claims.init_data, None);
         }
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn trustees_policies_for_samples_find_its_claims() {
-        let claims = verify(&evidence(&[7; REPORT_DATA_BYTES], None), &bindings(None)).unwrap();
+        let claims = verify(evidence(&[7; REPORT_DATA_BYTES], None), &bindings(None)).unwrap();
         let expected = json!({
             "svn": "1",
             "launch_digest": "abcde",
@@ -147,7 +147,7 @@ mod tests {
             &[7; FIELD_BYTES],
             &[],
         ] {
-            let failure = verify(&evidence(found, None), &bindings(None)).unwrap_err();
+            let failure = verify(evidence(found, None), &bindings(None)).unwrap_err();
             let explanation = failure.explain();
             assert_eq!(explanation.claim, "report_data");
             assert_eq!(explanation.found, hex::encode(found));
@@ -159,11 +159,11 @@ mod tests {
         let good = [7; REPORT_DATA_BYTES];
         let bound = "AB".repeat(32);
         let sent = Some(digest(0xab));
-        let claims = verify(&evidence(&good, Some(&bound)), &bindings(sent)).unwrap();
+        let claims = verify(evidence(&good, Some(&bound)), &bindings(sent)).unwrap();
         assert_eq!(claims.init_data, Some("ab".repeat(32)));
-        let other = verify(&evidence(&good, Some(&bound)), &bindings(Some(digest(0))));
+        let other = verify(evidence(&good, Some(&bound)), &bindings(Some(digest(0))));
         assert!(matches!(other, Err(Failure::InitData { .. })));
-        let unbound = verify(&evidence(&good, None), &bindings(Some(digest(0)))).unwrap();
+        let unbound = verify(evidence(&good, None), &bindings(Some(digest(0)))).unwrap();
         assert_eq!(unbound.init_data, None);
     }
 

@@ -51,7 +51,7 @@ impl Reading {
             store,
             digest,
             file,
-            length: is_whole.then(|| meta.len()),
+            length: is_whole.then_some(meta.len()),
             position: 0,
         })
     }

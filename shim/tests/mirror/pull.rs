@@ -87,6 +87,7 @@ async fn wait_for(directory: &Path, digests: &[&Digest]) {
     }
 }
 
+#[expect(clippy::ptr_arg, reason = "it is what an iterator over texts calls")]
 fn is_blob(path: &String) -> bool {
     path.contains("/blobs/")
 }
@@ -230,11 +231,11 @@ async fn whatever_the_host_does_the_image_is_the_registrys() {
                 && !request.contains("team");
             assert!(is_plain, "{lie:?}: {request}");
         }
-        assert!(
-            told.has("the node's mirror is passed by"),
-            "{lie:?}: {:?}",
-            told.0
-        );
+        // Whether a size is the mirror's fault or the manifest's, nobody knows.
+        let is_size = matches!(lie, Lie::Shortened | Lie::Lengthened);
+        let passed = told.has("the node's mirror is passed by")
+            || is_size && told.has("the next place is asked");
+        assert!(passed, "{lie:?}: {:?}", told.0);
     }
 }
 

@@ -141,7 +141,7 @@ async fn a_list_of_resources_has_all_that_one_may_see(place: Place) {
     let all = list("", |_| true).await;
     assert_eq!(all.len(), 4500);
     assert!(all.is_sorted());
-    let last: fn(&ResourcePath) -> bool = |path| path.to_string() >= "a/1/04490".to_owned();
+    let last: fn(&ResourcePath) -> bool = |path| *path.to_string() >= *"a/1/04490";
     let seen = [
         "a/1/04491",
         "a/1/04493",
