@@ -79,7 +79,7 @@ pub struct Limits {
     pub ratio_floor_bytes: u64,
     /// Bytes that a zstd stream may want its decoder to look back, rounded up to a power of two.
     pub zstd_window_bytes: u64,
-    /// Bytes of the machine's memory that no image gets; 0 where the store is not in memory.
+    /// Bytes of the machine's memory that no image gets; 0 where nobody looks.
     pub memory_kept: u64,
 }
 
