@@ -18,6 +18,7 @@ use ttrpc::r#async::TtrpcContext;
 use crate::fault::{OrFail, unimplemented};
 use crate::gate::{Gate, Gated, Output};
 use crate::metrics::Scrapes;
+use crate::network::Network;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
 use crate::{copy_file, guest};
@@ -46,6 +47,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         gate,
         sandbox,
         scrapes: Scrapes::default(),
+        network: Network::default(),
     });
     let pulls = create_pull_service(agent.clone());
     let agent = create_agent_service(agent);
@@ -109,6 +111,7 @@ struct Agent {
     gate: Gate,
     sandbox: Arc<Sandbox>,
     scrapes: Scrapes,
+    network: Network,
 }
 
 impl Agent {
@@ -399,7 +402,8 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::UpdateInterfaceRequest,
     ) -> ttrpc::Result<types::Interface> {
-        self.refuse(request, "UpdateInterface")
+        let request = self.gate.admit(request)?;
+        Ok(self.network.update_interface(request).await?)
     }
 
     async fn update_routes(
@@ -407,7 +411,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::UpdateRoutesRequest,
     ) -> ttrpc::Result<agent::Routes> {
-        self.refuse(request, "UpdateRoutes")
+        Ok(self.network.update_routes(&self.gate.admit(request)?)?)
     }
 
     async fn add_arp_neighbors(
@@ -415,7 +419,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::AddARPNeighborsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.refuse(request, "AddARPNeighbors")
+        done!(self.network.add_neighbours(&self.gate.admit(request)?))
     }
 
     async fn list_interfaces(
@@ -423,7 +427,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::ListInterfacesRequest,
     ) -> ttrpc::Result<agent::Interfaces> {
-        self.refuse(request, "ListInterfaces")
+        Ok(self.network.interfaces(&self.gate.admit(request)?)?)
     }
 
     async fn list_routes(
@@ -431,7 +435,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::ListRoutesRequest,
     ) -> ttrpc::Result<agent::Routes> {
-        self.refuse(request, "ListRoutes")
+        Ok(self.network.routes(&self.gate.admit(request)?)?)
     }
 
     async fn get_ip_tables(

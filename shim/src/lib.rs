@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   bootstrap ─► task ─► sandbox ─► hypervisor::Vm
-//!                 │  │      └─ boot ─► relay (host port) ─► mirror, virtiofs
+//!                 │  │      └─ boot ─► network, relay (host port) ─► mirror, virtiofs
 //!                 │  └─► guest ─► the agent's ttRPC
 //!                 ├─ config, spec, rootfs, init_data     what a container becomes
 //!                 └─ process, io, event, stats           what containerd sees
@@ -25,6 +25,7 @@ pub mod io;
 pub mod log;
 pub mod mirror;
 pub mod monitor;
+pub mod network;
 pub mod process;
 pub mod relay;
 pub mod rootfs;

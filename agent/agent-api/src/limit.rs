@@ -34,5 +34,14 @@ pub const PULL_INTERVAL_MS: u64 = 100;
 /// How long `WatchPull` waits for something new before it answers what there is, in seconds.
 pub const PULL_WAIT_SECONDS: u64 = 30;
 
+/// Addresses of one interface of the guest.
+pub const MAX_ADDRESSES: usize = 64;
+
+/// Routes of the guest. A pod has a handful; some networks tell each other node's.
+pub const MAX_ROUTES: usize = 1024;
+
+/// Neighbours that the guest is told.
+pub const MAX_NEIGHBOURS: usize = 1024;
+
 /// A host name in a `DIAL` line, in bytes (RFC 1035, section 2.3.4).
 pub const MAX_HOST_NAME: usize = 253;

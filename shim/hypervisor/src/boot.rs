@@ -64,6 +64,7 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         None => None,
     };
     let scratch = spec.spec().scratch.as_ref().map(make_scratch).transpose()?;
+    let taps = taps(spec.spec()).map_err(BootError::Socket)?;
     let facts = Facts {
         accel,
         tsc_khz,
@@ -72,9 +73,11 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
         scratch_fd: scratch.as_ref().map(AsRawFd::as_raw_fd),
+        tap_fds: taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
     let mut descriptors = vec![qmp_end, console_end, made.descriptor];
     descriptors.extend(scratch);
+    descriptors.extend(taps);
     Ok(Prepared {
         facts,
         vsock: made.device,
@@ -136,6 +139,12 @@ fn make_scratch(scratch: &Scratch) -> Result<OwnedFd, BootError> {
             directory: scratch.directory.clone(),
             source,
         })
+}
+
+/// Descriptors of our own of the interfaces' devices: those of the spec go with the spec.
+fn taps(spec: &VmSpec) -> io::Result<Vec<OwnedFd>> {
+    let nics = spec.nics.iter();
+    nics.map(|nic| nic.tap().try_clone_to_owned()).collect()
 }
 
 /// Our end, registered with the runtime, and QEMU's.

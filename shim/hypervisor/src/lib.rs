@@ -14,6 +14,7 @@
 pub mod accel;
 mod boot;
 mod console;
+pub mod nic;
 pub mod qemu;
 pub mod qmp;
 pub mod spec;
@@ -23,6 +24,7 @@ mod tsc;
 mod vm;
 pub mod vsock;
 
+pub use nic::Nic;
 pub use spec::{Accel, CheckedSpec, Disk, Machine, Scratch, SharedFs, SpecError, VmSpec, Vsock};
 pub use supervise::{Cause, Exit, Status};
 pub use vm::{BootError, Timings, Vm};

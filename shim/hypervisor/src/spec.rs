@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::nic::{self, Nic, NicError};
+
 /// The most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;
 /// The least guest memory: below it a stock kernel and its initrd do not fit.
@@ -135,6 +137,8 @@ pub struct VmSpec {
     pub scratch: Option<Scratch>,
     /// A shared directory.
     pub shared_fs: Option<SharedFs>,
+    /// Network interfaces, in this order.
+    pub nics: Vec<Nic>,
     /// How host and guest are connected.
     pub vsock: Vsock,
     /// The port on which the host accepts connections of the guest. The kernel's vhost-vsock has
@@ -168,6 +172,7 @@ impl VmSpec {
             disks: Vec::new(),
             scratch: None,
             shared_fs: None,
+            nics: Vec::new(),
             vsock: Vsock::default(),
             host_port: DEFAULT_HOST_PORT,
             console_log: None,
@@ -257,6 +262,9 @@ pub enum SpecError {
         /// Bytes of all parameters.
         len: usize,
     },
+    /// The network interfaces are too many or not to be told apart.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// The host port is a reserved number.
     #[error("vsock host port {port} is reserved: use one below 4294967295 and above 0")]
     HostPort {
@@ -290,6 +298,7 @@ impl TryFrom<VmSpec> for CheckedSpec {
         check_shape(&spec)?;
         check_kernel_params(&spec)?;
         check_disks(&spec)?;
+        nic::check(&spec.nics)?;
         check_paths(&spec)?;
         Ok(Self(spec))
     }

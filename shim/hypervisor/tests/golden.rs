@@ -8,7 +8,7 @@ use std::path::Path;
 use hypervisor::accel::Resolved;
 use hypervisor::qemu::{Facts, VsockDevice, arguments};
 use hypervisor::spec::DiskFormat;
-use hypervisor::{CheckedSpec, Disk, Machine, Scratch, SharedFs, VmSpec};
+use hypervisor::{CheckedSpec, Disk, Machine, Nic, Scratch, SharedFs, VmSpec};
 
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
@@ -45,6 +45,7 @@ fn lines(
         qmp_fd: 10,
         console_fd: 11,
         scratch_fd: spec.spec().scratch.is_some().then_some(13),
+        tap_fds: (14..).take(spec.spec().nics.len()).collect(),
     };
     let mut text = String::new();
     for word in arguments(&spec, &facts) {
@@ -114,6 +115,19 @@ fn every_shape_has_its_golden_line() {
             });
         };
         holds(&name, &lines(machine, Resolved::Tcg, USER, scratch));
+        let nics = |spec: &mut VmSpec| {
+            let nic = |last| {
+                Nic::new(
+                    [2, 0, 0, 0, 0, last],
+                    fs::File::open("/dev/null").unwrap().into(),
+                )
+            };
+            spec.nics = vec![nic(1), nic(0xfe)];
+        };
+        holds(
+            &format!("{machine_name}-nics"),
+            &lines(machine, Resolved::Kvm, KERNEL, nics),
+        );
         let all = |spec: &mut VmSpec| {
             disks(spec);
             shared_fs(spec);
@@ -162,6 +176,7 @@ fn a_port_other_than_the_wanted_one_is_told_to_the_guest() {
         qmp_fd: 10,
         console_fd: 11,
         scratch_fd: None,
+        tap_fds: Vec::new(),
     };
     assert!(!arguments(&spec, &facts).join(" ").contains("host_port"));
     facts.host_port = 40_000;

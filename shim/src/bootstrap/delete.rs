@@ -1,5 +1,5 @@
 //! `delete`: removes what a server that died has left: the VMM, the virtio-fs daemon, mounts,
-//! sockets and the state directory. It can be run any number of times, at any moment.
+//! sockets, what stands in the pod's network namespace, and the state directory. It can be run any number of times, at any moment.
 
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,6 +10,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use super::{BootstrapError, bundle, socket_path, step};
 use crate::clock;
+use crate::network;
 use crate::process::KILLED;
 use crate::spec;
 use crate::spec::group::{self, Role};
@@ -84,6 +85,7 @@ pub(super) fn clean(directory: &StateDir) {
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
+    network::undo(directory);
     // What is left in it is of no use to anyone.
     let _ = directory.remove();
 }

@@ -5,6 +5,7 @@
 //! have waited otherwise. Calls share one connection and do not wait for each other.
 
 mod container;
+mod network;
 mod process;
 
 use std::future::Future;
@@ -66,11 +67,13 @@ impl Guest {
         &self,
         id: &str,
         hostname: &str,
+        dns: Vec<String>,
         storages: Vec<Storage>,
     ) -> Result<(), GuestError> {
         let request = api::CreateSandboxRequest {
             sandbox_id: id.to_owned(),
             hostname: hostname.to_owned(),
+            dns,
             storages,
             ..Default::default()
         };

@@ -3,6 +3,7 @@
 //! Nothing polls: the agent says `READY` on the host port, and the end of QEMU is watched all the
 //! time, so a boot that cannot succeed ends within milliseconds of the reason.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent_api::agent::Storage;
@@ -18,6 +19,7 @@ use super::tail::{plain, tail, with_tail};
 use crate::config;
 use crate::guest::Guest;
 use crate::mirror::Mirror;
+use crate::network::{self, Attached};
 use crate::relay::{HostPort, Notice};
 use crate::state_dir::StateDir;
 use crate::timeline::Timeline;
@@ -39,10 +41,14 @@ pub struct Plan {
     pub id: String,
     /// The guest's host name; empty for the agent's choice.
     pub hostname: String,
-    /// The VM, but for its shared directory.
+    /// The VM, but for its shared directory and its network.
     pub vm: VmSpec,
     /// The configuration of the virtio-fs daemon, where host directories are shared.
     pub shared: Option<config::Vm>,
+    /// The pod's network namespace, where it has one.
+    pub network: Option<PathBuf>,
+    /// The lines of the pod's resolv.conf.
+    pub dns: Vec<String>,
     /// The sandbox's directory.
     pub directory: StateDir,
     /// What the agent mounts for the whole pod.
@@ -97,6 +103,11 @@ pub(super) async fn boot(
         });
         virtiofsd = Some(daemon);
     }
+    let Attached { nics, told } = match &plan.network {
+        Some(path) => network::attach(path, &plan.directory)?,
+        None => Attached::default(),
+    };
+    spec.nics = nics;
     let mut vm = Vm::boot(spec).await.map_err(|error| boot_error(&error))?;
     timeline.note("vmm", started.elapsed(), None);
     if let Err(error) = plan.directory.record("vmm", vm.pid()) {
@@ -120,7 +131,12 @@ pub(super) async fn boot(
     };
     timeline.note_ready(&ready);
     let guest = connect(&vm, gone).await?;
-    let opened = guest.create_sandbox(&plan.id, &plan.hostname, plan.storages);
+    let opened = async {
+        guest
+            .create_sandbox(&plan.id, &plan.hostname, plan.dns, plan.storages)
+            .await?;
+        network::tell(&guest, told).await
+    };
     tokio::select! {
         answer = opened => answer?,
         exit = vm.wait() => return Err(exit_error(&exit, &vm)),

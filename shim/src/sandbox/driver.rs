@@ -13,6 +13,8 @@ use super::boot::{self, Live, Plan};
 use super::queue::{Goal, Queue};
 use super::state::{Effect, Input, State};
 use crate::guest::Guest;
+use crate::network;
+use crate::state_dir::StateDir;
 use crate::timeline::Timeline;
 
 type Answer = oneshot::Sender<Result<(), GuestError>>;
@@ -33,6 +35,8 @@ pub(super) struct Driver {
     state: State,
     queue: Queue<Answer>,
     plan: Option<Box<Plan>>,
+    /// Of the VM that was started.
+    directory: Option<StateDir>,
     booting: Option<Boot>,
     live: Option<Live>,
 }
@@ -46,6 +50,7 @@ impl Driver {
             state: State::New,
             queue: Queue::default(),
             plan: None,
+            directory: None,
             booting: None,
             live: None,
         }
@@ -102,6 +107,7 @@ impl Driver {
                 Effect::None => {}
                 Effect::StartBoot => {
                     if let Some(plan) = self.plan.take() {
+                        self.directory = Some(plan.directory.clone());
                         let boot = boot::boot(*plan, self.timeline.clone(), self.gone.subscribe());
                         self.booting = Some(Box::pin(boot));
                     }
@@ -119,6 +125,9 @@ impl Driver {
                     self.booting = None;
                     if let Some(live) = self.live.take() {
                         live.discard().await;
+                    }
+                    if let Some(directory) = self.directory.take() {
+                        network::undo(&directory);
                     }
                 }
             }

@@ -23,6 +23,7 @@ use crate::creation::Step;
 use crate::guest::{Guest, NewContainer, ProcessId};
 use crate::init_data;
 use crate::io::{self, Stdio};
+use crate::network;
 use crate::process::{KILLED, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::sandbox::Plan;
@@ -59,6 +60,9 @@ struct Prepared {
     binds: Vec<HostBind>,
     /// The root's path on the host, relative to the bundle or absolute.
     host_root: String,
+    /// The pod's network namespace, and its name servers.
+    network: Option<PathBuf>,
+    dns: Vec<String>,
 }
 
 /// What the guest is asked for.
@@ -242,6 +246,8 @@ impl Tasks {
         Ok(Plan {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),
+            network: prepared.network.clone(),
+            dns: prepared.dns.clone(),
             shared: is_shared.then(|| vm.clone()),
             storages: if is_shared {
                 vec![rootfs::shared_storage()]
@@ -353,6 +359,11 @@ fn prepare(
     if source == Source::Host && config.vm.shared_fs == SharedFs::None {
         return Err(rootfs_error(&RootfsError::NotShared));
     }
+    // Its first container speaks for the pod.
+    let (network, dns) = match container.role.owns_vm() {
+        true => (network::wanted(&spec)?, network::resolv_conf(&spec)),
+        false => (None, Vec::new()),
+    };
     let binds = amend(&mut spec, config.disable_guest_seccomp);
     let destination = |bind: &HostBind| {
         spec.mounts
@@ -369,6 +380,8 @@ fn prepare(
         source,
         binds,
         host_root,
+        network,
+        dns,
     })
 }
 

@@ -15,6 +15,7 @@ pub mod image;
 pub mod init_data;
 pub mod line;
 mod need;
+pub mod node;
 pub mod pod;
 pub mod postgres;
 pub mod product;

@@ -126,7 +126,7 @@ fn annotations(init_data: Option<&Path>) -> Result<Value> {
 /// The specification: what is not in it, the guest takes from the image.
 fn spec(args: &[String], annotations: &Value) -> Value {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
-    let namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount", "cgroup"]
+    let namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount", "cgroup", "network"]
         .iter()
         .map(|kind| json!({"type": kind}))
         .collect();

@@ -57,6 +57,7 @@ async fn is_taken(machine: Machine) {
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
         scratch_fd: Some(scratch.as_raw_fd()),
+        tap_fds: Vec::new(),
     };
     let mut words: Vec<OsString> = arguments(&spec, &facts)
         .into_iter()

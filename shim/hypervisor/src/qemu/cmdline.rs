@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use crate::accel::Resolved;
+use crate::nic;
 use crate::qemu::kernel;
 use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, SharedFs, VmSpec};
 
@@ -28,6 +29,8 @@ pub struct Facts {
     pub console_fd: RawFd,
     /// The scratch disk's file, where the spec asks for one.
     pub scratch_fd: Option<RawFd>,
+    /// The tap device of each of the spec's network interfaces.
+    pub tap_fds: Vec<RawFd>,
 }
 
 /// How the vsock device is offered to the guest.
@@ -68,6 +71,9 @@ pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
     }
     if let Some(fs) = &spec.spec().shared_fs {
         line.shared_fs(fs);
+    }
+    for (index, (nic, fd)) in spec.spec().nics.iter().zip(&facts.tap_fds).enumerate() {
+        line.nic(index, nic.mac, *fd);
     }
     line.words
 }
@@ -225,6 +231,16 @@ impl Line {
                 scratch.serial
             ),
         );
+    }
+
+    /// Without the option ROM, from which nobody boots.
+    fn nic(&mut self, index: usize, mac: [u8; 6], fd: RawFd) {
+        self.option("-netdev", nic::backend(index, fd));
+        let rom = match self.machine {
+            Machine::Q35 => ",romfile=",
+            Machine::Microvm => "",
+        };
+        self.device("virtio-net", &format!("{}{rom}", nic::card(index, mac)));
     }
 
     fn shared_fs(&mut self, fs: &SharedFs) {

@@ -1,0 +1,113 @@
+//! A network interface of the guest: a descriptor that the caller opened, and the address that the
+//! guest's card has.
+//!
+//! QEMU inherits the descriptor and nothing else of the network: it neither makes nor names a device of
+//! the host, and may stand in another network namespace than the device.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// The most interfaces of one VM. A microvm has 24 virtio-mmio slots, of which [`crate::spec::MAX_DISKS`]
+/// may be taken by disks, and three by the other devices.
+pub const MAX_NICS: usize = 5;
+
+/// A network interface.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// The hardware address of the guest's card.
+    pub mac: [u8; 6],
+    tap: Arc<OwnedFd>,
+}
+
+/// Why the interfaces were refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum NicError {
+    /// Too many.
+    #[error("{count} network interfaces: at most {MAX_NICS} are supported")]
+    TooMany {
+        /// As asked for.
+        count: usize,
+    },
+    /// A hardware address that no card can have, or that two would have.
+    #[error("hardware address {}: use one of one card, each once", spelled(*mac))]
+    Mac {
+        /// The address.
+        mac: [u8; 6],
+    },
+}
+
+impl Nic {
+    /// An interface behind an open tap or macvtap device, in the mode that has a header before each
+    /// packet (`IFF_VNET_HDR`) and one queue.
+    #[must_use]
+    pub fn new(mac: [u8; 6], tap: OwnedFd) -> Self {
+        Self {
+            mac,
+            tap: Arc::new(tap),
+        }
+    }
+
+    pub(crate) fn tap(&self) -> BorrowedFd<'_> {
+        self.tap.as_fd()
+    }
+}
+
+/// The same address and the same descriptor: two files cannot be compared.
+impl PartialEq for Nic {
+    fn eq(&self, other: &Self) -> bool {
+        self.mac == other.mac && self.tap.as_raw_fd() == other.tap.as_raw_fd()
+    }
+}
+
+impl Eq for Nic {}
+
+pub(crate) fn check(nics: &[Nic]) -> Result<(), NicError> {
+    if nics.len() > MAX_NICS {
+        return Err(NicError::TooMany { count: nics.len() });
+    }
+    for (index, Nic { mac, .. }) in nics.iter().enumerate() {
+        let is_group = mac[0] & 1 == 1;
+        let is_second = nics[..index].iter().any(|other| other.mac == *mac);
+        if is_group || is_second || *mac == [0; 6] {
+            return Err(NicError::Mac { mac: *mac });
+        }
+    }
+    Ok(())
+}
+
+/// The words of `-netdev`: a tap, which QEMU neither sets up nor down.
+pub(crate) fn backend(index: usize, fd: RawFd) -> String {
+    format!("tap,id=net{index},fd={fd},vhost=off")
+}
+
+/// The properties of the guest's card.
+pub(crate) fn card(index: usize, mac: [u8; 6]) -> String {
+    format!("netdev=net{index},mac={}", spelled(mac))
+}
+
+fn spelled(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic(mac: [u8; 6]) -> Nic {
+        Nic::new(mac, std::fs::File::open("/dev/null").unwrap().into())
+    }
+
+    #[test]
+    fn cards_have_addresses_of_their_own() {
+        let (one, two) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        check(&[nic(one), nic(two)]).unwrap();
+        for wrong in [vec![one, one], vec![[1, 0, 0, 0, 0, 1]], vec![[0; 6]]] {
+            let nics: Vec<_> = wrong.into_iter().map(nic).collect();
+            assert!(matches!(check(&nics), Err(NicError::Mac { .. })));
+        }
+        let many: Vec<_> = (0..6).map(|last| nic([2, 0, 0, 0, 0, last])).collect();
+        assert_eq!(check(&many), Err(NicError::TooMany { count: 6 }));
+    }
+}
