@@ -1,7 +1,6 @@
 //! The creation of a container: configuration, VM (for the first of a pod), root file system,
 //! specification, and the guest's part. Every step that fails undoes those before it.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +11,6 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::types::mount::Mount;
-use hypervisor::{Scratch, VmSpec};
 use tracing::{info, warn};
 
 use super::make::make;
@@ -21,21 +19,14 @@ use crate::config::{self, Config, ConfigError, SharedFs};
 use crate::container::Container;
 use crate::creation::Step;
 use crate::guest::{Guest, NewContainer, ProcessId};
-use crate::init_data;
 use crate::io::{self, Stdio};
 use crate::network;
 use crate::process::{KILLED, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
-use crate::sandbox::Plan;
 use crate::spec::amend::{HostBind, amend};
 use crate::spec::group::{self, Role};
-use crate::spec::{self, Spec, proto, size};
+use crate::spec::{self, Spec, proto};
 use crate::state_dir::is_plain_name;
-
-/// The file in the state directory that keeps the guest's console.
-const CONSOLE_LOG: &str = "console.log";
-/// The serial by which the agent finds the scratch disk.
-const SCRATCH_SERIAL: &str = "cloister-scratch";
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -53,16 +44,16 @@ pub struct CreateRequest {
 }
 
 /// What was read and decided before anything is done.
-struct Prepared {
-    config: Config,
-    spec: Spec,
-    source: Source,
-    binds: Vec<HostBind>,
+pub(super) struct Prepared {
+    pub(super) config: Config,
+    pub(super) spec: Spec,
+    pub(super) source: Source,
+    pub(super) binds: Vec<HostBind>,
     /// The root's path on the host, relative to the bundle or absolute.
     host_root: String,
     /// The pod's network namespace, and its name servers.
-    network: Option<PathBuf>,
-    dns: Vec<String>,
+    pub(super) network: Option<PathBuf>,
+    pub(super) dns: Vec<String>,
 }
 
 /// What the guest is asked for.
@@ -216,69 +207,6 @@ impl Tasks {
         Ok(())
     }
 
-    fn plan(&self, container: &Container, prepared: &Prepared) -> Result<Plan, GuestError> {
-        let internal = |error: std::io::Error| GuestError::new(ErrorCode::Internal, "vmm", error);
-        let Prepared { config, spec, .. } = prepared;
-        std::fs::create_dir_all(self.directory.shared()).map_err(internal)?;
-        let mut vm = config.vm.clone();
-        size::fit(&mut vm, spec);
-        let mut kernel_params = vm.kernel_params.clone();
-        kernel_params.push(format!("cloister.tee={}", config.tee.name()));
-        let mut disks = Vec::new();
-        let init_data = init_data::prepare(
-            &spec.annotations,
-            config.init_data.as_deref(),
-            &self.directory,
-        )
-        .map_err(|error| GuestError::new(ErrorCode::InitDataInvalid, "init-data", error))?;
-        if let Some(prepared) = init_data {
-            disks.push(prepared.disk);
-            kernel_params.push(prepared.kernel_param);
-        }
-        let scratch =
-            scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
-        // A pod's later containers may need files of the host; one on its own is known already.
-        let may_share = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
-        let needs_share = container.role == Role::Sandbox
-            || prepared.source == Source::Host
-            || !prepared.binds.is_empty();
-        let is_shared = may_share && needs_share;
-        Ok(Plan {
-            id: self.sandbox_id.clone(),
-            hostname: spec.hostname.clone(),
-            network: prepared.network.clone(),
-            dns: prepared.dns.clone(),
-            shared: is_shared.then(|| vm.clone()),
-            storages: if is_shared {
-                vec![rootfs::shared_storage()]
-            } else {
-                Vec::new()
-            },
-            directory: self.directory.clone(),
-            relay_allow: config.relay_allow.clone(),
-            mirror: config.mirror.open(),
-            within: config.boot_timeout,
-            vm: VmSpec {
-                machine: vm.machine,
-                accel: vm.accel,
-                vcpus: vm.vcpus,
-                memory_mib: vm.memory_mib,
-                initrd: vm.initrd,
-                firmware: vm.firmware,
-                qemu: vm.qemu,
-                kernel_params,
-                disks,
-                scratch,
-                console_log: Some(self.directory.path().join(CONSOLE_LOG)),
-                ..VmSpec::new(
-                    &vm_name(&self.sandbox_id),
-                    &vm.kernel,
-                    self.directory.path(),
-                )
-            },
-        })
-    }
-
     /// Puts the host's files where the guest sees them, and their guest paths into the
     /// specification.
     async fn share(
@@ -385,24 +313,6 @@ fn prepare(
     })
 }
 
-/// The guest's scratch disk, in a directory that is made where it is missing.
-fn scratch(config: &Config) -> Result<Option<Scratch>, String> {
-    if config.scratch_mib == 0 {
-        return Ok(None);
-    }
-    let directory = config.scratch_dir.clone();
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&directory)
-        .map_err(|error| format!("cloister.scratch_dir {directory:?}: {error}"))?;
-    Ok(Some(Scratch {
-        directory,
-        mib: config.scratch_mib,
-        serial: SCRATCH_SERIAL.to_owned(),
-    }))
-}
-
 fn rootfs_error(error: &RootfsError) -> GuestError {
     let code = match error {
         RootfsError::Volume(_)
@@ -415,9 +325,4 @@ fn rootfs_error(error: &RootfsError) -> GuestError {
         RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
     };
     GuestError::new(code, "rootfs", error)
-}
-
-/// A name for the process list: ids may be longer than names of VMs.
-fn vm_name(id: &str) -> String {
-    id.chars().take(hypervisor::spec::MAX_NAME).collect()
 }

@@ -4,6 +4,7 @@
 mod create;
 mod make;
 mod options;
+mod plan;
 pub mod service;
 
 use std::path::PathBuf;

@@ -76,10 +76,9 @@ fn the_hosts_network_is_refused_with_a_reason() {
     let stage = Stage::plain().unwrap();
     let config = Settings::plain().write(&stage.state, "c.toml").unwrap();
     let root = stage.empty();
-    for flags in [
-        vec!["--net-host"],
-        vec!["--with-ns", "network:/proc/1/ns/net"],
-    ] {
+    // Of a process that everybody may look at, and that is in no other.
+    let own = format!("network:/proc/{}/ns/net", std::process::id());
+    for flags in [vec!["--net-host"], vec!["--with-ns", own.as_str()]] {
         let pod = Pod::new("hosted", &config, &root, &["/bin/true"]).flag(&flags);
         let error = stage.refuse(&pod, "failed-precondition", SHORT).unwrap();
         assert!(error.contains("hostNetwork"), "{error}");

@@ -1,0 +1,115 @@
+//! What a pod's VM is booted from: the configuration, sized by the specification, with the disks, the
+//! shared directory and the network that the pod needs.
+
+use std::os::unix::fs::DirBuilderExt;
+
+use agent_api::{ErrorCode, GuestError};
+use hypervisor::{Scratch, VmSpec};
+
+use super::Tasks;
+use super::create::Prepared;
+use crate::config::{Config, SharedFs};
+use crate::container::Container;
+use crate::init_data;
+use crate::rootfs::{self, Source};
+use crate::sandbox::Plan;
+use crate::spec::group::Role;
+use crate::spec::size;
+
+/// The file in the state directory that keeps the guest's console.
+const CONSOLE_LOG: &str = "console.log";
+/// The serial by which the agent finds the scratch disk.
+const SCRATCH_SERIAL: &str = "cloister-scratch";
+
+impl Tasks {
+    /// The plan for the first container of a pod.
+    pub(super) fn plan(
+        &self,
+        container: &Container,
+        prepared: &Prepared,
+    ) -> Result<Plan, GuestError> {
+        let internal = |error: std::io::Error| GuestError::new(ErrorCode::Internal, "vmm", error);
+        let Prepared { config, spec, .. } = prepared;
+        std::fs::create_dir_all(self.directory.shared()).map_err(internal)?;
+        let mut vm = config.vm.clone();
+        size::fit(&mut vm, spec);
+        let mut kernel_params = vm.kernel_params.clone();
+        kernel_params.push(format!("cloister.tee={}", config.tee.name()));
+        let mut disks = Vec::new();
+        let init_data = init_data::prepare(
+            &spec.annotations,
+            config.init_data.as_deref(),
+            &self.directory,
+        )
+        .map_err(|error| GuestError::new(ErrorCode::InitDataInvalid, "init-data", error))?;
+        if let Some(prepared) = init_data {
+            disks.push(prepared.disk);
+            kernel_params.push(prepared.kernel_param);
+        }
+        let scratch =
+            scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
+        // A pod's later containers may need files of the host; one on its own is known already.
+        let may_share = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
+        let needs_share = container.role == Role::Sandbox
+            || prepared.source == Source::Host
+            || !prepared.binds.is_empty();
+        let is_shared = may_share && needs_share;
+        Ok(Plan {
+            id: self.sandbox_id.clone(),
+            hostname: spec.hostname.clone(),
+            network: prepared.network.clone(),
+            dns: prepared.dns.clone(),
+            shared: is_shared.then(|| vm.clone()),
+            storages: if is_shared {
+                vec![rootfs::shared_storage()]
+            } else {
+                Vec::new()
+            },
+            directory: self.directory.clone(),
+            relay_allow: config.relay_allow.clone(),
+            mirror: config.mirror.open(),
+            within: config.boot_timeout,
+            vm: VmSpec {
+                machine: vm.machine,
+                accel: vm.accel,
+                vcpus: vm.vcpus,
+                memory_mib: vm.memory_mib,
+                initrd: vm.initrd,
+                firmware: vm.firmware,
+                qemu: vm.qemu,
+                kernel_params,
+                disks,
+                scratch,
+                console_log: Some(self.directory.path().join(CONSOLE_LOG)),
+                ..VmSpec::new(
+                    &vm_name(&self.sandbox_id),
+                    &vm.kernel,
+                    self.directory.path(),
+                )
+            },
+        })
+    }
+}
+
+/// The guest's scratch disk, in a directory that is made where it is missing.
+fn scratch(config: &Config) -> Result<Option<Scratch>, String> {
+    if config.scratch_mib == 0 {
+        return Ok(None);
+    }
+    let directory = config.scratch_dir.clone();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .map_err(|error| format!("cloister.scratch_dir {directory:?}: {error}"))?;
+    Ok(Some(Scratch {
+        directory,
+        mib: config.scratch_mib,
+        serial: SCRATCH_SERIAL.to_owned(),
+    }))
+}
+
+/// A name for the process list: ids may be longer than names of VMs.
+fn vm_name(id: &str) -> String {
+    id.chars().take(hypervisor::spec::MAX_NAME).collect()
+}
