@@ -305,10 +305,47 @@ pub fn fill_process(
     Ok(())
 }
 
+/// Makes the directories that the image calls volumes, where its layers have none. What is written there is the
+/// container's, as all of its root is; who wants more mounts something on them.
+///
+/// # Errors
+///
+/// Names the volume.
+pub fn make_volumes(root: &Path, config: &ImageConfiguration) -> Result<(), GuestError> {
+    let volumes = config
+        .config()
+        .as_ref()
+        .and_then(|config| config.volumes().as_ref());
+    for volume in volumes.into_iter().flatten() {
+        let what = format!("volume {} of the image", image_rs::shown(volume));
+        path::make_in_root(root, Path::new(volume)).or_fail(
+            ErrorCode::InvalidArgument,
+            "create",
+            what,
+        )?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn volumes_are_made_in_the_root_whatever_links_are_on_their_way() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("/real", root.path().join("link")).unwrap();
+        let config = serde_json::from_value(json!({
+            "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+            "config": {"Volumes": {"/data/deep": {}, "/link/in": {}, "/real": {}}},
+        }))
+        .unwrap();
+        make_volumes(root.path(), &config).unwrap();
+        assert!(root.path().join("data/deep").is_dir());
+        assert!(root.path().join("real/in").is_dir());
+    }
 
     fn image() -> ImageConfiguration {
         serde_json::from_value(json!({

@@ -6,6 +6,8 @@
 //! enforced by profiles that only it has (AppArmor, SELinux) is dropped. What would be silently
 //! ineffective in the guest (seccomp, hooks, host devices) is refused by name.
 
+mod text;
+
 use std::path::Path;
 
 use agent_api::{GuestError, oci};
@@ -58,6 +60,7 @@ pub struct Confined {
 /// Names what is malformed or not supported.
 pub fn confine(oci: &oci::Spec, place: Place<'_>) -> Result<Confined, GuestError> {
     refuse_unsupported(oci)?;
+    text::check(PHASE, &oci.Process)?;
     for mount in &oci.Mounts {
         check_mount(mount)?;
     }
@@ -79,6 +82,7 @@ pub fn confine(oci: &oci::Spec, place: Place<'_>) -> Result<Confined, GuestError
 ///
 /// Names what is malformed.
 pub fn process(oci: &oci::Process) -> Result<Process, GuestError> {
+    text::check(PHASE, oci)?;
     serde_json::from_value(process_json(oci))
         .map_err(|error| invalid(PHASE, format!("not an OCI process: {error}")))
 }

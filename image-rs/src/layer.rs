@@ -29,6 +29,7 @@ use crate::shown::shown_list;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
 use blob::Blob;
 use content::{Chunk, Content};
+pub(crate) use decoder::Windows;
 use decoder::{Decoder, wants_more_window};
 
 /// Pieces between the network and the decoder; each has at most what is read from a connection at once.
@@ -140,8 +141,9 @@ pub(crate) fn decode(
     root: &Root,
     options: &Options,
     usage: &Usage,
+    windows: &Windows,
 ) -> Result<Journal, LayerError> {
-    decode_blob(plan, pieces, root, options, usage).map_err(|error| match error {
+    decode_blob(plan, pieces, root, options, usage, windows).map_err(|error| match error {
         LayerError::Fetch(source)
             if !plan.urls.is_empty()
                 && matches!(source.decisive(), RegistryError::NotFound { .. }) =>
@@ -159,12 +161,15 @@ fn decode_blob(
     root: &Root,
     options: &Options,
     usage: &Usage,
+    windows: &Windows,
 ) -> Result<Journal, LayerError> {
     let blob = Blob::new(plan, pieces)?;
     let (compression, window) = (plan.compression, options.limits.zstd_window_bytes);
     let ratio = plan.size.saturating_mul(options.limits.ratio);
     let cap = ratio.max(options.limits.ratio_floor_bytes);
-    let decoder = Decoder::new(compression, blob, window).map_err(LayerError::Decompress)?;
+    let mut lent = windows.lend();
+    let decoder = Decoder::new(compression, blob, window, &mut lent);
+    let decoder = decoder.map_err(LayerError::Decompress)?;
     let (send, chunks) = channel::sync_channel(CHUNKS_AHEAD);
     let (give_back, spare) = channel::channel();
     let hasher = plan.diff_id.hasher();
@@ -214,7 +219,7 @@ struct Inflated {
 
 /// Decompresses into chunks, in buffers that come back, and holds the layer to `cap` bytes.
 fn inflate(
-    mut decoder: Decoder<Blob>,
+    mut decoder: Decoder<'_, Blob>,
     cap: u64,
     send: &channel::SyncSender<Chunk>,
     spare: &channel::Receiver<Vec<u8>>,
@@ -246,7 +251,7 @@ fn inflate(
 }
 
 /// Fills a chunk as far as there is something; whether there may be more.
-fn fill(decoder: &mut Decoder<Blob>, chunk: &mut Vec<u8>) -> io::Result<bool> {
+fn fill(decoder: &mut Decoder<'_, Blob>, chunk: &mut Vec<u8>) -> io::Result<bool> {
     chunk.resize(CHUNK_BYTES, 0);
     let mut filled = 0;
     let mut result = Ok(true);

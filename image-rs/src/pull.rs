@@ -176,6 +176,7 @@ impl Puller {
             usage: Arc::new(Usage::default()),
             space: work.space,
             teller: work.teller.clone(),
+            windows: Arc::default(),
             _alive: alive,
         };
         let result = self.run(&pull, &work, timings).await;

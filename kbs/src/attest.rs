@@ -91,12 +91,11 @@ pub(crate) async fn attest(
     let now = SystemTime::now();
     let name = challenge.policy.as_deref();
     let selector = Selector::new(name, CPU_CLASS).map_err(no_policy)?;
-    // A name that no policy has is refused before evidence is looked at.
-    broker.rules.appraisal_for(&selector).await?;
     let mut entry = entry(challenge, &request);
     let judged = match judge(broker, challenge, &request, now).await {
         Ok(parts) => {
-            // By what holds now, and not by what held before collateral was waited for.
+            // By what holds now, and not by what held before collateral was waited for. Which names have a policy is
+            // told to nobody who has no evidence.
             let (policy, version) = broker.rules.appraisal_for(&selector).await?;
             let (references, number) = broker.rules.references(SystemTime::now());
             entry = entry.by(Versions {

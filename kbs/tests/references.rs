@@ -186,6 +186,11 @@ async fn what_a_reference_message_must_not_be_is_named() {
         (json!({"type": "corim"}), "CBOR"),
         (json!({"payload": "x"}), "base64"),
         (json!({"payload": "W10="}), "map"),
+        // {"a":1,"b":2,"a":3}
+        (
+            json!({"payload": "eyJhIjoxLCJiIjoyLCJhIjozfQ=="}),
+            "\"a\" is there twice",
+        ),
         (json!({"payload": "e30="}), "1 to"),
     ] {
         let (kind, error) = owner

@@ -108,6 +108,7 @@ impl Sandbox {
         let process = oci.Process.mut_or_insert_default();
         if let Root::Pulled(rootfs) = &root {
             image::fill_process(process, &rootfs.config)?;
+            image::make_volumes(&rootfs.path, &rootfs.config)?;
         }
         if process.Args.is_empty() && !matches!(root, Root::Pause(_)) {
             return Err(invalid("create", "OCI.Process.Args is empty"));

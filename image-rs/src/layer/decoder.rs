@@ -1,29 +1,73 @@
 //! The plain blob, decompressed: gzip with all its members, zstd with all its frames and what may be skipped.
 
 use std::io::{self, BufRead, Read};
+use std::sync::{Mutex, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
 use ocicrypt::media_type::Compression;
+use zstd::zstd_safe::{DCtx, ResetDirective};
 
 /// What the format of zstd has at least and at most, as powers of two.
 const WINDOW_LOG: (u32, u32) = (10, 31);
 
-/// A decoder over the blob.
-pub(super) enum Decoder<B: BufRead> {
-    None(B),
-    Gzip(Box<MultiGzDecoder<B>>),
-    Zstd(Box<zstd::Decoder<'static, B>>),
+/// The memory of zstd's decoders, which the layers of one image use one after the other. An allocator that gets a
+/// window of 8 MiB back and has to find another may take a second one for it.
+#[derive(Default)]
+pub(crate) struct Windows(Mutex<Vec<DCtx<'static>>>);
+
+impl Windows {
+    pub(super) fn lend(&self) -> Window<'_> {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Window {
+            windows: self,
+            context: spare,
+        }
+    }
 }
 
-impl<B: BufRead> Decoder<B> {
-    /// A decoder that looks back at most `window` bytes, which is the memory that a stream can make it take.
-    pub(super) fn new(compression: Compression, blob: B, window: u64) -> io::Result<Self> {
+/// The memory of one decoder; it goes back when the decoder is done.
+pub(super) struct Window<'a> {
+    windows: &'a Windows,
+    context: Option<DCtx<'static>>,
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        let mut spare = self
+            .windows
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        spare.extend(self.context.take());
+    }
+}
+
+/// A decoder over the blob.
+pub(super) enum Decoder<'a, B: BufRead> {
+    None(B),
+    Gzip(Box<MultiGzDecoder<B>>),
+    Zstd(Box<zstd::Decoder<'a, B>>),
+}
+
+impl<'a, B: BufRead> Decoder<'a, B> {
+    /// A decoder that looks back at most `cap` bytes, which is the memory that a stream can make it take.
+    pub(super) fn new(
+        compression: Compression,
+        blob: B,
+        cap: u64,
+        window: &'a mut Window<'_>,
+    ) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None(blob),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(blob))),
             Compression::Zstd => {
-                let mut decoder = zstd::Decoder::with_buffer(blob)?;
-                decoder.window_log_max(window_log(window))?;
+                let context = window.context.get_or_insert_default();
+                // The stream before may have ended in the middle.
+                context
+                    .reset(ResetDirective::SessionOnly)
+                    .map_err(|code| io::Error::other(zstd::zstd_safe::get_error_name(code)))?;
+                let mut decoder = zstd::Decoder::with_context(blob, context);
+                decoder.window_log_max(window_log(cap))?;
                 Self::Zstd(Box::new(decoder))
             }
         })
@@ -38,7 +82,7 @@ impl<B: BufRead> Decoder<B> {
     }
 }
 
-impl<B: BufRead> Read for Decoder<B> {
+impl<B: BufRead> Read for Decoder<'_, B> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::None(blob) => blob.read(buffer),
@@ -65,7 +109,9 @@ mod tests {
     use super::*;
 
     fn decode(compression: Compression, blob: &[u8], window: u64) -> io::Result<Vec<u8>> {
-        let mut decoder = Decoder::new(compression, blob, window)?;
+        let windows = Windows::default();
+        let mut lent = windows.lend();
+        let mut decoder = Decoder::new(compression, blob, window, &mut lent)?;
         let mut decoded = Vec::new();
         decoder.read_to_end(&mut decoded)?;
         assert!(
@@ -89,6 +135,21 @@ mod tests {
     fn skippable(number: u8, bytes: &[u8]) -> Vec<u8> {
         let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
         [&[0x50 | number, 0x2a, 0x4d, 0x18], &length[..], bytes].concat()
+    }
+
+    #[test]
+    fn a_window_that_a_stream_was_cut_off_in_serves_the_next() {
+        let windows = Windows::default();
+        let frame = zstd(&"as long as needs more than one read ".repeat(8000));
+        let read = |blob: &[u8]| {
+            let mut lent = windows.lend();
+            let mut decoder = Decoder::new(Compression::Zstd, blob, 1 << 23, &mut lent).unwrap();
+            decoder.read_to_end(&mut Vec::new())
+        };
+        assert!(read(&frame[..frame.len() - 5]).is_err());
+        assert_eq!(read(&frame).unwrap(), 36 * 8000);
+        let spare = windows.0.lock().unwrap().len();
+        assert_eq!(spare, 1, "one after the other take one");
     }
 
     #[test]

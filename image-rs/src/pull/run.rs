@@ -20,7 +20,7 @@ use super::shared::{Joined, LayerKey, Lead, Part, Shared};
 use super::space::Space;
 use super::stage::{self, Stage};
 use super::{PullConfig, PullError, Timings};
-use crate::layer::{self, LayerError, PIECES_AHEAD, Piece, Pieces, Plan};
+use crate::layer::{self, LayerError, PIECES_AHEAD, Piece, Pieces, Plan, Windows};
 use crate::place::{BlobReader, Place};
 use crate::unpack::{Journal, Options, Root, Size, Tree, UnpackError, Usage, copy_layer};
 
@@ -37,6 +37,7 @@ pub(super) struct Pull {
     pub(super) usage: Arc<Usage>,
     pub(super) space: Space,
     pub(super) teller: Teller,
+    pub(super) windows: Arc<Windows>,
     /// Last, because fields are dropped in order: whoever waits for its end finds the stage removed.
     pub(super) _alive: mpsc::Sender<()>,
 }
@@ -96,7 +97,7 @@ impl Pull {
         root: &Root,
         usage: &Usage,
     ) -> Result<Journal, LayerError> {
-        layer::decode(plan, pieces, root, &self.options, usage)
+        layer::decode(plan, pieces, root, &self.options, usage, &self.windows)
     }
 
     /// A method for the same reason.

@@ -4,6 +4,7 @@
 //! has already stays beside it.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,7 +16,10 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use kbs_protocol::ErrorKind;
 use policies::reference::{Provenance, ReferenceError, ReferenceValue, Version};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, MapAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
 use super::{Answer, Body, administration, from, invalid, now, query, refreshed, storage};
@@ -30,6 +34,8 @@ use crate::{
 
 /// Names in one JSON map.
 const REFERENCE_VALUES: usize = 4096;
+/// Characters of a name in a refusal.
+const NAME_SHOWN: usize = 128;
 /// The version of Trustee's message.
 pub(crate) const MESSAGE_VERSION: &str = "0.1.0";
 /// A JSON map from name to value.
@@ -178,8 +184,11 @@ fn document(
 }
 
 fn sample(payload: &[u8], admin: &Administrator) -> Result<Vec<ReferenceValue>, Refusal> {
-    let values: Map<String, Value> = serde_json::from_slice(payload)
-        .map_err(|_| invalid("payload: not a JSON map from name to value"))?;
+    let Once(values) = serde_json::from_slice(payload).map_err(|error| {
+        invalid(&format!(
+            "payload: not a JSON map from name to value: {error}"
+        ))
+    })?;
     if values.is_empty() || values.len() > REFERENCE_VALUES {
         return Err(invalid(&format!(
             "payload: write 1 to {REFERENCE_VALUES} values"
@@ -197,6 +206,37 @@ fn sample(payload: &[u8], admin: &Administrator) -> Result<Vec<ReferenceValue>, 
     };
     let all: Result<_, ReferenceError> = values.into_iter().map(one).collect();
     all.map_err(|error| invalid(&format!("payload: {error}")))
+}
+
+/// A map that has each name once: of two values, which one is meant cannot be known.
+struct Once(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(OnceVisitor)
+    }
+}
+
+struct OnceVisitor;
+
+impl<'de> Visitor<'de> for OnceVisitor {
+    type Value = Once;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name and its value, each name once")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Once, A::Error> {
+        let mut values = Map::new();
+        while let Some((name, value)) = access.next_entry::<String, Value>()? {
+            if values.contains_key(&name) {
+                let name: String = name.chars().take(NAME_SHOWN).collect();
+                return Err(A::Error::custom(format!("{name:?} is there twice")));
+            }
+            values.insert(name, value);
+        }
+        Ok(Once(values))
+    }
 }
 
 fn time(text: Option<&str>, member: &str) -> Result<Option<SystemTime>, Refusal> {

@@ -12,10 +12,10 @@ use sqlx::{AnyPool, Row};
 
 use super::StoreError;
 
-/// Between two rounds.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Pages of a log that is worth a round, and of one that has to begin anew: 1 and 32 MiB.
-const WORTH: i64 = 250;
+/// Between two rounds. They are many and small: what a large one writes is in the way of the next commit.
+const PAUSE: Duration = Duration::from_millis(25);
+/// Pages of a log that is worth a round, and of one that has to begin anew: 256 KiB and 32 MiB.
+const WORTH: i64 = 64;
 const LONG: i64 = 8000;
 
 /// For connections that write.

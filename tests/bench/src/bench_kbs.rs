@@ -38,6 +38,9 @@ struct Options {
     /// Only this load on the small store and no figures: for a profiler.
     #[arg(long)]
     only: Option<Load>,
+    /// With `--only`: latencies at this share of the most that the broker can do.
+    #[arg(long, requires = "only")]
+    share: Option<f64>,
 }
 
 const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
@@ -78,6 +81,12 @@ fn main() -> Result<()> {
             let time = Duration::from_secs_f64(options.seconds);
             let done = small.run(load, time, None).await?;
             eprintln!("{:.1} us, {:.0}/s", done.micros(), done.rate());
+            if let Some(share) = options.share {
+                let done = small.run(load, time, Some(done.rate() * share)).await?;
+                let [p50, p90, p99, most] =
+                    [0.5, 0.9, 0.99, 1.0].map(|share| done.quantile(share) * 1000.0);
+                eprintln!("p50 {p50:.2} ms, p90 {p90:.2}, p99 {p99:.2}, most {most:.2}");
+            }
             return Ok(Vec::new());
         }
         let large = Stage::start(&set, "large", options.resources, options.policies).await?;
