@@ -5,16 +5,16 @@
 //!                                                         ◄─ buffers ◄─
 //! ```
 //!
-//! So one layer keeps more than one core busy, and several layers all of them. Both channels are short and the chunks'
+//! So one layer keeps more than one core busy. Where there are layers for all cores, one thread does both, and what it
+//! decompressed is still in its core's cache when it is hashed and written. The channels are short and the chunks'
 //! buffers come back, so that a layer takes the same small memory however large it is.
 
 mod blob;
 mod content;
 mod decoder;
+mod inflate;
 
-use std::io::{self, Read};
-use std::sync::mpsc as channel;
-use std::thread;
+use std::io;
 
 use bytes::Bytes;
 use ocicrypt::LayerOptions;
@@ -28,16 +28,13 @@ use crate::registry::RegistryError;
 use crate::shown::shown_list;
 use crate::unpack::{Archive, Journal, Options, Root, UnpackError, Usage, unpack};
 use blob::Blob;
-use content::{Chunk, Content};
+use content::{Content, Source};
 pub(crate) use decoder::Windows;
 use decoder::{Decoder, wants_more_window};
+use inflate::Inflater;
 
 /// Pieces between the network and the decoder; each has at most what is read from a connection at once.
-pub(crate) const PIECES_AHEAD: usize = 3;
-/// Bytes of a chunk on its way from the decoder to the files.
-const CHUNK_BYTES: usize = 128 * 1024;
-/// Chunks between the decoder and the files.
-const CHUNKS_AHEAD: usize = 12;
+pub(crate) const PIECES_AHEAD: usize = 8;
 /// Places of a foreign layer that an error tells.
 const URLS_SHOWN_MAX: usize = 3;
 
@@ -125,6 +122,14 @@ pub(crate) struct Plan {
     pub(crate) decrypt: Option<LayerOptions>,
 }
 
+/// What the machine has for a layer.
+pub(crate) struct Machine<'a> {
+    /// The memory of decoders.
+    pub(crate) windows: &'a Windows,
+    /// Whether other layers keep its cores busy already.
+    pub(crate) busy: bool,
+}
+
 /// Pieces of a blob on their way to a decoder.
 pub(crate) type Pieces = Receiver<Piece>;
 
@@ -141,9 +146,9 @@ pub(crate) fn decode(
     root: &Root,
     options: &Options,
     usage: &Usage,
-    windows: &Windows,
+    machine: &Machine<'_>,
 ) -> Result<Journal, LayerError> {
-    decode_blob(plan, pieces, root, options, usage, windows).map_err(|error| match error {
+    decode_blob(plan, pieces, root, options, usage, machine).map_err(|error| match error {
         LayerError::Fetch(source)
             if !plan.urls.is_empty()
                 && matches!(source.decisive(), RegistryError::NotFound { .. }) =>
@@ -161,108 +166,59 @@ fn decode_blob(
     root: &Root,
     options: &Options,
     usage: &Usage,
-    windows: &Windows,
+    machine: &Machine<'_>,
 ) -> Result<Journal, LayerError> {
     let blob = Blob::new(plan, pieces)?;
     let (compression, window) = (plan.compression, options.limits.zstd_window_bytes);
     let ratio = plan.size.saturating_mul(options.limits.ratio);
     let cap = ratio.max(options.limits.ratio_floor_bytes);
-    let mut lent = windows.lend();
+    let mut lent = machine.windows.lend();
     let decoder = Decoder::new(compression, blob, window, &mut lent);
-    let decoder = decoder.map_err(LayerError::Decompress)?;
-    let (send, chunks) = channel::sync_channel(CHUNKS_AHEAD);
-    let (give_back, spare) = channel::channel();
-    let hasher = plan.diff_id.hasher();
-    let mut archive = Archive::new(Content::new(chunks, give_back, hasher));
-    thread::scope(|scope| {
-        let inflating = scope.spawn(move || inflate(decoder, cap, &send, &spare));
-        let journal = unpack(&mut archive, root, options, usage);
-        let mut content = archive.into_inner();
-        // What stands behind the archive's end belongs to the digests, too.
-        let journal = journal.and_then(|journal| content.finish().map(|()| journal));
-        let diff_id = content.end();
-        // A panic there is one here, as it would be without a second thread.
-        let inflated = inflating
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        match journal {
-            Ok(journal) => {
-                inflated.blob.accept(&diff_id)?;
-                if diff_id != plan.diff_id {
-                    return Err(LayerError::DiffId {
-                        expected: plan.diff_id.clone(),
-                        found: diff_id,
-                    });
-                }
-                Ok(journal)
+    let mut inflater = Inflater::new(decoder.map_err(LayerError::Decompress)?, cap);
+    let read = |source: &mut dyn Source| read(plan, source, root, options, usage);
+    let (journal, diff_id) = if machine.busy {
+        read(&mut inflater)
+    } else {
+        inflater.ahead(|ahead| read(ahead))
+    };
+    let (blob, bytes) = inflater.into_blob();
+    match journal {
+        Ok(journal) => {
+            blob.accept(&diff_id)?;
+            if diff_id != plan.diff_id {
+                return Err(LayerError::DiffId {
+                    expected: plan.diff_id.clone(),
+                    found: diff_id,
+                });
             }
-            Err(UnpackError::Read(_)) if inflated.bytes > cap => Err(UnpackError::Ratio {
-                unpacked: inflated.bytes,
-                compressed: plan.size,
-                ratio: options.limits.ratio,
-            }
-            .into()),
-            Err(UnpackError::Read(error)) if wants_more_window(&error) => {
-                let (setting, cap) = ("zstd_window_bytes", window);
-                Err(UnpackError::Limit { setting, cap }.into())
-            }
-            Err(error) => Err(inflated.blob.explain(error)),
+            Ok(journal)
         }
-    })
-}
-
-/// What is left when all of a layer is decompressed, or nobody wants more of it.
-struct Inflated {
-    blob: Blob,
-    bytes: u64,
-}
-
-/// Decompresses into chunks, in buffers that come back, and holds the layer to `cap` bytes.
-fn inflate(
-    mut decoder: Decoder<'_, Blob>,
-    cap: u64,
-    send: &channel::SyncSender<Chunk>,
-    spare: &channel::Receiver<Vec<u8>>,
-) -> Inflated {
-    let mut bytes = 0;
-    loop {
-        let mut chunk = spare.try_recv().unwrap_or_default();
-        let more = fill(&mut decoder, &mut chunk);
-        bytes += chunk.len() as u64;
-        let more = match more {
-            _ if bytes > cap => Err(io::Error::other("the layer is far larger than its blob")),
-            more => more,
-        };
-        // Who unpacks needs no more when it has failed.
-        let wanted = send.send(Ok(chunk)).is_ok();
-        match more {
-            Ok(true) if wanted => {}
-            Ok(_) => break,
-            Err(error) => {
-                let _ = send.send(Err(error));
-                break;
-            }
+        Err(UnpackError::Read(_)) if bytes > cap => Err(UnpackError::Ratio {
+            unpacked: bytes,
+            compressed: plan.size,
+            ratio: options.limits.ratio,
         }
-    }
-    Inflated {
-        blob: decoder.into_inner(),
-        bytes,
+        .into()),
+        Err(UnpackError::Read(error)) if wants_more_window(&error) => {
+            let (setting, cap) = ("zstd_window_bytes", window);
+            Err(UnpackError::Limit { setting, cap }.into())
+        }
+        Err(error) => Err(blob.explain(error)),
     }
 }
 
-/// Fills a chunk as far as there is something; whether there may be more.
-fn fill(decoder: &mut Decoder<'_, Blob>, chunk: &mut Vec<u8>) -> io::Result<bool> {
-    chunk.resize(CHUNK_BYTES, 0);
-    let mut filled = 0;
-    let mut result = Ok(true);
-    while filled < CHUNK_BYTES && matches!(result, Ok(true)) {
-        match decoder.read(&mut chunk[filled..]) {
-            Ok(0) => result = Ok(false),
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => result = Err(error),
-        }
-    }
-    chunk.truncate(filled);
-    result
+/// Unpacks what `source` gives, to its end.
+fn read(
+    plan: &Plan,
+    source: &mut dyn Source,
+    root: &Root,
+    options: &Options,
+    usage: &Usage,
+) -> (Result<Journal, UnpackError>, Digest) {
+    let mut archive = Archive::new(Content::new(source, plan.diff_id.hasher()));
+    let journal = unpack(&mut archive, root, options, usage);
+    let mut content = archive.into_inner();
+    // What stands behind the archive's end belongs to the digests, too.
+    let journal = journal.and_then(|journal| content.finish().map(|()| journal));
+    (journal, content.end())
 }

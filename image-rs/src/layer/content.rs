@@ -1,32 +1,28 @@
-//! The decompressed layer on its way from the thread that makes it to the one that unpacks it.
+//! The decompressed layer as whoever unpacks it reads it.
 
 use std::io::{self, BufRead, Read};
-use std::sync::mpsc as channel;
 
 use crate::digest::{Digest, Hasher};
 use crate::unpack::UnpackError;
 
-/// A chunk of a layer.
-pub(super) type Chunk = io::Result<Vec<u8>>;
+/// Where the chunks of a layer come from.
+pub(super) trait Source {
+    /// The next chunk, `None` at the end; `spare` is a buffer that is free again.
+    fn next(&mut self, spare: Vec<u8>) -> io::Result<Option<Vec<u8>>>;
+}
 
 /// The decompressed layer, hashed for its `diff_id` as it is read.
-pub(super) struct Content {
-    chunks: channel::Receiver<Chunk>,
-    give_back: channel::Sender<Vec<u8>>,
+pub(super) struct Content<'a> {
+    source: &'a mut dyn Source,
     chunk: Vec<u8>,
     position: usize,
     hasher: Hasher,
 }
 
-impl Content {
-    pub(super) fn new(
-        chunks: channel::Receiver<Chunk>,
-        give_back: channel::Sender<Vec<u8>>,
-        hasher: Hasher,
-    ) -> Self {
+impl<'a> Content<'a> {
+    pub(super) fn new(source: &'a mut dyn Source, hasher: Hasher) -> Self {
         Self {
-            chunks,
-            give_back,
+            source,
             chunk: Vec::new(),
             position: 0,
             hasher,
@@ -35,14 +31,13 @@ impl Content {
 
     /// Takes the next chunk; `false` at the end.
     fn refill(&mut self) -> io::Result<bool> {
-        let Ok(chunk) = self.chunks.recv() else {
+        self.position = 0;
+        let spare = std::mem::take(&mut self.chunk);
+        let Some(chunk) = self.source.next(spare)? else {
             return Ok(false);
         };
-        let chunk = std::mem::replace(&mut self.chunk, chunk?);
-        self.hasher.update(&self.chunk);
-        self.position = 0;
-        // Where nobody takes them back, the layer has come to its end.
-        let _ = self.give_back.send(chunk);
+        self.hasher.update(&chunk);
+        self.chunk = chunk;
         Ok(true)
     }
 
@@ -58,7 +53,7 @@ impl Content {
     }
 }
 
-impl BufRead for Content {
+impl BufRead for Content<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.position == self.chunk.len() {
             if !self.refill()? {
@@ -73,7 +68,7 @@ impl BufRead for Content {
     }
 }
 
-impl Read for Content {
+impl Read for Content<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let count = buffer.len().min(available.len());

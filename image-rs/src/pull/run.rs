@@ -20,7 +20,7 @@ use super::shared::{Joined, LayerKey, Lead, Part, Shared};
 use super::space::Space;
 use super::stage::{self, Stage};
 use super::{PullConfig, PullError, Timings};
-use crate::layer::{self, LayerError, PIECES_AHEAD, Piece, Pieces, Plan, Windows};
+use crate::layer::{self, LayerError, Machine, PIECES_AHEAD, Piece, Pieces, Plan, Windows};
 use crate::place::{BlobReader, Place};
 use crate::unpack::{Journal, Options, Root, Size, Tree, UnpackError, Usage, copy_layer};
 
@@ -56,8 +56,12 @@ impl Pull {
         let merge = tokio::task::spawn_blocking(move || merging.merge(&journals, count));
         let mut tasks = JoinSet::new();
         for (index, plan) in plans.iter().cloned().enumerate() {
-            let pull = self.clone();
-            tasks.spawn(async move { (index, pull.layer(index, plan).await) });
+            let (pull, wanted) = (self.clone(), self.shared.want());
+            tasks.spawn(async move {
+                let layer = pull.layer(index, plan).await;
+                drop(wanted);
+                (index, layer)
+            });
         }
         let mut failure = None;
         while let Some(done) = tasks.join_next().await {
@@ -97,7 +101,11 @@ impl Pull {
         root: &Root,
         usage: &Usage,
     ) -> Result<Journal, LayerError> {
-        layer::decode(plan, pieces, root, &self.options, usage, &self.windows)
+        let machine = Machine {
+            windows: &self.windows,
+            busy: self.shared.keeps_cores_busy(plan.compression),
+        };
+        layer::decode(plan, pieces, root, &self.options, usage, &machine)
     }
 
     /// A method for the same reason.

@@ -16,7 +16,9 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use ocicrypt::LayerOptions;
 use ocicrypt::media_type::Compression;
@@ -42,8 +44,21 @@ pub struct Shared {
     permits: Arc<Semaphore>,
     /// All that there are.
     units: u32,
+    /// Layers that are not done yet.
+    wanted: Arc<AtomicUsize>,
+    cores: usize,
     flights: Arc<Mutex<HashMap<LayerKey, Joined>>>,
     kept: Option<Arc<Kept>>,
+}
+
+/// A layer that is not done yet.
+#[derive(Debug)]
+pub(super) struct Wanted(Arc<AtomicUsize>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// All that decides what a layer's files are.
@@ -135,6 +150,8 @@ impl Shared {
         Self {
             permits: Arc::new(Semaphore::new(units as usize)),
             units,
+            wanted: Arc::default(),
+            cores: thread::available_parallelism().map_or(1, NonZeroUsize::get),
             flights: Arc::default(),
             kept: None,
         }
@@ -154,12 +171,29 @@ impl Shared {
 
     /// Waits for the turn of a layer; the turn ends with the value.
     pub(super) async fn turn(&self, compression: Compression) -> Option<SemaphorePermit<'_>> {
+        // A closed semaphore cannot be: nobody closes it.
+        let units = self.units_of(compression);
+        self.permits.acquire_many(units).await.ok()
+    }
+
+    fn units_of(&self, compression: Compression) -> u32 {
         let units = match compression {
             Compression::None | Compression::Gzip => UNITS,
             Compression::Zstd => UNITS_OF_ZSTD,
         };
-        // A closed semaphore cannot be: nobody closes it.
-        self.permits.acquire_many(units.min(self.units)).await.ok()
+        units.min(self.units)
+    }
+
+    /// Counts a layer that a pull needs, until the value is dropped.
+    pub(super) fn want(&self) -> Wanted {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        Wanted(self.wanted.clone())
+    }
+
+    /// Whether as many layers as there are cores are on their way at once.
+    pub(super) fn keeps_cores_busy(&self, compression: Compression) -> bool {
+        let at_once = (self.units / self.units_of(compression)) as usize;
+        self.wanted.load(Ordering::Relaxed).min(at_once) >= self.cores
     }
 
     pub(super) fn part(&self, key: LayerKey) -> Part {

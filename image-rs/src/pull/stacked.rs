@@ -43,8 +43,12 @@ impl Pull {
         let start = Instant::now();
         let mut tasks = JoinSet::new();
         for (index, plan) in plans.iter().cloned().enumerate() {
-            let (pull, kept) = (self.clone(), kept.clone());
-            tasks.spawn(async move { (index, pull.kept_layer(&kept, index, plan).await) });
+            let (pull, kept, wanted) = (self.clone(), kept.clone(), self.shared.want());
+            tasks.spawn(async move {
+                let layer = pull.kept_layer(&kept, index, plan).await;
+                drop(wanted);
+                (index, layer)
+            });
         }
         let mut layers = BTreeMap::new();
         while let Some(done) = tasks.join_next().await {
