@@ -34,7 +34,7 @@ use decoder::{Decoder, wants_more_window};
 use inflate::Inflater;
 
 /// Pieces between the network and the decoder; each has at most what is read from a connection at once.
-pub(crate) const PIECES_AHEAD: usize = 8;
+pub(crate) const PIECES_AHEAD: usize = 3;
 /// Places of a foreign layer that an error tells.
 const URLS_SHOWN_MAX: usize = 3;
 
