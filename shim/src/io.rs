@@ -1,33 +1,17 @@
-//! Standard input and output of a process: containerd's FIFOs on one side, the agent's stream calls
-//! on the other.
-//!
-//! Output is complete before the exit is told: the copies end when the guest's streams do. Two
-//! things bound that wait. A stream that a left-over child of the process holds open ends a moment
-//! after the process did, and so does one that nobody on the host reads.
+//! Standard input and output of a process: what containerd names is opened here, and copied from and to
+//! the guest in [`copies`].
 
-use std::future::Future;
+mod copies;
+
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::time::Duration;
 
-use agent_api::{ErrorCode, GuestError, limit};
+use agent_api::{ErrorCode, GuestError};
 use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
-use tracing::debug;
 
-use crate::guest::{Guest, Output, ProcessId};
-
-/// How long a stream may stay open without a byte after its process ended.
-const IDLE_AFTER_EXIT: Duration = Duration::from_secs(1);
-/// How long to wait after an answer without bytes: a guest that hides output must not make the host
-/// busy.
-const HIDDEN_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a full FIFO may take no byte after the process ended.
-const STALLED_AFTER_EXIT: Duration = Duration::from_secs(10);
+pub use copies::{Connections, Copies};
 
 /// What containerd asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -185,148 +169,12 @@ fn refuse(path: &str, error: &std::io::Error) -> GuestError {
     GuestError::new(code, "stdio", format!("open {path}: {error}"))
 }
 
-/// The copies of one process. Dropping them ends them.
-#[derive(Debug)]
-pub struct Copies {
-    outputs: JoinSet<()>,
-    _input: JoinSet<()>,
-    exited: watch::Sender<bool>,
-}
-
-impl Copies {
-    /// Starts the copies of a process that exists in the guest.
-    #[must_use]
-    pub fn start(streams: Streams, guest: &Guest, id: &ProcessId) -> Self {
-        let exited = watch::Sender::new(false);
-        let mut outputs = JoinSet::new();
-        let mut copy = |output, sink| {
-            outputs.spawn(copy_output(
-                guest.clone(),
-                id.clone(),
-                output,
-                sink,
-                exited.subscribe(),
-            ));
-        };
-        copy(Output::Stdout, streams.stdout);
-        if !streams.terminal {
-            copy(Output::Stderr, streams.stderr);
-        }
-        let mut input = JoinSet::new();
-        match streams.stdin {
-            Some(stdin) => {
-                input.spawn(copy_input(guest.clone(), id.clone(), stdin));
-            }
-            // A terminal without input stays as quiet as one that no one types at.
-            None if streams.terminal => {}
-            None => {
-                input.spawn(end_input(guest.clone(), id.clone()));
-            }
-        }
-        Self {
-            outputs,
-            _input: input,
-            exited,
-        }
-    }
-
-    /// Waits, after the process has ended, until all its output is written.
-    pub async fn finish(mut self) {
-        self.exited.send_replace(true);
-        while self.outputs.join_next().await.is_some() {}
-    }
-}
-
-async fn copy_output(
-    guest: Guest,
-    id: ProcessId,
-    output: Output,
-    mut sink: Sink,
-    exited: watch::Receiver<bool>,
-) {
-    loop {
-        let read = guest.read_output(&id, output);
-        let data = match unless_overdue(read, &exited, IDLE_AFTER_EXIT).await {
-            Some(Ok(Some(data))) => data,
-            Some(Ok(None)) => return,
-            Some(Err(error)) => {
-                return debug!(%error, ?output, container = id.container, exec = id.exec, "output ended");
-            }
-            None => {
-                return debug!(
-                    ?output,
-                    container = id.container,
-                    exec = id.exec,
-                    "output is held open"
-                );
-            }
-        };
-        if data.is_empty() {
-            sleep(HIDDEN_INTERVAL).await;
-        }
-        let mut rest = data.as_slice();
-        while !rest.is_empty() {
-            match unless_overdue(sink.write(rest), &exited, STALLED_AFTER_EXIT).await {
-                Some(Ok(count)) => rest = rest.get(count..).unwrap_or_default(),
-                Some(Err(error)) => {
-                    return debug!(%error, ?output, container = id.container, "write of output");
-                }
-                None => {
-                    return debug!(?output, container = id.container, "nobody reads the output");
-                }
-            }
-        }
-    }
-}
-
-/// The future's outcome, or `None` where it takes longer than `grace` after the process ended.
-async fn unless_overdue<T>(
-    future: impl Future<Output = T>,
-    exited: &watch::Receiver<bool>,
-    grace: Duration,
-) -> Option<T> {
-    let mut exited = exited.clone();
-    let overdue = async {
-        // The sender goes with the copies.
-        let _ = exited.wait_for(|exited| *exited).await;
-        sleep(grace).await;
-    };
-    tokio::select! {
-        biased;
-        outcome = future => Some(outcome),
-        () = overdue => None,
-    }
-}
-
-async fn copy_input(guest: Guest, id: ProcessId, mut stdin: pipe::Receiver) {
-    let mut buffer = vec![0; limit::MAX_STREAM_READ];
-    loop {
-        let count = match stdin.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) => return debug!(%error, "read of input"),
-        };
-        let mut rest = buffer.get(..count).unwrap_or_default();
-        while !rest.is_empty() {
-            match guest.write_stdin(&id, rest).await {
-                Ok(0) => return debug!("the process takes no input"),
-                Ok(taken) => rest = rest.get(taken..).unwrap_or_default(),
-                Err(error) => return debug!(%error, "write of input"),
-            }
-        }
-    }
-    end_input(guest, id).await;
-}
-
-async fn end_input(guest: Guest, id: ProcessId) {
-    if let Err(error) = guest.close_stdin(&id).await {
-        debug!(%error, "end of input");
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
 
     /// A FIFO that nobody has opened, as the path for a [`Stdio`].
     pub(crate) fn fifo(directory: &Path) -> String {
@@ -383,23 +231,5 @@ pub(crate) mod tests {
         );
         drop(holder);
         assert!(stdin.read_u8().await.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_future_is_cut_short_only_after_the_exit() {
-        let exited = watch::Sender::new(false);
-        let receiver = exited.subscribe();
-        let slow = || async { sleep(Duration::from_millis(60)).await };
-        assert!(
-            unless_overdue(slow(), &receiver, Duration::ZERO)
-                .await
-                .is_some()
-        );
-        exited.send_replace(true);
-        assert!(
-            unless_overdue(slow(), &receiver, Duration::ZERO)
-                .await
-                .is_none()
-        );
     }
 }

@@ -23,7 +23,7 @@ use crate::container::{Container, Containers, Patience};
 use crate::creation::Creation;
 use crate::event::Publisher;
 use crate::guest::{Guest, ProcessId};
-use crate::io::{self, Copies, Stdio};
+use crate::io::{self, Connections, Copies, Stdio, Streams};
 use crate::monitor;
 use crate::process::{Exit, KILLED, Phase, Process};
 use crate::sandbox::Sandbox;
@@ -87,19 +87,16 @@ impl Tasks {
         let pid = self.pid();
         let (streams, stdin) = io::open(&process.stdio).await?;
         process.hold_stdin(stdin);
-        if exec.is_empty() {
+        let connections = if exec.is_empty() {
+            let connections = Connections::open(&guest, &process.id, &streams).await?;
             guest.start_container(&id).await?;
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
+            connections
         } else {
-            let spec = process
-                .spec
-                .as_ref()
-                .map(proto::process)
-                .unwrap_or_default();
-            guest.exec_process(&process.id, spec).await?;
-        }
-        let copies = Copies::start(streams, &guest, &process.id);
+            exec_process(&guest, &process, &streams).await?
+        };
+        let copies = Copies::start(streams, connections, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
         drop(turn);
@@ -411,6 +408,23 @@ impl monitor::Source for Tasks {
             })
             .collect()
     }
+}
+
+/// Starts a further process. One whose streams cannot be had does not go on.
+async fn exec_process(
+    guest: &Guest,
+    process: &Process,
+    streams: &Streams,
+) -> Result<Connections, GuestError> {
+    let spec = process.spec.as_ref().map(proto::process);
+    guest
+        .exec_process(&process.id, spec.unwrap_or_default())
+        .await?;
+    let opened = Connections::open(guest, &process.id, streams).await;
+    if opened.is_err() {
+        let _ = guest.signal_process(&process.id, SIGKILL).await;
+    }
+    opened
 }
 
 /// How long the shim waits for a container. containerd asks for the first within milliseconds of the
