@@ -2,6 +2,7 @@
 //! the guest in [`copies`].
 
 mod copies;
+mod logger;
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -12,18 +13,28 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 pub use copies::{Connections, Copies};
+use logger::Logger;
 
 /// What containerd asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stdio {
     /// The FIFO to read, or empty.
     pub stdin: String,
-    /// The FIFO to write, `file://` and a path, or empty.
+    /// The FIFO to write, `file://` and a path, `binary://` and a logger's that takes both outputs, or empty.
     pub stdout: String,
     /// As `stdout`; unused with a terminal.
     pub stderr: String,
     /// Whether the process has a terminal, whose output is all on `stdout`.
     pub terminal: bool,
+}
+
+/// Whose stdio it is, for a logger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The container, or its further process.
+    pub id: String,
 }
 
 /// The open ends of a process's stdio.
@@ -33,6 +44,7 @@ pub struct Streams {
     stdout: Sink,
     stderr: Sink,
     terminal: bool,
+    logger: Option<Logger>,
 }
 
 /// The shim's own writing end of a process's input: the reader sees no end before this is dropped,
@@ -74,6 +86,11 @@ pub fn check(stdio: &Stdio) -> Result<(), GuestError> {
         let path = match place(uri)? {
             Place::Nowhere | Place::NewFile(_) => continue,
             Place::Existing(path) => path,
+            Place::Logger(command) => {
+                std::fs::metadata(&command.program)
+                    .map_err(|error| refuse(&command.program, &error))?;
+                continue;
+            }
         };
         std::fs::metadata(path).map_err(|error| refuse(path, &error))?;
     }
@@ -86,7 +103,7 @@ pub fn check(stdio: &Stdio) -> Result<(), GuestError> {
 ///
 /// # Errors
 /// Where a path cannot be opened, or is of a kind that is not supported.
-pub async fn open(stdio: &Stdio) -> Result<(Streams, StdinHolder), GuestError> {
+pub async fn open(stdio: &Stdio, owner: &Owner) -> Result<(Streams, StdinHolder), GuestError> {
     let (stdin, holder) = match stdio.stdin.as_str() {
         "" => (None, None),
         path => {
@@ -102,19 +119,33 @@ pub async fn open(stdio: &Stdio) -> Result<(Streams, StdinHolder), GuestError> {
             (Some(reader), Some(holder))
         }
     };
+    let (stdout, stderr, logger) = open_outputs(stdio, owner).await?;
+    let streams = Streams {
+        stdin,
+        stdout,
+        stderr,
+        terminal: stdio.terminal,
+        logger,
+    };
+    Ok((streams, StdinHolder { _writer: holder }))
+}
+
+async fn open_outputs(
+    stdio: &Stdio,
+    owner: &Owner,
+) -> Result<(Sink, Sink, Option<Logger>), GuestError> {
+    if let Place::Logger(command) = place(&stdio.stdout)? {
+        let started = command.start(owner).await?;
+        let (stdout, stderr) = (Sink::Fifo(started.stdout), Sink::Fifo(started.stderr));
+        return Ok((stdout, stderr, Some(started.logger)));
+    }
     let stdout = open_sink(&stdio.stdout).await?;
     let stderr = if stdio.terminal {
         Sink::Nowhere
     } else {
         open_sink(&stdio.stderr).await?
     };
-    let streams = Streams {
-        stdin,
-        stdout,
-        stderr,
-        terminal: stdio.terminal,
-    };
-    Ok((streams, StdinHolder { _writer: holder }))
+    Ok((stdout, stderr, None))
 }
 
 async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
@@ -122,6 +153,10 @@ async fn open_sink(uri: &str) -> Result<Sink, GuestError> {
         Place::Nowhere => return Ok(Sink::Nowhere),
         Place::Existing(path) => (path, false),
         Place::NewFile(path) => (path, true),
+        Place::Logger(_) => {
+            let text = "a logger takes both outputs: name it for standard output";
+            return Err(GuestError::new(ErrorCode::InvalidArgument, "stdio", text));
+        }
     };
     let failed = |error| refuse(path, &error);
     let is_fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
@@ -145,6 +180,7 @@ enum Place<'a> {
     Nowhere,
     Existing(&'a str),
     NewFile(&'a str),
+    Logger(logger::Command),
 }
 
 fn place(uri: &str) -> Result<Place<'_>, GuestError> {
@@ -153,9 +189,13 @@ fn place(uri: &str) -> Result<Place<'_>, GuestError> {
         None => Ok(Place::Existing(uri)),
         Some(("fifo", path)) => Ok(Place::Existing(path)),
         Some(("file", path)) => Ok(Place::NewFile(path.split('?').next().unwrap_or(path))),
+        Some(_) if uri.starts_with(logger::SCHEME) => {
+            logger::Command::parse(uri).map(Place::Logger)
+        }
         Some((scheme, _)) => {
-            let text =
-                format!("stdio of the kind {scheme}:// is not supported: use a FIFO or file://");
+            let text = format!(
+                "stdio of the kind {scheme}:// is not supported: use a FIFO, file:// or binary://"
+            );
             Err(GuestError::new(ErrorCode::Unimplemented, "stdio", text))
         }
     }
@@ -183,16 +223,28 @@ pub(crate) mod tests {
         path.display().to_string()
     }
 
+    pub(crate) fn owner() -> Owner {
+        Owner {
+            namespace: "ns".into(),
+            id: "c".into(),
+        }
+    }
+
     #[tokio::test]
-    async fn loggers_are_refused_by_name() {
-        let stdio = Stdio {
-            stdout: "binary:///bin/logger".into(),
-            ..Stdio::default()
-        };
-        assert!(open(&stdio).await.is_err());
-        let error = check(&stdio).unwrap_err();
-        assert_eq!(error.code, ErrorCode::Unimplemented);
-        assert!(error.message.contains("binary://"), "{error}");
+    async fn an_unknown_kind_is_refused_by_name_and_a_missing_logger_before_anything_starts() {
+        for (uri, code) in [
+            ("npipe:///x", ErrorCode::Unimplemented),
+            ("binary:///nonexistent/logger", ErrorCode::NotFound),
+        ] {
+            let stdio = Stdio {
+                stdout: uri.into(),
+                ..Stdio::default()
+            };
+            assert!(open(&stdio, &owner()).await.is_err());
+            let error = check(&stdio).unwrap_err();
+            assert_eq!(error.code, code);
+            assert!(error.message.contains(&uri[..5]) || code == ErrorCode::NotFound);
+        }
     }
 
     #[tokio::test]
@@ -202,13 +254,16 @@ pub(crate) mod tests {
             stdout: fifo(dir.path()),
             ..Stdio::default()
         };
-        let (streams, _) = open(&stdio).await.unwrap();
+        let (streams, _) = open(&stdio, &owner()).await.unwrap();
         assert!(matches!(streams.stdout, Sink::Fifo(_)));
         let stdio = Stdio {
             stdout: "/nonexistent/x".into(),
             ..Stdio::default()
         };
-        assert_eq!(open(&stdio).await.unwrap_err().code, ErrorCode::NotFound);
+        assert_eq!(
+            open(&stdio, &owner()).await.unwrap_err().code,
+            ErrorCode::NotFound
+        );
     }
 
     #[tokio::test]
@@ -218,7 +273,7 @@ pub(crate) mod tests {
             stdin: fifo(dir.path()),
             ..Stdio::default()
         };
-        let (mut streams, holder) = open(&stdio).await.unwrap();
+        let (mut streams, holder) = open(&stdio, &owner()).await.unwrap();
         let mut writer = pipe::OpenOptions::new().open_sender(&stdio.stdin).unwrap();
         writer.write_all(b"x").await.unwrap();
         drop(writer);

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::debug;
 
+use super::logger::Logger;
 use super::{Sink, Streams};
 use crate::guest::{Guest, ProcessId, Stream};
 
@@ -84,6 +85,7 @@ pub struct Copies {
     outputs: JoinSet<()>,
     _input: JoinSet<()>,
     exited: watch::Sender<bool>,
+    _logger: Option<Logger>,
 }
 
 impl Copies {
@@ -118,6 +120,7 @@ impl Copies {
             outputs,
             _input: input,
             exited,
+            _logger: streams.logger,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::container::{Container, Containers, Patience};
 use crate::creation::Creation;
 use crate::event::Publisher;
 use crate::guest::{Guest, ProcessId};
-use crate::io::{self, Connections, Copies, Stdio, Streams};
+use crate::io::{self, Connections, Copies, Owner, Stdio, Streams};
 use crate::monitor;
 use crate::process::{Exit, KILLED, Phase, Process};
 use crate::sandbox::Sandbox;
@@ -82,10 +82,19 @@ impl Tasks {
         let process = container.process(&exec)?;
         let turn = process.turn.lock().await;
         process.check_startable()?;
+        // It would join those that stand still, and its start would wait with them.
+        container.check_not_paused("start")?;
         let guest = self.sandbox.guest()?;
         let began = std::time::Instant::now();
         let pid = self.pid();
-        let (streams, stdin) = io::open(&process.stdio).await?;
+        let owner = Owner {
+            namespace: self.directory.namespace(),
+            id: match exec.as_str() {
+                "" => id.clone(),
+                exec => exec.to_owned(),
+            },
+        };
+        let (streams, stdin) = io::open(&process.stdio, &owner).await?;
         process.hold_stdin(stdin);
         let connections = if exec.is_empty() {
             let connections = Connections::open(&guest, &process.id, &streams).await?;
@@ -245,10 +254,8 @@ impl Tasks {
         }
         let container = self.containers.get(id)?;
         container.check_created("exec")?;
-        if container.init.phase() != Phase::Running {
-            let text = format!("container {id} is not running");
-            return Err(GuestError::new(ErrorCode::FailedPrecondition, "exec", text));
-        }
+        container.check_running("exec")?;
+        container.check_not_paused("exec")?;
         let process = ProcessId {
             container: id.to_owned(),
             exec: exec.to_owned(),
@@ -313,7 +320,7 @@ impl Tasks {
 
     async fn set_paused(&self, id: &str, paused: bool) -> Result<(), GuestError> {
         let container = self.containers.get(id)?;
-        container.check_created("pause")?;
+        container.check_running(if paused { "pause" } else { "resume" })?;
         let guest = self.sandbox.guest()?;
         let container_id = id.to_owned();
         if paused {
