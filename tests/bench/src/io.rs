@@ -92,6 +92,7 @@ impl Subject {
                 ..Default::default()
             })
             .into(),
+            Mounts: vec![mount("proc", "/proc"), mount("tmpfs", "/dev")],
             ..Default::default()
         };
         let id = CONTAINER.to_owned();
@@ -212,6 +213,15 @@ fn process(args: &[&str]) -> oci::Process {
     oci::Process {
         Args: args.iter().map(|word| (*word).to_owned()).collect(),
         Cwd: "/".to_owned(),
+        ..Default::default()
+    }
+}
+
+fn mount(kind: &str, destination: &str) -> oci::Mount {
+    oci::Mount {
+        destination: destination.to_owned(),
+        source: kind.to_owned(),
+        type_: kind.to_owned(),
         ..Default::default()
     }
 }
