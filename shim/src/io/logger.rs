@@ -76,7 +76,8 @@ impl Command {
         };
         let url = Url::parse(uri).map_err(|error| refuse(&error.to_string()))?;
         let program = url.path();
-        if url.has_host() && url.host_str() != Some("") || !Path::new(program).is_absolute() {
+        let names_host = url.host_str().is_some_and(|host| !host.is_empty());
+        if names_host || !Path::new(program).is_absolute() {
             return Err(refuse("a logger is named by an absolute path"));
         }
         if program.contains('%') {
