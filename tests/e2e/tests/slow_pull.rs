@@ -123,6 +123,20 @@ fn the_pod_answers_during_a_pull_and_a_kill_ends_it(
     );
     let hung = ["task", "exec", "--exec-id", "h", "hung", "/bin/cat"];
     let hung = stage.containerd.ctr_running(&hung).unwrap();
+    let since = Instant::now();
+    let probe = [
+        "task",
+        "kill",
+        "--signal",
+        "SIGCONT",
+        "--exec-id",
+        "h",
+        "hung",
+    ];
+    while stage.containerd.ctr(&probe).unwrap().code != 0 {
+        assert!(since.elapsed() < START, "{}", stage.log_tail());
+        std::thread::sleep(Duration::from_millis(100));
+    }
     says(stage, &["task", "pause", "hung"]);
     let refused = stage
         .containerd

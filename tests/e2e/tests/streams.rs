@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
+use support::containerd::NAMESPACE;
 use support::image::{BUSYBOX, Recipe};
 use support::need;
 use support::pod::{Pod, Settings};
@@ -144,6 +145,7 @@ fn streams_are_whole_and_nobody_waits_for_anothers() {
     a_terminal_has_a_size_and_takes_input(&place);
     input_that_nobody_reads_holds_up_nobody(&place);
     a_left_over_child_does_not_hold_up_the_end(&place);
+    a_logger_and_a_file_take_the_outputs(&place);
     output_that_nobody_reads_stops_only_who_writes_it(&mut place);
     place.stage.containerd.remove("pod");
 }
@@ -237,6 +239,34 @@ fn a_left_over_child_does_not_hold_up_the_end(place: &Place) {
     assert_eq!(place.says("pod", "parent", script, b""), "left\n");
 }
 
+fn a_logger_and_a_file_take_the_outputs(place: &Place) {
+    let script = "#!/bin/sh\nexec 5>&-\ncat <&4 >\"$2/err\" &\ncat <&3 >\"$2/out\"\nwait\n\
+                  echo \"$CONTAINER_NAMESPACE $CONTAINER_ID\" >\"$2/who.part\"\n\
+                  mv \"$2/who.part\" \"$2/who\"\n";
+    let logger = place.stage.state.file("logger", script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&logger, mode).unwrap();
+    let directory = place.stage.state.dir("logged").unwrap();
+    let uri = format!("binary://{}?to={}", logger.display(), directory.display());
+    place.log_to(&uri, "logged");
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    let since = Instant::now();
+    while !directory.join("who").exists() {
+        assert!(since.elapsed() < START, "{}", place.stage.log_tail());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!((read("out"), read("err")), ("out\n".into(), "err\n".into()));
+    assert_eq!(read("who"), format!("{NAMESPACE} logged\n"));
+
+    place.log_to(
+        &format!("file://{}", directory.join("both").display()),
+        "filed",
+    );
+    let mut both: Vec<_> = read("both").lines().map(str::to_owned).collect();
+    both.sort();
+    assert_eq!(both, ["err", "out"]);
+}
+
 /// `ctr run --detach` leaves FIFOs that nobody reads, until somebody attaches.
 fn output_that_nobody_reads_stops_only_who_writes_it(place: &mut Place) {
     let fifos = place.stage.state.dir("fifos").unwrap();
@@ -287,6 +317,17 @@ fn output_that_nobody_reads_stops_only_who_writes_it(place: &mut Place) {
 }
 
 impl Place {
+    /// Runs a process whose outputs go elsewhere.
+    fn log_to(&self, uri: &str, name: &str) {
+        let script = "echo out; echo err >&2";
+        let to = ["task", "exec", "--log-uri", uri, "--exec-id", name, "pod"];
+        let words: Vec<_> = to
+            .into_iter()
+            .chain(["/bin/busybox", "sh", "-c", script])
+            .collect();
+        self.ctr(&words);
+    }
+
     /// Waits until a further process runs.
     fn listed(&self, id: &str, exec: &str) {
         let since = Instant::now();
