@@ -3,9 +3,10 @@
 //! [`Gate::admit`] turns a request into an [`Allowed`] one, and the code that does something takes
 //! nothing else, so that no path around the policy compiles. Only `grpc.Health` passes without.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use agent_api::{ErrorCode, GuestError, agent, pull};
+use agent_api::{ErrorCode, GuestError, StreamKind, StreamLine, agent, limit, pull};
 use evidence::Tee;
 use policies::agent::AgentPolicy;
 use rustix::fs::FileType;
@@ -130,10 +131,30 @@ impl Drain {
     }
 }
 
+/// Leave to find one stream of a process, and to carry it for as long as the policy allows. Only
+/// [`Gate::admit_stream`] makes one.
+#[derive(Debug)]
+pub struct Leave {
+    line: StreamLine,
+    allowed: bool,
+    /// The policy that was asked.
+    policy: u64,
+}
+
+impl Leave {
+    /// Which stream of which process.
+    #[must_use]
+    pub fn line(&self) -> &StreamLine {
+        &self.line
+    }
+}
+
 /// Holds the policy in force.
 #[derive(Debug)]
 pub struct Gate {
     policy: RwLock<Arc<AgentPolicy>>,
+    /// How many policies were in force before.
+    replaced: AtomicU64,
 }
 
 impl Gate {
@@ -155,6 +176,7 @@ impl Gate {
         let policy = policy.map_err(|e| GuestError::new(ErrorCode::PolicyInvalid, PHASE, e))?;
         Ok(Self {
             policy: RwLock::new(Arc::new(policy)),
+            replaced: AtomicU64::new(0),
         })
     }
 
@@ -164,6 +186,56 @@ impl Gate {
             Ok(request) => Output::Shown(request),
             Err(_) => Output::Hidden(Drain { request }),
         }
+    }
+
+    /// Asks the policy about a stream that a connection of its own is to carry, as Kata's calls for it would
+    /// ask: by `ReadStreamRequest`, or by `WriteStreamRequest` before there are data. A refusal hides
+    /// output and stops no process.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::PolicyDenied`] for input.
+    pub fn admit_stream(&self, line: StreamLine) -> Result<Leave, GuestError> {
+        let policy = self.replaced.load(Ordering::Acquire);
+        let asked = self.ask_stream(&line);
+        if line.kind() == StreamKind::Stdin {
+            asked.clone()?;
+        }
+        let allowed = asked.is_ok();
+        Ok(Leave {
+            line,
+            allowed,
+            policy,
+        })
+    }
+
+    /// Whether a stream may be carried now: the policy is asked again after it was replaced.
+    pub fn still_allows(&self, leave: &mut Leave) -> bool {
+        let policy = self.replaced.load(Ordering::Acquire);
+        if policy != leave.policy {
+            leave.allowed = self.ask_stream(&leave.line).is_ok();
+            leave.policy = policy;
+        }
+        leave.allowed
+    }
+
+    fn ask_stream(&self, line: &StreamLine) -> Result<(), GuestError> {
+        let (container_id, exec_id) = (line.container().to_owned(), line.exec().to_owned());
+        if line.kind() == StreamKind::Stdin {
+            let request = agent::WriteStreamRequest {
+                container_id,
+                exec_id,
+                ..Default::default()
+            };
+            return self.admit(request).map(drop);
+        }
+        let request = agent::ReadStreamRequest {
+            container_id,
+            exec_id,
+            len: u32::try_from(limit::STREAM_CHUNK).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        self.admit(request).map(drop)
     }
 
     /// Asks the policy.
@@ -206,6 +278,8 @@ impl Gate {
         let policy = AgentPolicy::from_rego(&request.policy)
             .map_err(|e| GuestError::new(ErrorCode::PolicyInvalid, PHASE, e))?;
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        // After the policy: who sees the new number asks the new policy.
+        self.replaced.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
@@ -270,6 +344,30 @@ mod tests {
             panic!("a guest in a TEE without a policy shows nothing");
         };
         assert_eq!((drain.container_id(), drain.exec_id()), ("c", ""));
+    }
+
+    #[test]
+    fn a_stream_is_carried_for_as_long_as_the_policy_in_force_allows() {
+        let stream = |kind| StreamLine::new(kind, "c", "").unwrap();
+        let gate = Gate::new(None, None).unwrap();
+        let mut output = gate.admit_stream(stream(StreamKind::Stdout)).unwrap();
+        let mut input = gate.admit_stream(stream(StreamKind::Stdin)).unwrap();
+        assert!(gate.still_allows(&mut output) && gate.still_allows(&mut input));
+        let mut request = SetPolicyRequest::new();
+        request.policy = "package agent_policy\n\
+            import rego.v1\n\
+            default ReadStreamRequest := false\n\
+            default WriteStreamRequest := false\n\
+            WriteStreamRequest if input.container_id == \"c\"\n"
+            .into();
+        gate.replace(&gate.admit(request).unwrap()).unwrap();
+        assert!(!gate.still_allows(&mut output));
+        assert!(gate.still_allows(&mut input));
+        // Output is hidden, input is refused.
+        let mut hidden = gate.admit_stream(stream(StreamKind::Stderr)).unwrap();
+        assert!(!gate.still_allows(&mut hidden));
+        let other = StreamLine::new(StreamKind::Stdin, "d", "").unwrap();
+        assert_eq!(code(gate.admit_stream(other)), ErrorCode::PolicyDenied);
     }
 
     #[test]

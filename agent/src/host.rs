@@ -156,12 +156,16 @@ fn kind_of(code: ErrorCode) -> io::ErrorKind {
     }
 }
 
-/// Reads to the line feed and no further: the next byte belongs to the relayed connection.
-async fn read_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+/// Reads to the line feed and no further: the next byte belongs to what the connection carries.
+///
+/// # Errors
+///
+/// Those of the stream; it ends before the line does, or the line is too long.
+pub async fn read_line(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
         if line.len() >= limit::MAX_HOST_LINE {
-            return Err(io::Error::other("the relay's answer is too long"));
+            return Err(io::Error::other("the line is too long"));
         }
         line.push(stream.read_u8().await?);
     }

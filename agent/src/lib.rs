@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel ─► main ─► boot (file systems, modules, command line)
-//!                    └► init: init-data ─► gate ─► server on vsock 1024 ─► READY
+//!                    └► init: init-data ─► gate ─► server on vsock 1024, streams on 1025 ─► READY
 //!                                                    │
 //!                         request ─► Gate::admit ─► Allowed<request> ─► sandbox, container
 //!                                                                         └► `container` sub-command
@@ -47,6 +47,7 @@ pub mod sandbox;
 pub mod scratch;
 pub mod server;
 pub mod spec;
+pub mod stdio;
 pub mod storage;
 pub mod stream;
 pub mod user;

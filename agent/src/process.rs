@@ -1,10 +1,15 @@
 //! One process of a container: its end, its stdio.
+//!
+//! A stream is read or written by single calls, as Kata's clients do, or lent to a connection of its own
+//! ([`crate::stdio`]), and meanwhile to nobody else.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_api::{ErrorCode, GuestError, limit};
 use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::sync::Notify;
 
 use crate::fault::{OrFail, invalid};
 use crate::reaper::Child;
@@ -17,7 +22,7 @@ const PHASE: &str = "stdio";
 pub struct Process {
     child: Child,
     terminal: bool,
-    stdin: Mutex<Option<Arc<Stream>>>,
+    stdin: Input,
     stdout: Output,
     stderr: Output,
     waited: AtomicBool,
@@ -33,18 +38,65 @@ pub enum OutputKind {
 }
 
 #[derive(Debug)]
+struct Input {
+    /// Until it is closed.
+    stream: Mutex<Option<Arc<Stream>>>,
+    lent: AtomicBool,
+    closed: Notify,
+}
+
+#[derive(Debug)]
 struct Output {
     stream: Option<Arc<Stream>>,
+    lent: AtomicBool,
     ended: AtomicBool,
+}
+
+/// A process's input, for as long as a connection has it.
+#[derive(Debug)]
+pub struct LentInput {
+    process: Arc<Process>,
+    stream: Arc<Stream>,
+}
+
+/// One of a process's outputs, for as long as a connection has it, and then for nobody.
+#[derive(Debug)]
+pub struct LentOutput {
+    process: Arc<Process>,
+    kind: OutputKind,
+    stream: Arc<Stream>,
+}
+
+impl Input {
+    fn new(stream: Arc<Stream>) -> Self {
+        Self {
+            stream: Mutex::new(Some(stream)),
+            lent: AtomicBool::new(false),
+            closed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Stream>>> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Output {
     fn new(stream: Option<Arc<Stream>>) -> Self {
         Self {
             ended: AtomicBool::new(stream.is_none()),
+            lent: AtomicBool::new(false),
             stream,
         }
     }
+}
+
+fn lent() -> GuestError {
+    GuestError::new(
+        ErrorCode::FailedPrecondition,
+        PHASE,
+        "a connection of its own has the stream",
+    )
 }
 
 impl Process {
@@ -54,7 +106,7 @@ impl Process {
         Self {
             child,
             terminal: false,
-            stdin: Mutex::new(Some(Arc::new(pipes.stdin))),
+            stdin: Input::new(Arc::new(pipes.stdin)),
             stdout: Output::new(Some(Arc::new(pipes.stdout))),
             stderr: Output::new(Some(Arc::new(pipes.stderr))),
             waited: AtomicBool::new(false),
@@ -68,7 +120,7 @@ impl Process {
         Self {
             child,
             terminal: true,
-            stdin: Mutex::new(Some(Arc::clone(&console))),
+            stdin: Input::new(Arc::clone(&console)),
             stdout: Output::new(Some(console)),
             stderr: Output::new(None),
             waited: AtomicBool::new(false),
@@ -109,26 +161,72 @@ impl Process {
                 format!("{} bytes at once, at most {cap}", data.len()),
             ));
         }
-        let stdin = self
-            .stdin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let closed = || GuestError::new(ErrorCode::FailedPrecondition, PHASE, "stdin is closed");
-        let stdin = stdin.ok_or_else(closed)?;
+        if self.stdin.lent.load(Ordering::Acquire) {
+            return Err(lent());
+        }
+        let stdin = self.open_stdin()?;
         stdin
             .write_all(data)
             .await
             .or_fail(ErrorCode::FailedPrecondition, PHASE, "write stdin")
     }
 
-    /// Closes stdin. A terminal has no half to close: it stays open until the process ends.
+    fn open_stdin(&self) -> Result<Arc<Stream>, GuestError> {
+        let closed = || GuestError::new(ErrorCode::FailedPrecondition, PHASE, "stdin is closed");
+        self.stdin.lock().clone().ok_or_else(closed)
+    }
+
+    /// Closes stdin, also one that is lent. A terminal has no half to close: it stays open until the
+    /// process ends.
     pub fn close_stdin(&self) {
         if !self.terminal {
-            self.stdin
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            self.stdin.lock().take();
+            self.stdin.closed.notify_one();
+        }
+    }
+
+    /// Lends stdin to a connection.
+    ///
+    /// # Errors
+    ///
+    /// It is closed, or lent.
+    pub fn lend_stdin(self: &Arc<Self>) -> Result<LentInput, GuestError> {
+        let stream = self.open_stdin()?;
+        if self.stdin.lent.swap(true, Ordering::AcqRel) {
+            return Err(lent());
+        }
+        Ok(LentInput {
+            process: Arc::clone(self),
+            stream,
+        })
+    }
+
+    /// Lends an output to a connection, for good.
+    ///
+    /// # Errors
+    ///
+    /// It is lent, or was, or a terminal has none of this kind.
+    pub fn lend_output(self: &Arc<Self>, kind: OutputKind) -> Result<LentOutput, GuestError> {
+        let output = self.output(kind);
+        let none = || {
+            let message = "a terminal has one output, which is stdout";
+            GuestError::new(ErrorCode::FailedPrecondition, PHASE, message)
+        };
+        let stream = output.stream.clone().ok_or_else(none)?;
+        if output.lent.swap(true, Ordering::AcqRel) {
+            return Err(lent());
+        }
+        Ok(LentOutput {
+            process: Arc::clone(self),
+            kind,
+            stream,
+        })
+    }
+
+    fn output(&self, kind: OutputKind) -> &Output {
+        match kind {
+            OutputKind::Stdout => &self.stdout,
+            OutputKind::Stderr => &self.stderr,
         }
     }
 
@@ -138,10 +236,10 @@ impl Process {
     ///
     /// [`ErrorCode::EndOfStream`] at the end, as Kata ends it.
     pub async fn read(&self, kind: OutputKind, max: u32) -> Result<Vec<u8>, GuestError> {
-        let output = match kind {
-            OutputKind::Stdout => &self.stdout,
-            OutputKind::Stderr => &self.stderr,
-        };
+        let output = self.output(kind);
+        if output.lent.load(Ordering::Acquire) {
+            return Err(lent());
+        }
         let end = || GuestError::new(ErrorCode::EndOfStream, PHASE, "read meet eof");
         let stream = output.stream.as_ref().ok_or_else(end)?;
         let max = usize::try_from(max)
@@ -171,5 +269,57 @@ impl Process {
         let terminal = self.stdout.stream.as_ref().filter(|_| self.terminal);
         let none = || GuestError::new(ErrorCode::FailedPrecondition, PHASE, "there is no terminal");
         tcsetwinsize(terminal.ok_or_else(none)?, size).or_internal(PHASE, "resize")
+    }
+}
+
+impl LentInput {
+    /// Writes everything, unless stdin is closed in the meantime.
+    ///
+    /// # Errors
+    ///
+    /// Those of write(2), such as a pipe that nobody reads; or stdin was closed.
+    pub async fn write_all(&self, data: &[u8]) -> io::Result<()> {
+        tokio::select! {
+            biased;
+            () = self.closed() => Err(io::ErrorKind::BrokenPipe.into()),
+            written = self.stream.write_all(data) => written,
+        }
+    }
+
+    /// Waits until somebody closes stdin.
+    pub async fn closed(&self) {
+        self.process.stdin.closed.notified().await;
+    }
+
+    /// Closes stdin: the process reads its end.
+    pub fn close(self) {
+        self.process.close_stdin();
+    }
+}
+
+impl Drop for LentInput {
+    fn drop(&mut self) {
+        self.process.stdin.lent.store(false, Ordering::Release);
+    }
+}
+
+impl LentOutput {
+    /// Waits for some bytes, as many as fit; none means the end. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// Those of read(2).
+    pub async fn read_into(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read_into(buffer).await;
+        if !matches!(read, Ok(1..)) {
+            self.over();
+        }
+        read
+    }
+
+    /// Nobody waits for what is still to come: the process may be forgotten without it.
+    pub fn over(&self) {
+        let output = self.process.output(self.kind);
+        output.ended.store(true, Ordering::Release);
     }
 }

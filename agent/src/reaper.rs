@@ -146,6 +146,16 @@ impl Drop for Expectation {
 }
 
 impl Child {
+    /// One that runs for ever, and that nobody waits for.
+    #[cfg(test)]
+    pub(crate) fn running() -> Self {
+        let (_, exit) = watch::channel(None);
+        Self {
+            pid: rustix::process::getpid(),
+            exit,
+        }
+    }
+
     /// Its pid, in the guest's own namespace.
     #[must_use]
     pub fn pid(&self) -> Pid {

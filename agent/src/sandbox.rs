@@ -15,12 +15,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
 use crate::fault::{OrFail, unimplemented};
-use crate::gate::{Allowed, Drain};
+use crate::gate::{Allowed, Drain, Leave};
 use crate::guest;
 use crate::host::Events;
 use crate::image::Images;
 use crate::path::{self, check_id};
-use crate::process::OutputKind;
+use crate::process::{OutputKind, Process};
 use crate::pulls::Pulls;
 use crate::reaper::Reaper;
 use crate::runtime::{self, Runtime};
@@ -402,6 +402,23 @@ impl Sandbox {
         self.destroyed.send_replace(true);
     }
 
+    /// The process whose stream is to be carried.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process.
+    pub fn process_of(&self, leave: &Leave) -> Result<Arc<Process>, GuestError> {
+        let container = self.container(leave.line().container())?;
+        container.process(leave.line().exec())
+    }
+
+    /// Forgets a further process that nobody needs any more.
+    pub fn forget_spent(&self, container_id: &str, exec_id: &str) {
+        if let Ok(container) = self.container(container_id) {
+            container.forget_spent(exec_id);
+        }
+    }
+
     async fn read(
         &self,
         kind: OutputKind,
@@ -439,4 +456,5 @@ impl Sandbox {
     }
 }
 
-const STDIO_PORTS: &str = "stdio on vsock ports: use WriteStdin, ReadStdout and ReadStderr";
+const STDIO_PORTS: &str = "stdio on ports of the host's choice: connect to the stream port, \
+                           or use WriteStdin, ReadStdout and ReadStderr";

@@ -43,18 +43,26 @@ impl Stream {
     /// Those of read(2).
     pub async fn read(&self, max: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; max];
-        let read = self
-            .descriptor
+        let read = self.read_into(&mut buffer).await?;
+        buffer.truncate(read);
+        Ok(buffer)
+    }
+
+    /// Waits for some bytes, as many as fit; none means the end. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// Those of read(2).
+    pub async fn read_into(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.descriptor
             .async_io(Interest::READABLE, |fd| {
-                match rustix::io::read(fd, &mut buffer) {
+                match rustix::io::read(fd, &mut *buffer) {
                     // A terminal whose last user has gone says so with EIO.
                     Err(rustix::io::Errno::IO) => Ok(0),
                     other => other.map_err(io::Error::from),
                 }
             })
-            .await?;
-        buffer.truncate(read);
-        Ok(buffer)
+            .await
     }
 
     /// Writes everything.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::creation::Progress;
-use crate::process::Process;
+use crate::process::{Phase, Process};
 use crate::rootfs::Shared;
 use crate::spec::group::Role;
 
@@ -107,6 +107,31 @@ impl Container {
             return Ok(());
         }
         let text = format!("container {} is being created", self.id);
+        Err(GuestError::new(ErrorCode::FailedPrecondition, phase, text))
+    }
+
+    /// Checks that its first process runs.
+    ///
+    /// # Errors
+    /// It is being created, is not started, or has ended.
+    pub fn check_running(&self, phase: &'static str) -> Result<(), GuestError> {
+        self.check_created(phase)?;
+        if self.init.phase() == Phase::Running {
+            return Ok(());
+        }
+        let text = format!("container {} is not running", self.id);
+        Err(GuestError::new(ErrorCode::FailedPrecondition, phase, text))
+    }
+
+    /// Checks that it is not frozen.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn check_not_paused(&self, phase: &'static str) -> Result<(), GuestError> {
+        if !self.is_paused() {
+            return Ok(());
+        }
+        let text = format!("container {} is paused: resume it first", self.id);
         Err(GuestError::new(ErrorCode::FailedPrecondition, phase, text))
     }
 
@@ -400,6 +425,22 @@ mod tests {
             container.process("x").unwrap_err().code,
             ErrorCode::NotFound
         );
+    }
+
+    #[test]
+    fn what_needs_a_running_container_is_refused_before_and_while_it_stands_still() {
+        let container = container();
+        assert!(container.check_running("exec").is_err());
+        container.created(None);
+        assert!(container.check_running("exec").is_err());
+        container.init.started();
+        container.check_running("exec").unwrap();
+        container.check_not_paused("exec").unwrap();
+        container.set_paused(true);
+        let error = container.check_not_paused("exec").unwrap_err();
+        assert_eq!(error.code, ErrorCode::FailedPrecondition);
+        container.init.exited(0);
+        assert!(container.check_running("exec").is_err());
     }
 
     #[test]

@@ -237,7 +237,9 @@ mod tests {
         };
         let process = process("x");
         process.release_stdin();
-        let (_streams, holder) = crate::io::open(&stdio).await.unwrap();
+        let (_streams, holder) = crate::io::open(&stdio, &crate::io::tests::owner())
+            .await
+            .unwrap();
         process.hold_stdin(holder);
         assert!(process.stdin.lock().unwrap().holder.is_none());
     }

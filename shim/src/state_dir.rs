@@ -101,6 +101,14 @@ impl StateDir {
         &self.0
     }
 
+    /// containerd's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> String {
+        let name = self.0.parent().and_then(Path::file_name);
+        name.map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
     /// The directory that virtio-fs shares.
     #[must_use]
     pub fn shared(&self) -> PathBuf {

@@ -37,8 +37,11 @@ pub enum LineError {
     #[error("line is not plain text")]
     NotText,
     /// The first word is none of ours.
-    #[error("line opens with {0:?}, not with READY, FAIL, DIAL, MIRROR, OK or ERR")]
+    #[error("line opens with {0:?}, which is no word of this contract")]
     UnknownVerb(String),
+    /// An id of `STDIN`, `STDOUT` or `STDERR` is missing or none, or there is one too many.
+    #[error("line names a process by {0:?}: a container's id and, for a further process, its own")]
+    Id(String),
     /// The JSON of `READY` or `FAIL` is not what it should be.
     #[error("{verb}: {cause}")]
     Json {
@@ -233,7 +236,7 @@ impl fmt::Display for DialAnswer {
     }
 }
 
-fn plain(line: &[u8]) -> Result<&str, LineError> {
+pub(crate) fn plain(line: &[u8]) -> Result<&str, LineError> {
     if line.len() > limit::MAX_HOST_LINE {
         return Err(LineError::TooLong);
     }
@@ -279,7 +282,7 @@ fn printable(text: &str, max: usize) -> String {
     line[..line.floor_char_boundary(max)].to_owned()
 }
 
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
 

@@ -5,7 +5,7 @@
 //!   to the JSON that a policy reads.
 //! - Generated too, and Cloister's own: how far a pull is ([`pull`], [`pull_ttrpc`]).
 //! - Written here: ports and caps ([`ports`], [`limit`]), the host port's lines ([`HostLine`],
-//!   [`DialAnswer`]), phases of a start ([`Ready`], [`Event`]) and the closed list of errors
+//!   [`DialAnswer`]), the stream port's ([`StreamLine`]), phases of a start ([`Ready`], [`Event`]) and the closed list of errors
 //!   ([`ErrorCode`], [`GuestError`]).
 //!
 //! It has no logic of either side and does no I/O.
@@ -17,6 +17,7 @@ mod event;
 mod host_key;
 mod host_line;
 mod json;
+mod stream_line;
 
 pub mod limit;
 pub mod ports;
@@ -27,6 +28,7 @@ pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, pull, pu
 pub use host_key::{HOST_KEY_BYTES, HostKey};
 pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;
+pub use stream_line::{StreamKind, StreamLine};
 
 /// The version of this contract, as `Health.Version` answers it in `grpc_version`.
 pub const VERSION: &str = "0.1.0";

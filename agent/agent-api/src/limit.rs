@@ -10,6 +10,12 @@ pub const MAX_STREAM_READ: usize = 32 * 1024;
 /// The data of one `WriteStdin`, in bytes.
 pub const MAX_STREAM_WRITE: usize = 1024 * 1024;
 
+/// What is read of a stream at once, in bytes: a pipe holds as much.
+pub const STREAM_CHUNK: usize = 64 * 1024;
+
+/// Connections to the stream port at a time: three for each of a thousand processes.
+pub const MAX_STREAMS: usize = 3 * 1024;
+
 /// A container, exec or sandbox id, in bytes. containerd's limit is 76.
 pub const MAX_ID: usize = 128;
 

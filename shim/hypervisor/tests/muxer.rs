@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use hypervisor::vsock::HOST_CID;
 use hypervisor::vsock::credit::BUF_ALLOC;
-use hypervisor::vsock::muxer::{MAX_CONNECTIONS, Muxer};
+use hypervisor::vsock::muxer::{MAX_ACCEPTED, MAX_CONNECTIONS, Muxer};
 use hypervisor::vsock::packet::{
     HEADER_LEN, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
@@ -320,6 +320,25 @@ fn connections_that_no_one_accepts_are_refused() {
     let ops = rig.ops();
     assert_eq!(ops.iter().filter(|op| **op == Op::Response).count(), 4);
     assert_eq!(ops.iter().filter(|op| **op == Op::Reset).count(), 6);
+}
+
+#[tokio::test]
+async fn a_guest_that_opens_all_that_it_may_leaves_room_for_the_host() {
+    let mut rig = rig();
+    let mut streams = Vec::new();
+    for port in 0..u32::try_from(MAX_ACCEPTED).unwrap() {
+        streams.push(rig.accepted(port));
+    }
+    rig.feed(&packet(Op::Request, 1 << 20, PORT), b"");
+    assert_eq!(rig.ops(), [Op::Reset]);
+    let (reply, result) = oneshot::channel();
+    rig.muxer.connect(80, reply);
+    let request = rig.drain().remove(0).0;
+    rig.feed(&packet(Op::Response, 80, request.src_port), b"");
+    let _stream = result.await.unwrap().unwrap();
+    // One that it ends makes room for one.
+    rig.feed(&packet(Op::Reset, 0, PORT), b"");
+    streams.push(rig.accepted(1 << 20));
 }
 
 #[test]

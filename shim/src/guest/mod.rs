@@ -2,25 +2,28 @@
 //! own calls are in this file, those for a container and a process in the files below.
 //!
 //! A call ends as soon as the guest is known to be gone, with that cause, however long it would
-//! have waited otherwise. Calls share one connection and do not wait for each other.
+//! have waited otherwise. Calls share one connection and do not wait for each other; each stream of a
+//! process has a connection of its own.
 
 mod container;
 mod network;
 mod process;
 
 use std::future::Future;
+use std::io;
 use std::time::Duration;
 
 use agent_api::agent::{self as api, Storage};
 use agent_api::agent_ttrpc::AgentServiceClient;
 use agent_api::pull_ttrpc::PullServiceClient;
 use agent_api::{ErrorCode, GuestError};
+use hypervisor::{Connector, VsockStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use ttrpc::context::Context;
 
 pub use container::NewContainer;
-pub use process::{Output, ProcessId};
+pub use process::{ProcessId, Stream};
 
 /// How long a request may take that only changes something inside the guest.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,6 +40,7 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Guest {
     client: AgentServiceClient,
     pulls: PullServiceClient,
+    ports: Option<Connector>,
     gone: watch::Receiver<Option<GuestError>>,
 }
 
@@ -55,7 +59,24 @@ impl Guest {
         Self {
             pulls: PullServiceClient::new(client.clone()),
             client: AgentServiceClient::new(client),
+            ports: None,
             gone,
+        }
+    }
+
+    /// The same, with the way to the guest's other ports.
+    #[must_use]
+    pub fn with_ports(self, ports: Connector) -> Self {
+        Self {
+            ports: Some(ports),
+            ..self
+        }
+    }
+
+    async fn connect(&self, port: u32) -> io::Result<VsockStream> {
+        match &self.ports {
+            Some(ports) => ports.connect(port).await,
+            None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 

@@ -1,11 +1,17 @@
 //! What is asked of the guest about one process: its life and its streams.
 
+use std::io;
+
 use agent_api::agent as api;
-use agent_api::{ErrorCode, GuestError, limit, oci};
+use agent_api::{DialAnswer, ErrorCode, GuestError, StreamKind, StreamLine, oci, ports};
+use hypervisor::VsockStream;
 use protobuf::MessageField;
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 use ttrpc::context::Context;
 
 use super::{Guest, REQUEST_TIMEOUT};
+use crate::relay::read_line;
 
 /// Names one process in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +22,10 @@ pub struct ProcessId {
     pub exec: String,
 }
 
-/// Which output of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
+/// One stream of a process: its bytes and nothing else.
+pub type Stream = VsockStream;
+
+const PHASE: &str = "stdio";
 
 impl Guest {
     /// Starts a further process in a container.
@@ -76,57 +78,41 @@ impl Guest {
             .map(|response| response.status)
     }
 
-    /// Waits for output, without limit. `None` is the end of it; no bytes are output that the
-    /// owner's policy does not show.
+    /// Connects to one stream of a process. A guest keeps output until somebody does.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn read_output(
-        &self,
-        id: &ProcessId,
-        output: Output,
-    ) -> Result<Option<Vec<u8>>, GuestError> {
-        let request = api::ReadStreamRequest {
-            container_id: id.container.clone(),
-            exec_id: id.exec.clone(),
-            len: u32::try_from(limit::MAX_STREAM_READ).unwrap_or(u32::MAX),
-            ..Default::default()
-        };
-        let context = Context::default();
-        let answer = match output {
-            Output::Stdout => {
-                self.unlimited("stdout", self.client.read_stdout(context, &request))
-                    .await
-            }
-            Output::Stderr => {
-                self.unlimited("stderr", self.client.read_stderr(context, &request))
-                    .await
+    pub async fn stream(&self, id: &ProcessId, kind: StreamKind) -> Result<Stream, GuestError> {
+        let line = StreamLine::new(kind, &id.container, &id.exec)
+            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, PHASE, error))?;
+        let opening = async {
+            let broken = |error: io::Error| {
+                let text = format!("{}: {error}", kind.verb());
+                GuestError::new(ErrorCode::AgentUnreachable, PHASE, text)
+            };
+            let mut stream = self.connect(ports::STREAMS).await.map_err(broken)?;
+            let line = format!("{line}\n");
+            stream.write_all(line.as_bytes()).await.map_err(broken)?;
+            let answer = read_line(&mut stream).await.map_err(broken)?;
+            match DialAnswer::parse(&answer) {
+                Ok(DialAnswer::Ok) => Ok(stream),
+                Ok(DialAnswer::Err(code, text)) => Err(GuestError::new(code, PHASE, text)),
+                Err(error) => Err(broken(io::Error::other(error))),
             }
         };
-        match answer {
-            Ok(response) => Ok(Some(response.data)),
-            Err(error) if error.code == ErrorCode::EndOfStream => Ok(None),
-            Err(error) => Err(error),
+        let late = GuestError::new(
+            ErrorCode::DeadlineExceeded,
+            PHASE,
+            format!(
+                "the agent did not answer in {} s",
+                REQUEST_TIMEOUT.as_secs()
+            ),
+        );
+        tokio::select! {
+            biased;
+            opened = timeout(REQUEST_TIMEOUT, opening) => opened.unwrap_or(Err(late)),
+            cause = self.gone() => Err(cause),
         }
-    }
-
-    /// Writes to a process's standard input; returns how many bytes it took. Waits without limit
-    /// for a process that does not read.
-    ///
-    /// # Errors
-    /// As [`Self::create_sandbox`].
-    pub async fn write_stdin(&self, id: &ProcessId, data: &[u8]) -> Result<usize, GuestError> {
-        let request = api::WriteStreamRequest {
-            container_id: id.container.clone(),
-            exec_id: id.exec.clone(),
-            data: data.to_vec(),
-            ..Default::default()
-        };
-        let call = self.client.write_stdin(Context::default(), &request);
-        let response = self.unlimited("stdin", call).await?;
-        Ok(usize::try_from(response.len)
-            .unwrap_or(usize::MAX)
-            .min(data.len()))
     }
 
     /// Ends a process's standard input.

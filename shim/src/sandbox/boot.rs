@@ -208,10 +208,8 @@ async fn connect(vm: &Vm, gone: watch::Receiver<Option<GuestError>>) -> Result<G
             vm,
         )
     })?;
-    Ok(Guest::new(
-        ttrpc::r#async::Client::new(Socket::new(stream)),
-        gone,
-    ))
+    let client = ttrpc::r#async::Client::new(Socket::new(stream));
+    Ok(Guest::new(client, gone).with_ports(vm.connector()))
 }
 
 impl Live {

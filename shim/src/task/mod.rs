@@ -23,7 +23,7 @@ use crate::container::{Container, Containers, Patience};
 use crate::creation::Creation;
 use crate::event::Publisher;
 use crate::guest::{Guest, ProcessId};
-use crate::io::{self, Copies, Stdio};
+use crate::io::{self, Connections, Copies, Owner, Stdio, Streams};
 use crate::monitor;
 use crate::process::{Exit, KILLED, Phase, Process};
 use crate::sandbox::Sandbox;
@@ -82,24 +82,30 @@ impl Tasks {
         let process = container.process(&exec)?;
         let turn = process.turn.lock().await;
         process.check_startable()?;
+        // It would join those that stand still, and its start would wait with them.
+        container.check_not_paused("start")?;
         let guest = self.sandbox.guest()?;
         let began = std::time::Instant::now();
         let pid = self.pid();
-        let (streams, stdin) = io::open(&process.stdio).await?;
+        let owner = Owner {
+            namespace: self.directory.namespace(),
+            id: match exec.as_str() {
+                "" => id.clone(),
+                exec => exec.to_owned(),
+            },
+        };
+        let (streams, stdin) = io::open(&process.stdio, &owner).await?;
         process.hold_stdin(stdin);
-        if exec.is_empty() {
+        let connections = if exec.is_empty() {
+            let connections = Connections::open(&guest, &process.id, &streams).await?;
             guest.start_container(&id).await?;
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
+            connections
         } else {
-            let spec = process
-                .spec
-                .as_ref()
-                .map(proto::process)
-                .unwrap_or_default();
-            guest.exec_process(&process.id, spec).await?;
-        }
-        let copies = Copies::start(streams, &guest, &process.id);
+            exec_process(&guest, &process, &streams).await?
+        };
+        let copies = Copies::start(streams, connections, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
         drop(turn);
@@ -248,10 +254,8 @@ impl Tasks {
         }
         let container = self.containers.get(id)?;
         container.check_created("exec")?;
-        if container.init.phase() != Phase::Running {
-            let text = format!("container {id} is not running");
-            return Err(GuestError::new(ErrorCode::FailedPrecondition, "exec", text));
-        }
+        container.check_running("exec")?;
+        container.check_not_paused("exec")?;
         let process = ProcessId {
             container: id.to_owned(),
             exec: exec.to_owned(),
@@ -316,7 +320,7 @@ impl Tasks {
 
     async fn set_paused(&self, id: &str, paused: bool) -> Result<(), GuestError> {
         let container = self.containers.get(id)?;
-        container.check_created("pause")?;
+        container.check_running(if paused { "pause" } else { "resume" })?;
         let guest = self.sandbox.guest()?;
         let container_id = id.to_owned();
         if paused {
@@ -411,6 +415,23 @@ impl monitor::Source for Tasks {
             })
             .collect()
     }
+}
+
+/// Starts a further process. One whose streams cannot be had does not go on.
+async fn exec_process(
+    guest: &Guest,
+    process: &Process,
+    streams: &Streams,
+) -> Result<Connections, GuestError> {
+    let spec = process.spec.as_ref().map(proto::process);
+    guest
+        .exec_process(&process.id, spec.unwrap_or_default())
+        .await?;
+    let opened = Connections::open(guest, &process.id, streams).await;
+    if opened.is_err() {
+        let _ = guest.signal_process(&process.id, SIGKILL).await;
+    }
+    opened
 }
 
 /// How long the shim waits for a container. containerd asks for the first within milliseconds of the

@@ -369,6 +369,13 @@ fn unsupported(what: &str) -> ttrpc::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use containerd_shim_protos::shim_async::{TaskClient, create_task};
+    use ttrpc::Code;
+    use ttrpc::r#async::{Client, Server};
+    use ttrpc::context::Context;
+
+    use crate::event::Publisher;
+    use crate::state_dir::StateDir;
 
     #[test]
     fn some_of_a_callers_time_is_kept_for_what_follows_the_answer() {
@@ -382,5 +389,103 @@ mod tests {
         assert_eq!(patience(5), Some(Duration::from_nanos(5)));
         assert_eq!(patience(0), None);
         assert_eq!(patience(-1), None);
+    }
+
+    /// The service of a sandbox without a VM, and a client of it.
+    async fn stage() -> (Server, TaskClient, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::at(&directory.path().join("state"));
+        let tasks = Tasks::new("pod", state, Publisher::new(None, "ns"), None);
+        let address = format!("unix://{}/shim", directory.path().display());
+        let mut server = Server::new().bind(&address).unwrap();
+        server = server.register_service(create_task(Arc::new(Service(tasks))));
+        server.start().await.unwrap();
+        let client = TaskClient::new(Client::connect(&address).await.unwrap());
+        (server, client, directory)
+    }
+
+    fn code<T>(answer: ttrpc::Result<T>) -> Code {
+        match answer {
+            Ok(_) => Code::OK,
+            Err(ttrpc::Error::RpcStatus(status)) => status.code(),
+            Err(_) => Code::UNKNOWN,
+        }
+    }
+
+    /// A request of the same form for each method that names a container.
+    macro_rules! of_nobody {
+        ($client:ident, $($method:ident $request:ident,)*) => {
+            [$((
+                stringify!($method),
+                code($client.$method(Context::default(), &wire::$request {
+                    id: "nobody".into(),
+                    ..Default::default()
+                }).await),
+            ),)*]
+        };
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_of_a_container_that_is_not_there_is_not_found() {
+        let (_server, client, _directory) = stage().await;
+        let answers = of_nobody!(
+            client,
+            state StateRequest,
+            start StartRequest,
+            delete DeleteRequest,
+            pids PidsRequest,
+            pause PauseRequest,
+            resume ResumeRequest,
+            kill KillRequest,
+            resize_pty ResizePtyRequest,
+            close_io CloseIORequest,
+            wait WaitRequest,
+            stats StatsRequest,
+            update UpdateTaskRequest,
+        );
+        for (method, code) in answers {
+            assert_eq!(code, Code::NOT_FOUND, "{method}");
+        }
+        let exec = wire::ExecProcessRequest {
+            id: "nobody".into(),
+            exec_id: "e".into(),
+            spec: MessageField::some(Any {
+                value: b"{\"args\":[\"true\"],\"cwd\":\"/\"}".to_vec(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let answer = client.exec(Context::default(), &exec).await;
+        assert_eq!(code(answer), Code::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn what_a_vm_cannot_do_is_unimplemented_and_an_empty_sandbox_ends() {
+        let (_server, client, _directory) = stage().await;
+        let checkpoint = wire::CheckpointTaskRequest::default();
+        let answer = client.checkpoint(Context::default(), &checkpoint).await;
+        assert_eq!(code(answer), Code::UNIMPLEMENTED);
+        let restored = wire::CreateTaskRequest {
+            id: "c".into(),
+            checkpoint: "/x".into(),
+            ..Default::default()
+        };
+        let answer = client.create(Context::default(), &restored).await;
+        assert_eq!(code(answer), Code::UNIMPLEMENTED);
+        let connect = wire::ConnectRequest::default();
+        let answer = client.connect(Context::default(), &connect).await.unwrap();
+        assert_eq!(answer.shim_pid, std::process::id());
+        let shutdown = wire::ShutdownRequest::default();
+        assert!(client.shutdown(Context::default(), &shutdown).await.is_ok());
+        // Nobody can come into a sandbox that ends.
+        let late = wire::CreateTaskRequest {
+            id: "c".into(),
+            bundle: "/nonexistent".into(),
+            ..Default::default()
+        };
+        assert_ne!(
+            code(client.create(Context::default(), &late).await),
+            Code::OK
+        );
     }
 }

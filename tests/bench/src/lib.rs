@@ -8,6 +8,7 @@
 pub mod bare;
 pub mod figure;
 pub mod image;
+pub mod io;
 pub mod kbs;
 pub mod pod;
 pub mod start;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bench::figure::Figure;
-use bench::{pod, start};
+use bench::{io, pod, start};
 use clap::Parser;
 use guest_image::Manifest;
 use hypervisor::Machine;
@@ -17,16 +17,23 @@ struct Options {
     /// Starts of the guest only: no containerd, registry and broker.
     #[arg(long)]
     guest_only: bool,
+    /// Streams of a guest's process only.
+    #[arg(long)]
+    io_only: bool,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let image = product::guest_dir();
     let manifest = Manifest::read(&image)?;
-    let mut figures = sizes(&manifest);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
+    let streams = || runtime.block_on(io::measure(&image, options.rounds));
+    if options.io_only {
+        return streams().map(print);
+    }
+    let mut figures = sizes(&manifest);
     for (machine, name) in [(Machine::Q35, "q35"), (Machine::Microvm, "microvm")] {
         eprintln!("{name}, kernel {}", manifest.kernel.release);
         let subject = start::Subject::new(&image, machine)?;
@@ -38,13 +45,18 @@ fn main() -> Result<()> {
         };
         figures.extend(measured.into_iter().map(named));
     }
+    figures.extend(streams()?);
     if !options.guest_only {
         figures.extend(pod::measure(options.rounds.min(3))?);
     }
+    print(figures);
+    Ok(())
+}
+
+fn print(figures: Vec<Figure>) {
     for figure in figures {
         println!("{figure}");
     }
-    Ok(())
 }
 
 /// What the VMM reads into a guest: its kernel and its initramfs.

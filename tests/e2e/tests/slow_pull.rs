@@ -19,6 +19,8 @@ use support::stage::{START, Stage, TOOLS};
 const LAYER: usize = 24 << 20;
 const SLOW: u64 = 200 << 10;
 const QUICK: u64 = 1 << 30;
+/// The layer would take seven hours. Were it less, the guest would take the line for dead.
+const STALLED: u64 = 1 << 10;
 /// What `ctr` waits for a container. The policy alone takes seconds of it under emulation.
 const HURRY: Duration = Duration::from_secs(24);
 
@@ -42,8 +44,8 @@ fn a_slow_pull_tells_how_far_it_is_and_ends_without_a_trace() {
     let before = stage.containerd.leftovers();
 
     let sandbox = member("pod", "sandbox", &config, &empty).with_init_data(&init_data);
-    let app = member("app", "container", &config, &empty).from_image(&small);
-    for container in [sandbox, app] {
+    let app = |id| member(id, "container", &config, &empty).from_image(&small);
+    for container in [sandbox, app("app"), app("hung"), app("doomed")] {
         let run = stage.run(&container).unwrap();
         assert_eq!(run.code, 0, "{}\n{}", run.report(), stage.log_tail());
     }
@@ -52,7 +54,7 @@ fn a_slow_pull_tells_how_far_it_is_and_ends_without_a_trace() {
 
     a_deadline_says_how_far_the_pull_was(&stage, &late, &large);
     assert_nothing_is_left(&stage, used);
-    the_pod_answers_during_a_pull_and_a_kill_ends_it(&stage, &late, &large);
+    the_pod_answers_during_a_pull_and_a_kill_ends_it(&stage, &line, [&late, &app("new")], &large);
     assert_nothing_is_left(&stage, used);
     a_client_that_goes_away_ends_the_pull(&stage, &late);
     assert_nothing_is_left(&stage, used);
@@ -104,24 +106,72 @@ fn a_deadline_says_how_far_the_pull_was(stage: &Stage, late: &Pod<'_>, image: &s
     stage.containerd.remove(late.id);
 }
 
-fn the_pod_answers_during_a_pull_and_a_kill_ends_it(stage: &Stage, late: &Pod<'_>, image: &str) {
+/// Nothing comes from the registry any more, another container hangs, and one of its processes and one
+/// beside it wait for ever: all the others answer, a new one starts, and the pull still hangs at the end.
+fn the_pod_answers_during_a_pull_and_a_kill_ends_it(
+    stage: &Stage,
+    line: &SlowLine,
+    [late, new]: [&Pod<'_>; 2],
+    image: &str,
+) {
     let running = begin(stage, late);
+    line.set(STALLED);
     let progress = stage.progress("pod").unwrap();
     assert!(
         progress.contains("late: ") && progress.contains(image),
         "{progress}"
     );
-    // The state, the processes and the numbers of another container, and of the pod.
-    for words in [
-        ["task", "list", "--quiet"].as_slice(),
-        &["task", "ps", "app"],
-        &["task", "metrics", "app"],
-    ] {
-        let said = stage.containerd.ctr(words).unwrap();
-        assert_eq!(said.code, 0, "{}", said.report());
+    let hung = ["task", "exec", "--exec-id", "h", "hung", "/bin/cat"];
+    let hung = stage.containerd.ctr_running(&hung).unwrap();
+    let since = Instant::now();
+    let probe = [
+        "task",
+        "kill",
+        "--signal",
+        "SIGCONT",
+        "--exec-id",
+        "h",
+        "hung",
+    ];
+    while stage.containerd.ctr(&probe).unwrap().code != 0 {
+        assert!(since.elapsed() < START, "{}", stage.log_tail());
+        std::thread::sleep(Duration::from_millis(100));
     }
+    says(stage, &["task", "pause", "hung"]);
+    let refused = stage
+        .containerd
+        .ctr(&["task", "exec", "--exec-id", "p", "hung", "/bin/true"]);
+    let refused = refused.unwrap();
+    assert!(refused.said().contains("is paused"), "{}", refused.report());
+    let waiting = stage
+        .containerd
+        .ctr_running(&["task", "attach", "app"])
+        .unwrap();
+
+    // The state, the processes and the numbers of other containers, and of the pod.
+    let listed = says(stage, &["task", "list"]).stdout;
+    for (id, state) in [("app", "RUNNING"), ("hung", "PAUSED")] {
+        let mut lines = listed.lines().filter(|line| line.starts_with(id));
+        assert!(lines.any(|line| line.ends_with(state)), "{listed}");
+    }
+    says(stage, &["task", "ps", "app"]);
+    says(stage, &["task", "metrics", "app"]);
+    says(stage, &["task", "metrics", "hung"]);
     let marker = exec(stage, "app", &["/bin/cat", "/marker"]);
     assert_eq!(marker.stdout, "small\n", "{}", marker.report());
+    // One is killed and deleted, and one is made.
+    says(stage, &["task", "kill", "--signal", "SIGKILL", "doomed"]);
+    says(stage, &["task", "delete", "--force", "doomed"]);
+    says(stage, &["container", "delete", "doomed"]);
+    let run = stage.run(new).unwrap();
+    assert_eq!(run.code, 0, "{}\n{}", run.report(), stage.log_tail());
+    stage.containerd.remove(new.id);
+    // Also the one that hangs.
+    says(stage, &["task", "kill", "--signal", "SIGKILL", "hung"]);
+    let ended = hung.finish(START).unwrap();
+    assert_eq!(ended.code, 137, "{}", ended.report());
+    stage.containerd.remove("hung");
+    waiting.crash().unwrap();
     assert!(stage.progress("pod").unwrap().contains("late: "));
 
     let kill = ["task", "kill", "--signal", "SIGKILL", late.id];
@@ -134,6 +184,14 @@ fn the_pod_answers_during_a_pull_and_a_kill_ends_it(stage: &Stage, late: &Pod<'_
         run.report()
     );
     stage.containerd.remove(late.id);
+    line.set(SLOW);
+}
+
+#[track_caller]
+fn says(stage: &Stage, words: &[&str]) -> Finished {
+    let said = stage.containerd.ctr(words).unwrap();
+    assert_eq!(said.code, 0, "{}\n{}", said.report(), stage.log_tail());
+    said
 }
 
 fn a_client_that_goes_away_ends_the_pull(stage: &Stage, late: &Pod<'_>) {

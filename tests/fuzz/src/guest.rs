@@ -1,5 +1,6 @@
 //! What the guest reads of its host: init-data in all its forms, the kernel's command line, policy.
 
+use agent_api::StreamLine;
 use evidence::init_data::{Content, InitData, InitDataDigest, annotation, disk};
 
 use crate::{Target, text, texts};
@@ -31,11 +32,27 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: cmdlines,
     },
     Target {
+        name: "stream_line",
+        run: stream_line,
+        seeds: stream_lines,
+    },
+    Target {
         name: "policy_agent",
         run: policy_agent,
         seeds: policies,
     },
 ];
+
+fn stream_line(data: &[u8]) {
+    if let Ok(line) = StreamLine::parse(data) {
+        let written = format!("{line}\n");
+        assert_eq!(written.as_bytes(), data, "a line has one form");
+    }
+}
+
+fn stream_lines() -> Vec<Vec<u8>> {
+    texts(&["STDIN web\n", "STDOUT web probe\n", "STDERR a.b_c-d 0\n"])
+}
 
 const DOCUMENT: &str = r#"version = "0.1.0"
 algorithm = "sha256"

@@ -56,10 +56,11 @@ impl SlowLine {
         &self.address
     }
 
-    /// Lets so many bytes a second through from now on.
+    /// Lets so many bytes a second through from now on. What waits already waits on.
     pub fn set(&self, bytes_per_second: u64) {
         let rate = &self.far.bytes_per_second;
         rate.store(bytes_per_second, Ordering::Relaxed);
+        *self.far.free.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -86,6 +88,8 @@ pub struct Running {
     child: Child,
     out: Option<JoinHandle<Vec<u8>>>,
     err: Option<JoinHandle<Vec<u8>>>,
+    /// Bytes of standard output so far.
+    far: Arc<AtomicUsize>,
     since: Instant,
 }
 
@@ -104,13 +108,16 @@ impl Running {
             .process_group(0)
             .spawn()
             .with_context(|| format!("start `{said}`"))?;
-        let out = child.stdout.take().map(collect);
-        let err = child.stderr.take().map(collect);
+        let far = Arc::new(AtomicUsize::new(0));
+        let out = child.stdout.take().map(|from| collect(from, far.clone()));
+        let err = child.stderr.take();
+        let err = err.map(|from| collect(from, Arc::default()));
         Ok(Self {
             command: said,
             child,
             out,
             err,
+            far,
             since: Instant::now(),
         })
     }
@@ -129,6 +136,36 @@ impl Running {
             let _ = stdin.write_all(input);
         }
         self
+    }
+
+    /// Writes `input` to its standard input, which stays open until it ends.
+    #[must_use]
+    pub fn feed_and_hold(mut self, input: &[u8]) -> Self {
+        if let Some(stdin) = self.child.stdin.as_mut() {
+            let _ = stdin.write_all(input);
+        }
+        self
+    }
+
+    /// Waits until it has written `bytes` to its standard output, then ends it at once; answers what it
+    /// has written until then.
+    ///
+    /// # Errors
+    /// When it ends or `limit` passes before.
+    pub fn until_said(mut self, bytes: usize, limit: Duration) -> Result<String> {
+        let far = self.far.clone();
+        while far.load(Ordering::Acquire) < bytes {
+            let ended = self.child.try_wait()?.is_some();
+            if ended || self.since.elapsed() > limit {
+                let _ = killpg(pid_of(&self.child), Signal::SIGKILL);
+                bail!("too little was said: {}", self.finish(limit)?.report());
+            }
+            std::thread::sleep(POLL);
+        }
+        let out = self.out.take();
+        self.crash()?;
+        let said = out.and_then(|thread| thread.join().ok());
+        Ok(String::from_utf8_lossy(&said.unwrap_or_default()).into_owned())
     }
 
     /// Sends it SIGINT, as a terminal does.
@@ -192,11 +229,17 @@ fn code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+fn collect(mut from: impl Read + Send + 'static, far: Arc<AtomicUsize>) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = from.read_to_end(&mut bytes);
-        bytes
+        let (mut bytes, mut piece) = (Vec::new(), [0; 64 * 1024]);
+        loop {
+            match from.read(&mut piece) {
+                Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => return bytes,
+            }
+            far.store(bytes.len(), Ordering::Release);
+        }
     })
 }
 

@@ -23,8 +23,11 @@ use super::credit::BUF_ALLOC;
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::transfer::{Buffer, Payload};
 
-/// The most connections of one VM. Each has a socket pair and up to [`BUF_ALLOC`] bytes queued.
-pub const MAX_CONNECTIONS: usize = 1024;
+/// The most connections of one VM: three for each of a thousand processes, and more. Each has a socket pair
+/// and up to [`BUF_ALLOC`] bytes queued.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// The most that the guest opened: it must not take the room of those that the host opens.
+pub const MAX_ACCEPTED: usize = 1024;
 /// The most resets for packets without a connection that wait for a buffer of the guest. Beyond
 /// these no packet is taken from the guest, so it can only stop itself.
 const MAX_RESETS: usize = 256;
@@ -68,6 +71,8 @@ pub struct Muxer {
     listening: u32,
     incoming: mpsc::Sender<OwnedFd>,
     connections: HashMap<Key, Connection>,
+    /// How many of them the guest opened.
+    accepted: usize,
     /// Connections with something for the guest, each once.
     ready: VecDeque<Key>,
     resets: VecDeque<Header>,
@@ -90,6 +95,7 @@ impl Muxer {
             listening,
             incoming,
             connections: HashMap::new(),
+            accepted: 0,
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -129,7 +135,7 @@ impl Muxer {
 
     /// Opens a connection to a port of the guest. The reply is the caller's end of a socket pair.
     pub fn connect(&mut self, guest_port: u32, reply: ConnectReply) {
-        let made = self.room().and_then(|()| socket_pair());
+        let made = self.room(false).and_then(|()| socket_pair());
         let (socket, caller_end) = match made {
             Ok(pair) => pair,
             Err(error) => {
@@ -251,7 +257,7 @@ impl Muxer {
             // The guest has forgotten a connection of this name, so it is no one's any more.
             debug!("the guest used the ports of a connection again");
         }
-        if key.host_port != self.listening || self.room().is_err() {
+        if key.host_port != self.listening || self.room(true).is_err() {
             return self.refuse(key, header);
         }
         let Ok(permit) = self.incoming.clone().try_reserve_owned() else {
@@ -274,6 +280,7 @@ impl Muxer {
         let data = epoll::EventData::new_u64(key.token());
         epoll::add(&self.epoll, connection.socket(), data, interest)?;
         self.connections.insert(key, connection);
+        self.accepted += usize::from(self.is_of_guest(key));
         self.settle(key, Next::Keep);
         Ok(())
     }
@@ -307,6 +314,7 @@ impl Muxer {
         let Some(connection) = self.connections.remove(&key) else {
             return false;
         };
+        self.accepted -= usize::from(self.is_of_guest(key));
         if connection.queued {
             self.ready.retain(|other| *other != key);
         }
@@ -321,15 +329,21 @@ impl Muxer {
         }
     }
 
-    /// Makes sure that one more connection fits.
-    fn room(&mut self) -> io::Result<()> {
-        if self.connections.len() < MAX_CONNECTIONS {
+    /// Ports that the host chooses itself are others than the one on which it listens.
+    fn is_of_guest(&self, key: Key) -> bool {
+        key.host_port == self.listening
+    }
+
+    /// Makes sure that one more connection fits, which the guest opens or the host.
+    fn room(&mut self, of_guest: bool) -> io::Result<()> {
+        let is_full = self.connections.len() >= MAX_CONNECTIONS;
+        let guest_has_all = of_guest && self.accepted >= MAX_ACCEPTED;
+        if !is_full && !guest_has_all {
             return Ok(());
         }
-        let abandoned = self
-            .connections
-            .iter()
-            .find(|(_, connection)| connection.is_abandoned());
+        let abandoned = self.connections.iter().find(|(key, connection)| {
+            connection.is_abandoned() && (!guest_has_all || self.is_of_guest(**key))
+        });
         match abandoned.map(|(key, _)| *key) {
             Some(key) => {
                 self.settle(key, Next::Reset);
