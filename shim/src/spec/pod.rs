@@ -83,10 +83,12 @@ pub fn processes(private: &[Sibling]) -> Result<Processes, GuestError> {
     }
 }
 
-/// The host's directory that is the pod's `/dev/shm`, as its sandbox container has it.
+/// The host's directory that is the pod's `/dev/shm`, as its sandbox container has it: mounted over the
+/// one that every container gets.
 #[must_use]
 pub fn shm_source(spec: &Spec) -> Option<String> {
-    let mount = spec.mounts.iter().find(|mount| mount.destination == SHM)?;
+    let mut mounts = spec.mounts.iter().rev();
+    let mount = mounts.find(|mount| mount.destination == SHM)?;
     Some(mount.source.clone())
 }
 
@@ -155,6 +157,16 @@ mod tests {
         assert!(!of(
             r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"ipc","path":"/x"}]}}"#
         ));
+    }
+
+    #[test]
+    fn the_last_mount_is_the_one_that_is_seen() {
+        let spec = serde_json::from_str(
+            r#"{"mounts":[{"destination":"/dev/shm","type":"tmpfs","source":"shm"},
+                {"destination":"/dev/shm","type":"bind","source":"/run/pod/shm","options":["rbind"]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(shm_source(&spec).as_deref(), Some("/run/pod/shm"));
     }
 
     #[test]

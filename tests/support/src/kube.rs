@@ -6,12 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use protobuf::MessageField;
 use serde_json::json;
 
 use crate::containerd::Containerd;
 use crate::cri::{
     ContainerConfig, ContainerMetadata, Cri, DNSConfig, LinuxContainerConfig,
-    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, spec_of,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, spec_of,
 };
 use crate::host::Leftovers;
 use crate::image::{BUSYBOX, Recipe};
@@ -152,7 +154,15 @@ impl Kube {
                 ..Default::default()
             })
             .into(),
-            linux: Some(LinuxPodSandboxConfig::default()).into(),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: own_processes(),
+                    ..Default::default()
+                })
+                .into(),
+                ..Default::default()
+            })
+            .into(),
             ..Default::default()
         }
     }
@@ -254,9 +264,25 @@ pub fn container(name: &str, image: &str, command: &[&str]) -> ContainerConfig {
         image: spec_of(image),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         log_path: format!("{name}.log"),
-        linux: Some(LinuxContainerConfig::default()).into(),
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: own_processes(),
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        })
+        .into(),
         ..Default::default()
     }
+}
+
+/// What a kubelet says where the pod does not share its processes.
+fn own_processes() -> MessageField<NamespaceOption> {
+    MessageField::some(NamespaceOption {
+        pid: NamespaceMode::CONTAINER.into(),
+        ..Default::default()
+    })
 }
 
 /// The CRI plugin's part of containerd's configuration.
