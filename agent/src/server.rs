@@ -21,7 +21,7 @@ use crate::metrics::Scrapes;
 use crate::network::Network;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
-use crate::{copy_file, guest};
+use crate::{copy_file, forward, guest};
 
 /// Any context identifier: the guest has one.
 const ANY_CID: i32 = -1;
@@ -29,6 +29,7 @@ const ANY_CID: i32 = -1;
 /// A running server.
 pub struct Serving {
     server: ttrpc::r#async::Server,
+    _forwards: forward::Forwards,
 }
 
 impl std::fmt::Debug for Serving {
@@ -43,6 +44,8 @@ impl std::fmt::Debug for Serving {
 ///
 /// There is no vsock in this guest.
 pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestError> {
+    let gate = Arc::new(gate);
+    let forwards = forward::serve(Arc::clone(&gate))?;
     let agent = Arc::new(Agent {
         gate,
         sandbox,
@@ -59,7 +62,10 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         .register_service(agent)
         .register_service(pulls)
         .register_service(health);
-    let mut serving = Serving { server };
+    let mut serving = Serving {
+        server,
+        _forwards: forwards,
+    };
     serving.server.start().await.or_internal("boot", &address)?;
     Ok(serving)
 }
@@ -108,7 +114,7 @@ impl Health for Liveness {
 }
 
 struct Agent {
-    gate: Gate,
+    gate: Arc<Gate>,
     sandbox: Arc<Sandbox>,
     scrapes: Scrapes,
     network: Network,

@@ -230,7 +230,7 @@ impl HostPort {
 }
 
 /// Reads to the line feed and no byte further: what follows `DIAL` is the peer's.
-async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Vec<u8>> {
+pub(crate) async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(128);
     loop {
         let byte = stream.read_u8().await?;

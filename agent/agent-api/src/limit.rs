@@ -10,6 +10,9 @@ pub const MAX_STREAM_READ: usize = 32 * 1024;
 /// The data of one `WriteStdin`, in bytes.
 pub const MAX_STREAM_WRITE: usize = 1024 * 1024;
 
+/// Connections to ports of a pod at a time that are forwarded for the host.
+pub const MAX_FORWARDS: usize = 256;
+
 /// A container, exec or sandbox id, in bytes. containerd's limit is 76.
 pub const MAX_ID: usize = 128;
 

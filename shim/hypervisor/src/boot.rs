@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
@@ -33,7 +34,7 @@ pub(crate) struct Greeted {
     pub(crate) process: Process,
     pub(crate) qmp: Qmp,
     pub(crate) version: Version,
-    pub(crate) vsock: Device,
+    pub(crate) vsock: Arc<Device>,
     pub(crate) exited: watch::Receiver<Option<Exit>>,
     pub(crate) stopping: watch::Sender<bool>,
     pub(crate) console: Tail,
@@ -198,7 +199,7 @@ impl Prepared {
             process,
             qmp,
             version,
-            vsock: self.vsock,
+            vsock: Arc::new(self.vsock),
             exited,
             stopping,
             console: tails.0,

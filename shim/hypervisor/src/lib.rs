@@ -28,4 +28,4 @@ pub use nic::Nic;
 pub use spec::{Accel, CheckedSpec, Disk, Machine, Scratch, SharedFs, SpecError, VmSpec, Vsock};
 pub use supervise::{Cause, Exit, Status};
 pub use vm::{BootError, Timings, Vm};
-pub use vsock::{Incoming, VsockStream};
+pub use vsock::{Connector, Incoming, VsockStream};

@@ -21,7 +21,7 @@ use crate::boot::{Greeted, prepare};
 use crate::qmp::{QmpError, Version};
 use crate::spec::{CheckedSpec, SpecError, VmSpec};
 use crate::supervise::{Cause, Exit, Status};
-use crate::vsock::{Incoming, VsockStream};
+use crate::vsock::{Connector, Incoming, VsockStream};
 
 /// The oldest QEMU whose command line was tried.
 const OLDEST_QEMU: Version = Version {
@@ -145,6 +145,12 @@ impl Vm {
     /// listens, `ConnectionReset` when the VM ends. `TimedOut` when the guest does not answer.
     pub async fn connect(&self, port: u32) -> io::Result<VsockStream> {
         self.qemu.vsock.connect(port).await
+    }
+
+    /// The same for who does not have the VM.
+    #[must_use]
+    pub fn connector(&self) -> Connector {
+        Connector::new(&self.qemu.vsock)
     }
 
     /// The connections that the guest opens to the host port. Can be taken once.

@@ -59,6 +59,7 @@ impl Tasks {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),
             network: prepared.network.clone(),
+            forwards: container.role == Role::Sandbox,
             dns: prepared.dns.clone(),
             shared: is_shared.then(|| vm.clone()),
             storages: self.storages(container, is_shared),

@@ -29,6 +29,7 @@ pub mod transfer;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
 
@@ -58,6 +59,34 @@ impl Incoming {
     /// When a connection cannot be registered with the runtime. Others may follow.
     pub async fn accept(&mut self) -> Option<io::Result<VsockStream>> {
         self.sockets.recv().await.map(VsockStream::new)
+    }
+}
+
+/// The way to the guest's ports, for who does not have the VM. It leads nowhere once that is dropped.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    device: Weak<Device>,
+}
+
+impl Connector {
+    pub(crate) fn new(device: &Arc<Device>) -> Self {
+        Self {
+            device: Arc::downgrade(device),
+        }
+    }
+
+    /// Connects to a port of the guest.
+    ///
+    /// # Errors
+    /// As [`crate::Vm::connect`].
+    pub async fn connect(&self, port: u32) -> io::Result<VsockStream> {
+        match self.device.upgrade() {
+            Some(device) => device.connect(port).await,
+            None => Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the VM is gone",
+            )),
+        }
     }
 }
 

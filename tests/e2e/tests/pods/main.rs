@@ -95,6 +95,7 @@ fn a_pod_runs_through_the_container_runtime_interface() {
     process::memory_that_runs_out_is_told_as_such(&place);
     stream::logs_have_both_outputs(&place);
     stream::streams_of_exec_and_attach_carry_bytes_and_the_end(&place, &main);
+    stream::ports_are_forwarded_to_the_pods_loopback(&place);
     let main = lives::a_container_starts_again_in_a_living_pod(&place, &main);
     refused::what_a_vm_has_not_is_refused_by_name(&place);
     assert_eq!(

@@ -1,6 +1,6 @@
 //! Logs, and the streams of a runtime's streaming server.
 
-use support::cri::{AttachRequest, ExecRequest, StreamingResponse};
+use support::cri::{AttachRequest, ExecRequest, PortForwardRequest, StreamingResponse};
 use support::streaming::{Channels, channel};
 
 use super::Place;
@@ -24,6 +24,26 @@ pub(crate) fn streams_of_exec_and_attach_carry_bytes_and_the_end(place: &Place<'
     exec_with_a_terminal(place, main);
     exec_with_pipes(place, main);
     attach(place);
+}
+
+/// To a port that only the pod's loopback has, as `kubectl port-forward` does it.
+pub(crate) fn ports_are_forwarded_to_the_pods_loopback(place: &Place<'_>) {
+    let question = PortForwardRequest {
+        pod_sandbox_id: place.pod.to_owned(),
+        port: vec![8080],
+        ..Default::default()
+    };
+    let answer: StreamingResponse = place.kube.cri.call("PortForward", &question).unwrap();
+    let mut port = Channels::open(&place.kube.node, &format!("{}?port=8080", answer.url)).unwrap();
+    // Data and errors of the first port; each opens with its number.
+    let (data, errors) = (0, 1);
+    for channel in [data, errors] {
+        let (from, number) = port.receive().unwrap().unwrap();
+        assert_eq!((from, number), (channel, 8080_u16.to_le_bytes().to_vec()));
+    }
+    port.send(data, b"GET /marker HTTP/1.0\r\n\r\n").unwrap();
+    let page = port.until(data, "from containerd").unwrap();
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
 }
 
 fn exec_with_a_terminal(place: &Place<'_>, main: &str) {
