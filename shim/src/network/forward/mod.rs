@@ -25,7 +25,7 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::NetworkError;
 use super::namespace::Namespace;
@@ -141,7 +141,7 @@ async fn carry(mut stream: TcpStream, guest: Connector) {
         Ok(mut pod) => {
             let _ = copy_bidirectional(&mut stream, &mut pod).await;
         }
-        Err(error) => debug!(%error, port, "a port of the pod is not reached"),
+        Err(error) => info!(%error, port, "a port of the pod is not reached"),
     }
 }
 
