@@ -36,6 +36,7 @@ pub struct Container {
     /// What its image shares with others.
     _layers: Layers,
     _oom: Option<oom::Watch>,
+    joins_pid: bool,
 }
 
 /// What a container is made of.
@@ -57,23 +58,30 @@ pub struct Parts {
     pub layers: Layers,
     /// The watch over its memory, where there is a memory controller.
     pub oom: Option<oom::Watch>,
+    /// Whether its processes are in another container's PID namespace.
+    pub joins_pid: bool,
 }
 
 impl Container {
     /// A container whose first process waits to be started.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let init = Arc::new(parts.init);
+        if parts.joins_pid {
+            end_with(Arc::clone(&init), parts.cgroup.clone());
+        }
         Self {
             id: parts.id,
             root: parts.root,
             bundle: parts.bundle,
             cgroup: parts.cgroup,
-            init: Arc::new(parts.init),
+            init,
             execs: Mutex::default(),
             started: Mutex::new(false),
             storages: parts.storages,
             _layers: parts.layers,
             _oom: parts.oom,
+            joins_pid: parts.joins_pid,
         }
     }
 
@@ -180,7 +188,7 @@ impl Container {
         let process = self.process(exec_id)?;
         let is_init = Arc::ptr_eq(&process, &self.init);
         let mut signal = parse_signal(number)?;
-        if is_init && signal == Signal::TERM && !handles(&process, signal) {
+        if is_init && !self.joins_pid && signal == Signal::TERM && !handles(&process, signal) {
             // The kernel drops what the first process of a PID namespace does not handle; the
             // caller would only wait for its own time to run out.
             signal = Signal::KILL;
@@ -231,6 +239,16 @@ impl Container {
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Process>>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Kills what a first process leaves behind: in a namespace that it is not the first of, the kernel does not.
+fn end_with(init: Arc<Process>, cgroup: Cgroup) {
+    tokio::spawn(async move {
+        init.child().wait().await;
+        if let Err(error) = cgroup.kill() {
+            tracing::warn!(%error, "processes left behind");
+        }
+    });
 }
 
 /// Takes away what a container leaves on the file system.

@@ -25,6 +25,7 @@ pub mod cmdline;
 pub mod container;
 pub mod copy_file;
 pub mod fault;
+pub mod forward;
 pub mod gate;
 pub mod guest;
 pub mod host;

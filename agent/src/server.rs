@@ -21,7 +21,7 @@ use crate::metrics::Scrapes;
 use crate::network::Network;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
-use crate::{copy_file, guest, stdio};
+use crate::{copy_file, forward, guest, stdio};
 
 /// Any context identifier: the guest has one.
 const ANY_CID: i32 = -1;
@@ -30,6 +30,7 @@ const ANY_CID: i32 = -1;
 pub struct Serving {
     server: ttrpc::r#async::Server,
     _streams: stdio::Streams,
+    _forwards: forward::Forwards,
 }
 
 impl std::fmt::Debug for Serving {
@@ -46,6 +47,7 @@ impl std::fmt::Debug for Serving {
 pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestError> {
     let gate = Arc::new(gate);
     let streams = stdio::serve(Arc::clone(&gate), Arc::clone(&sandbox))?;
+    let forwards = forward::serve(Arc::clone(&gate))?;
     let agent = Arc::new(Agent {
         gate,
         sandbox,
@@ -65,6 +67,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
     let mut serving = Serving {
         server,
         _streams: streams,
+        _forwards: forwards,
     };
     serving.server.start().await.or_internal("boot", &address)?;
     Ok(serving)

@@ -47,5 +47,6 @@ default UpdateInterfaceRequest := true
 default UpdateRoutesRequest := true
 default VolumeStatsRequest := true
 default WaitProcessRequest := true
+default PortForwardRequest := true
 default WatchPullRequest := true
 default WriteStreamRequest := true

@@ -29,6 +29,8 @@ pub struct Container {
     pub bundle: PathBuf,
     /// What it is in its pod.
     pub role: Role,
+    /// Whether it joins a PID namespace of its pod.
+    pub joins_pid: bool,
     /// Its first process.
     pub init: Arc<Process>,
     /// Ends its creation.
@@ -55,12 +57,19 @@ impl Container {
             id: id.to_owned(),
             bundle,
             role,
+            joins_pid: false,
             init: Arc::new(init),
             cancel: CancellationToken::new(),
             settled: CancellationToken::new(),
             progress: watch::Sender::default(),
             state: Mutex::default(),
         }
+    }
+
+    /// The same that joins a PID namespace of its pod, or does not.
+    #[must_use]
+    pub fn joining_pid(self, joins_pid: bool) -> Self {
+        Self { joins_pid, ..self }
     }
 
     /// How far its creation is.

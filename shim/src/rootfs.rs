@@ -24,7 +24,7 @@ const GUEST_PULL: &str = "image_guest_pull";
 /// The image of a pod's sandbox container: the agent brings its own.
 const PAUSE: &str = "pause";
 /// The guest's directory for the containers' bundles.
-const GUEST_BUNDLES: &str = "/run/kata-containers";
+pub const GUEST_BUNDLES: &str = "/run/kata-containers";
 /// Where the guest mounts the shared directory.
 pub const GUEST_SHARED: &str = "/run/kata-containers/shared/containers";
 /// The longest JSON of a volume.
@@ -112,6 +112,13 @@ pub fn choose(
     annotations: &BTreeMap<String, String>,
     mounts: &[Mount],
 ) -> Result<Source, RootfsError> {
+    if *role == Role::Sandbox {
+        // Nothing of its image runs, wherever it comes from.
+        return Ok(Source::GuestPull {
+            image: PAUSE.to_owned(),
+            metadata: BTreeMap::new(),
+        });
+    }
     let volume = mounts
         .iter()
         .flat_map(|mount| &mount.options)
@@ -124,18 +131,12 @@ pub fn choose(
         };
     }
     let volume = volume.unwrap_or_default();
-    let image = match role {
-        Role::Sandbox => PAUSE.to_owned(),
-        Role::Single | Role::Member { .. } => {
-            let named = Some(volume.source.as_str()).filter(|source| !source.is_empty());
-            named
-                .or_else(|| group::image(annotations))
-                .ok_or(RootfsError::NoImage)?
-                .to_owned()
-        }
-    };
+    let named = Some(volume.source.as_str()).filter(|source| !source.is_empty());
+    let image = named
+        .or_else(|| group::image(annotations))
+        .ok_or(RootfsError::NoImage)?;
     Ok(Source::GuestPull {
-        image,
+        image: image.to_owned(),
         metadata: volume.image_pull.unwrap_or_default().metadata,
     })
 }
@@ -450,12 +451,14 @@ mod tests {
 
     #[test]
     fn a_sandbox_needs_no_image() {
-        let config = Config {
-            force_guest_pull: true,
-            ..Config::default()
-        };
-        let source = choose(&config, &Role::Sandbox, &none(), &[]).unwrap();
-        assert!(matches!(source, Source::GuestPull { image, .. } if image == PAUSE));
+        for force_guest_pull in [true, false] {
+            let config = Config {
+                force_guest_pull,
+                ..Config::default()
+            };
+            let source = choose(&config, &Role::Sandbox, &none(), &[]).unwrap();
+            assert!(matches!(source, Source::GuestPull { image, .. } if image == PAUSE));
+        }
     }
 
     #[test]

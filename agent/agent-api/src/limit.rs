@@ -16,6 +16,9 @@ pub const STREAM_CHUNK: usize = 64 * 1024;
 /// Connections to the stream port at a time: three for each of a thousand processes.
 pub const MAX_STREAMS: usize = 3 * 1024;
 
+/// Connections to ports of a pod at a time that are forwarded for the host.
+pub const MAX_FORWARDS: usize = 256;
+
 /// A container, exec or sandbox id, in bytes. containerd's limit is 76.
 pub const MAX_ID: usize = 128;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use agent_api::{ErrorCode, GuestError, Phase, agent};
+use agent_api::{ErrorCode, GuestError, Phase, agent, oci};
 use image_rs::pull::Layers;
 
 use super::making::{self, Maker, Making};
@@ -123,11 +123,11 @@ impl Sandbox {
         }
         let terminal = process.Terminal;
         let cgroup = Cgroup::of(&id);
-        let shared = self.shared_pid_namespace(request.sandbox_pidns);
+        let joined = self.joined_pid_namespace(oci, request.sandbox_pidns)?;
         let place = Place {
             root: root.path(),
             cgroup: cgroup.name(),
-            pid_namespace: shared.as_deref(),
+            pid_namespace: joined.as_deref(),
         };
         let confined = spec::confine(oci, place)?;
         for (name, value) in &confined.sysctls {
@@ -144,7 +144,7 @@ impl Sandbox {
                 self.runtime.create(&id, &bundle, terminal).await?
             }
         };
-        if request.sandbox_pidns {
+        if request.sandbox_pidns || matches!(root, Root::Pause(_)) {
             self.share_pid_namespace(&init);
         }
         let oom = oom::watch(&id, &cgroup, self.oom_sender.clone())
@@ -161,6 +161,7 @@ impl Sandbox {
             storages,
             layers,
             oom,
+            joins_pid: joined.is_some(),
         }))
     }
 
@@ -229,22 +230,40 @@ impl Sandbox {
         Ok(())
     }
 
-    fn shared_pid_namespace(&self, wanted: bool) -> Option<String> {
-        let shared = self
-            .pid_namespace
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        shared.clone().filter(|_| wanted)
+    /// The PID namespace that a container is to join: the pod's, or that of another container, which is named
+    /// by its bundle.
+    fn joined_pid_namespace(
+        &self,
+        oci: &oci::Spec,
+        with_pod: bool,
+    ) -> Result<Option<String>, GuestError> {
+        if with_pod {
+            let shared = self
+                .pid_namespace
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            return Ok(shared.clone());
+        }
+        let mut namespaces = oci.Linux.Namespaces.iter();
+        let named =
+            namespaces.find(|namespace| namespace.Type == "pid" && !namespace.Path.is_empty());
+        let Some(named) = named else { return Ok(None) };
+        let other = Path::new(&named.Path)
+            .strip_prefix(path::BASE)
+            .ok()
+            .and_then(Path::to_str)
+            .ok_or_else(|| invalid("create", format!("{} is no container", named.Path)))?;
+        let process = self.container(other)?.process("")?;
+        Ok(Some(namespace_of(&process)))
     }
 
-    /// The first container that shares brings the namespace.
+    /// The pod's sandbox container brings the namespace, or else the first that shares.
     fn share_pid_namespace(&self, init: &Process) {
-        let pid = init.child().pid().as_raw_nonzero();
         let mut shared = self
             .pid_namespace
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        shared.get_or_insert_with(|| format!("/proc/{pid}/ns/pid"));
+        shared.get_or_insert_with(|| namespace_of(init));
     }
 }
 
@@ -287,6 +306,12 @@ fn refuse_unsupported(request: &agent::CreateContainerRequest) -> Result<(), Gue
         Some((_, what)) => Err(unimplemented("create", format!("not supported: {what}"))),
         None => Ok(()),
     }
+}
+
+/// The PID namespace of a process.
+fn namespace_of(process: &Process) -> String {
+    let pid = process.child().pid().as_raw_nonzero();
+    format!("/proc/{pid}/ns/pid")
 }
 
 fn bundle(id: &str) -> PathBuf {

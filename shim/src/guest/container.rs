@@ -23,6 +23,8 @@ pub struct NewContainer {
     pub storages: Vec<Storage>,
     /// Its specification.
     pub spec: oci::Spec,
+    /// Whether it sees the processes of all of the pod.
+    pub sandbox_pidns: bool,
 }
 
 impl Guest {
@@ -35,6 +37,7 @@ impl Guest {
             container_id: new.id,
             storages: new.storages,
             OCI: MessageField::some(new.spec),
+            sandbox_pidns: new.sandbox_pidns,
             ..Default::default()
         };
         let call = self.client.create_container(Context::default(), &request);

@@ -19,6 +19,7 @@
 //! own interface outlives a killed VM: it is on record before it is made, and [`undo`] takes it away.
 
 mod dns;
+pub mod forward;
 mod macvtap;
 mod namespace;
 mod plan;
@@ -104,6 +105,9 @@ pub enum NetworkError {
         /// The qdisc.
         kind: String,
     },
+    /// Ports of the pod cannot be reached by its loopback.
+    #[error("listen on the pod's loopback")]
+    Forward(#[source] io::Error),
     /// What is needed for cleaning up cannot be written down.
     #[error("record of the pod's network")]
     Record(#[source] io::Error),
@@ -114,9 +118,11 @@ impl NetworkError {
         match self {
             Self::Host | Self::Foreign { .. } | Self::Plan(_) => ErrorCode::FailedPrecondition,
             Self::Namespace { .. } => ErrorCode::InvalidArgument,
-            Self::Interface { .. } | Self::Kernel(_) | Self::Tap { .. } | Self::Record(_) => {
-                ErrorCode::Internal
-            }
+            Self::Interface { .. }
+            | Self::Kernel(_)
+            | Self::Tap { .. }
+            | Self::Forward(_)
+            | Self::Record(_) => ErrorCode::Internal,
         }
     }
 }

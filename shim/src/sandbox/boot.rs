@@ -3,7 +3,7 @@
 //! Nothing polls: the agent says `READY` on the host port, and the end of QEMU is watched all the
 //! time, so a boot that cannot succeed ends within milliseconds of the reason.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_api::agent::Storage;
@@ -19,6 +19,7 @@ use super::tail::{plain, tail, with_tail};
 use crate::config;
 use crate::guest::Guest;
 use crate::mirror::Mirror;
+use crate::network::forward::{self, Forwarding};
 use crate::network::{self, Attached};
 use crate::relay::{HostPort, Notice};
 use crate::state_dir::StateDir;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub shared: Option<config::Vm>,
     /// The pod's network namespace, where it has one.
     pub network: Option<PathBuf>,
+    /// Whether ports of the pod are forwarded from that namespace's loopback.
+    pub forwards: bool,
     /// The lines of the pod's resolv.conf.
     pub dns: Vec<String>,
     /// The sandbox's directory.
@@ -72,6 +75,7 @@ pub(super) struct Live {
     /// Until when the end of QEMU is waited for, once the agent is known to have ended.
     agent_ended: Option<tokio::time::Instant>,
     _host_port: AbortOnDrop,
+    _forwarding: Option<Forwarding>,
 }
 
 /// A task that ends with its owner.
@@ -141,6 +145,10 @@ pub(super) async fn boot(
         answer = opened => answer?,
         exit = vm.wait() => return Err(exit_error(&exit, &vm)),
     }
+    let forwarding = match &plan.network {
+        Some(path) if plan.forwards => forward(path, &vm),
+        _ => None,
+    };
     debug!(
         milliseconds = started.elapsed().as_millis(),
         "the agent answers"
@@ -153,7 +161,16 @@ pub(super) async fn boot(
         timeline,
         agent_ended: None,
         _host_port: host_port,
+        _forwarding: forwarding,
     })
+}
+
+/// Forwards ports of the pod; without, it lives on.
+fn forward(path: &Path, vm: &Vm) -> Option<Forwarding> {
+    let served = forward::open(path)?.serve(&vm.connector());
+    served
+        .inspect_err(|error| warn!(%error, "ports of the pod cannot be forwarded"))
+        .ok()
 }
 
 /// Serves the host port for as long as the VM runs.

@@ -5,7 +5,9 @@
 //! network, time, pid and cgroup namespaces are the VM's own business. What is mounted from a
 //! directory of the host is shared with the guest first, or refused.
 
+use super::group::Role;
 use super::oci::{Linux, Mount, Spec};
+use super::pod::{SHM, shm_mount};
 
 /// A bind mount whose source is on the host: where it stands in `Spec::mounts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +24,14 @@ const KEPT_NAMESPACES: &[&str] = &["mount", "ipc", "uts", "user", "cgroup", "pid
 /// Options that make a bind mount of any type.
 const BIND_OPTIONS: &[&str] = &["bind", "rbind"];
 
-/// Makes a specification fit for the guest and returns the mounts that need files of the host.
-pub fn amend(spec: &mut Spec, disable_seccomp: bool) -> Vec<HostBind> {
+/// Makes a specification fit for the guest and returns the mounts that need files of the host. `shm` is
+/// the host's directory that is the pod's `/dev/shm`.
+pub fn amend(
+    spec: &mut Spec,
+    disable_seccomp: bool,
+    role: &Role,
+    shm: Option<&str>,
+) -> Vec<HostBind> {
     spec.hooks = None;
     if let Some(process) = &mut spec.process {
         // Both name profiles of the host's kernel.
@@ -33,8 +41,15 @@ pub fn amend(spec: &mut Spec, disable_seccomp: bool) -> Vec<HostBind> {
     if let Some(linux) = &mut spec.linux {
         amend_linux(linux, disable_seccomp);
     }
-    // The guest makes its own: the host's /dev/shm is a bind mount of the pod's on the host.
-    spec.mounts.iter_mut().for_each(amend_mount);
+    match role {
+        // Nobody reads files in the container that stands for the pod.
+        Role::Sandbox => spec.mounts.retain(|mount| !is_host_bind(mount)),
+        Role::Single => spec.mounts.iter_mut().for_each(own_shm),
+        Role::Member { .. } => spec
+            .mounts
+            .iter_mut()
+            .for_each(|mount| pods_shm(mount, shm)),
+    }
     spec.mounts
         .iter()
         .enumerate()
@@ -68,10 +83,11 @@ fn amend_linux(linux: &mut Linux, disable_seccomp: bool) {
     }
 }
 
-fn amend_mount(mount: &mut Mount) {
-    if mount.destination == "/dev/shm" && is_host_bind(mount) {
+/// The guest makes its own: the host's is a bind mount of the host's.
+fn own_shm(mount: &mut Mount) {
+    if mount.destination == SHM && is_host_bind(mount) {
         *mount = Mount {
-            destination: "/dev/shm".to_owned(),
+            destination: SHM.to_owned(),
             source: "shm".to_owned(),
             kind: "tmpfs".to_owned(),
             options: ["nosuid", "noexec", "nodev", "mode=1777"]
@@ -81,7 +97,19 @@ fn amend_mount(mount: &mut Mount) {
     }
 }
 
+/// The pod's, which the guest has made; a volume that is mounted there stays one.
+fn pods_shm(mount: &mut Mount, shm: Option<&str>) {
+    if mount.destination == SHM && is_host_bind(mount) && shm == Some(mount.source.as_str()) {
+        *mount = shm_mount();
+    }
+}
+
+/// The guest's own files are not the host's.
 fn is_host_bind(mount: &Mount) -> bool {
+    if *mount == shm_mount() {
+        return false;
+    }
+
     mount.kind == "bind"
         || mount
             .options
@@ -111,7 +139,7 @@ mod tests {
     #[test]
     fn what_belongs_to_the_host_is_gone() {
         let mut spec = spec();
-        amend(&mut spec, true);
+        amend(&mut spec, true, &Role::Single, None);
         assert!(spec.hooks.is_none());
         let linux = spec.linux.unwrap();
         let kinds: Vec<_> = linux
@@ -131,7 +159,7 @@ mod tests {
     #[test]
     fn only_host_binds_are_returned_and_shm_becomes_a_tmpfs() {
         let mut spec = spec();
-        let binds = amend(&mut spec, true);
+        let binds = amend(&mut spec, true, &Role::Single, None);
         assert_eq!(
             binds,
             [HostBind {
@@ -143,9 +171,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_containers_have_its_shared_memory_and_its_sandbox_no_files() {
+        let member = Role::Member {
+            sandbox: "pod".into(),
+        };
+        let mut of_pod = spec();
+        let binds = amend(&mut of_pod, true, &member, Some("/run/shm"));
+        assert_eq!(binds.len(), 1);
+        assert_eq!(of_pod.mounts[1], shm_mount());
+        let mut volume = spec();
+        let binds = amend(&mut volume, true, &member, Some("/of/the/pod"));
+        assert_eq!(binds[0].source, "/run/shm");
+        let mut sandbox = spec();
+        assert!(amend(&mut sandbox, true, &Role::Sandbox, None).is_empty());
+        assert_eq!(sandbox.mounts.len(), 1);
+    }
+
+    #[test]
     fn seccomp_stays_where_the_guest_is_to_apply_it() {
         let mut spec = spec();
-        amend(&mut spec, false);
+        amend(&mut spec, false, &Role::Single, None);
         assert!(spec.linux.unwrap().seccomp.is_some());
     }
 }

@@ -4,7 +4,9 @@
 pub mod amend;
 pub mod group;
 pub mod oci;
+pub mod pod;
 pub mod proto;
+pub mod refuse;
 pub mod size;
 
 use std::fs::File;

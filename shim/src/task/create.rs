@@ -21,11 +21,12 @@ use crate::creation::Step;
 use crate::guest::{Guest, NewContainer, ProcessId};
 use crate::io::{self, Stdio};
 use crate::network;
-use crate::process::{KILLED, Process};
+use crate::process::{KILLED, Phase, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::spec::amend::{HostBind, amend};
 use crate::spec::group::{self, Role};
-use crate::spec::{self, Spec, proto};
+use crate::spec::pod::{self, Processes, Sibling};
+use crate::spec::{self, Spec, proto, refuse};
 use crate::state_dir::is_plain_name;
 
 /// What containerd asks for.
@@ -76,6 +77,8 @@ impl Tasks {
             .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
         let role = group::role(&spec.annotations)
             .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
+        refuse::check(&spec)
+            .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "spec", error))?;
         if role.sandbox_of(&request.id) != self.sandbox_id {
             let text = format!(
                 "container {} is not of sandbox {}",
@@ -88,12 +91,9 @@ impl Tasks {
             exec: String::new(),
         };
         let init = Process::new(id, request.stdio.clone(), None);
-        let container = self.containers.insert(Container::new(
-            &request.id,
-            request.bundle.clone(),
-            role,
-            init,
-        ))?;
+        let joins_pid = pod::joins(&spec);
+        let container = Container::new(&request.id, request.bundle.clone(), role, init);
+        let container = self.containers.insert(container.joining_pid(joins_pid))?;
 
         match self.create_steps(&container, &request, spec).await {
             Ok(shared) => {
@@ -140,7 +140,17 @@ impl Tasks {
         spec: Spec,
     ) -> Result<Ready, GuestError> {
         let config = self.config(request, &container.role, &spec).await?;
-        let mut prepared = prepare(config, container, request, spec)?;
+        let processes = self.processes(container)?;
+        if container.role == Role::Sandbox
+            && let Some(shm) = pod::shm_source(&spec)
+        {
+            let _ = self.shm.set(shm);
+        }
+        let shm = self.shm.get().map(String::as_str);
+        let mut prepared = prepare(config, container, request, spec, shm)?;
+        if let Processes::Of(other) = &processes {
+            pod::join(&mut prepared.spec, other);
+        }
         io::check(&container.init.stdio)?;
         if container.role.owns_vm() {
             container.note(|progress| progress.enter(Step::Boot));
@@ -163,6 +173,7 @@ impl Tasks {
             id: container.id.clone(),
             storages,
             spec: proto::spec(&prepared.spec),
+            sandbox_pidns: processes == Processes::Pod,
         };
         Ok(Ready {
             guest,
@@ -170,6 +181,25 @@ impl Tasks {
             shared,
             within: prepared.config.create_timeout,
         })
+    }
+
+    /// Whose processes a container sees.
+    fn processes(&self, container: &Container) -> Result<Processes, GuestError> {
+        let is_member = matches!(container.role, Role::Member { .. });
+        if !is_member || !container.joins_pid {
+            return Ok(Processes::Own);
+        }
+        let private: Vec<_> = self
+            .containers
+            .all()
+            .iter()
+            .filter(|other| matches!(other.role, Role::Member { .. }) && !other.joins_pid)
+            .map(|other| Sibling {
+                id: other.id.clone(),
+                is_running: other.init.phase() == Phase::Running,
+            })
+            .collect();
+        pod::processes(&private)
     }
 
     /// The pod's configuration: read by its first container, and kept for the others.
@@ -281,6 +311,7 @@ fn prepare(
     container: &Container,
     request: &CreateRequest,
     mut spec: Spec,
+    shm: Option<&str>,
 ) -> Result<Prepared, GuestError> {
     let source = rootfs::choose(&config, &container.role, &spec.annotations, &request.rootfs)
         .map_err(|error| rootfs_error(&error))?;
@@ -292,7 +323,12 @@ fn prepare(
         true => (network::wanted(&spec)?, network::resolv_conf(&spec)),
         false => (None, Vec::new()),
     };
-    let binds = amend(&mut spec, config.disable_guest_seccomp);
+    let binds = amend(
+        &mut spec,
+        config.disable_guest_seccomp,
+        &container.role,
+        shm,
+    );
     let destination = |bind: &HostBind| {
         spec.mounts
             .get(bind.index)

@@ -45,6 +45,8 @@ pub struct Tasks {
     timeline: Timeline,
     config: tokio::sync::OnceCell<crate::config::Config>,
     config_variable: Option<PathBuf>,
+    /// The host's directory that is the pod's `/dev/shm`.
+    shm: std::sync::OnceLock<String>,
 }
 
 impl Tasks {
@@ -67,6 +69,7 @@ impl Tasks {
             timeline,
             config: tokio::sync::OnceCell::new(),
             config_variable,
+            shm: std::sync::OnceLock::new(),
         })
     }
 

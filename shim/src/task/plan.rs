@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::DirBuilderExt;
 
+use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError};
 use hypervisor::{Scratch, VmSpec};
 
@@ -14,7 +15,7 @@ use crate::init_data;
 use crate::rootfs::{self, Source};
 use crate::sandbox::Plan;
 use crate::spec::group::Role;
-use crate::spec::size;
+use crate::spec::{pod, size};
 
 /// The file in the state directory that keeps the guest's console.
 const CONSOLE_LOG: &str = "console.log";
@@ -58,13 +59,10 @@ impl Tasks {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),
             network: prepared.network.clone(),
+            forwards: container.role == Role::Sandbox,
             dns: prepared.dns.clone(),
             shared: is_shared.then(|| vm.clone()),
-            storages: if is_shared {
-                vec![rootfs::shared_storage()]
-            } else {
-                Vec::new()
-            },
+            storages: self.storages(container, is_shared),
             directory: self.directory.clone(),
             relay_allow: config.relay_allow.clone(),
             mirror: config.mirror.open(),
@@ -88,6 +86,16 @@ impl Tasks {
                 )
             },
         })
+    }
+}
+
+impl Tasks {
+    /// What the guest mounts for the whole pod.
+    fn storages(&self, container: &Container, is_shared: bool) -> Vec<Storage> {
+        let shared = is_shared.then(rootfs::shared_storage);
+        let shm = || pod::shm_storage(self.shm.get().map(String::as_str));
+        let shm = (container.role == Role::Sandbox).then(shm);
+        shared.into_iter().chain(shm).collect()
     }
 }
 

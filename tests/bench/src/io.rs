@@ -97,7 +97,12 @@ impl Subject {
         };
         let id = CONTAINER.to_owned();
         let storages = Vec::new();
-        let new = NewContainer { id, storages, spec };
+        let new = NewContainer {
+            id,
+            storages,
+            spec,
+            sandbox_pidns: false,
+        };
         self.guest.create_container(new).await?;
         self.guest.start_container(CONTAINER).await?;
         let calls = self.echo("calls").await?;

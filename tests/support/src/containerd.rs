@@ -31,7 +31,10 @@ const SHIM_STATE: &str = "s";
 #[derive(Debug)]
 pub struct Containerd {
     service: Option<Service>,
+    namespace: &'static str,
     config: PathBuf,
+    /// The network namespace that it runs in, where that is not the machine's.
+    network: Option<PathBuf>,
     socket: PathBuf,
     base: PathBuf,
     /// Words of every `run`, among which is the container's name.
@@ -39,30 +42,49 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it with everything below `state`.
+    /// Starts it with everything below `state`, for `ctr` alone.
     ///
     /// # Errors
     /// When it does not answer in time.
     pub fn start(state: &State) -> Result<Self> {
+        Self::launch(state, NAMESPACE, None, |_| {
+            "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+             \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.btrfs\", \
+             \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.zfs\", \
+             \"io.containerd.snapshotter.v1.devmapper\"]\n"
+                .to_owned()
+        })
+    }
+
+    /// Starts it for a namespace of its own, in a network namespace, with `more` in its configuration: given its
+    /// base directory, the text that follows `version`, `root` and `state`.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn launch(
+        state: &State,
+        namespace: &'static str,
+        network: Option<PathBuf>,
+        more: impl FnOnce(&Path) -> String,
+    ) -> Result<Self> {
         let socket = state.path().join("c.sock");
         let config = state.file(
             "containerd.toml",
             format!(
-                "version = 2\nroot = \"{root}\"\nstate = \"{run}\"\n\
-                 disabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-                 \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.btrfs\", \
-                 \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.zfs\", \
-                 \"io.containerd.snapshotter.v1.devmapper\"]\n\
+                "version = 2\nroot = \"{root}\"\nstate = \"{run}\"\n{more}\
                  [grpc]\n  address = \"{socket}\"\n[debug]\n  level = \"info\"\n",
                 root = state.dir("root")?.display(),
                 run = state.dir("run")?.display(),
+                more = more(state.path()),
                 socket = socket.display(),
             ),
         )?;
         state.dir(SHIM_STATE)?;
         let mut containerd = Self {
             service: None,
+            namespace,
             config,
+            network,
             socket,
             base: state.path().to_owned(),
             ran: Mutex::default(),
@@ -76,8 +98,18 @@ impl Containerd {
     /// # Errors
     /// When it does not answer in time.
     pub fn revive(&mut self) -> Result<()> {
+        let mut command = match &self.network {
+            None => Command::new("containerd"),
+            // Its mounts stay the machine's: `ip netns exec` would hide the cgroups.
+            Some(path) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", path.display()));
+                command.arg("containerd");
+                command
+            }
+        };
         let mut service = Service::start(
-            Command::new("containerd")
+            command
                 .arg("--config")
                 .arg(&self.config)
                 .env("CLOISTER_STATE_ROOT", self.shim_state()),
@@ -128,20 +160,28 @@ impl Containerd {
         let bundles = self
             .base
             .join("run/io.containerd.runtime.v2.task")
-            .join(NAMESPACE);
+            .join(self.namespace);
         let ran = self.ran.lock().unwrap_or_else(PoisonError::into_inner);
         let sockets: Vec<_> = ran.iter().map(|id| self.shim_socket(id)).collect();
         host::leftovers(
             &self.base,
-            &[self.shim_state().join(NAMESPACE), bundles],
+            &[self.shim_state().join(self.namespace), bundles],
             &sockets,
         )
     }
 
     /// Where the shim of a pod listens for us. Others' shims on this host are none of our business.
     fn shim_socket(&self, id: &str) -> PathBuf {
-        let name = format!("{}/{NAMESPACE}/{id}", self.socket.display());
+        let name = format!("{}/{}/{id}", self.socket.display(), self.namespace);
         Path::new(SHIM_SOCKETS).join(hex::encode(Sha256::digest(name)))
+    }
+
+    /// Notes a pod that something else than `ctr` started, for [`Self::leftovers`].
+    pub fn note_pod(&self, id: &str) {
+        self.ran
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.to_owned());
     }
 
     fn note(&self, args: &[&str]) {
@@ -163,7 +203,7 @@ impl Containerd {
         let mut ctr = Command::new("ctr");
         ctr.arg("--address")
             .arg(&self.socket)
-            .args(["--namespace", NAMESPACE]);
+            .args(["--namespace", self.namespace]);
         ctr
     }
 

@@ -9,10 +9,12 @@
 
 pub mod broker;
 pub mod containerd;
+pub mod cri;
 pub mod firmware;
 pub mod host;
 pub mod image;
 pub mod init_data;
+pub mod kube;
 pub mod line;
 mod need;
 pub mod node;
@@ -24,6 +26,7 @@ pub mod run;
 pub mod skopeo;
 pub mod stage;
 mod state;
+pub mod streaming;
 pub mod timeline;
 pub mod tls;
 

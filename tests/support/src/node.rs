@@ -4,12 +4,15 @@
 //! What a test adds, changes and forbids is in these namespaces alone, so that tests disturb neither each
 //! other nor the machine that they run on. All of it is gone with the value.
 
+use std::fs::File;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
 use crate::run::{with_input, within};
@@ -60,6 +63,30 @@ impl Node {
             namespace,
             leases: state.join("leases"),
         })
+    }
+
+    /// The node's namespace.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.namespace.0)
+    }
+
+    /// Connects from the node's namespace.
+    ///
+    /// # Errors
+    /// When the namespace or the address cannot be reached.
+    pub fn connect(&self, address: &str) -> Result<TcpStream> {
+        let namespace = File::open(self.path())?;
+        let address = address.to_owned();
+        // A thread of its own, which is nowhere else and ends with it.
+        let connected = std::thread::spawn(move || -> Result<TcpStream> {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            TcpStream::connect(&address).with_context(|| format!("connect to {address}"))
+        });
+        match connected.join() {
+            Ok(stream) => stream,
+            Err(_) => bail!("the thread in the node's namespace ended early"),
+        }
     }
 
     /// A command that runs in the node's namespace.

@@ -29,11 +29,23 @@ impl State {
         if base.as_os_str().len() > BASE_MAX {
             base = std::env::temp_dir();
         }
-        std::fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
+        Self::new_in(&base)
+    }
+
+    /// Makes a new one with a path as short as can be, for pods whose ids are as long as Kubernetes' are.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn short() -> Result<Self> {
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    fn new_in(base: &Path) -> Result<Self> {
+        std::fs::create_dir_all(base).with_context(|| format!("create {}", base.display()))?;
         let mut dir = tempfile::Builder::new()
             .prefix("c")
             .rand_bytes(5)
-            .tempdir_in(&base)?;
+            .tempdir_in(base)?;
         if std::env::var_os("CLOISTER_KEEP").is_some_and(|v| v == "1") {
             dir.disable_cleanup(true);
             eprintln!("state is kept in {}", dir.path().display());

@@ -1,0 +1,147 @@
+//! What no VM can give a container, refused by the name under which people ask for it.
+//!
+//! A container that wants a part of the host would run without it, or with the guest's in its place, and
+//! fail later in other words. `docs/limitations.md` has the same list with reasons.
+
+use thiserror::Error;
+
+use super::oci::{Linux, Mount, Spec};
+
+/// Devices that are named in an error.
+const SHOWN: usize = 3;
+/// Options by which mounts of the host and of a container follow each other.
+const PROPAGATION: [(&str, &str); 4] = [
+    ("rshared", "Bidirectional"),
+    ("shared", "Bidirectional"),
+    ("rslave", "HostToContainer"),
+    ("slave", "HostToContainer"),
+];
+
+/// What is asked for, and what to do instead.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Refused {
+    /// The processes of the host.
+    #[error(
+        "hostPID (no pid namespace in linux.namespaces): the host's processes are not in a VM: remove hostPID, or run the pod with a runtime that has no VM"
+    )]
+    HostPid,
+    /// System V IPC and POSIX queues of the host.
+    #[error(
+        "hostIPC (no ipc namespace in linux.namespaces): the host's IPC is not in a VM: remove hostIPC, or run the pod with a runtime that has no VM"
+    )]
+    HostIpc,
+    /// Devices of the host.
+    #[error(
+        "devices of the host ({0}, in linux.devices) are not in a VM: remove them from the container (devices, --device); for privileged containers set privileged_without_host_devices = true for this runtime in containerd's or CRI-O's configuration"
+    )]
+    Devices(String),
+    /// Mounts that follow those of the host.
+    #[error(
+        "mountPropagation {name} (option {option} of the mount on {destination}): mounts made later do not cross the border of a VM: remove mountPropagation, or set it to None"
+    )]
+    Propagation {
+        /// Kubernetes' name.
+        name: &'static str,
+        /// The mount's option.
+        option: &'static str,
+        /// Where it is mounted.
+        destination: String,
+    },
+    /// Users of the container that are others of the host.
+    #[error(
+        "hostUsers: false (linux.uidMappings): a user namespace inside of a VM is not supported: remove hostUsers; the pod has a kernel of its own already"
+    )]
+    UserNamespace,
+}
+
+/// Refuses what a VM does not have.
+///
+/// # Errors
+/// [`Refused`] names the field and what to do about it.
+pub fn check(spec: &Spec) -> Result<(), Refused> {
+    if let Some(linux) = &spec.linux {
+        check_linux(linux)?;
+    }
+    spec.mounts.iter().try_for_each(check_mount)
+}
+
+fn check_linux(linux: &Linux) -> Result<(), Refused> {
+    let has = |kind| linux.namespaces.iter().any(|found| found.kind == kind);
+    if !has("pid") {
+        return Err(Refused::HostPid);
+    }
+    if !has("ipc") {
+        return Err(Refused::HostIpc);
+    }
+    if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
+        return Err(Refused::UserNamespace);
+    }
+    if linux.devices.is_empty() {
+        return Ok(());
+    }
+    let paths = linux.devices.iter().map(|device| device.path.as_str());
+    let mut shown: Vec<_> = paths.take(SHOWN).collect();
+    if linux.devices.len() > SHOWN {
+        shown.push("…");
+    }
+    Err(Refused::Devices(shown.join(", ")))
+}
+
+fn check_mount(mount: &Mount) -> Result<(), Refused> {
+    let asked = |option: &str| mount.options.iter().any(|found| found == option);
+    match PROPAGATION.into_iter().find(|(option, _)| asked(option)) {
+        Some((option, name)) => Err(Refused::Propagation {
+            name,
+            option,
+            destination: mount.destination.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(json: &str) -> String {
+        let spec: Spec = serde_json::from_str(json).unwrap();
+        check(&spec).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_ordinary_container_passes() {
+        let spec = serde_json::from_str(
+            r#"{"mounts":[{"destination":"/x","type":"bind","source":"/h","options":["rbind","rprivate"]}],
+                "linux":{"namespaces":[{"type":"pid","path":"/proc/7/ns/pid"},{"type":"ipc"}]}}"#,
+        );
+        check(&spec.unwrap()).unwrap();
+        check(&Spec::default()).unwrap();
+    }
+
+    #[test]
+    fn a_refusal_names_the_field_of_the_pod() {
+        for (json, field) in [
+            (r#"{"linux":{"namespaces":[{"type":"ipc"}]}}"#, "hostPID"),
+            (r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#, "hostIPC"),
+            (
+                r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"}],"devices":[{"path":"/dev/kvm"}]}}"#,
+                "/dev/kvm",
+            ),
+            (
+                r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"}],"uidMappings":[{"hostID":1,"containerID":0,"size":1}]}}"#,
+                "hostUsers",
+            ),
+            (
+                r#"{"mounts":[{"destination":"/x","options":["rbind","rslave"]}]}"#,
+                "mountPropagation HostToContainer",
+            ),
+            (
+                r#"{"mounts":[{"destination":"/x","options":["rbind","rshared"]}]}"#,
+                "mountPropagation Bidirectional",
+            ),
+        ] {
+            let text = refused(json);
+            assert!(text.contains(field), "{text}");
+        }
+    }
+}
