@@ -47,7 +47,7 @@ impl Socket {
     /// [`Error`] names the address.
     pub fn add_address(&mut self, address: &Address) -> Result<(), Error> {
         let mut message = blank(address);
-        if let IpAddr::V6(_) = address.ip {
+        if address.ip.is_ipv6() {
             message.header.flags = AddressHeaderFlags::Nodad;
         }
         if let IpAddr::V4(ip) = address.ip
