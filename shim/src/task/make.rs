@@ -236,6 +236,7 @@ mod tests {
             id: "c".into(),
             storages: Vec::new(),
             spec: oci::Spec::new(),
+            sandbox_pidns: false,
         }
     }
 
