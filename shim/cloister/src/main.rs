@@ -1,7 +1,8 @@
 //! `cloister`: the command line. For an owner, where they trust the machine and before a pod starts: encrypts
 //! images and registers their keys, writes init-data and tells its digest, predicts what the hardware will
-//! report, and serves skopeo as a key provider. For an operator, on the pod's host: checks the
-//! shim's configuration, runs a container, tells what a sandbox counts of itself and how far a creation is. It never runs in a guest.
+//! report, and serves skopeo as a key provider. For an operator, on the pod's host: checks the host and the
+//! shim's configuration, tells what a sandbox counts of itself and how far a creation is. For people without
+//! containerd: runs containers and looks after them. It never runs in a guest.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -51,6 +52,27 @@ enum Command {
     /// and --encryption-key provider:attestation-agent:keyid=kbs:///r/t/tag::keypath=/absolute/key
     #[command(verbatim_doc_comment)]
     Keyprovider(keyprovider::Serve),
+    /// Keep a run: a part of `cloister run`.
+    #[command(hide = true)]
+    Keep(run::Keep),
+    /// Go on with a run that was left to itself: its output from now on, and its input.
+    Attach(run::Attach),
+    /// Print what happened to runs, as lines of JSON, and what happens.
+    Events(run::Events),
+    /// Run a further program in a container that runs.
+    Exec(run::Exec),
+    /// Print what a run's program wrote.
+    ///
+    /// A run's log has at most 20 MiB; what is older is gone.
+    Logs(run::Logs),
+    /// List the runs that there are.
+    Ps(run::Ps),
+    /// Remove runs that have ended, with their logs.
+    Rm(run::Rm),
+    /// End runs: by a signal, after a grace by SIGKILL, and where the guest does not answer by the end of its VM.
+    Stop(run::Stop),
+    /// Show what runs use, live on a terminal.
+    Top(run::Top),
     /// Predict what the hardware will report of a guest, before it is launched.
     Measure(Box<measure::Measure>),
     /// Print the metrics of a running sandbox's guest, in Prometheus' text format.
@@ -61,7 +83,9 @@ enum Command {
     /// Run a container in a VM of its own, without containerd; the guest pulls the image.
     ///
     /// On a terminal the boot and the pull are shown as bars, else as lines. SIGINT and SIGTERM end the
-    /// pull, or go to the program; the exit code is the program's.
+    /// pull, or go to the program; the exit code is the program's, 128 and the number of the signal that
+    /// ended it, 127 where the image has no such program, 126 where it cannot be run, and 125 for
+    /// everything that went wrong before.
     Run(run::Run),
     /// Print how far the containers of a sandbox are that are being created: the boot, and the pull by layers.
     ///
@@ -78,6 +102,14 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The exit code of a program that was to be run, or the one that says why it was not.
+fn own_failure(outcome: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    outcome.or_else(|error| {
+        eprintln!("cloister: {}", words(&error));
+        Ok(run::exit_code(&error))
+    })
 }
 
 /// An error and its causes, each said once: some tell their cause in their own words. Whoever makes them has escaped
@@ -108,7 +140,16 @@ impl Cli {
             Command::Keyprovider(serve) => serve.run().await?,
             Command::Measure(measure) => measure.run()?,
             Command::Metrics(metrics) => metrics.run().await?,
-            Command::Run(run) => return run.run().await,
+            Command::Attach(attach) => return attach.run().await,
+            Command::Events(events) => events.run().await?,
+            Command::Exec(exec) => return own_failure(exec.run().await),
+            Command::Keep(keep) => return keep.run().await,
+            Command::Logs(logs) => logs.run().await?,
+            Command::Ps(ps) => ps.run()?,
+            Command::Rm(rm) => return rm.run().await,
+            Command::Run(run) => return own_failure(run.run().await),
+            Command::Stop(stop) => return stop.run().await,
+            Command::Top(top) => top.run().await?,
             Command::Progress(progress) => progress.run().await?,
         }
         Ok(0)
