@@ -8,11 +8,14 @@
 
 mod bars;
 mod broker;
+mod check;
+mod collect;
 mod config;
 mod image;
 mod init_data;
 mod key;
 mod keyprovider;
+mod manual;
 mod measure;
 mod metrics;
 mod monitor;
@@ -23,7 +26,7 @@ mod run;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Prepare images and init-data for confidential pods, and look at those that run.
 #[derive(Debug, Parser)]
@@ -35,6 +38,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Tell what this host can do for containers in VMs, why not the rest, and how to get it.
+    ///
+    /// Exits with 1 where something is missing without which nothing runs.
+    Check(check::Check),
+    /// Make one archive for a bug report: versions, the check's result, the configuration, where runs and
+    /// sandboxes are. No environment, no specification and no secret is in it.
+    Collect(collect::Collect),
+    /// Print what a shell needs to complete the command line.
+    Completions(manual::Completions),
     /// Check a configuration of the shim, Kata's or Cloister's, and show what holds.
     #[command(subcommand)]
     Config(config::Command),
@@ -73,6 +85,8 @@ enum Command {
     Stop(run::Stop),
     /// Show what runs use, live on a terminal.
     Top(run::Top),
+    /// Write the manual's pages into a directory.
+    Man(manual::Man),
     /// Predict what the hardware will report of a guest, before it is launched.
     Measure(Box<measure::Measure>),
     /// Print the metrics of a running sandbox's guest, in Prometheus' text format.
@@ -134,10 +148,14 @@ impl Cli {
     /// Runs the command; returns the exit code.
     async fn run(self) -> anyhow::Result<u8> {
         match self.command {
+            Command::Check(check) => return check.run().await,
+            Command::Collect(collect) => collect.run().await?,
+            Command::Completions(completions) => completions.run(Cli::command())?,
             Command::Config(command) => return command.run(),
             Command::Image(command) => command.run().await?,
             Command::InitData(command) => command.run()?,
             Command::Keyprovider(serve) => serve.run().await?,
+            Command::Man(man) => man.run(Cli::command())?,
             Command::Measure(measure) => measure.run()?,
             Command::Metrics(metrics) => metrics.run().await?,
             Command::Attach(attach) => return attach.run().await,
@@ -159,7 +177,7 @@ impl Cli {
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     /// An error that tells its cause in its own words.
     #[derive(Debug)]
