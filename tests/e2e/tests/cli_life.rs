@@ -16,7 +16,7 @@ use support::stage::{START, TOOLS};
 
 #[test]
 fn a_client_that_is_killed_leaves_nothing_that_is_not_seen_and_ended() {
-    if !need(&TOOLS) {
+    if !need(&[&TOOLS[..], &["script"]].concat()) {
         return;
     }
     let host = ByHand::new().unwrap();
