@@ -141,6 +141,7 @@ impl Run {
     /// Runs it to its end, or until it is left to itself; returns its exit code.
     pub(super) async fn run(self) -> Result<u8> {
         let keys = Keys::parse(&self.detach_keys)?;
+        terminal::check(self.tty && self.interactive && !self.detach)?;
         let shim = runtime::program(self.shim.as_deref())?;
         let config = self.config.as_ref().map(std::path::absolute).transpose()?;
         let settings = Settings::read(config.as_deref(), &self.image)?;

@@ -52,6 +52,7 @@ fn a_run_that_is_left_to_itself_is_seen_entered_and_ended() {
     it_is_listed_and_its_log_is_there(&host);
     programs_run_beside_it(&host);
     terminals_are_real_ones(&host);
+    a_terminal_must_be_one(&host);
     what_it_uses_is_shown(&host);
     a_bug_report_has_no_secret(&host);
     its_name_is_taken_and_it_stays_while_it_runs(&host);
@@ -208,6 +209,22 @@ fn terminals_are_real_ones(host: &ByHand) {
     let said = running.feed(b"typed\r").finish(QUICK).unwrap();
     assert!(said.stdout.contains("31 91"), "{}", said.report());
     assert!(said.stdout.contains("got typed"), "{}", said.report());
+}
+
+/// Before a VM is booted for it.
+fn a_terminal_must_be_one(host: &ByHand) {
+    for mut command in [
+        host.run(&["-it"], &[]).unwrap(),
+        host.command(&["exec", "-it", "web", "/bin/sh"]).unwrap(),
+    ] {
+        let said = with_input(QUICK, &mut command, b"").unwrap();
+        assert!(
+            said.code == 125 && said.stderr.contains("leave --tty away"),
+            "{}",
+            said.report()
+        );
+    }
+    assert_eq!(host.rows().unwrap().len(), 1);
 }
 
 fn what_it_uses_is_shown(host: &ByHand) {

@@ -12,7 +12,7 @@ use super::bundle::{self, make_fifo};
 use super::ended::Failure;
 use super::runtime::{Shim, Streams};
 use super::store::Phase;
-use super::terminal::Raw;
+use super::terminal::{self, Raw};
 use super::wire::MAX_FRAME;
 use super::{Named, SIGKILL};
 
@@ -37,6 +37,7 @@ pub(crate) struct Exec {
 impl Exec {
     /// Runs it to its end; returns its exit code.
     pub(crate) async fn run(self) -> Result<u8> {
+        terminal::check(self.tty && self.interactive)?;
         let run = self.of.find()?;
         let record = run.read()?;
         match run.phase(&record) {

@@ -29,7 +29,7 @@ enum Stage {
     #[default]
     Alone,
     Attached,
-    /// The last one went away without a word, before the program ran.
+    /// One went away without a word, before the program ran.
     Abandoned,
     Started,
 }

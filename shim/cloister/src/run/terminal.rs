@@ -17,13 +17,19 @@ pub(crate) struct Raw {
     before: Termios,
 }
 
+/// Whether standard input is a terminal, where one is needed.
+pub(crate) fn check(needed: bool) -> Result<()> {
+    if needed && !io::stdin().is_terminal() {
+        bail!("the input is not a terminal: leave --tty away");
+    }
+    Ok(())
+}
+
 impl Raw {
     /// Makes standard input raw.
     pub(crate) fn enter() -> Result<Self> {
+        check(true)?;
         let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            bail!("the input is not a terminal: leave --tty away");
-        }
         let before = termios::tcgetattr(&stdin).context("the terminal's settings")?;
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
