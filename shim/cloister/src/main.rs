@@ -100,7 +100,7 @@ enum Command {
     /// pull, or go to the program; the exit code is the program's, 128 and the number of the signal that
     /// ended it, 127 where the image has no such program, 126 where it cannot be run, and 125 for
     /// everything that went wrong before.
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Print how far the containers of a sandbox are that are being created: the boot, and the pull by layers.
     ///
     /// A policy of the guest's owner may refuse WatchPullRequest; then no more is known than that it pulls.

@@ -16,7 +16,7 @@ use clap::Args;
 use serde::Serialize;
 
 use package::Package;
-use shim::config::{self, Config};
+use shim::config;
 
 /// What to check.
 #[derive(Debug, Args)]
@@ -147,10 +147,10 @@ pub(crate) async fn report(named: Option<&Path>) -> Report {
     findings.extend(program::look(&config).await);
     findings.extend(guest::look(&config));
     findings.extend(user(&host));
-    assemble(findings, &host, &config)
+    assemble(findings, &host)
 }
 
-fn assemble(findings: Vec<Finding>, host: &Host, _: &Config) -> Report {
+fn assemble(findings: Vec<Finding>, host: &Host) -> Report {
     let packages: Vec<Package> = findings.iter().filter_map(|it| it.package).collect();
     Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -297,7 +297,7 @@ mod tests {
             root: root.path().to_owned(),
         };
         let qemu = || Finding::missing("qemu", "is not there", "").of_package(Package::Qemu);
-        let report = |findings| assemble(findings, &host, &Config::default());
+        let report = |findings| assemble(findings, &host);
         let bad = report(vec![Finding::good("a", "b"), qemu(), qemu()]);
         assert!(!bad.can_run);
         assert_eq!(

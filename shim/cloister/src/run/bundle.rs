@@ -179,7 +179,6 @@ impl Container {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
                 reason = "checked above to be a small positive number"
             )]
             let quota = (cpus * CPU_PERIOD as f64).ceil() as u64;

@@ -10,7 +10,7 @@
 //! Nothing is created before a client attaches, so that no output is lost; a client that goes away before
 //! the program runs ends the creation, because nobody waits for it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,7 +163,7 @@ pub(crate) fn streams(run: &Run, record: &Record) -> Streams {
     }
 }
 
-fn open(fifo: &PathBuf) -> Result<pipe::Receiver> {
+fn open(fifo: &Path) -> Result<pipe::Receiver> {
     pipe::OpenOptions::new()
         .open_receiver(fifo)
         .with_context(|| format!("open {}", fifo.display()))

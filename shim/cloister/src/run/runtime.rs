@@ -189,7 +189,7 @@ impl Shim {
             signal,
             ..Default::default()
         };
-        found(self.tasks.kill(soon(), &request).await)
+        found(&self.tasks.kill(soon(), &request).await)
     }
 
     /// Tells the size of a terminal; that the process has ended meanwhile is no error.
@@ -234,7 +234,7 @@ impl Shim {
             exec_id: exec.to_owned(),
             ..Default::default()
         };
-        found(self.tasks.delete(soon(), &request).await)
+        found(&self.tasks.delete(soon(), &request).await)
     }
 
     /// Ends it, whatever is left: by asking, and then by its own verb for dead ones.
@@ -297,7 +297,7 @@ fn optional(path: Option<&Path>) -> String {
 }
 
 /// That there is nothing any more is an answer too.
-fn found<T>(answer: ttrpc::Result<T>) -> Result<bool> {
+fn found<T>(answer: &ttrpc::Result<T>) -> Result<bool> {
     match answer.as_ref().map_err(GuestError::from) {
         Ok(_) => Ok(true),
         Err(error) if error.code == ErrorCode::NotFound => Ok(false),
