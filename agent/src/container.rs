@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use agent_api::{ErrorCode, GuestError, agent};
+use agent_api::{ErrorCode, GuestError, agent, oci};
 use image_rs::pull::Layers;
 use rustix::process::Signal;
 
@@ -28,6 +28,7 @@ pub struct Container {
     root: PathBuf,
     bundle: PathBuf,
     cgroup: Cgroup,
+    process: oci::Process,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     started: Mutex<bool>,
@@ -50,6 +51,8 @@ pub struct Parts {
     pub bundle: PathBuf,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// What its first process was made of.
+    pub process: oci::Process,
     /// Its first process.
     pub init: Process,
     /// Mount points that it uses.
@@ -75,6 +78,7 @@ impl Container {
             root: parts.root,
             bundle: parts.bundle,
             cgroup: parts.cgroup,
+            process: parts.process,
             init,
             execs: Mutex::default(),
             started: Mutex::new(false),
@@ -134,6 +138,7 @@ impl Container {
         if process.Args.is_empty() {
             return Err(invalid("exec", "process.Args is empty"));
         }
+        self.lend(&mut process);
         apply_user(&self.root, request.string_user.as_ref(), &mut process)?;
         let process = spec::process(&process)?;
         let json = serde_json::to_string(&process).or_internal("exec", "process.json")?;
@@ -150,6 +155,17 @@ impl Container {
                 execs.remove(id);
                 Err(error)
             }
+        }
+    }
+
+    /// Gives a further process what it leaves open of the first one's user, environment and directory.
+    fn lend(&self, process: &mut oci::Process) {
+        if process.User.is_none() {
+            process.User.clone_from(&self.process.User);
+        }
+        image::fill_environment(&mut process.Env, &self.process.Env);
+        if process.Cwd.is_empty() {
+            process.Cwd.clone_from(&self.process.Cwd);
         }
     }
 
@@ -338,7 +354,6 @@ fn is_caught(status: &str, signal: Signal) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_api::oci;
 
     #[test]
     fn caught_signals_are_read_from_the_mask() {

@@ -269,7 +269,7 @@ fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attest
 }
 
 /// Takes from the image what the request leaves open: all of the process when it names no program,
-/// else the user where it has none, an empty environment and an empty working directory.
+/// else the user where it has none, what is missing of the environment, and an empty working directory.
 ///
 /// # Errors
 ///
@@ -296,9 +296,10 @@ pub fn fill_process(
             "neither the request nor the image names a program",
         ));
     }
-    if process.Env.is_empty() {
-        process.Env = config.env().clone().unwrap_or_default();
-    }
+    fill_environment(
+        &mut process.Env,
+        config.env().as_deref().unwrap_or_default(),
+    );
     if process.Cwd.is_empty() {
         process.Cwd = config.working_dir().clone().unwrap_or_default();
     }
@@ -327,6 +328,17 @@ pub fn make_volumes(root: &Path, config: &ImageConfiguration) -> Result<(), Gues
     Ok(())
 }
 
+/// Adds to an environment without `PATH` what it has not: it is what somebody asked for by hand, and not
+/// one that a container manager made from the image's. That one stays as it is.
+pub fn fill_environment(environment: &mut Vec<String>, below: &[String]) {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let asked: Vec<_> = environment.iter().map(|entry| name(entry)).collect();
+    if !asked.iter().any(|name| name == "PATH") {
+        let missing = below.iter().filter(|entry| !asked.contains(&name(entry)));
+        environment.extend(missing.cloned());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,6 +357,23 @@ mod tests {
         make_volumes(root.path(), &config).unwrap();
         assert!(root.path().join("data/deep").is_dir());
         assert!(root.path().join("real/in").is_dir());
+    }
+
+    #[test]
+    fn an_environment_without_a_path_is_added_to_the_images() {
+        let below = [
+            "PATH=/bin".to_owned(),
+            "A=image".to_owned(),
+            "B=image".to_owned(),
+        ];
+        let filled = |entries: &[&str]| {
+            let mut environment = entries.iter().map(|&entry| entry.to_owned()).collect();
+            fill_environment(&mut environment, &below);
+            environment
+        };
+        assert_eq!(filled(&[]), below);
+        assert_eq!(filled(&["A=mine"]), ["A=mine", "PATH=/bin", "B=image"]);
+        assert_eq!(filled(&["PATH=/x", "A=mine"]), ["PATH=/x", "A=mine"]);
     }
 
     fn image() -> ImageConfiguration {
@@ -379,11 +408,11 @@ mod tests {
     fn what_the_request_says_stays() {
         let mut process = oci::Process::new();
         process.Args = vec!["mine".into()];
-        process.Env = vec!["A=request".into()];
+        process.Env = vec!["A=request".into(), "PATH=/bin".into()];
         process.User.mut_or_insert_default();
         fill_process(&mut process, &image()).unwrap();
         assert_eq!(process.Args, ["mine"]);
-        assert_eq!(process.Env, ["A=request"]);
+        assert_eq!(process.Env, ["A=request", "PATH=/bin"]);
         // The user of a request is always meant: zero is root.
         assert!(process.User.Username.is_empty());
         assert_eq!(process.Cwd, "/work");

@@ -26,6 +26,7 @@ pub mod log;
 pub mod mirror;
 pub mod monitor;
 pub mod network;
+pub mod own_namespace;
 pub mod process;
 pub mod relay;
 pub mod rootfs;

@@ -320,19 +320,6 @@ impl Drop for Shared {
     }
 }
 
-/// Gives the shim a mount namespace of its own, in which the host's later mounts still appear. What
-/// the shim mounts is then gone when its last process is, however it ends. Must be called before
-/// there are threads.
-///
-/// # Errors
-/// As the kernel refuses.
-pub fn own_mount_namespace() -> std::io::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", downstream)?;
-    Ok(())
-}
-
 fn make_directory(path: &Path) -> Result<(), RootfsError> {
     std::fs::create_dir_all(path).map_err(|source| RootfsError::Make {
         path: path.to_owned(),

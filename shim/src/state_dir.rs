@@ -2,8 +2,9 @@
 //!
 //! Everything that a sandbox leaves on the host is in or points to
 //! `<root>/<namespace>/<sandbox id>`: the pid file of each process, sockets, the shared directory.
-//! The root is `/run/cloister`, or what `CLOISTER_STATE_ROOT` names: the same for `start`, the
-//! server and `delete`, which see the same environment.
+//! The root is `/run/cloister`, that of a user other than root in `$XDG_RUNTIME_DIR`, or what
+//! `CLOISTER_STATE_ROOT` names: the same for `start`, the server and `delete`, which see the same
+//! environment.
 
 use std::fs;
 use std::io;
@@ -15,8 +16,10 @@ use serde::{Deserialize, Serialize};
 
 /// The environment variable that names another root.
 pub const ROOT_VARIABLE: &str = "CLOISTER_STATE_ROOT";
-/// The root where nothing names another.
+/// The root where nothing names another, and its name in the directory that a user has for such things.
 const DEFAULT_ROOT: &str = "/run/cloister";
+const USER_NAME: &str = "cloister";
+const USER_VARIABLE: &str = "XDG_RUNTIME_DIR";
 /// Every process of a sandbox but the shim has this in its environment or is in the directory.
 pub const OWNER_VARIABLE: &str = "CLOISTER_STATE_DIR";
 
@@ -74,9 +77,7 @@ impl StateDir {
     /// # Errors
     /// `InvalidInput` where one of them is not a plain name.
     pub fn of(namespace: &str, sandbox: &str) -> io::Result<Self> {
-        let root = std::env::var_os(ROOT_VARIABLE)
-            .map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from);
-        Self::under(&root, namespace, sandbox)
+        Self::under(&root(), namespace, sandbox)
     }
 
     fn under(root: &Path, namespace: &str, sandbox: &str) -> io::Result<Self> {
@@ -203,6 +204,22 @@ impl StateDir {
     }
 }
 
+/// The directory of all sandboxes.
+#[must_use]
+pub fn root() -> PathBuf {
+    if let Some(named) = std::env::var_os(ROOT_VARIABLE) {
+        return PathBuf::from(named);
+    }
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return PathBuf::from(DEFAULT_ROOT);
+    }
+    let own = std::env::var_os(USER_VARIABLE).map(PathBuf::from);
+    own.filter(|path| path.is_absolute())
+        .unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", user.as_raw())))
+        .join(USER_NAME)
+}
+
 /// Whether a namespace's or sandbox's name is one path component of plain characters.
 #[must_use]
 pub fn is_plain_name(name: &str) -> bool {
@@ -242,7 +259,11 @@ fn unescape(field: &str) -> String {
         .replace("\\134", "\\")
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file for its owner alone, so that a reader sees all of it or the one before.
+///
+/// # Errors
+/// As the write fails.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)

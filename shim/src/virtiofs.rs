@@ -66,20 +66,20 @@ pub enum StartError {
     Silent,
 }
 
+/// The daemon's program: the configured one, or that in one of the usual places.
+#[must_use]
+pub fn find(vm: &Vm) -> Option<PathBuf> {
+    let usual = || PLACES.iter().map(PathBuf::from).find(|path| path.exists());
+    vm.virtio_fs_daemon.clone().or_else(usual)
+}
+
 impl Virtiofsd {
     /// Starts the daemon for the shared directory and waits until it listens.
     ///
     /// # Errors
     /// [`StartError`], as soon as the daemon has ended where it ends.
     pub async fn start(vm: &Vm, directory: &StateDir) -> Result<Self, StartError> {
-        let program = match &vm.virtio_fs_daemon {
-            Some(path) => path.clone(),
-            None => PLACES
-                .iter()
-                .map(PathBuf::from)
-                .find(|path| path.exists())
-                .ok_or(StartError::Missing)?,
-        };
+        let program = find(vm).ok_or(StartError::Missing)?;
         let socket = directory.path().join("virtiofs.sock");
         // Its parent directory is the sandbox's own; a left-over socket would be taken for a live one.
         let _ = std::fs::remove_file(&socket);

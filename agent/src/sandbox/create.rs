@@ -122,6 +122,7 @@ impl Sandbox {
             )?;
         }
         let terminal = process.Terminal;
+        let first = process.clone();
         let cgroup = Cgroup::of(&id);
         let joined = self.joined_pid_namespace(oci, request.sandbox_pidns)?;
         let place = Place {
@@ -157,6 +158,7 @@ impl Sandbox {
             root,
             bundle,
             cgroup,
+            process: first,
             init,
             storages,
             layers,

@@ -1,17 +1,21 @@
 //! `cloister`: the command line. For an owner, where they trust the machine and before a pod starts: encrypts
 //! images and registers their keys, writes init-data and tells its digest, predicts what the hardware will
-//! report, and serves skopeo as a key provider. For an operator, on the pod's host: checks the
-//! shim's configuration, runs a container, tells what a sandbox counts of itself and how far a creation is. It never runs in a guest.
+//! report, and serves skopeo as a key provider. For an operator, on the pod's host: checks the host and the
+//! shim's configuration, tells what a sandbox counts of itself and how far a creation is. For people without
+//! containerd: runs containers and looks after them. It never runs in a guest.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bars;
 mod broker;
+mod check;
+mod collect;
 mod config;
 mod image;
 mod init_data;
 mod key;
 mod keyprovider;
+mod manual;
 mod measure;
 mod metrics;
 mod monitor;
@@ -22,7 +26,7 @@ mod run;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Prepare images and init-data for confidential pods, and look at those that run.
 #[derive(Debug, Parser)]
@@ -34,6 +38,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Tell what this host can do for containers in VMs, why not the rest, and how to get it.
+    ///
+    /// Exits with 1 where something is missing without which nothing runs.
+    Check(check::Check),
+    /// Make one archive for a bug report: versions, the check's result, the configuration, where runs and
+    /// sandboxes are. No environment, no specification and no secret is in it.
+    Collect(collect::Collect),
+    /// Print what a shell needs to complete the command line.
+    Completions(manual::Completions),
     /// Check a configuration of the shim, Kata's or Cloister's, and show what holds.
     #[command(subcommand)]
     Config(config::Command),
@@ -51,6 +64,29 @@ enum Command {
     /// and --encryption-key provider:attestation-agent:keyid=kbs:///r/t/tag::keypath=/absolute/key
     #[command(verbatim_doc_comment)]
     Keyprovider(keyprovider::Serve),
+    /// Keep a run: a part of `cloister run`.
+    #[command(hide = true)]
+    Keep(run::Keep),
+    /// Go on with a run that was left to itself: its output from now on, and its input.
+    Attach(run::Attach),
+    /// Print what happened to runs, as lines of JSON, and what happens.
+    Events(run::Events),
+    /// Run a further program in a container that runs.
+    Exec(run::Exec),
+    /// Print what a run's program wrote.
+    ///
+    /// A run's log has at most 20 MiB; what is older is gone.
+    Logs(run::Logs),
+    /// List the runs that there are.
+    Ps(run::Ps),
+    /// Remove runs that have ended, with their logs.
+    Rm(run::Rm),
+    /// End runs: by a signal, after a grace by SIGKILL, and where the guest does not answer by the end of its VM.
+    Stop(run::Stop),
+    /// Show what runs use, live on a terminal.
+    Top(run::Top),
+    /// Write the manual's pages into a directory.
+    Man(manual::Man),
     /// Predict what the hardware will report of a guest, before it is launched.
     Measure(Box<measure::Measure>),
     /// Print the metrics of a running sandbox's guest, in Prometheus' text format.
@@ -61,8 +97,10 @@ enum Command {
     /// Run a container in a VM of its own, without containerd; the guest pulls the image.
     ///
     /// On a terminal the boot and the pull are shown as bars, else as lines. SIGINT and SIGTERM end the
-    /// pull, or go to the program; the exit code is the program's.
-    Run(run::Run),
+    /// pull, or go to the program; the exit code is the program's, 128 and the number of the signal that
+    /// ended it, 127 where the image has no such program, 126 where it cannot be run, and 125 for
+    /// everything that went wrong before.
+    Run(Box<run::Run>),
     /// Print how far the containers of a sandbox are that are being created: the boot, and the pull by layers.
     ///
     /// A policy of the guest's owner may refuse WatchPullRequest; then no more is known than that it pulls.
@@ -78,6 +116,14 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The exit code of a program that was to be run, or the one that says why it was not.
+fn own_failure(outcome: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    outcome.or_else(|error| {
+        eprintln!("cloister: {}", words(&error));
+        Ok(run::exit_code(&error))
+    })
 }
 
 /// An error and its causes, each said once: some tell their cause in their own words. Whoever makes them has escaped
@@ -102,13 +148,26 @@ impl Cli {
     /// Runs the command; returns the exit code.
     async fn run(self) -> anyhow::Result<u8> {
         match self.command {
+            Command::Check(check) => return check.run().await,
+            Command::Collect(collect) => collect.run().await?,
+            Command::Completions(completions) => completions.run(Cli::command())?,
             Command::Config(command) => return command.run(),
             Command::Image(command) => command.run().await?,
             Command::InitData(command) => command.run()?,
             Command::Keyprovider(serve) => serve.run().await?,
+            Command::Man(man) => man.run(Cli::command())?,
             Command::Measure(measure) => measure.run()?,
             Command::Metrics(metrics) => metrics.run().await?,
-            Command::Run(run) => return run.run().await,
+            Command::Attach(attach) => return attach.run().await,
+            Command::Events(events) => events.run().await?,
+            Command::Exec(exec) => return own_failure(exec.run().await),
+            Command::Keep(keep) => return keep.run().await,
+            Command::Logs(logs) => logs.run().await?,
+            Command::Ps(ps) => ps.run()?,
+            Command::Rm(rm) => return rm.run().await,
+            Command::Run(run) => return own_failure(run.run().await),
+            Command::Stop(stop) => return stop.run().await,
+            Command::Top(top) => top.run().await?,
             Command::Progress(progress) => progress.run().await?,
         }
         Ok(0)
@@ -118,7 +177,7 @@ impl Cli {
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     /// An error that tells its cause in its own words.
     #[derive(Debug)]

@@ -74,11 +74,14 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
         scratch_fd: scratch.as_ref().map(AsRawFd::as_raw_fd),
-        tap_fds: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        tap_fds: taps
+            .iter()
+            .map(|tap| tap.as_ref().map(AsRawFd::as_raw_fd))
+            .collect(),
     };
     let mut descriptors = vec![qmp_end, console_end, made.descriptor];
     descriptors.extend(scratch);
-    descriptors.extend(taps);
+    descriptors.extend(taps.into_iter().flatten());
     Ok(Prepared {
         facts,
         vsock: made.device,
@@ -143,9 +146,10 @@ fn make_scratch(scratch: &Scratch) -> Result<OwnedFd, BootError> {
 }
 
 /// Descriptors of our own of the interfaces' devices: those of the spec go with the spec.
-fn taps(spec: &VmSpec) -> io::Result<Vec<OwnedFd>> {
-    let nics = spec.nics.iter();
-    nics.map(|nic| nic.tap().try_clone_to_owned()).collect()
+fn taps(spec: &VmSpec) -> io::Result<Vec<Option<OwnedFd>>> {
+    let taps = spec.nics.iter().map(crate::Nic::tap);
+    taps.map(|tap| tap.map(|tap| tap.try_clone_to_owned()).transpose())
+        .collect()
 }
 
 /// Our end, registered with the runtime, and QEMU's.

@@ -1,8 +1,9 @@
-//! A network interface of the guest: a descriptor that the caller opened, and the address that the
-//! guest's card has.
+//! A network interface of the guest: what its frames go to, and the address that the guest's card has.
 //!
-//! QEMU inherits the descriptor and nothing else of the network: it neither makes nor names a device of
-//! the host, and may stand in another network namespace than the device.
+//! That is a descriptor that the caller opened: QEMU inherits it and nothing else of the network, neither
+//! makes nor names a device of the host, and may stand in another network namespace than the device. Or it
+//! is QEMU's user network, for callers that may make no device: connections are made by QEMU itself, as the
+//! user that it runs as.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -18,7 +19,8 @@ pub const MAX_NICS: usize = 5;
 pub struct Nic {
     /// The hardware address of the guest's card.
     pub mac: [u8; 6],
-    tap: Arc<OwnedFd>,
+    /// None for the user network.
+    tap: Option<Arc<OwnedFd>>,
 }
 
 /// Why the interfaces were refused.
@@ -45,19 +47,27 @@ impl Nic {
     pub fn new(mac: [u8; 6], tap: OwnedFd) -> Self {
         Self {
             mac,
-            tap: Arc::new(tap),
+            tap: Some(Arc::new(tap)),
         }
     }
 
-    pub(crate) fn tap(&self) -> BorrowedFd<'_> {
-        self.tap.as_fd()
+    /// An interface in QEMU's user network, where the guest is 10.0.2.15, the way out 10.0.2.2 and the name
+    /// server 10.0.2.3. Nobody reaches the guest from outside.
+    #[must_use]
+    pub fn user(mac: [u8; 6]) -> Self {
+        Self { mac, tap: None }
+    }
+
+    pub(crate) fn tap(&self) -> Option<BorrowedFd<'_>> {
+        self.tap.as_ref().map(|tap| tap.as_fd())
     }
 }
 
 /// The same address and the same descriptor: two files cannot be compared.
 impl PartialEq for Nic {
     fn eq(&self, other: &Self) -> bool {
-        self.mac == other.mac && self.tap.as_raw_fd() == other.tap.as_raw_fd()
+        let descriptor = |nic: &Self| nic.tap.as_ref().map(|tap| tap.as_raw_fd());
+        self.mac == other.mac && descriptor(self) == descriptor(other)
     }
 }
 
@@ -77,9 +87,12 @@ pub(crate) fn check(nics: &[Nic]) -> Result<(), NicError> {
     Ok(())
 }
 
-/// The words of `-netdev`: a tap, which QEMU neither sets up nor down.
-pub(crate) fn backend(index: usize, fd: RawFd) -> String {
-    format!("tap,id=net{index},fd={fd},vhost=off")
+/// The words of `-netdev`: a tap, which QEMU neither sets up nor down, or the user network of IPv4.
+pub(crate) fn backend(index: usize, fd: Option<RawFd>) -> String {
+    match fd {
+        Some(fd) => format!("tap,id=net{index},fd={fd},vhost=off"),
+        None => format!("user,id=net{index},ipv6=off"),
+    }
 }
 
 /// The properties of the guest's card.
@@ -109,5 +122,12 @@ mod tests {
         }
         let many: Vec<_> = (0..6).map(|last| nic([2, 0, 0, 0, 0, last])).collect();
         assert_eq!(check(&many), Err(NicError::TooMany { count: 6 }));
+    }
+    #[test]
+    fn a_card_without_a_descriptor_is_in_the_user_network() {
+        let mac = [2, 0, 0, 0, 0, 1];
+        assert!(Nic::user(mac).tap().is_none() && Nic::user(mac) != nic(mac));
+        assert_eq!(backend(1, None), "user,id=net1,ipv6=off");
+        assert_eq!(backend(0, Some(7)), "tap,id=net0,fd=7,vhost=off");
     }
 }

@@ -45,7 +45,7 @@ fn lines(
         qmp_fd: 10,
         console_fd: 11,
         scratch_fd: spec.spec().scratch.is_some().then_some(13),
-        tap_fds: (14..).take(spec.spec().nics.len()).collect(),
+        tap_fds: (14..).take(spec.spec().nics.len()).map(Some).collect(),
     };
     let mut text = String::new();
     for word in arguments(&spec, &facts) {

@@ -20,6 +20,12 @@ pub const RUNTIME: &str = "io.containerd.cloister.v2";
 /// Where containerd 1.x lets shims have their sockets.
 const SOCKET_DIRECTORY: &str = "/run/containerd/s";
 
+/// The environment variable that names another directory for them: a user other than root has no part in
+/// containerd's.
+pub const SOCKETS_VARIABLE: &str = "CLOISTER_SHIM_SOCKETS";
+/// What of a hash is in the name of a socket there: a user's directory has a longer path than containerd's.
+const SHORT_NAME: usize = 32;
+
 /// Why a verb failed.
 #[derive(Debug, Error)]
 pub enum BootstrapError {
@@ -129,7 +135,12 @@ fn bundle(flags: &Flags) -> Result<PathBuf, BootstrapError> {
 fn socket_path(containerd: &str, namespace: &str, sandbox: &str) -> PathBuf {
     use sha2::Digest;
     let name = format!("{containerd}/{namespace}/{sandbox}");
-    PathBuf::from(SOCKET_DIRECTORY).join(hex::encode(sha2::Sha256::digest(name)))
+    let mut name = hex::encode(sha2::Sha256::digest(name));
+    let Some(directory) = std::env::var_os(SOCKETS_VARIABLE) else {
+        return PathBuf::from(SOCKET_DIRECTORY).join(name);
+    };
+    name.truncate(SHORT_NAME);
+    PathBuf::from(directory).join(name)
 }
 
 #[cfg(test)]

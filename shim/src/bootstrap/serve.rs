@@ -21,7 +21,7 @@ use crate::event::Publisher;
 use crate::state_dir::StateDir;
 use crate::task::Tasks;
 use crate::task::service::Service;
-use crate::{config, log, monitor, rootfs};
+use crate::{config, log, monitor, own_namespace};
 
 /// The shim moves bytes and waits; it never computes. Two threads, so that one that mounts or
 /// resolves a name does not hold up the other.
@@ -54,7 +54,7 @@ fn prepare(flags: &Flags) -> Result<(tokio::runtime::Runtime, StateDir), Bootstr
         });
     }
     log::start(&bundle(flags)?, flags.debug);
-    rootfs::own_mount_namespace().map_err(step("make a mount namespace"))?;
+    own_namespace::enter().map_err(step("make a mount namespace"))?;
     let directory =
         StateDir::of(&flags.namespace, &flags.id).map_err(step("name the state directory"))?;
     // A server that died and was not deleted may have left things under this name.

@@ -16,6 +16,9 @@ const MAX_LINE: usize = 1024;
 /// The lines of the pod's resolv.conf; none where the host gives it none.
 #[must_use]
 pub fn resolv_conf(spec: &Spec) -> Vec<String> {
+    if super::user::is_asked_for(spec) {
+        return super::user::resolv_conf();
+    }
     let mut mounts = spec.mounts.iter();
     let Some(mount) = mounts.find(|mount| mount.destination == DESTINATION) else {
         return Vec::new();

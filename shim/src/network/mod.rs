@@ -26,6 +26,7 @@ mod plan;
 mod record;
 mod redirect;
 mod tap;
+mod user;
 
 use std::error::Error as _;
 use std::io;
@@ -41,6 +42,8 @@ use crate::spec::Spec;
 use crate::state_dir::StateDir;
 
 pub use dns::resolv_conf;
+pub use user::USER;
+
 pub use plan::{Found, Plan, PlanError, Told, Way, Wire, plan};
 
 use namespace::Namespace;
@@ -169,6 +172,9 @@ pub struct Attached {
 /// # Errors
 /// [`NetworkError`] names the interface.
 pub fn attach(path: &Path, directory: &StateDir) -> Result<Attached, NetworkError> {
+    if path == Path::new(USER) {
+        return Ok(user::attach());
+    }
     let namespace = Namespace::open(path)?;
     let directory = directory.clone();
     let record = namespace.record();

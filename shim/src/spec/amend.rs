@@ -21,6 +21,11 @@ pub struct HostBind {
 /// The namespaces that the guest's runtime makes anew; all others of the specification are
 /// dropped, because the VM has one of each.
 const KEPT_NAMESPACES: &[&str] = &["mount", "ipc", "uts", "user", "cgroup", "pid"];
+/// The type of a mount that stands for the guest's resolv.conf, which [`crate::network::resolv_conf`] fills:
+/// for a container whose network has name servers and whose host has no file of them.
+pub const GUEST_DNS: &str = "guest-resolv.conf";
+/// Where the agent writes it.
+const GUEST_DNS_PATH: &str = "/run/kata-containers/sandbox/resolv.conf";
 /// Options that make a bind mount of any type.
 const BIND_OPTIONS: &[&str] = &["bind", "rbind"];
 
@@ -50,6 +55,21 @@ pub fn amend(
             .iter_mut()
             .for_each(|mount| pods_shm(mount, shm)),
     }
+    let binds = host_binds(spec);
+    // Not the host's, though it is a bind mount from now on.
+    for mount in spec
+        .mounts
+        .iter_mut()
+        .filter(|mount| mount.kind == GUEST_DNS)
+    {
+        "bind".clone_into(&mut mount.kind);
+        GUEST_DNS_PATH.clone_into(&mut mount.source);
+        mount.options = ["rbind", "rw"].map(str::to_owned).to_vec();
+    }
+    binds
+}
+
+fn host_binds(spec: &Spec) -> Vec<HostBind> {
     spec.mounts
         .iter()
         .enumerate()
@@ -134,6 +154,24 @@ mod tests {
                   "resources":{"devices":[{"allow":false}],"pids":{"limit":5},"memory":{"limit":7},"cpu":{"cpus":"0-1","shares":2}}}}"#,
         )
         .unwrap()
+    }
+
+    #[test]
+    fn the_guests_own_resolv_conf_is_no_file_of_the_host() {
+        let mut spec = spec();
+        let before = amend(&mut spec.clone(), true, &Role::Single, None).len();
+        let mount = Mount {
+            destination: "/etc/resolv.conf".to_owned(),
+            kind: GUEST_DNS.to_owned(),
+            ..Mount::default()
+        };
+        spec.mounts.push(mount);
+        assert_eq!(amend(&mut spec, true, &Role::Single, None).len(), before);
+        let mount = spec.mounts.last().unwrap();
+        assert_eq!(
+            (mount.kind.as_str(), mount.source.as_str()),
+            ("bind", GUEST_DNS_PATH)
+        );
     }
 
     #[test]

@@ -287,7 +287,7 @@ fn cloister_run_shows_the_pull_and_takes_everything_away() {
         let mut command = Command::new(product::bin("cloister").unwrap());
         command
             .env("CLOISTER_STATE_ROOT", stage.containerd.shim_state())
-            .args(["run", "--namespace", NAMESPACE, "--config"])
+            .args(["run", "--rm", "--namespace", NAMESPACE, "--config"])
             .arg(&config)
             .arg("--init-data")
             .arg(&init_data)
@@ -320,7 +320,7 @@ fn cloister_run_shows_the_pull_and_takes_everything_away() {
     );
     let missing = run(&[&image.replace("small", "none")], b"");
     assert!(
-        missing.code == 1 && missing.stderr.contains("[image-not-found]"),
+        missing.code == 125 && missing.stderr.contains("[image-not-found]"),
         "{}",
         missing.report()
     );

@@ -8,6 +8,7 @@
 //! returns, or fails where `CLOISTER_NO_SKIP=1` forbids skipping.
 
 pub mod broker;
+pub mod by_hand;
 pub mod containerd;
 pub mod cri;
 pub mod firmware;

@@ -128,6 +128,12 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it is over.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Writes `input` to its standard input and closes that.
     #[must_use]
     pub fn feed(mut self, input: &[u8]) -> Self {

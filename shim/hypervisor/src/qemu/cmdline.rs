@@ -29,8 +29,8 @@ pub struct Facts {
     pub console_fd: RawFd,
     /// The scratch disk's file, where the spec asks for one.
     pub scratch_fd: Option<RawFd>,
-    /// The tap device of each of the spec's network interfaces.
-    pub tap_fds: Vec<RawFd>,
+    /// The tap device of each of the spec's network interfaces; none for one in the user network.
+    pub tap_fds: Vec<Option<RawFd>>,
 }
 
 /// How the vsock device is offered to the guest.
@@ -234,7 +234,7 @@ impl Line {
     }
 
     /// Without the option ROM, from which nobody boots.
-    fn nic(&mut self, index: usize, mac: [u8; 6], fd: RawFd) {
+    fn nic(&mut self, index: usize, mac: [u8; 6], fd: Option<RawFd>) {
         self.option("-netdev", nic::backend(index, fd));
         let rom = match self.machine {
             Machine::Q35 => ",romfile=",

@@ -1,0 +1,219 @@
+//! The life of runs by hand: clients, keepers and VMs that are killed, terminals that are left, and users who
+//! are not root.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::by_hand::{ByHand, QUICK};
+use support::need;
+use support::product;
+use support::run::{Running, with_input};
+use support::stage::{START, TOOLS};
+
+#[test]
+fn a_client_that_is_killed_leaves_nothing_that_is_not_seen_and_ended() {
+    if !need(&[&TOOLS[..], &["script"]].concat()) {
+        return;
+    }
+    let host = ByHand::new().unwrap();
+    let before = host.stage.containerd.leftovers();
+    // The client: its run goes on, and is kept.
+    let client = Running::start(
+        &mut host
+            .run(&["--name", "one"], &["/bin/sleep", "3600"])
+            .unwrap(),
+    )
+    .unwrap();
+    let client = host.until_started("one", client).unwrap();
+    client.crash().unwrap();
+    assert_eq!(host.row("one").unwrap()["phase"], "running");
+    // The keeper too: its run is there, and nobody keeps it.
+    kill(keeper_of(&host.root(), "one"));
+    assert_eq!(host.row("one").unwrap()["phase"], "unkept");
+    let said = host.say(&["exec", "one", "/bin/echo", "still"]).unwrap();
+    assert_eq!(said.stdout, "still\n", "{}", said.report());
+    let said = host.say(&["stop", "--time", "0", "one"]).unwrap();
+    assert!(
+        said.code == 0 && said.stdout.contains("nobody kept it"),
+        "{}",
+        said.report()
+    );
+    assert_eq!(host.row("one").unwrap()["phase"], "exited");
+    host.say(&["rm", "one"]).unwrap().ok().unwrap();
+
+    a_terminal_is_left_and_taken_up_again(&host);
+
+    // The VM is killed under a keeper: that is an end like another.
+    let said = with_input(
+        START,
+        &mut host
+            .run(&["-d", "--name", "two"], &["/bin/sleep", "3600"])
+            .unwrap(),
+        b"",
+    )
+    .unwrap();
+    assert_eq!(said.code, 0, "{}", said.report());
+    let vm = host.row("two").unwrap()["vm_pid"].as_i64().unwrap();
+    kill(i32::try_from(vm).unwrap());
+    host.until("the end", || Ok(host.row("two")?["phase"] == "exited"))
+        .unwrap();
+    assert_eq!(host.row("two").unwrap()["exit_code"], 137);
+    host.say(&["rm", "--force", "two", "none"])
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert!(host.rows().unwrap().is_empty());
+    host.stage.settled(&before).unwrap();
+}
+
+/// By the keys, and by `attach`.
+fn a_terminal_is_left_and_taken_up_again(host: &ByHand) {
+    let typed = |words: String, input: &[u8], when: &dyn Fn()| {
+        let mut command = Command::new("script");
+        command
+            .args(["--quiet", "--return", "--command", &words, "/dev/null"])
+            .env("CLOISTER_STATE_ROOT", host.root());
+        let mut running = Running::start(&mut command).unwrap();
+        if words.contains("--name") {
+            running = host.until_started("tty", running).unwrap();
+        }
+        when();
+        running.feed(input).finish(START).unwrap()
+    };
+    let cloister = product::bin("cloister").unwrap().display().to_string();
+    let config = host.config.display();
+    let run = format!(
+        "{cloister} run -q -it --rm --name tty --config {config} {} /bin/sh",
+        host.image
+    );
+    let soon = || std::thread::sleep(Duration::from_secs(2));
+    let left = typed(run, b"echo a$((1+1))\r\x10\x11", &soon);
+    assert_eq!(left.code, 0, "{}", left.report());
+    assert_eq!(host.row("tty").unwrap()["phase"], "running");
+    host.until("what was typed", || {
+        Ok(host.say(&["logs", "tty"])?.stdout.contains("a2"))
+    })
+    .unwrap();
+    let taken_up = typed(
+        format!("{cloister} attach tty"),
+        b"echo b$((1+1)); exit 4\r",
+        &soon,
+    );
+    assert!(
+        taken_up.code == 4 && taken_up.stdout.contains("b2"),
+        "{}",
+        taken_up.report()
+    );
+    host.until("its removal", || Ok(host.rows()?.is_empty()))
+        .unwrap();
+}
+
+/// A user of this host whom nobody has given anything.
+const USER: u32 = 61_234;
+
+#[test]
+fn a_user_who_is_not_root_runs_containers_too() {
+    if !need(&[&TOOLS[..], &["setpriv"]].concat()) {
+        return;
+    }
+    let host = ByHand::new().unwrap();
+    let base = host.stage.state.path();
+    // What is the user's is theirs, and the way to it is open.
+    let own = host.stage.state.dir("own").unwrap();
+    let shared = host.stage.state.dir("shared").unwrap();
+    std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o711)).unwrap();
+    for directory in [&own, &shared] {
+        std::os::unix::fs::chown(directory, Some(USER), Some(USER)).unwrap();
+    }
+    std::fs::write(shared.join("from-host"), "here\n").unwrap();
+    let command = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        let user = USER.to_string();
+        command
+            .args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"])
+            .arg(product::bin("cloister").unwrap())
+            .args(words)
+            .env("XDG_RUNTIME_DIR", &own)
+            .env("HOME", &own)
+            .env_remove("CLOISTER_STATE_ROOT")
+            .current_dir(&own);
+        command
+    };
+    let volume = format!("{}:/data", shared.display());
+    let script = "cat /data/from-host && echo there >/data/from-guest; id -u; busybox ip -o -4 addr show eth0";
+    let config = host.config.to_str().unwrap();
+    let words = [
+        "run",
+        "--rm",
+        "-q",
+        "--config",
+        config,
+        "-v",
+        &volume,
+        &host.image,
+        "/bin/sh",
+        "-c",
+        script,
+    ];
+    let said = with_input(START, &mut command(&words), b"").unwrap();
+    assert!(
+        said.stdout.starts_with("here\n0\n") && said.stdout.contains("10.0.2.15"),
+        "{}",
+        said.report()
+    );
+    let written = std::fs::metadata(shared.join("from-guest")).unwrap();
+    assert_eq!(written.uid(), USER, "what the guest writes is the user's");
+    let rows = with_input(QUICK, &mut command(&["ps", "--all", "--json"]), b"").unwrap();
+    assert_eq!(rows.stdout.trim(), "[]", "{}", rows.report());
+    let check = with_input(
+        QUICK,
+        &mut command(&["check", "--json", "--config", config]),
+        b"",
+    )
+    .unwrap();
+    let report: Value = serde_json::from_str(&check.stdout).unwrap();
+    assert_eq!(report["can_run"], true, "{}", check.report());
+    let findings = report["findings"].as_array().unwrap();
+    for name in [
+        "kvm",
+        "vsock",
+        "qemu",
+        "user network",
+        "guest",
+        "guest manifest",
+        "user namespaces",
+        "shim",
+    ] {
+        assert!(
+            findings.iter().any(|it| it["name"] == name),
+            "no {name} in {}",
+            check.stdout
+        );
+    }
+    // Nothing is left of it, and nothing of it was root's.
+    let left: Vec<_> = std::fs::read_dir(own.join("cloister"))
+        .unwrap()
+        .flatten()
+        .collect();
+    let names: Vec<_> = left
+        .iter()
+        .map(|it| it.file_name().into_string().unwrap())
+        .collect();
+    assert!(names.iter().all(|name| name.starts_with('@')), "{names:?}");
+}
+
+fn keeper_of(root: &Path, name: &str) -> i32 {
+    let record = root.join("@run/default").join(name).join("run.json");
+    let record: Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    i32::try_from(record["keeper"]["pid"].as_i64().unwrap()).unwrap()
+}
+
+fn kill(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+}
