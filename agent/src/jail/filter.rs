@@ -279,3 +279,6 @@ fn translate(architecture: Arch) -> ScmpArch {
         Arch::ScmpArchSheb => ScmpArch::Sheb,
     }
 }
+
+#[cfg(test)]
+mod tests;
