@@ -11,6 +11,7 @@
 //! profile that denies by default answer `ENOSYS`, as with runc, on the guest's own architecture.
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -23,6 +24,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use libseccomp::error::SeccompError;
 use libseccomp::{RawSyscall, ScmpSyscall};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext};
+use serde::Deserialize;
 
 /// Calls that are newer than the libseccomp of Debian 12; their numbers are the same everywhere.
 const NEWER: [(&str, RawSyscall); 19] = [
@@ -63,10 +65,24 @@ pub(crate) enum FilterError {
     Unserved(&'static str),
     /// The bundle's `config.json` cannot be read.
     #[error("read the bundle")]
-    Bundle(#[source] libcontainer::oci_spec::OciSpecError),
+    Read(#[source] std::io::Error),
+    /// It is none.
+    #[error("read the bundle")]
+    Bundle(#[source] serde_json::Error),
 }
 
 type Result<T> = std::result::Result<T, FilterError>;
+
+/// What of a bundle's `config.json` is looked at here; libcontainer reads the rest.
+#[derive(Deserialize)]
+struct Bundle {
+    linux: Option<Linux>,
+}
+
+#[derive(Deserialize)]
+struct Linux {
+    seccomp: Option<LinuxSeccomp>,
+}
 
 /// The workload of a container: its program, behind its filter.
 #[derive(Clone, Debug)]
@@ -75,15 +91,11 @@ pub(super) struct Filtered(Option<Rc<ScmpFilterContext>>);
 impl Filtered {
     /// The filter that a bundle's profile asks for.
     pub(super) fn of_bundle(bundle: &Path) -> Result<Self> {
-        let spec = Spec::load(bundle.join("config.json")).map_err(FilterError::Bundle)?;
-        let profile = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.seccomp().as_ref());
-        profile
-            .map(filter)
-            .transpose()
-            .map(|filter| Self(filter.map(Rc::new)))
+        let text = fs::read(bundle.join("config.json")).map_err(FilterError::Read)?;
+        let bundle: Bundle = serde_json::from_slice(&text).map_err(FilterError::Bundle)?;
+        let profile = bundle.linux.and_then(|linux| linux.seccomp);
+        let filter = profile.as_ref().map(filter).transpose()?;
+        Ok(Self(filter.map(Rc::new)))
     }
 }
 
@@ -155,7 +167,10 @@ fn add_newer(
             if ScmpSyscall::from_name(name).is_err() {
                 add(filter, default, rule, name, ScmpSyscall::from(number))?;
             }
-            named.insert(number);
+            // One that only other architectures have is negative, and says nothing of age.
+            if number >= 0 {
+                named.insert(number);
+            }
         }
     }
     let lets_through = matches!(default, ScmpAction::Allow | ScmpAction::Log);
@@ -167,7 +182,7 @@ fn add_newer(
     else {
         return Ok(());
     };
-    for number in (highest + 1).max(0)..=LAST {
+    for number in highest + 1..=LAST {
         let added = filter.add_rule(absent, ScmpSyscall::from(number));
         added.map_err(|error| FilterError::Part(format!("system call {number}"), error))?;
     }
