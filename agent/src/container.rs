@@ -32,6 +32,7 @@ pub struct Container {
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     started: Mutex<bool>,
+    filtered: bool,
     /// Mount points to release.
     storages: Vec<PathBuf>,
     /// What its image shares with others.
@@ -55,6 +56,8 @@ pub struct Parts {
     pub process: oci::Process,
     /// Its first process.
     pub init: Process,
+    /// Whether it has a seccomp profile.
+    pub filtered: bool,
     /// Mount points that it uses.
     pub storages: Vec<PathBuf>,
     /// What its image shares with others, held for as long as the container is there.
@@ -82,6 +85,7 @@ impl Container {
             init,
             execs: Mutex::default(),
             started: Mutex::new(false),
+            filtered: parts.filtered,
             storages: parts.storages,
             _layers: parts.layers,
             _oom: parts.oom,
@@ -140,7 +144,7 @@ impl Container {
         }
         self.lend(&mut process);
         apply_user(&self.root, request.string_user.as_ref(), &mut process)?;
-        let process = spec::process(&process)?;
+        let process = spec::process(&process, self.filtered)?;
         let json = serde_json::to_string(&process).or_internal("exec", "process.json")?;
         self.reserve(id)?;
         let terminal = process.terminal().unwrap_or(false);

@@ -66,7 +66,7 @@ pub fn details(request: &Allowed<agent::GuestDetailsRequest>) -> agent::GuestDet
         version: env!("CARGO_PKG_VERSION").to_owned(),
         init_daemon: true,
         storage_handlers: handlers.collect(),
-        supports_seccomp: false,
+        supports_seccomp: true,
         ..Default::default()
     };
     let mut response = agent::GuestDetailsResponse {

@@ -10,10 +10,12 @@
 //! stdio is the container's. What goes wrong, in this process or in the ones it forks, is written
 //! to the report; the agent reads it when the exit code is not zero.
 
+pub(crate) mod filter;
+
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -23,6 +25,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::process::umask;
 
+use self::filter::Filtered;
 use crate::causes::chain;
 use crate::pause::Pause;
 use crate::runtime::CONTAINERS;
@@ -88,6 +91,7 @@ impl Command {
                 pid_file,
                 console,
             } => builder(id, pid_file, console)?
+                .with_executor(filtered(&bundle)?)
                 .as_init(bundle)
                 .with_systemd(false)
                 .with_detach(true)
@@ -109,15 +113,24 @@ impl Command {
                 process,
                 pid_file,
                 console,
-            } => builder(id, pid_file, console)?
+            } => builder(id.clone(), pid_file, console)?
+                .with_executor(filtered(container(&id)?.bundle())?)
                 .as_tenant()
                 .with_process(Some(process))
                 .with_detach(true)
                 .build()
                 .map(drop),
-            Self::Start { id } => Container::load(PathBuf::from(CONTAINERS).join(id))?.start(),
+            Self::Start { id } => container(&id)?.start(),
         }
     }
+}
+
+fn container(id: &str) -> Result<Container, LibcontainerError> {
+    Container::load(PathBuf::from(CONTAINERS).join(id))
+}
+
+fn filtered(bundle: &Path) -> Result<Filtered, LibcontainerError> {
+    Filtered::of_bundle(bundle).map_err(|error| LibcontainerError::Other(chain(&error)))
 }
 
 fn builder(

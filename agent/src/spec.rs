@@ -4,8 +4,9 @@
 //! become absence. [`confine`] makes it the guest's: the pod is the VM, so network, IPC and UTS
 //! namespaces are the VM's own, cgroups lie below ours, and what the host's kernel would have
 //! enforced by profiles that only it has (AppArmor, SELinux) is dropped. What would be silently
-//! ineffective in the guest (seccomp, hooks, host devices) is refused by name.
+//! ineffective in the guest (hooks, host devices) is refused by name.
 
+mod seccomp;
 mod text;
 
 use std::path::Path;
@@ -76,14 +77,14 @@ pub fn confine(oci: &oci::Spec, place: Place<'_>) -> Result<Confined, GuestError
     Ok(Confined { spec, sysctls })
 }
 
-/// Translates a process, as `ExecProcess` has it.
+/// Translates a process, as `ExecProcess` has it, of a container with a seccomp profile or without.
 ///
 /// # Errors
 ///
 /// Names what is malformed.
-pub fn process(oci: &oci::Process) -> Result<Process, GuestError> {
+pub fn process(oci: &oci::Process, filtered: bool) -> Result<Process, GuestError> {
     text::check(PHASE, oci)?;
-    serde_json::from_value(process_json(oci))
+    serde_json::from_value(process_json(oci, filtered))
         .map_err(|error| invalid(PHASE, format!("not an OCI process: {error}")))
 }
 
@@ -104,10 +105,6 @@ fn refuse_unsupported(oci: &oci::Spec) -> Result<(), GuestError> {
     let network = &linux.Resources.Network;
     let unsupported = [
         (has_hooks, "hooks: their programs are the host's"),
-        (
-            linux.Seccomp.is_some(),
-            "seccomp: this guest has none (see GetGuestDetails)",
-        ),
         (
             !linux.UIDMappings.is_empty(),
             "user namespaces (UIDMappings)",
@@ -197,7 +194,7 @@ fn convert(oci: &oci::Spec, place: Place<'_>) -> Result<Value, GuestError> {
     let mounts: Vec<Value> = oci.Mounts.iter().map(mount_json).collect();
     Ok(json!({
         "ociVersion": version,
-        "process": process_json(&oci.Process),
+        "process": process_json(&oci.Process, oci.Linux.Seccomp.is_some()),
         "root": {"path": root, "readonly": oci.Root.Readonly},
         "mounts": mounts,
         "annotations": oci.Annotations,
@@ -224,7 +221,7 @@ fn with_path(env: &[String]) -> Vec<String> {
     env
 }
 
-fn process_json(process: &oci::Process) -> Value {
+fn process_json(process: &oci::Process, filtered: bool) -> Value {
     let mut json = Object::new();
     json.put("terminal", process.Terminal);
     if process.Terminal && process.ConsoleSize.is_some() {
@@ -255,10 +252,11 @@ fn process_json(process: &oci::Process) -> Value {
     );
     if let Some(caps) = process.Capabilities.as_ref() {
         let mut sets = Object::new();
+        let loads = filtered && !process.NoNewPrivileges;
         sets.put("bounding", json!(caps.Bounding));
-        sets.put("effective", json!(caps.Effective));
+        sets.put("effective", seccomp::to_load(&caps.Effective, loads));
         sets.put("inheritable", json!(caps.Inheritable));
-        sets.put("permitted", json!(caps.Permitted));
+        sets.put("permitted", seccomp::to_load(&caps.Permitted, loads));
         sets.put("ambient", json!(caps.Ambient));
         json.put("capabilities", sets.done());
     }
@@ -283,6 +281,9 @@ fn linux_json(linux: &oci::Linux, place: Place<'_>) -> Result<Value, GuestError>
     json.text("rootfsPropagation", &linux.RootfsPropagation);
     json.list("maskedPaths", &linux.MaskedPaths);
     json.list("readonlyPaths", &linux.ReadonlyPaths);
+    if let Some(profile) = linux.Seccomp.as_ref() {
+        json.put("seccomp", seccomp::json(profile)?);
+    }
     Ok(json.done())
 }
 
@@ -500,7 +501,7 @@ mod tests {
             s.Linux.mut_or_insert_default().Seccomp = Some(oci::LinuxSeccomp::new()).into();
         });
         assert!(
-            message.contains("seccomp") && message.ends_with("[unimplemented]"),
+            message.contains("seccomp") && message.contains("DefaultAction"),
             "{message}"
         );
         let message = refused(|s| {

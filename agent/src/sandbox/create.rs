@@ -130,6 +130,11 @@ impl Sandbox {
             cgroup: cgroup.name(),
             pid_namespace: joined.as_deref(),
         };
+        if matches!(root, Root::Pause(_)) {
+            // Its process is the agent's own, for whose system calls no profile was written.
+            oci.Linux.mut_or_insert_default().Seccomp.take();
+        }
+        let filtered = oci.Linux.Seccomp.is_some();
         let confined = spec::confine(oci, place)?;
         for (name, value) in &confined.sysctls {
             spec::set_sysctl(name, value)?;
@@ -160,6 +165,7 @@ impl Sandbox {
             cgroup,
             process: first,
             init,
+            filtered,
             storages,
             layers,
             oom,

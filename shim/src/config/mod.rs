@@ -246,7 +246,7 @@ impl Default for Config {
             boot_timeout: Duration::from_secs(60),
             create_timeout: Duration::from_secs(600),
             force_guest_pull: false,
-            disable_guest_seccomp: true,
+            disable_guest_seccomp: false,
             tee: Tee::None,
             init_data: None,
             scratch_mib: 0,

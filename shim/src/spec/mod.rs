@@ -7,6 +7,7 @@ pub mod oci;
 pub mod pod;
 pub mod proto;
 pub mod refuse;
+pub mod seccomp;
 pub mod size;
 
 use std::fs::File;

@@ -158,8 +158,11 @@ wire! {
     /// `linux.seccomp`.
     Seccomp {
         default_action: String,
+        default_errno_ret: Option<u32>,
         architectures: Vec<String>,
         flags: Vec<String>,
+        listener_path: String,
+        listener_metadata: String,
         syscalls: Vec<Syscall>,
     }
     /// One of `linux.seccomp.syscalls`.

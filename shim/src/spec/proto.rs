@@ -188,6 +188,9 @@ fn hugepage_limit(from: &oci::HugepageLimit) -> proto::LinuxHugepageLimit {
 fn seccomp(from: &oci::Seccomp) -> proto::LinuxSeccomp {
     proto::LinuxSeccomp {
         DefaultAction: from.default_action.clone(),
+        DefaultErrnoRet: from
+            .default_errno_ret
+            .map(proto::linux_seccomp::DefaultErrnoRet::Defaulterrnoret),
         Architectures: from.architectures.clone(),
         Flags: from.flags.clone(),
         Syscalls: from.syscalls.iter().map(syscall).collect(),
@@ -231,7 +234,7 @@ mod tests {
                   "rlimits":[{"type":"RLIMIT_NOFILE","hard":3,"soft":2}],"capabilities":{"bounding":["CAP_KILL"]}},
                 "mounts":[{"destination":"/proc","type":"proc","source":"proc","options":["nosuid"]}],
                 "linux":{"resources":{"devices":[{"allow":false,"access":"rwm"}],"pids":{"limit":9}},
-                  "seccomp":{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["x"],"action":"A","errnoRet":1}]}}}"#,
+                  "seccomp":{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"syscalls":[{"names":["x"],"action":"A","errnoRet":1}]}}}"#,
         )
         .unwrap();
         let to = spec(&from);
@@ -247,6 +250,10 @@ mod tests {
         assert_eq!(
             linux.Seccomp.Syscalls[0].ErrnoRet,
             Some(proto::linux_syscall::ErrnoRet::Errnoret(1))
+        );
+        assert_eq!(
+            linux.Seccomp.DefaultErrnoRet,
+            Some(proto::linux_seccomp::DefaultErrnoRet::Defaulterrnoret(38))
         );
         assert!(to.Hooks.is_none());
     }

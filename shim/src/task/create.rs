@@ -329,6 +329,7 @@ fn prepare(
         &container.role,
         shm,
     );
+    spec::seccomp::check(&spec)?;
     let destination = |bind: &HostBind| {
         spec.mounts
             .get(bind.index)
