@@ -154,7 +154,7 @@ fn a_profile_that_allows_denies_what_it_names(place: &Place<'_>) {
         "busybox mkdir /made; busybox chmod 600 /marker; busybox unshare -u true; \
          busybox unshare -i true; {STATUS}"
     );
-    let denied = |said: &Finished, new_privs: u8, uid: u32| {
+    let denied = |said: &Finished, new_privs: u8, caps: &str| {
         let text = said.said();
         for part in [
             "'/made': Operation not permitted",
@@ -163,37 +163,24 @@ fn a_profile_that_allows_denies_what_it_names(place: &Place<'_>) {
             "unshare(0x8000000): Operation not permitted",
             &format!("NoNewPrivs:\t{new_privs}"),
             "Seccomp:\t2",
-            &format!("CapEff:\t{}", if uid == 0 { USUAL } else { NONE }),
-            &format!("CapPrm:\t{}", if uid == 0 { USUAL } else { NONE }),
+            &format!("CapEff:\t{caps}"),
+            &format!("CapPrm:\t{caps}"),
             &format!("CapBnd:\t{USUAL}"),
         ] {
             assert!(text.contains(part), "{part}\n{}", place.report(said));
         }
     };
-    for (id, uid, new_privs, flags) in [
-        ("kept", 0, 1, &[][..]),
-        ("gained", 0, 0, &["--allow-new-privs"]),
-        ("user", 1000, 1, &["--user", "1000"]),
-        (
-            "user-gained",
-            1000,
-            0,
-            &["--user", "1000", "--allow-new-privs"],
-        ),
-    ] {
-        place.start(
-            id,
-            "container",
-            &[&["--seccomp", "--seccomp-profile", &profile], flags].concat(),
-        );
-        denied(&place.exec(id, &script), new_privs, uid);
+    for (id, new_privs, flags) in [("kept", 1, &[][..]), ("gained", 0, &["--allow-new-privs"])] {
+        let flags = [&["--seccomp", "--seccomp-profile", &profile], flags].concat();
+        place.start(id, "container", &flags);
+        denied(&place.exec(id, "0", &script), new_privs, USUAL);
+        denied(&place.exec(id, "1000", &script), new_privs, NONE);
         place.stage.containerd.remove(id);
-        let run = place.run(
-            id,
-            &[&["--seccomp", "--seccomp-profile", &profile], flags].concat(),
-            &script,
+        denied(
+            &place.run(&format!("{id}-2"), &flags, &script),
+            new_privs,
+            USUAL,
         );
-        denied(&run, new_privs, uid);
     }
     assert!(!place.root.join("made").exists());
 }
@@ -209,12 +196,15 @@ fn a_profile_that_denies_needs_to_allow_only_what_the_program_calls(place: &Plac
         }),
     );
     let script = format!("cat /marker; busybox mkdir /made; {STATUS}");
-    for flags in [&[][..], &["--allow-new-privs", "--user", "1000"]] {
+    for (id, flags) in [
+        ("strict", &[][..]),
+        ("strict-gained", &["--allow-new-privs"]),
+    ] {
         let flags = [&["--seccomp", "--seccomp-profile", &profile], flags].concat();
-        place.start("strict", "container", &flags);
-        let exec = place.exec("strict", &script);
-        place.stage.containerd.remove("strict");
-        for said in [exec, place.run("strict", &flags, &script)] {
+        place.start(id, "container", &flags);
+        let exec = place.exec(id, "1000", &script);
+        place.stage.containerd.remove(id);
+        for said in [exec, place.run(&format!("{id}-2"), &flags, &script)] {
             let text = said.said();
             assert!(text.contains("a file\n"), "{}", place.report(&said));
             assert!(
@@ -271,18 +261,15 @@ fn what_nobody_could_serve_is_refused(place: &Place<'_>) {
             "SCMP_ACT_MAYBE",
         ),
     ] {
+        let id = name.replace(".json", "");
         let profile = place.profile(name, &profile);
-        let said = place.run(
-            "refused",
-            &["--seccomp", "--seccomp-profile", &profile],
-            "true",
-        );
+        let said = place.run(&id, &["--seccomp", "--seccomp-profile", &profile], "true");
         assert!(
             said.code != 0 && said.said().contains(reason),
             "{}",
             place.report(&said)
         );
-        place.stage.containerd.remove("refused");
+        place.stage.containerd.remove(&id);
     }
 }
 
@@ -310,12 +297,14 @@ impl Place<'_> {
         self.stage.run(&pod.flag(flags).flag(&["--rm"])).unwrap()
     }
 
-    fn exec(&self, id: &str, script: &str) -> Finished {
+    fn exec(&self, id: &str, user: &str, script: &str) -> Finished {
         let exec = [
             "task",
             "exec",
             "--exec-id",
             "e",
+            "--user",
+            user,
             id,
             "/bin/sh",
             "-c",
