@@ -325,7 +325,7 @@ mod tests {
         for (place, name, change) in cases {
             let text = refusal(change);
             assert!(text.contains(place) && text.contains(name), "{text}");
-            assert!(text.ends_with("[invalid_argument]"), "{text}");
+            assert!(text.ends_with("[invalid-argument]"), "{text}");
         }
     }
 

@@ -54,8 +54,8 @@ fn one_that_is_not_allowed_is_refused_with_the_fix() {
         error.contains("\"runtime.disable_guest_seccomp\""),
         "{error}"
     );
-    assert!(apply_one(&["runtime.disable_guest_seccomp"], key, "true").is_ok());
-    assert!(apply_one(&["runtime\\..*"], key, "true").is_ok());
+    assert!(apply_one(&["runtime.disable_guest_seccomp"], key, "false").is_ok());
+    assert!(apply_one(&["runtime\\..*"], key, "false").is_ok());
 }
 
 #[test]
