@@ -304,7 +304,8 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_refused_by_its_name_and_place() {
-        let cases: [(&str, &str, fn(&mut oci::LinuxSeccomp)); 8] = [
+        type Change = fn(&mut oci::LinuxSeccomp);
+        let cases: [(&str, &str, Change); 8] = [
             ("DefaultAction", "\"SCMP_ACT_MAYBE\"", |p| {
                 p.DefaultAction = "SCMP_ACT_MAYBE".into()
             }),

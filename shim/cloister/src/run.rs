@@ -217,7 +217,10 @@ impl Run {
             sandbox: id.to_owned(),
             namespace: self.namespace.clone(),
         };
-        while !self.quiet {
+        if self.quiet {
+            return std::future::pending().await;
+        }
+        loop {
             // There is none before the shim listens.
             if let Ok(monitor) = sandbox.open()
                 && let Ok(creations) = monitor.creations().await
@@ -226,7 +229,6 @@ impl Run {
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        std::future::pending().await
     }
 }
 

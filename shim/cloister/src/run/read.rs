@@ -53,18 +53,25 @@ impl Logs {
         for line in last(&mut tail, self.tail, is_wanted)? {
             writer.write(&line)?;
         }
-        while self.follow {
-            // Looked at first: what comes after it has ended is nothing.
-            let goes_on = run.read().is_ok_and(|record| run.phase(&record).is_alive());
-            while let Some(line) = tail.next().context("read the log")? {
-                writer.write(&line)?;
-            }
-            if !goes_on {
-                break;
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        if self.follow {
+            follow(&run, &mut tail, &mut writer).await?;
         }
         Ok(())
+    }
+}
+
+/// Writes what comes, until the run has ended.
+async fn follow(run: &Run, tail: &mut Tail, writer: &mut Writer) -> Result<()> {
+    loop {
+        // Looked at first: what comes after it has ended is nothing.
+        let goes_on = run.read().is_ok_and(|record| run.phase(&record).is_alive());
+        while let Some(line) = tail.next().context("read the log")? {
+            writer.write(&line)?;
+        }
+        if !goes_on {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 
