@@ -22,7 +22,7 @@ const LITTLE: usize = 60_000;
 /// What the shim may grow by while nobody reads what a process writes.
 const FLAT_KIB: u64 = 4 * 1024;
 
-/// A pod of one container that sleeps, whose root the host shares.
+/// A pod with a container that sleeps, whose root the host shares.
 struct Place {
     stage: Stage,
     config: PathBuf,
@@ -42,6 +42,7 @@ impl Place {
         };
         let sleep = ["/bin/busybox", "sleep", "3600"];
         place.run("pod", "sandbox", &sleep, &["--detach", "--null-io"]);
+        place.run("main", "container", &sleep, &["--detach", "--null-io"]);
         place
     }
 
@@ -147,6 +148,7 @@ fn streams_are_whole_and_nobody_waits_for_anothers() {
     a_left_over_child_does_not_hold_up_the_end(&place);
     a_logger_and_a_file_take_the_outputs(&place);
     output_that_nobody_reads_stops_only_who_writes_it(&mut place);
+    place.stage.containerd.remove("main");
     place.stage.containerd.remove("pod");
 }
 
@@ -154,12 +156,12 @@ fn a_hundred_megabytes_pass_whole_and_in_order(place: &Place) {
     let much = noise(MUCH);
     let expected = digest(&much);
     let took = Instant::now();
-    let echoed = place.says("pod", "echo", "exec /bin/busybox cat", &much);
+    let echoed = place.says("main", "echo", "exec /bin/busybox cat", &much);
     println!("100 MB in and out in {:.1} s", took.elapsed().as_secs_f32());
     assert_eq!(echoed.len(), MUCH);
     assert_eq!(digest(echoed.as_bytes()), expected);
     // The guest's own word for what came in.
-    let summed = place.says("pod", "sum", "exec /bin/busybox sha256sum", &much);
+    let summed = place.says("main", "sum", "exec /bin/busybox sha256sum", &much);
     assert_eq!(summed.split_whitespace().next(), Some(expected.as_str()));
 }
 
@@ -169,7 +171,7 @@ fn what_a_process_left_in_its_pipe_arrives(place: &Place) {
             "/bin/busybox head -c {LITTLE} /dev/zero | /bin/busybox tr '\\0' x > /f; \
              /bin/busybox cat /f; exec /bin/busybox cat /f >&2"
         );
-        let said = place.exec("pod", &format!("left{round}"), &script, b"");
+        let said = place.exec("main", &format!("left{round}"), &script, b"");
         assert_eq!(said.code, 0, "{}", said.report());
         assert_eq!((said.stdout.len(), said.stderr.len()), (LITTLE, LITTLE));
     }
@@ -177,7 +179,7 @@ fn what_a_process_left_in_its_pipe_arrives(place: &Place) {
 
 fn the_end_of_input_arrives_and_a_code_comes_back(place: &Place) {
     let said = place.exec(
-        "pod",
+        "main",
         "end",
         "/bin/busybox wc -c; echo e >&2; exit 7",
         b"12345",
@@ -217,10 +219,10 @@ fn a_terminal_has_a_size_and_takes_input(place: &Place) {
 
 fn input_that_nobody_reads_holds_up_nobody(place: &Place) {
     let much = noise(4 << 20);
-    let idle = place.begin("pod", "deaf", "exec /bin/busybox sleep 3600");
+    let idle = place.begin("main", "deaf", "exec /bin/busybox sleep 3600");
     let feeding = std::thread::spawn(move || idle.feed(&much).finish(MUCH_TIME).unwrap());
-    place.listed("pod", "deaf");
-    assert_eq!(place.says("pod", "beside", "echo here", b""), "here\n");
+    place.listed("main", "deaf");
+    assert_eq!(place.says("main", "beside", "echo here", b""), "here\n");
     place.ctr(&[
         "task",
         "kill",
@@ -228,7 +230,7 @@ fn input_that_nobody_reads_holds_up_nobody(place: &Place) {
         "SIGKILL",
         "--exec-id",
         "deaf",
-        "pod",
+        "main",
     ]);
     let ended = feeding.join().unwrap();
     assert_eq!(ended.code, 137, "{}", ended.report());
@@ -236,7 +238,7 @@ fn input_that_nobody_reads_holds_up_nobody(place: &Place) {
 
 fn a_left_over_child_does_not_hold_up_the_end(place: &Place) {
     let script = "/bin/busybox sleep 3600 & echo left";
-    assert_eq!(place.says("pod", "parent", script, b""), "left\n");
+    assert_eq!(place.says("main", "parent", script, b""), "left\n");
 }
 
 fn a_logger_and_a_file_take_the_outputs(place: &Place) {
@@ -291,7 +293,7 @@ fn output_that_nobody_reads_stops_only_who_writes_it(place: &mut Place) {
     assert_eq!(place.state("full"), "RUNNING");
     place.ctr(&["task", "metrics", "full"]);
     assert_eq!(place.says("full", "e", "echo in", b""), "in\n");
-    assert_eq!(place.says("pod", "e2", "echo beside", b""), "beside\n");
+    assert_eq!(place.says("main", "e2", "echo beside", b""), "beside\n");
 
     // Somebody reads, goes away, containerd crashes and comes back, and somebody reads on: nothing is
     // missing between.
@@ -320,7 +322,7 @@ impl Place {
     /// Runs a process whose outputs go elsewhere.
     fn log_to(&self, uri: &str, name: &str) {
         let script = "echo out; echo err >&2";
-        let to = ["task", "exec", "--log-uri", uri, "--exec-id", name, "pod"];
+        let to = ["task", "exec", "--log-uri", uri, "--exec-id", name, "main"];
         let words: Vec<_> = to
             .into_iter()
             .chain(["/bin/busybox", "sh", "-c", script])
