@@ -193,7 +193,7 @@ fn the_end_of_input_arrives_and_a_code_comes_back(place: &Place) {
 }
 
 fn a_terminal_has_a_size_and_takes_input(place: &Place) {
-    let exec = "task exec --tty --exec-id tty pod /bin/busybox sh -c";
+    let exec = "task exec --tty --exec-id tty main /bin/busybox sh -c";
     // The size comes a moment after the start.
     let script = "read word; echo \"got $word\"; \
                   while [ \"$(stty size)\" = \"0 0\" ]; do sleep 0.1; done; stty size; tty; exit 5";
