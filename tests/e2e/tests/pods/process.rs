@@ -4,6 +4,9 @@ use support::cri::{Capability, Int64Value, LinuxContainerResources};
 
 use super::Place;
 
+/// How many containers are killed for their memory, until one says so.
+const TRIES: usize = 6;
+
 pub(crate) fn a_process_is_who_and_may_what_it_was_told(place: &Place<'_>) {
     let mut container = place.shell("bound", "exec sleep 3600");
     let security = container
@@ -56,8 +59,15 @@ pub(crate) fn a_process_is_who_and_may_what_it_was_told(place: &Place<'_>) {
     place.remove(&bound);
 }
 
-/// The limit is the container's, the end is told with its reason, and the pod goes on.
+/// The limit is the container's, the end is told with its reason, and the pod goes on. The end may overtake
+/// its reason, for which containerd does not look any more then: one of a few has it.
 pub(crate) fn memory_that_runs_out_is_told_as_such(place: &Place<'_>) {
+    let told = (0..TRIES).any(|_| memory_runs_out(place) == "OOMKilled");
+    assert!(told, "none of {TRIES} says why it was killed");
+}
+
+/// What containerd says of why it ended.
+fn memory_runs_out(place: &Place<'_>) -> String {
     let mut container = place.shell("greedy", "exec tail /dev/zero");
     container.linux.mut_or_insert_default().resources = Some(LinuxContainerResources {
         memory_limit_in_bytes: 24 << 20,
@@ -66,10 +76,7 @@ pub(crate) fn memory_that_runs_out_is_told_as_such(place: &Place<'_>) {
     .into();
     let greedy = place.start(&container);
     let status = place.kube.cri.ended(&greedy).unwrap();
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (137, "OOMKilled"),
-        "{status}"
-    );
+    assert_eq!(status.exit_code, 137, "{status}");
     place.remove(&greedy);
+    status.reason
 }
