@@ -1,23 +1,40 @@
 //! Logs, and the streams of a runtime's streaming server.
 
+use std::time::{Duration, Instant};
+
 use support::cri::{AttachRequest, ExecRequest, PortForwardRequest, StreamingResponse};
 use support::streaming::{Channels, channel};
 
 use super::Place;
 
+/// How long a line may take into its log.
+const LOG_TIME: Duration = Duration::from_secs(10);
+
 pub(crate) fn logs_have_both_outputs(place: &Place<'_>) {
     let line = "echo to the output; echo to the errors >&2; printf unfinished";
     let talker = place.start(&place.shell("talker", line));
     place.kube.cri.ended(&talker).unwrap();
-    let log = place.kube.log_of("talker.log");
-    for wanted in [
+    let wanted = [
         " stdout F to the output\n",
         " stderr F to the errors\n",
         " stdout P unfinished\n",
-    ] {
-        assert!(log.contains(wanted), "no {wanted:?} in {log}");
-    }
+    ];
+    logged(place, "talker.log", &wanted);
     place.remove(&talker);
+}
+
+/// Waits for words in a log: containerd writes it beside all else that it does.
+#[track_caller]
+fn logged(place: &Place<'_>, name: &str, wanted: &[&str]) {
+    let since = Instant::now();
+    loop {
+        let log = place.kube.log_of(name);
+        if wanted.iter().all(|words| log.contains(words)) {
+            return;
+        }
+        assert!(since.elapsed() < LOG_TIME, "{wanted:?} in {log}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 pub(crate) fn streams_of_exec_and_attach_carry_bytes_and_the_end(place: &Place<'_>, main: &str) {
@@ -104,11 +121,7 @@ fn attach(place: &Place<'_>) {
     let mut attached = Channels::open(&place.kube.node, &answer.url).unwrap();
     attached.send(channel::STDIN, b"two\n").unwrap();
     attached.until(channel::STDOUT, "heard two").unwrap();
-    let log = place.kube.log_of("listener.log");
-    assert!(
-        log.contains("heard one") && log.contains("heard two"),
-        "{log}"
-    );
+    logged(place, "listener.log", &["heard one", "heard two"]);
     place.remove(&listener);
 }
 
