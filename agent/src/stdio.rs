@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{DialAnswer, GuestError, StreamKind, StreamLine, limit, ports};
+use agent_api::{DialAnswer, GuestError, StreamChunk, StreamKind, StreamLine, limit, ports};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -30,8 +30,6 @@ const PHASE: &str = "stdio";
 const LINE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after an error of accept(2), which is one of memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What is held for a stream on which little happens; most are such.
-const SMALL_CHUNK: usize = 4 * 1024;
 
 /// The port, for as long as it is held.
 #[derive(Debug)]
@@ -147,7 +145,7 @@ async fn give_output(
     mut leave: Leave,
 ) {
     let (mut host, mut to_host) = split(connection);
-    let (mut chunk, mut word) = (Chunk::default(), [0; 1]);
+    let (mut chunk, mut word) = (StreamChunk::default(), [0; 1]);
     loop {
         let read = tokio::select! {
             read = output.read_into(chunk.room()) => read,
@@ -168,7 +166,7 @@ async fn give_output(
 }
 
 /// Reads what nobody wants any more, so that the process does not wait for ever.
-async fn discard(output: &LentOutput, mut chunk: Chunk) {
+async fn discard(output: &LentOutput, mut chunk: StreamChunk) {
     output.over();
     while let Ok(count @ 1..) = output.read_into(chunk.room()).await {
         chunk.fit(count);
@@ -182,7 +180,7 @@ async fn take_input(
     gate: &Gate,
     mut leave: Leave,
 ) {
-    let mut chunk = Chunk::default();
+    let mut chunk = StreamChunk::default();
     loop {
         let read = tokio::select! {
             biased;
@@ -202,37 +200,6 @@ async fn take_input(
             return;
         }
         chunk.fit(count);
-    }
-}
-
-/// Room for one read: little where little comes, so that a thousand idle streams need no memory.
-struct Chunk(Vec<u8>);
-
-impl Default for Chunk {
-    fn default() -> Self {
-        Self(vec![0; SMALL_CHUNK])
-    }
-}
-
-impl Chunk {
-    fn room(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-
-    fn first(&self, count: usize) -> &[u8] {
-        self.0.get(..count).unwrap_or_default()
-    }
-
-    /// Makes room as the last read suggests.
-    fn fit(&mut self, count: usize) {
-        let wanted = match count {
-            count if count == self.0.len() => limit::STREAM_CHUNK,
-            count if count < SMALL_CHUNK => SMALL_CHUNK,
-            _ => return,
-        };
-        if wanted != self.0.len() {
-            self.0 = vec![0; wanted];
-        }
     }
 }
 
@@ -371,20 +338,5 @@ mod tests {
         tokio::join!(take_input(ours, input, &gate, leave), acting);
         assert!(process.lend_stdin().is_err());
         drop(ends);
-    }
-
-    #[test]
-    fn room_grows_with_what_comes_and_shrinks_again() {
-        let mut chunk = Chunk::default();
-        for (read, room) in [
-            (SMALL_CHUNK, limit::STREAM_CHUNK),
-            (SMALL_CHUNK, limit::STREAM_CHUNK),
-            (limit::STREAM_CHUNK, limit::STREAM_CHUNK),
-            (1, SMALL_CHUNK),
-            (1, SMALL_CHUNK),
-        ] {
-            chunk.fit(read);
-            assert_eq!(chunk.room().len(), room);
-        }
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::creation::Progress;
 use crate::process::{Phase, Process};
+use crate::reason::Reason;
 use crate::rootfs::Shared;
 use crate::spec::group::Role;
 
@@ -33,6 +34,8 @@ pub struct Container {
     pub joins_pid: bool,
     /// Its first process.
     pub init: Arc<Process>,
+    /// Why it was killed.
+    pub reason: Reason,
     /// Ends its creation.
     pub cancel: CancellationToken,
     /// Its creation has ended: it exists, or nothing of it is left.
@@ -59,6 +62,7 @@ impl Container {
             role,
             joins_pid: false,
             init: Arc::new(init),
+            reason: Reason::default(),
             cancel: CancellationToken::new(),
             settled: CancellationToken::new(),
             progress: watch::Sender::default(),

@@ -28,6 +28,7 @@ pub mod monitor;
 pub mod network;
 pub mod own_namespace;
 pub mod process;
+pub mod reason;
 pub mod relay;
 pub mod rootfs;
 pub mod sandbox;

@@ -17,6 +17,7 @@ mod event;
 mod host_key;
 mod host_line;
 mod json;
+mod stream_chunk;
 mod stream_line;
 
 pub mod limit;
@@ -28,6 +29,7 @@ pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, pull, pu
 pub use host_key::{HOST_KEY_BYTES, HostKey};
 pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;
+pub use stream_chunk::StreamChunk;
 pub use stream_line::{StreamKind, StreamLine};
 
 /// The version of this contract, as `Health.Version` answers it in `grpc_version`.

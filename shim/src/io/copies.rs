@@ -13,7 +13,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use agent_api::{ErrorCode, GuestError, StreamKind, limit};
+use agent_api::{ErrorCode, GuestError, StreamChunk, StreamKind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -136,7 +136,7 @@ async fn copy_output(
     mut sink: Sink,
     exited: watch::Receiver<bool>,
 ) {
-    let mut chunk = Chunk::default();
+    let mut chunk = StreamChunk::default();
     loop {
         let read = stream.read(chunk.room());
         let count = match unless_overdue(read, &exited, IDLE_AFTER_EXIT).await {
@@ -178,7 +178,7 @@ async fn unless_overdue<T>(
 
 async fn copy_input(mut fifo: pipe::Receiver, stream: impl AsyncRead + AsyncWrite) {
     let (mut from_guest, mut to_guest) = split(stream);
-    let (mut chunk, mut word) = (Chunk::default(), [0; 1]);
+    let (mut chunk, mut word) = (StreamChunk::default(), [0; 1]);
     loop {
         let read = tokio::select! {
             read = fifo.read(chunk.room()) => read,
@@ -208,40 +208,6 @@ async fn copy_input(mut fifo: pipe::Receiver, stream: impl AsyncRead + AsyncWrit
 async fn end_input(guest: Guest, id: ProcessId) {
     if let Err(error) = guest.close_stdin(&id).await {
         debug!(%error, "end of input");
-    }
-}
-
-/// What is held for a stream on which little happens; most are such.
-const SMALL_CHUNK: usize = 4 * 1024;
-
-/// Room for one read: little where little comes, so that a thousand idle streams need no memory.
-struct Chunk(Vec<u8>);
-
-impl Default for Chunk {
-    fn default() -> Self {
-        Self(vec![0; SMALL_CHUNK])
-    }
-}
-
-impl Chunk {
-    fn room(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-
-    fn first(&self, count: usize) -> &[u8] {
-        self.0.get(..count).unwrap_or_default()
-    }
-
-    /// Makes room as the last read suggests.
-    fn fit(&mut self, count: usize) {
-        let wanted = match count {
-            count if count == self.0.len() => limit::STREAM_CHUNK,
-            count if count < SMALL_CHUNK => SMALL_CHUNK,
-            _ => return,
-        };
-        if wanted != self.0.len() {
-            self.0 = vec![0; wanted];
-        }
     }
 }
 
@@ -312,7 +278,10 @@ mod tests {
             taken += count.unwrap();
         }
         // The FIFO, a chunk, and what this test puts between.
-        assert!(taken <= 64 * 1024 + limit::STREAM_CHUNK + 1000, "{taken}");
+        assert!(
+            taken <= 64 * 1024 + agent_api::limit::STREAM_CHUNK + 1000,
+            "{taken}"
+        );
         copying.abort();
     }
 

@@ -153,7 +153,13 @@ impl Tasks {
         copies: Copies,
     ) {
         let status = match guest.wait_process(&process.id).await {
-            Ok(status) => u32::try_from(status).unwrap_or(u32::from(u8::MAX)),
+            Ok(status) => {
+                let status = u32::try_from(status).unwrap_or(u32::from(u8::MAX));
+                if process.id.exec.is_empty() && status == KILLED {
+                    container.reason.told().await;
+                }
+                status
+            }
             Err(error) => {
                 warn!(%error, container = process.id.container, exec = process.id.exec, "the process is lost");
                 KILLED
@@ -236,6 +242,10 @@ impl Tasks {
                 return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
             }
         };
+        // The agent ends by SIGKILL what does not handle SIGTERM.
+        if exec.is_empty() && matches!(signal, SIGKILL | SIGTERM) {
+            container.reason.asked();
+        }
         guest.signal_process(&process.id, signal).await?;
         if process.phase() == Phase::Created && signal == SIGKILL {
             // It never ran, so no one follows it.
@@ -390,11 +400,15 @@ impl Tasks {
             match guest.oom_event().await {
                 Ok(container_id) => {
                     info!(container = container_id, "out of memory");
+                    let container = self.containers.get(&container_id);
                     let event = told::TaskOOM {
                         container_id,
                         ..Default::default()
                     };
                     self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
+                    if let Ok(container) = container {
+                        container.reason.ran_out();
+                    }
                 }
                 Err(error) => return debug!(%error, "no more events of memory"),
             }

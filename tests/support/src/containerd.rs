@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::host::{self, Leftovers};
@@ -17,6 +17,9 @@ use crate::state::State;
 const READY: Duration = Duration::from_secs(20);
 /// For `ctr` calls that only ask or clean.
 const SHORT: Duration = Duration::from_secs(20);
+/// What a deletion may take after its client has ended.
+const SETTLE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
 /// The namespace of all test containers.
 pub const NAMESPACE: &str = "cloister-test";
 
@@ -152,6 +155,26 @@ impl Containerd {
     #[must_use]
     pub fn shim_state(&self) -> PathBuf {
         self.base.join(SHIM_STATE)
+    }
+
+    /// Waits until nothing is left of what was started since.
+    ///
+    /// # Errors
+    /// With what is still there after `SETTLE`.
+    pub fn settled(&self, before: &Leftovers) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            let left = self.leftovers().since(before);
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                since.elapsed() < SETTLE,
+                "left behind:\n{}",
+                left.join("\n")
+            );
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Everything that a pod could leave behind on this host.

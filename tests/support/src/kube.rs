@@ -225,19 +225,7 @@ impl Kube {
     /// # Errors
     /// With what is still there.
     pub fn settled(&self, before: &Leftovers) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            let left = self.containerd.leftovers().since(before);
-            if left.is_empty() {
-                return Ok(());
-            }
-            ensure!(
-                since.elapsed() < SETTLE,
-                "left behind:\n{}",
-                left.join("\n")
-            );
-            std::thread::sleep(POLL);
-        }
+        self.containerd.settled(before)
     }
 
     /// The end of containerd's log, where a shim's own lines stand.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -21,8 +21,6 @@ use crate::timeline::Timeline;
 /// A start with its pull, under TCG on a busy machine.
 pub const START: Duration = Duration::from_secs(120);
 const CLI: Duration = Duration::from_secs(60);
-/// What a deletion may take after `ctr` has ended.
-const SETTLE: Duration = Duration::from_secs(10);
 /// Where the broker keeps the image's key.
 pub const KEY_ID: &str = "default/image-key/demo";
 
@@ -197,21 +195,9 @@ impl Stage {
     /// Waits until the host is as `before`: a deletion may end a moment after `ctr`.
     ///
     /// # Errors
-    /// With what is still there after `SETTLE`.
+    /// With what is still there after a while.
     pub fn settled(&self, before: &Leftovers) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            let left = self.containerd.leftovers().since(before);
-            if left.is_empty() {
-                return Ok(());
-            }
-            ensure!(
-                since.elapsed() < SETTLE,
-                "left behind:\n{}",
-                left.join("\n")
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        self.containerd.settled(before)
     }
 
     /// Files of the host that contain one of `needles`: containerd's stores, what shims keep of their

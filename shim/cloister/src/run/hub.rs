@@ -199,37 +199,32 @@ pub(crate) async fn write_all(fifo: &pipe::Sender, mut bytes: &[u8]) -> std::io:
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_client_that_breaks_off_before_the_start_abandons_it_and_one_that_leaves_does_not() {
+    /// A hub, and who is attached to it by the socket `s` of the directory.
+    async fn stage() -> (tempfile::TempDir, Arc<Hub>, UnixStream) {
         let state = tempfile::tempdir().unwrap();
         let path = state.path().join("s");
         let hub = Arc::new(Hub::default());
-        tokio::spawn(serve(
-            UnixListener::bind(&path).unwrap(),
-            Arc::clone(&hub),
-            None,
-        ));
-        let mut one = UnixStream::connect(&path).await.unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(serve(listener, Arc::clone(&hub), None));
+        let one = UnixStream::connect(&path).await.unwrap();
         hub.attached().await;
+        (state, hub, one)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_breaks_off_before_the_start_abandons_it_and_one_that_leaves_does_not() {
+        let (state, hub, mut one) = stage().await;
         Frame::Detach.write(&mut one).await.unwrap();
         drop(one);
-        let two = UnixStream::connect(&path).await.unwrap();
+        let path = state.path().join("s");
+        let two = UnixStream::connect(path).await.unwrap();
         drop(two);
         hub.abandoned().await;
     }
 
     #[tokio::test]
     async fn all_who_are_attached_get_all_and_the_end() {
-        let state = tempfile::tempdir().unwrap();
-        let path = state.path().join("s");
-        let hub = Arc::new(Hub::default());
-        tokio::spawn(serve(
-            UnixListener::bind(&path).unwrap(),
-            Arc::clone(&hub),
-            None,
-        ));
-        let mut one = UnixStream::connect(&path).await.unwrap();
-        hub.attached().await;
+        let (_state, hub, mut one) = stage().await;
         hub.started();
         let read = tokio::spawn(async move {
             let mut frames = Vec::new();
