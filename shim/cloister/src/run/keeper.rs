@@ -110,16 +110,9 @@ async fn task(run: &Run, record: &mut Record, hub: &Arc<Hub>, shim: &Shim) -> Re
         Log::open(&run.log()).context("open the log")?,
     ));
     // Before there is a writer: it opens only what has a reader.
-    let mut pumps = tokio::task::JoinSet::new();
-    let outputs = [
-        (Stream::Stdout, Some(&streams.stdout)),
-        (Stream::Stderr, streams.stderr.as_ref()),
-    ];
-    for (stream, fifo) in outputs {
-        if let Some(fifo) = fifo {
-            let fifo = open(fifo)?;
-            pumps.spawn(pump(stream, fifo, Arc::clone(&log), Arc::clone(hub)));
-        }
+    let mut outputs = vec![(Stream::Stdout, open(&streams.stdout)?)];
+    if let Some(stderr) = &streams.stderr {
+        outputs.push((Stream::Stderr, open(stderr)?));
     }
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -138,6 +131,11 @@ async fn task(run: &Run, record: &mut Record, hub: &Arc<Hub>, shim: &Shim) -> Re
     record.started = Some(OffsetDateTime::now_utc());
     run.write(record)?;
     hub.started();
+    // Not before: who is attached is told of the start first, however soon the program writes.
+    let mut pumps = tokio::task::JoinSet::new();
+    for (stream, fifo) in outputs {
+        pumps.spawn(pump(stream, fifo, Arc::clone(&log), Arc::clone(hub)));
+    }
     let ended = async {
         let status = shim.wait("").await;
         while pumps.join_next().await.is_some() {}
