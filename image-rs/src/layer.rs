@@ -5,8 +5,8 @@
 //!                                                         ◄─ buffers ◄─
 //! ```
 //!
-//! So one layer keeps more than one core busy. Where there are layers for all cores, one thread does both, and what it
-//! decompressed is still in its core's cache when it is hashed and written. The channels are short and the chunks'
+//! So one layer keeps more than one core busy. While there are layers for all cores, one thread does both, and what it
+//! decompressed is still in its core's cache when it is hashed and written; the last ones part when a core is free. The channels are short and the chunks'
 //! buffers come back, so that a layer takes the same small memory however large it is.
 
 mod blob;
@@ -126,8 +126,8 @@ pub(crate) struct Plan {
 pub(crate) struct Machine<'a> {
     /// The memory of decoders.
     pub(crate) windows: &'a Windows,
-    /// Whether other layers keep its cores busy already.
-    pub(crate) busy: bool,
+    /// Whether other layers keep its cores busy, which may change while a layer is on its way.
+    pub(crate) busy: &'a dyn Fn() -> bool,
 }
 
 /// Pieces of a blob on their way to a decoder.
@@ -175,12 +175,9 @@ fn decode_blob(
     let mut lent = machine.windows.lend();
     let decoder = Decoder::new(compression, blob, window, &mut lent);
     let mut inflater = Inflater::new(decoder.map_err(LayerError::Decompress)?, cap);
-    let read = |source: &mut dyn Source| read(plan, source, root, options, usage);
-    let (journal, diff_id) = if machine.busy {
-        read(&mut inflater)
-    } else {
-        inflater.ahead(|ahead| read(ahead))
-    };
+    let (journal, diff_id) = inflater.feed(machine.busy, |source| {
+        read(plan, source, root, options, usage)
+    });
     let (blob, bytes) = inflater.into_blob();
     match journal {
         Ok(journal) => {

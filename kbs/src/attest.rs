@@ -167,7 +167,9 @@ fn entry(challenge: &Challenge, request: &Request) -> Entry {
 /// SHA-256 in hex of JSON without the blanks between its tokens.
 fn digest(json: &str) -> String {
     const BLANKS: [u8; 4] = *b" \t\n\r";
-    if !json.bytes().any(|byte| BLANKS.contains(&byte)) {
+    // Whole chunks are looked at with a few instructions.
+    let has_blank = |chunk: &[u8]| chunk.iter().fold(false, |any, byte| any | (*byte <= b' '));
+    if !json.as_bytes().chunks(64).any(has_blank) {
         // As programs write it.
         return hex::encode(Sha256::digest(json));
     }

@@ -66,13 +66,13 @@ pub(crate) fn account(
 ) -> Result<Account, PolicyError> {
     let mut account = Account::default();
     for item in members(judgements, JUDGEMENTS, JUDGEMENT_EXPECTED)? {
-        let (judgement, fix) = judgement(item, &rule_of)?;
+        let judgement = judgement(item, &rule_of)?;
         if !judgement.holds && account.reasons.len() < REASON_COUNT {
             account.reasons.push(Reason {
                 claim: judgement.claim.clone(),
                 expected: judgement.expected.clone(),
                 found: judgement.found.clone(),
-                fix,
+                fix: fix(item),
             });
         }
         account.judgements.push(judgement);
@@ -115,33 +115,19 @@ fn members<'a>(
 fn judgement(
     item: &Value,
     rule_of: &impl Fn(Option<&str>) -> String,
-) -> Result<(Judgement, String), PolicyError> {
+) -> Result<Judgement, PolicyError> {
     let member = |name: &str| member(item, name, JUDGEMENTS, JUDGEMENT_EXPECTED);
     let Value::Bool(holds) = member("holds")? else {
         return Err(shape(JUDGEMENTS, JUDGEMENT_EXPECTED));
     };
     let expected = member("expected")?;
-    let reference = match &item["reference"] {
-        Value::String(name) => Some(&**name),
-        _ => None,
-    };
-    let none = matches!(expected, Value::Array(list) if list.is_empty());
-    let expected = match reference {
+    let none = is_empty(expected);
+    let expected = match reference(item) {
         Some(name) if none && *holds => format!("anything: no `{name}` is registered"),
         Some(name) if none => format!("a registered `{name}`"),
         Some(_) | None => alternatives(expected),
     };
-    let fix = match (&item["fix"], reference) {
-        (Value::Undefined, Some(name)) if none => {
-            format!("register what the guest should have as reference value `{name}`")
-        }
-        (Value::Undefined, Some(name)) => format!(
-            "start the guest with what is registered, or register the found value as reference value `{name}`"
-        ),
-        (Value::Undefined, None) => FIXED.to_owned(),
-        (fix, _) => text(fix),
-    };
-    let judgement = Judgement {
+    Ok(Judgement {
         claim: path(member("claim")?),
         expected: shorten(&expected),
         found: listed(member("found")?),
@@ -150,8 +136,34 @@ fn judgement(
             Value::Undefined => rule_of(None),
             rule => rule_of(Some(&text(rule))),
         }),
+    })
+}
+
+/// What to do about a judgement that does not hold.
+fn fix(item: &Value) -> String {
+    let name = match (&item["fix"], reference(item)) {
+        (Value::Undefined, None) => return FIXED.to_owned(),
+        (Value::Undefined, Some(name)) => name,
+        (fix, _) => return text(fix),
     };
-    Ok((judgement, fix))
+    if is_empty(&item["expected"]) {
+        return format!("register what the guest should have as reference value `{name}`");
+    }
+    format!(
+        "start the guest with what is registered, or register the found value as reference value `{name}`"
+    )
+}
+
+/// The reference value that a claim was compared with.
+fn reference(item: &Value) -> Option<&str> {
+    match &item["reference"] {
+        Value::String(name) => Some(name),
+        _ => None,
+    }
+}
+
+fn is_empty(expected: &Value) -> bool {
+    matches!(expected, Value::Array(list) if list.is_empty())
 }
 
 fn reason(item: &Value) -> Result<Reason, PolicyError> {

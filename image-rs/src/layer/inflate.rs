@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::mpsc as channel;
+use std::thread::Scope;
 
 use super::blob::Blob;
 use super::content::Source;
@@ -40,6 +41,24 @@ impl<'a> Inflater<'a> {
         (self.decoder.into_inner(), self.bytes)
     }
 
+    /// Gives `read` the chunks: decompressed where it reads them while `busy`, and from then on, once it is not, on a
+    /// thread of their own that is ahead. A panic there is one here.
+    pub(super) fn feed<T>(
+        &mut self,
+        busy: &dyn Fn() -> bool,
+        read: impl FnOnce(&mut dyn Source) -> T,
+    ) -> T {
+        let here = Some(self);
+        std::thread::scope(move |scope| {
+            read(&mut Feed {
+                scope,
+                busy,
+                here,
+                ahead: None,
+            })
+        })
+    }
+
     /// Sends chunks for as long as somebody takes them, in buffers that come back.
     fn run(
         &mut self,
@@ -54,22 +73,6 @@ impl<'a> Inflater<'a> {
                 return;
             }
         }
-    }
-
-    /// Runs on a thread of its own while `read` takes the chunks. A panic there is one here.
-    pub(super) fn ahead<T>(&mut self, read: impl FnOnce(&mut Ahead) -> T) -> T {
-        let (send, chunks) = channel::sync_channel(CHUNKS_AHEAD);
-        let (give_back, spare) = channel::channel();
-        std::thread::scope(|scope| {
-            let running = scope.spawn(move || self.run(&send, &spare));
-            let mut ahead = Ahead { chunks, give_back };
-            let result = read(&mut ahead);
-            drop(ahead);
-            running
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            result
-        })
     }
 }
 
@@ -93,14 +96,46 @@ impl Source for Inflater<'_> {
     }
 }
 
+/// The chunks of an [`Inflater`], wherever it is at work.
+struct Feed<'scope, 'env, 'a> {
+    scope: &'scope Scope<'scope, 'env>,
+    busy: &'scope dyn Fn() -> bool,
+    /// Until it goes ahead.
+    here: Option<&'env mut Inflater<'a>>,
+    ahead: Option<Ahead>,
+}
+
+impl Source for Feed<'_, '_, '_> {
+    fn next(&mut self, spare: Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+        if let Some(inflater) = self.here.take_if(|_| !(self.busy)()) {
+            self.ahead = Some(Ahead::of(inflater, self.scope));
+        }
+        match (&mut self.here, &self.ahead) {
+            (Some(inflater), _) => inflater.next(spare),
+            (None, Some(ahead)) => ahead.next(spare),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
 /// Chunks of an [`Inflater`] on another thread.
-pub(super) struct Ahead {
+struct Ahead {
     chunks: channel::Receiver<io::Result<Vec<u8>>>,
     give_back: channel::Sender<Vec<u8>>,
 }
 
-impl Source for Ahead {
-    fn next(&mut self, spare: Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+impl Ahead {
+    fn of<'scope, 'env: 'scope>(
+        inflater: &'env mut Inflater<'_>,
+        scope: &'scope Scope<'scope, 'env>,
+    ) -> Self {
+        let (send, chunks) = channel::sync_channel(CHUNKS_AHEAD);
+        let (give_back, spare) = channel::channel();
+        scope.spawn(move || inflater.run(&send, &spare));
+        Self { chunks, give_back }
+    }
+
+    fn next(&self, spare: Vec<u8>) -> io::Result<Option<Vec<u8>>> {
         let Ok(chunk) = self.chunks.recv() else {
             return Ok(None);
         };
@@ -125,4 +160,65 @@ fn fill(decoder: &mut Decoder<'_, Blob>, chunk: &mut Vec<u8>, bytes: usize) -> i
     }
     chunk.truncate(filled);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use ocicrypt::media_type::Compression;
+    use tokio::sync::mpsc;
+
+    use super::super::{Plan, Windows};
+    use super::*;
+    use crate::digest::Digest;
+
+    /// Reads a layer of these bytes; cores are busy for so many chunks, and at most so many are read.
+    fn feed(bytes: &[u8], busy: usize, most: usize) -> Vec<u8> {
+        let (send, pieces) = mpsc::channel(1);
+        send.try_send(Ok(bytes.to_vec().into())).ok().unwrap();
+        drop(send);
+        let digest = Digest::of(bytes);
+        let plan = Plan {
+            digest: digest.clone(),
+            size: bytes.len() as u64,
+            diff_id: digest,
+            urls: Vec::new(),
+            compression: Compression::None,
+            decrypt: None,
+        };
+        let windows = Windows::default();
+        let mut lent = windows.lend();
+        let blob = Blob::new(&plan, pieces).unwrap();
+        let decoder = Decoder::new(plan.compression, blob, 0, &mut lent).unwrap();
+        let mut inflater = Inflater::new(decoder, plan.size);
+        let left = Cell::new(busy);
+        let busy = || left.replace(left.get().saturating_sub(1)) > 0;
+        inflater.feed(&busy, |source| {
+            let mut all = Vec::new();
+            for _ in 0..most {
+                let Some(chunk) = source.next(Vec::new()).unwrap() else {
+                    break;
+                };
+                all.extend(chunk);
+            }
+            all
+        })
+    }
+
+    #[test]
+    fn a_layer_is_the_same_wherever_it_is_decompressed_and_when_that_changes() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(3 * CHUNK_BYTES + 7).collect();
+        for busy in [0, 1, 5, usize::MAX] {
+            assert_eq!(feed(&bytes, busy, usize::MAX), bytes, "{busy}");
+        }
+    }
+
+    #[test]
+    fn who_reads_no_further_is_not_waited_for() {
+        let bytes = vec![1; 9 * CHUNK_BYTES];
+        for busy in [0, 1, usize::MAX] {
+            assert!(feed(&bytes, busy, 2).len() < bytes.len());
+        }
+    }
 }

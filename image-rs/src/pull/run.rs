@@ -103,7 +103,7 @@ impl Pull {
     ) -> Result<Journal, LayerError> {
         let machine = Machine {
             windows: &self.windows,
-            busy: self.shared.keeps_cores_busy(plan.compression),
+            busy: &|| self.shared.keeps_cores_busy(plan.compression),
         };
         layer::decode(plan, pieces, root, &self.options, usage, &machine)
     }

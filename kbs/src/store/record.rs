@@ -17,8 +17,8 @@ use crate::record::{Entry, millis, word};
 const BATCH: usize = 64;
 /// Statements add one of these numbers of rows, so that the database knows them already.
 const SHAPES: [usize; 4] = [1, 4, 16, BATCH];
-/// How long a batch waits for siblings: less than a disk takes for a commit.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long a batch waits for siblings: no longer than a disk takes for a commit.
+const GATHER: Duration = Duration::from_millis(2);
 /// Entries that wait; further requests wait for a place.
 pub(super) const WAITING: usize = 4096;
 const COLUMNS: [&str; 12] = [

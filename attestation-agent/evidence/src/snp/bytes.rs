@@ -66,6 +66,9 @@ pub(super) fn base64<E: Error>(text: &str, most: usize) -> Result<Vec<u8>, E> {
         .map_err(|_| E::custom("not base64"))
 }
 
+/// What a certificate has at most, but for rare ones.
+const USUAL_BYTES: usize = 2048;
+
 struct Bounded {
     most: usize,
 }
@@ -78,7 +81,8 @@ impl<'de> Visitor<'de> for Bounded {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<u8>, A::Error> {
-        let mut bytes = Vec::with_capacity(list.size_hint().unwrap_or(0).min(self.most));
+        // JSON does not say how many come.
+        let mut bytes = Vec::with_capacity(self.most.min(USUAL_BYTES));
         while let Some(byte) = list.next_element()? {
             if bytes.len() == self.most {
                 return Err(A::Error::custom(format_args!(
