@@ -65,8 +65,29 @@ sample := {
 	h2 := f2 == false
 }
 
-# `told` is what is already known against this kind. A claim that is absent is null, and matches nothing.
-snp(kind, told) := {
+# `told` is what is already known against this kind. A claim that is absent is null, and matches nothing;
+# the broker's own verifier leaves none out, so that it is asked without them first.
+snp(kind, told) := judged if {
+	judged := judged_snp(kind, told, input[kind])
+} else := judged_snp(kind, told, object.union(absent, input[kind]))
+
+absent := {
+	"measurement": null,
+	"reported_tcb_bootloader": null,
+	"reported_tcb_microcode": null,
+	"reported_tcb_snp": null,
+	"reported_tcb_tee": null,
+	"policy_debug_allowed": null,
+	"policy_migrate_ma": null,
+	"platform_smt_enabled": null,
+	"platform_tsme_enabled": null,
+	"policy_abi_major": null,
+	"policy_abi_minor": null,
+	"policy_single_socket": null,
+	"policy_smt_allowed": null,
+}
+
+judged_snp(kind, told, e) := {
 	"trust_claims": {
 		"executables": {true: 3, false: 33}[h1],
 		"configuration": {true: {true: 3, false: 2}[[] in [r8, r9, r10, r11, r12, r13]], false: 36}[{h6, h7, h8, h9, h10, h11, h12, h13} == {true}],
@@ -88,24 +109,6 @@ snp(kind, told) := {
 		{"claim": [kind, "policy_smt_allowed"], "found": e.policy_smt_allowed, "expected": r13, "holds": h13, "rule": "configuration", "reference": "snp_smt_allowed"},
 	]),
 } if {
-	e := object.union(
-		{
-			"measurement": null,
-			"reported_tcb_bootloader": null,
-			"reported_tcb_microcode": null,
-			"reported_tcb_snp": null,
-			"reported_tcb_tee": null,
-			"policy_debug_allowed": null,
-			"policy_migrate_ma": null,
-			"platform_smt_enabled": null,
-			"platform_tsme_enabled": null,
-			"policy_abi_major": null,
-			"policy_abi_minor": null,
-			"policy_single_socket": null,
-			"policy_smt_allowed": null,
-		},
-		input[kind],
-	)
 	r1 := query_reference_values("snp_launch_measurement")
 	h1 := e.measurement in r1
 	r2 := query_reference_values("snp_bootloader")
