@@ -150,6 +150,16 @@ pub fn guest_path(source: &Source, container: &str) -> String {
     }
 }
 
+/// The mount option by which whoever prepares a root file system leaves it to the guest: the image, and what is known
+/// of it. An empty image leaves the name to the container's annotations.
+#[must_use]
+pub fn guest_pull_option(image: &str, metadata: &BTreeMap<String, String>) -> String {
+    let volume = serde_json::json!({
+        "volume_type": GUEST_PULL, "source": image, "image_pull": { "metadata": metadata },
+    });
+    format!("{VOLUME_OPTION}{}", STANDARD.encode(volume.to_string()))
+}
+
 /// The agent's work order for an image that it pulls.
 #[must_use]
 pub fn guest_pull_storage(

@@ -90,6 +90,19 @@ impl Cri {
         Ok(answer.image.is_some())
     }
 
+    /// Has the runtime pull an image.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn pull(&self, image: &str) -> Result<()> {
+        let question = PullImageRequest {
+            image: spec_of(image),
+            ..Default::default()
+        };
+        let _: PullImageResponse = self.ask(IMAGES, "PullImage", &question)?;
+        Ok(())
+    }
+
     /// Starts a pod and answers its id.
     ///
     /// # Errors

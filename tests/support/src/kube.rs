@@ -63,16 +63,46 @@ pub struct Kube {
     _turn: VmTurn,
 }
 
+/// Where a node is to stand: its directory, its network, the right to run VMs.
+#[derive(Debug)]
+pub struct Ground {
+    /// Its network.
+    pub node: Node,
+    /// The directory of it all.
+    pub state: State,
+    turn: VmTurn,
+}
+
+impl Ground {
+    /// Waits for the turn and makes the rest.
+    ///
+    /// # Errors
+    /// When the shim is not built, or the machine gives no namespace.
+    pub fn new() -> Result<Self> {
+        product::bin("containerd-shim-cloister-v2")?;
+        let turn = VmTurn::wait()?;
+        let state = State::short()?;
+        let node = Node::new(state.path())?;
+        Ok(Self { node, state, turn })
+    }
+}
+
 impl Kube {
     /// Starts it; pods are as `settings` say.
     ///
     /// # Errors
     /// When a part does not start.
     pub fn start(settings: &Settings) -> Result<Self> {
-        product::bin("containerd-shim-cloister-v2")?;
-        let turn = VmTurn::wait()?;
-        let state = State::short()?;
-        let node = Node::new(state.path())?;
+        Self::on(Ground::new()?, settings, "")
+    }
+
+    /// Starts it on ground where other parts stand already; `images` is more of the CRI plugin's configuration, which
+    /// begins in its table `containerd`.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn on(ground: Ground, settings: &Settings, images: &str) -> Result<Self> {
+        let Ground { node, state, turn } = ground;
         let network = json!({
             "cniVersion": "0.4.0", "name": "pods", "plugins": [node.bridge(&[V4, V6])],
         });
@@ -80,7 +110,7 @@ impl Kube {
         state.file("cni/10-pods.conflist", network.to_string())?;
         let config = settings.write(&state, "c.toml")?;
         let containerd = Containerd::launch(&state, NAMESPACE, Some(node.path()), |_| {
-            cri_plugin(&plugins, &config)
+            cri_plugin(&plugins, &config, images)
         })?;
         let kube = Self {
             cri: Cri::new(containerd.socket())?,
@@ -274,7 +304,7 @@ fn own_processes() -> MessageField<NamespaceOption> {
 }
 
 /// The CRI plugin's part of containerd's configuration.
-fn cri_plugin(networks: &Path, config: &Path) -> String {
+fn cri_plugin(networks: &Path, config: &Path, images: &str) -> String {
     const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
     format!(
         "disabled_plugins = [\"io.containerd.internal.v1.opt\", \
@@ -285,7 +315,7 @@ fn cri_plugin(networks: &Path, config: &Path) -> String {
          stats_collect_period = 1\n  enable_unprivileged_ports = true\n  \
          enable_unprivileged_icmp = true\n\
          [{CRI}.cni]\n  bin_dir = \"{PLUGINS}\"\n  conf_dir = \"{networks}\"\n\
-         [{CRI}.containerd]\n  default_runtime_name = \"{HANDLER}\"\n\
+         [{CRI}.containerd]\n  default_runtime_name = \"{HANDLER}\"\n{images}\
          [{CRI}.containerd.runtimes.{HANDLER}]\n  runtime_type = \"{RUNTIME}\"\n  \
          privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n\
          [{CRI}.containerd.runtimes.{HANDLER}.options]\n  ConfigPath = \"{config}\"\n",

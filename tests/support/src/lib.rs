@@ -25,6 +25,7 @@ pub mod product;
 pub mod registry;
 pub mod run;
 pub mod skopeo;
+pub mod snapshotter;
 pub mod stage;
 mod state;
 pub mod streaming;

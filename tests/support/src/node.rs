@@ -89,6 +89,14 @@ impl Node {
         }
     }
 
+    /// Puts the calling thread into the node's namespace, and with it what it starts from then on.
+    ///
+    /// # Errors
+    /// When the namespace is gone.
+    pub fn enter(&self) -> Result<()> {
+        Ok(setns(&File::open(self.path())?, CloneFlags::CLONE_NEWNET)?)
+    }
+
     /// A command that runs in the node's namespace.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {

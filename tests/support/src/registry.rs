@@ -60,6 +60,21 @@ impl Registry {
         &self.address
     }
 
+    /// Tells containerd to trust it, by a directory in containerd's form.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn hosts(&self, state: &State) -> Result<PathBuf> {
+        let address = &self.address;
+        state.dir(&format!("certs.d/{address}"))?;
+        let text = format!(
+            "server = \"https://{address}\"\n[host.\"https://{address}\"]\n  ca = {:?}\n",
+            self.identity.cert
+        );
+        state.file(&format!("certs.d/{address}/hosts.toml"), text)?;
+        Ok(state.path().join("certs.d"))
+    }
+
     /// The certificate that clients are told to trust.
     #[must_use]
     pub fn cert_pem(&self) -> &str {

@@ -140,26 +140,7 @@ impl Stage {
         key: &Path,
         id: &str,
     ) -> Result<String> {
-        let plain = recipe.write(&self.state.path().join(format!("layout-{name}")))?;
-        let reference = format!("{}/{name}:latest", self.registry.address());
-        within(
-            CLI,
-            Command::new(product::bin("cloister")?)
-                .args([
-                    "image",
-                    "encrypt",
-                    "--key-id",
-                    &format!("kbs:///{id}"),
-                    "--key-file",
-                ])
-                .arg(key)
-                .arg("--registry-cert")
-                .arg(self.registry.cert())
-                .arg(&plain)
-                .arg(format!("docker://{reference}")),
-        )?
-        .ok()?;
-        Ok(reference)
+        encrypted_into(&self.registry, &self.state, recipe, name, key, id)
     }
 
     /// Runs a pod to its end.
@@ -261,6 +242,40 @@ impl Stage {
             .collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+/// Encrypts an image as [`Stage::push_encrypted`] and pushes it into a registry.
+///
+/// # Errors
+/// When the command fails.
+pub fn encrypted_into(
+    registry: &Registry,
+    state: &State,
+    recipe: &Recipe,
+    name: &str,
+    key: &Path,
+    id: &str,
+) -> Result<String> {
+    let plain = recipe.write(&state.path().join(format!("layout-{name}")))?;
+    let reference = format!("{}/{name}:latest", registry.address());
+    within(
+        CLI,
+        Command::new(product::bin("cloister")?)
+            .args([
+                "image",
+                "encrypt",
+                "--key-id",
+                &format!("kbs:///{id}"),
+                "--key-file",
+            ])
+            .arg(key)
+            .arg("--registry-cert")
+            .arg(registry.cert())
+            .arg(&plain)
+            .arg(format!("docker://{reference}")),
+    )?
+    .ok()?;
+    Ok(reference)
 }
 
 /// The error that `ctr` printed, from its first word to the code that ends it.

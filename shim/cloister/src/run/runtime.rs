@@ -1,13 +1,12 @@
 //! The shim of a container that is run without containerd: started, asked and ended.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
 use anyhow::{Context as _, Result, anyhow, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -21,6 +20,7 @@ use super::SIGKILL;
 use super::store::{Record, Run};
 use shim::bootstrap::SOCKETS_VARIABLE;
 use shim::config::PATH_VARIABLE;
+use shim::rootfs::guest_pull_option;
 use shim::state_dir::ROOT_VARIABLE;
 
 /// The program.
@@ -307,12 +307,10 @@ fn found<T>(answer: &ttrpc::Result<T>) -> Result<bool> {
 
 /// The mount by which a snapshotter leaves an image to the guest.
 fn guest_pull(image: &str) -> Mount {
-    let volume = serde_json::json!({"volume_type": "image_guest_pull", "source": image});
-    let volume = STANDARD.encode(volume.to_string());
     Mount {
         type_: "overlay".to_owned(),
         source: "none".to_owned(),
-        options: vec![format!("io.katacontainers.volume={volume}")],
+        options: vec![guest_pull_option(image, &BTreeMap::new())],
         ..Default::default()
     }
 }
@@ -332,7 +330,6 @@ mod tests {
     use shim::config::Config;
     use shim::rootfs::{Source, choose};
     use shim::spec::group::Role;
-    use std::collections::BTreeMap;
 
     #[test]
     fn the_image_is_pulled_by_the_guest_whatever_the_configuration_says() {
