@@ -108,6 +108,13 @@ impl Place<'_> {
         said.unwrap().ok().trim().to_owned()
     }
 
+    /// A file of the container's cgroup in the guest.
+    #[track_caller]
+    fn limit(&self, container: &str, file: &str) -> String {
+        let line = format!("cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/{file}");
+        self.says(container, &line)
+    }
+
     /// The guest's memory in MiB, and its processors.
     fn size(&self, container: &str) -> (u64, String) {
         let kib = self.says(container, "awk '/MemTotal/ {print $2}' /proc/meminfo");
@@ -139,7 +146,7 @@ fn limits(memory: u64, quota: i64) -> LinuxContainerResources {
 
 fn recipe() -> Recipe {
     let mut recipe = Recipe::busybox("resources").unwrap();
-    for applet in ["awk", "dd"] {
+    for applet in ["awk", "cut", "dd"] {
         recipe.layers[0].push(Entry::Link(format!("bin/{applet}"), "busybox".into()));
     }
     recipe
@@ -218,10 +225,7 @@ fn a_container_gets_the_size_that_its_limits_ask_for(place: &Place<'_>) -> Strin
     let host = std::thread::available_parallelism().unwrap().get();
     let wanted = if host > 1 { "0-1" } else { "0" };
     assert_eq!(cpus, wanted);
-    assert_eq!(
-        place.says(&main, "cat /sys/fs/cgroup/memory.max"),
-        (300 * MIB).to_string()
-    );
+    assert_eq!(place.limit(&main, "memory.max"), (300 * MIB).to_string());
     // The new memory is there to be used.
     place.says(&main, "dd if=/dev/zero of=/dev/null bs=200M count=1");
     main
@@ -239,7 +243,7 @@ fn limits_change_while_it_runs(place: &Place<'_>, main: &str) {
         let _: Empty = place.kube.cri.call(method, &request).unwrap();
     };
     change(600 * MIB, 50_000);
-    let read = |file: &str| place.says(main, &format!("cat /sys/fs/cgroup/{file}"));
+    let read = |file: &str| place.limit(main, file);
     assert_eq!(read("memory.max"), (600 * MIB).to_string());
     assert_eq!(read("cpu.max"), "50000 100000");
     let (after, _) = place.size(main);
@@ -284,16 +288,35 @@ fn a_crash_loop_counts_once(place: &Place<'_>, main: &str) {
 }
 
 fn memory_that_is_free_goes_back_to_the_host(place: &Place<'_>, main: &str) {
-    let line = "dd if=/dev/zero of=/dev/shm/touched bs=1M count=100";
-    place.says(main, line);
+    let free = || {
+        let kib = place.says(main, "awk '/MemAvailable/ {print $2}' /proc/meminfo");
+        kib.parse::<u64>().unwrap() * 1024
+    };
+    let before = free();
+    // It reads all of it into its memory, and cannot write it to anybody.
+    let mut config = place.limited("touching", 0, 0);
+    let line = "dd if=/dev/zero bs=100M count=1 | sleep 3600";
+    config.command = ["/bin/sh", "-c", line].map(str::to_owned).into();
+    let touching = place.start(&config);
+    let since = Instant::now();
+    while free() + TOUCHED * 3 / 4 > before {
+        assert!(since.elapsed() < PATIENCE, "the memory is not taken");
+        std::thread::sleep(POLL);
+    }
     let peak = place.parent.usage();
-    place.says(main, "rm /dev/shm/touched");
+    place.remove(&touching);
     let since = Instant::now();
     while place.parent.usage() + TOUCHED / 2 > peak {
         let now = place.parent.usage();
         assert!(since.elapsed() < PATIENCE, "{peak} bytes, then {now}");
         std::thread::sleep(POLL);
     }
+    let after = place.parent.usage();
+    println!(
+        "{} MiB at the peak, {} MiB afterwards",
+        peak / MIB,
+        after / MIB
+    );
 }
 
 fn a_killed_shim_leaves_no_cgroup(kube: &Kube, parent: &Parent, config: &PodSandboxConfig) {
