@@ -235,9 +235,8 @@ fn remove(path: &Path, until: Instant) {
         match std::fs::remove_dir(path) {
             Ok(()) => return,
             Err(error) => match error.kind() {
-                io::ErrorKind::NotFound => return,
-                // A parent of other pods.
-                io::ErrorKind::DirectoryNotEmpty => return,
+                // Gone already, or a parent of other pods.
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty => return,
                 io::ErrorKind::ResourceBusy if has_children(path) => return,
                 io::ErrorKind::ResourceBusy if Instant::now() < until => {}
                 _ => return warn!(%error, path = %path.display(), "cgroup left behind"),
@@ -248,10 +247,8 @@ fn remove(path: &Path, until: Instant) {
 }
 
 fn has_children(path: &Path) -> bool {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    entries
-        .into_iter()
-        .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    let mut entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 /// Moves all threads of a process.
