@@ -11,7 +11,7 @@ use std::{fs, io};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::module::{self, Ability};
-use crate::scratch;
+use crate::{hotplug, scratch};
 
 /// Where the new root is while the old one is still `/`.
 const NEW_ROOT: &str = "/newroot";
@@ -118,21 +118,31 @@ const FILE_SYSTEMS: &[FileSystem] = &[
     },
 ];
 
-/// Brings the system up, and answers the modules that a scratch disk needs. Called once, by PID 1,
-/// before it has threads.
+/// Modules that are loaded later, or never.
+#[derive(Debug)]
+pub struct Modules {
+    /// What a scratch disk needs.
+    pub scratch: Ability,
+    /// What gives free memory back to the host.
+    pub balloon: Ability,
+}
+
+/// Brings the system up, and answers the modules that may be needed later. Called once, by PID 1, before it
+/// has threads.
 ///
 /// # Errors
 ///
 /// Names the step; the guest cannot go on.
-pub fn bring_up() -> Result<Ability, Error> {
+pub fn bring_up() -> Result<Modules, Error> {
     module::load_boot()?;
-    let modules = Ability::open(scratch::ABILITY)?;
+    let scratch = Ability::open(scratch::ABILITY)?;
     mount_new_root()?;
+    let balloon = hotplug::balloon(&Path::new(NEW_ROOT).join("sys"))?;
     switch_root()?;
     mount_configfs()?;
     enable_controllers()?;
     crate::network::bring_up_loopback().map_err(step("loopback"))?;
-    Ok(modules)
+    Ok(Modules { scratch, balloon })
 }
 
 fn mount_new_root() -> Result<(), Error> {

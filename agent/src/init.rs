@@ -23,11 +23,10 @@ use crate::fault::OrFail;
 use crate::gate::Gate;
 use crate::host::{Events, HostPort, MirrorDial};
 use crate::image::{Images, Launch};
-use crate::module::Ability;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::scratch::{Choice, ImageStore};
-use crate::{boot, power, server};
+use crate::{boot, hotplug, power, server};
 
 /// The kernel's own limit for its command line is 2048 to 4096 bytes.
 const MAX_CMDLINE: u64 = 16 * 1024;
@@ -79,7 +78,7 @@ pub fn run() -> ExitCode {
 /// Sets everything up, says READY, and serves until the sandbox is destroyed.
 async fn serve(
     cmdline: &Cmdline,
-    modules: Ability,
+    modules: boot::Modules,
     host: HostPort,
     started: Duration,
 ) -> Result<(), GuestError> {
@@ -92,7 +91,7 @@ async fn serve(
         .unwrap_or_default();
     let gate = Gate::new(cmdline.tee, content.policy.as_deref())?;
     let choice = Choice::make(content.image.store, cmdline.tee).await?;
-    let store = ImageStore::begin(choice, modules)?;
+    let store = ImageStore::begin(choice, modules.scratch)?;
     let (events, waiting) = Events::channel();
     let measured = cmdline.init_data.clone();
     let launch = Launch {
@@ -115,6 +114,7 @@ async fn serve(
         "boot",
         "tell the host that the agent is ready",
     )?;
+    hotplug::begin(cmdline.tee.is_some(), modules.balloon);
     sandbox.destroyed().await;
     serving.stop().await;
     Ok(())

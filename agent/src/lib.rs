@@ -29,6 +29,7 @@ pub mod forward;
 pub mod gate;
 pub mod guest;
 pub mod host;
+pub mod hotplug;
 pub mod image;
 pub mod init;
 pub mod jail;

@@ -21,7 +21,7 @@ use crate::metrics::Scrapes;
 use crate::network::Network;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
-use crate::{copy_file, forward, guest, stdio};
+use crate::{copy_file, forward, guest, hotplug, stdio};
 
 /// Any context identifier: the guest has one.
 const ANY_CID: i32 = -1;
@@ -53,6 +53,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         sandbox,
         scrapes: Scrapes::default(),
         network: Network::default(),
+        blocks: hotplug::Blocks::default(),
     });
     let pulls = create_pull_service(agent.clone());
     let agent = create_agent_service(agent);
@@ -121,6 +122,7 @@ struct Agent {
     sandbox: Arc<Sandbox>,
     scrapes: Scrapes,
     network: Network,
+    blocks: hotplug::Blocks,
 }
 
 impl Agent {
@@ -484,7 +486,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::OnlineCPUMemRequest,
     ) -> ttrpc::Result<Empty> {
-        self.refuse(request, "OnlineCPUMem")
+        done!(hotplug::online(&self.blocks, &self.gate.admit(request)?).await)
     }
 
     async fn mem_hotplug_by_probe(

@@ -15,6 +15,7 @@ use crate::process::{Phase, Process};
 use crate::reason::Reason;
 use crate::rootfs::Shared;
 use crate::spec::group::Role;
+use crate::spec::size::Limits;
 
 /// Further processes of one container at a time.
 const MAX_EXECS: usize = 1024;
@@ -50,6 +51,7 @@ struct State {
     is_paused: bool,
     execs: BTreeMap<String, Arc<Process>>,
     shared: Option<Shared>,
+    limits: Limits,
 }
 
 impl Container {
@@ -103,6 +105,17 @@ impl Container {
         let mut state = lock(&self.state);
         state.is_created = true;
         state.shared = shared;
+    }
+
+    /// What it may use at most.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        lock(&self.state).limits
+    }
+
+    /// Notes what it may use.
+    pub fn limit(&self, limits: Limits) {
+        lock(&self.state).limits = limits;
     }
 
     /// Whether it exists in the guest.

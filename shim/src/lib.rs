@@ -14,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bootstrap;
+pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod container;

@@ -45,6 +45,7 @@ pub const DEMAND: &[(&str, &[&str])] = &[
         "scratch",
         &["dm_crypt", "dm_integrity", "loop", "gcm", "aesni_intel"],
     ),
+    ("balloon", &["virtio_balloon"]),
     ("tsm", &["tsm|tsm_report"]),
     ("sev-guest", &["sev_guest"]),
     ("tdx-guest", &["tdx_guest"]),

@@ -23,6 +23,7 @@ const MODULES: &[(&str, &str)] = &[
     ("drivers/block/virtio_blk.ko", ""),
     ("drivers/net/virtio_net.ko", ""),
     ("drivers/char/hw_random/virtio-rng.ko", ""),
+    ("drivers/virtio/virtio_balloon.ko", ""),
     ("fs/overlayfs/overlay.ko", ""),
     ("fs/configfs/configfs.ko", ""),
     ("fs/erofs/erofs.ko", ""),
@@ -121,6 +122,7 @@ fn the_initramfs_has_the_agent_and_the_modules_in_load_order_and_nothing_else() 
     assert!(text.contains(scratch));
     let tee = "\nsev-guest /modules/configfs.ko,/modules/tsm.ko,/modules/sev_guest.ko\n";
     assert!(text.contains(tee));
+    assert!(text.contains("\nballoon /modules/virtio_balloon.ko\n"));
     assert!(!text.contains("unwanted"));
     assert!(!text.contains("aesni_intel.ko"), "it is built in");
 }

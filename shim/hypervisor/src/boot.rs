@@ -160,6 +160,11 @@ fn socket_pair() -> io::Result<(UnixStream, OwnedFd)> {
 }
 
 impl Prepared {
+    /// Whether the guest's memory is another process's too.
+    pub(crate) fn is_shared(&self, spec: &CheckedSpec) -> bool {
+        crate::qemu::is_shared(spec, &self.facts)
+    }
+
     pub(crate) async fn start(self, spec: &CheckedSpec) -> Result<(Greeted, Incoming), BootError> {
         let arguments = arguments(spec, &self.facts);
         debug!(vm = spec.spec().name, ?arguments, "starting QEMU");

@@ -14,6 +14,7 @@
 pub mod accel;
 mod boot;
 mod console;
+pub mod growth;
 pub mod nic;
 pub mod qemu;
 pub mod qmp;
@@ -24,6 +25,7 @@ mod tsc;
 mod vm;
 pub mod vsock;
 
+pub use growth::{Growth, Hotplug, Size};
 pub use nic::Nic;
 pub use spec::{Accel, CheckedSpec, Disk, Machine, Scratch, SharedFs, SpecError, VmSpec, Vsock};
 pub use supervise::{Cause, Exit, Status};

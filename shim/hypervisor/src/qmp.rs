@@ -87,6 +87,7 @@ pub struct Qmp {
 #[derive(Debug)]
 struct Command {
     name: &'static str,
+    arguments: Value,
     reply: oneshot::Sender<Result<Value, QmpError>>,
 }
 
@@ -153,7 +154,7 @@ impl Qmp {
                 ));
             }
         };
-        wire.execute("qmp_capabilities").await?;
+        wire.execute("qmp_capabilities", &json!({})).await?;
         let (commands, command_receiver) = mpsc::channel(MAX_COMMANDS);
         tokio::spawn(serve(wire, command_receiver));
         Ok((Self { commands }, version, event_receiver))
@@ -188,8 +189,21 @@ impl Qmp {
     }
 
     async fn execute(&self, name: &'static str) -> Result<Value, QmpError> {
+        self.ask(name, json!({})).await
+    }
+
+    /// Gives a command with its arguments, and returns the answer.
+    pub(crate) async fn ask(
+        &self,
+        name: &'static str,
+        arguments: Value,
+    ) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command { name, reply };
+        let command = Command {
+            name,
+            arguments,
+            reply,
+        };
         self.commands
             .send(command)
             .await
@@ -204,8 +218,8 @@ async fn serve(mut wire: Wire, mut commands: mpsc::Receiver<Command>) {
     loop {
         tokio::select! {
             command = commands.recv() => {
-                let Some(Command { name, reply }) = command else { return };
-                let result = wire.execute(name).await;
+                let Some(Command { name, arguments, reply }) = command else { return };
+                let result = wire.execute(name, &arguments).await;
                 let broken = matches!(&result, Err(error) if !matches!(error, QmpError::Refused { .. }));
                 let _ = reply.send(result);
                 if broken { return }
@@ -237,10 +251,10 @@ struct Wire {
 }
 
 impl Wire {
-    async fn execute(&mut self, name: &str) -> Result<Value, QmpError> {
+    async fn execute(&mut self, name: &str, arguments: &Value) -> Result<Value, QmpError> {
         let wanted = self.next_id;
         self.next_id += 1;
-        let mut line = json!({ "execute": name, "id": wanted }).to_string();
+        let mut line = json!({ "execute": name, "arguments": arguments, "id": wanted }).to_string();
         line.push('\n');
         self.writer
             .write_all(line.as_bytes())

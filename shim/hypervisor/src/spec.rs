@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::growth::{self, Growth, GrowthError};
 use crate::nic::{self, Nic, NicError};
 
 /// The most virtual processors of one VM.
@@ -125,6 +126,10 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// Guest memory in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
+    /// How far it may grow while it runs.
+    pub growth: Option<Growth>,
+    /// Whether the guest can give memory back that it does not use.
+    pub reclaims: bool,
     /// The kernel: an ELF `vmlinux` with the PVH note (fastest), or a bzImage.
     pub kernel: PathBuf,
     /// The initial file system.
@@ -166,6 +171,8 @@ impl VmSpec {
             accel: Accel::default(),
             vcpus: 1,
             memory_mib: 256,
+            growth: None,
+            reclaims: false,
             kernel: kernel.to_owned(),
             initrd: None,
             kernel_params: Vec::new(),
@@ -204,6 +211,9 @@ pub enum SpecError {
         /// As asked for.
         memory_mib: u32,
     },
+    /// It may grow in a way in which it cannot.
+    #[error(transparent)]
+    Growth(#[from] GrowthError),
     /// A file that the VM needs is not there.
     #[error("the {what} {path:?} is not {expected}")]
     Missing {
@@ -296,6 +306,7 @@ impl TryFrom<VmSpec> for CheckedSpec {
 
     fn try_from(spec: VmSpec) -> Result<Self, SpecError> {
         check_shape(&spec)?;
+        growth::check(&spec)?;
         check_kernel_params(&spec)?;
         check_disks(&spec)?;
         nic::check(&spec.nics)?;

@@ -18,6 +18,7 @@ use tracing::info;
 
 use crate::accel::{KvmUnusable, Resolved};
 use crate::boot::{Greeted, prepare};
+use crate::growth::Hotplug;
 use crate::qmp::{QmpError, Version};
 use crate::spec::{CheckedSpec, SpecError, VmSpec};
 use crate::supervise::{Cause, Exit, Status};
@@ -103,6 +104,7 @@ pub struct Timings {
 pub struct Vm {
     qemu: Greeted,
     incoming: Option<Incoming>,
+    hotplug: Option<Hotplug>,
     timings: Timings,
 }
 
@@ -116,10 +118,12 @@ impl Vm {
         let called = Instant::now();
         let spec = CheckedSpec::try_from(spec)?;
         let prepared = prepare(&spec).await?;
+        let is_shared = prepared.is_shared(&spec);
         let forked = Instant::now();
         let (qemu, incoming) = prepared.start(&spec).await?;
         let greeted = qemu.at;
         let mut vm = Self {
+            hotplug: Hotplug::new(qemu.qmp.clone(), spec.spec(), qemu.accel, is_shared),
             qemu,
             incoming: Some(incoming),
             timings: Timings {
@@ -156,6 +160,12 @@ impl Vm {
     /// The connections that the guest opens to the host port. Can be taken once.
     pub fn incoming(&mut self) -> Option<Incoming> {
         self.incoming.take()
+    }
+
+    /// What makes the VM grow, where it may.
+    #[must_use]
+    pub fn hotplug(&self) -> Option<&Hotplug> {
+        self.hotplug.as_ref()
     }
 
     /// `None` as long as the VM runs, then how it ended.

@@ -8,7 +8,7 @@ use std::path::Path;
 use hypervisor::accel::Resolved;
 use hypervisor::qemu::{Facts, VsockDevice, arguments};
 use hypervisor::spec::DiskFormat;
-use hypervisor::{CheckedSpec, Disk, Machine, Nic, Scratch, SharedFs, VmSpec};
+use hypervisor::{CheckedSpec, Disk, Growth, Machine, Nic, Scratch, SharedFs, VmSpec};
 
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
@@ -105,6 +105,19 @@ fn every_shape_has_its_golden_line() {
         }
         let name = format!("{machine_name}-disks");
         holds(&name, &lines(machine, Resolved::Tcg, USER, disks));
+        let reclaims = |spec: &mut VmSpec| {
+            spec.reclaims = true;
+            let growth = Growth {
+                max_vcpus: 4,
+                max_memory_mib: 4096,
+                memory_slots: 10,
+            };
+            spec.growth = (machine == Machine::Q35).then_some(growth);
+        };
+        for (accel_name, accel) in accels {
+            let name = format!("{machine_name}-{accel_name}-grows");
+            holds(&name, &lines(machine, accel, KERNEL, reclaims));
+        }
         let name = format!("{machine_name}-scratch");
         let scratch = |spec: &mut VmSpec| {
             disks(spec);

@@ -1,5 +1,6 @@
 //! `delete`: removes what a server that died has left: the VMM, the virtio-fs daemon, mounts,
-//! sockets, what stands in the pod's network namespace, and the state directory. It can be run any number of times, at any moment.
+//! sockets, the pod's cgroup, what stands in its network namespace, and the state directory. It can be run
+//! any number of times, at any moment.
 
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,6 +10,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use super::{BootstrapError, bundle, socket_path, step};
+use crate::cgroup;
 use crate::clock;
 use crate::network;
 use crate::process::KILLED;
@@ -86,6 +88,7 @@ pub(super) fn clean(directory: &StateDir) {
         std::thread::sleep(LOOK_INTERVAL);
     }
     network::undo(directory);
+    cgroup::undo(directory);
     // What is left in it is of no use to anyone.
     let _ = directory.remove();
 }

@@ -156,6 +156,10 @@ pub struct Config {
     pub force_guest_pull: bool,
     /// Whether seccomp profiles are dropped before the guest sees them.
     pub disable_guest_seccomp: bool,
+    /// Whether shim and VMM go into the pod's cgroup.
+    pub sandbox_cgroup: bool,
+    /// Whether a VM keeps the size that it has at the start.
+    pub static_size: bool,
     /// The kind of guest.
     pub tee: Tee,
     /// An init-data document (TOML) for every pod that brings none.
@@ -224,6 +228,10 @@ pub struct Vm {
     pub overhead_mib: Option<u32>,
     /// The most memory of any pod, in MiB.
     pub max_memory_mib: Option<u32>,
+    /// How often memory may be added to a running VM.
+    pub memory_slots: u32,
+    /// Whether a plain guest gives memory back that it does not use.
+    pub reclaims: bool,
     /// Words for the kernel command line.
     pub kernel_params: Vec<String>,
     /// How host directories reach the guest.
@@ -247,6 +255,8 @@ impl Default for Config {
             create_timeout: Duration::from_secs(600),
             force_guest_pull: false,
             disable_guest_seccomp: false,
+            sandbox_cgroup: true,
+            static_size: false,
             tee: Tee::None,
             init_data: None,
             scratch_mib: 0,
@@ -272,6 +282,8 @@ impl Default for Vm {
             memory_mib: 512,
             overhead_mib: None,
             max_memory_mib: None,
+            memory_slots: 10,
+            reclaims: true,
             kernel_params: Vec::new(),
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: None,

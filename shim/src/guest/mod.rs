@@ -8,6 +8,7 @@
 mod container;
 mod network;
 mod process;
+mod size;
 
 use std::future::Future;
 use std::io;

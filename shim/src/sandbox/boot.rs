@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError, Target, ports};
-use hypervisor::{BootError, Cause, Exit, Incoming, SharedFs, Vm, VmSpec};
+use hypervisor::{BootError, Cause, Exit, Hotplug, Incoming, SharedFs, Vm, VmSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
@@ -16,7 +16,6 @@ use tracing::{debug, warn};
 use ttrpc::r#async::transport::Socket;
 
 use super::tail::{plain, tail, with_tail};
-use crate::config;
 use crate::guest::Guest;
 use crate::mirror::Mirror;
 use crate::network::forward::{self, Forwarding};
@@ -25,6 +24,7 @@ use crate::relay::{HostPort, Notice};
 use crate::state_dir::StateDir;
 use crate::timeline::Timeline;
 use crate::virtiofs::{self, Virtiofsd};
+use crate::{cgroup, config};
 
 /// Notices of the guest that wait for the driver; a guest that sends more waits.
 const MAX_NOTICES: usize = 64;
@@ -54,6 +54,8 @@ pub struct Plan {
     pub dns: Vec<String>,
     /// The sandbox's directory.
     pub directory: StateDir,
+    /// The pod's cgroup on the host, where it has one.
+    pub cgroup: Option<cgroup::Wanted>,
     /// What the agent mounts for the whole pod.
     pub storages: Vec<Storage>,
     /// What the relay may dial.
@@ -97,6 +99,9 @@ pub(super) async fn boot(
     let started = Instant::now();
     let mut spec = plan.vm;
     let mut virtiofsd = None;
+    if let Some(wanted) = &plan.cgroup {
+        cgroup::enter(wanted, &plan.directory)?;
+    }
     if let Some(shared) = &plan.shared {
         let daemon = Virtiofsd::start(shared, &plan.directory)
             .await
@@ -116,6 +121,9 @@ pub(super) async fn boot(
     timeline.note("vmm", started.elapsed(), None);
     if let Err(error) = plan.directory.record("vmm", vm.pid()) {
         warn!(%error, "record of the VMM's pid");
+    }
+    if plan.cgroup.as_ref().is_some_and(|wanted| wanted.shim_apart) {
+        cgroup::leave(&plan.directory);
     }
     let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
     let service = HostPort::new(&plan.relay_allow, sender).with_mirror(plan.mirror);
@@ -230,6 +238,10 @@ async fn connect(vm: &Vm, gone: watch::Receiver<Option<GuestError>>) -> Result<G
 }
 
 impl Live {
+    pub(super) fn hotplug(&self) -> Option<Hotplug> {
+        self.vm.hotplug().cloned()
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.vm.pid()
     }

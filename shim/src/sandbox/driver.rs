@@ -13,9 +13,9 @@ use super::boot::{self, Live, Plan};
 use super::queue::{Goal, Queue};
 use super::state::{Effect, Input, State};
 use crate::guest::Guest;
-use crate::network;
 use crate::state_dir::StateDir;
 use crate::timeline::Timeline;
+use crate::{cgroup, network};
 
 type Answer = oneshot::Sender<Result<(), GuestError>>;
 type Boot = Pin<Box<dyn Future<Output = Result<Live, GuestError>> + Send>>;
@@ -128,6 +128,7 @@ impl Driver {
                     }
                     if let Some(directory) = self.directory.take() {
                         network::undo(&directory);
+                        cgroup::undo(&directory);
                     }
                 }
             }
@@ -143,6 +144,7 @@ impl Driver {
         let live = self.live.as_ref().filter(|_| self.state == State::Running);
         let guest: Option<Guest> = live.map(|live| live.guest.clone());
         let pid = self.live.as_ref().map(Live::pid);
+        let hotplug = live.and_then(Live::hotplug);
         let state = self.state.clone();
         self.view.send_if_modified(|view| {
             let is_new = view.state != state;
@@ -153,6 +155,7 @@ impl Driver {
                 state,
                 pid: pid.or(view.pid),
                 guest,
+                hotplug,
             };
             is_new
         });

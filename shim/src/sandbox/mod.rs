@@ -11,6 +11,7 @@ pub mod state;
 mod tail;
 
 use agent_api::{ErrorCode, GuestError};
+use hypervisor::Hotplug;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use boot::Plan;
@@ -31,6 +32,8 @@ pub struct View {
     pub pid: Option<u32>,
     /// The agent while it runs.
     pub guest: Option<Guest>,
+    /// What makes the VM grow while it runs, where it may.
+    pub hotplug: Option<Hotplug>,
 }
 
 /// A handle of the driver.
@@ -50,6 +53,7 @@ impl Sandbox {
             state: State::New,
             pid: None,
             guest: None,
+            hotplug: None,
         });
         tokio::spawn(driver::Driver::new(timeline, publisher).run(receiver));
         Self { requests, view }

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::make::make;
 use super::{Tasks, options};
+use crate::cgroup;
 use crate::config::{self, Config, ConfigError, SharedFs};
 use crate::container::Container;
 use crate::creation::Step;
@@ -26,6 +27,7 @@ use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::spec::amend::{HostBind, amend};
 use crate::spec::group::{self, Role};
 use crate::spec::pod::{self, Processes, Sibling};
+use crate::spec::size::Limits;
 use crate::spec::{self, Spec, proto, refuse};
 use crate::state_dir::is_plain_name;
 
@@ -50,6 +52,8 @@ pub(super) struct Prepared {
     pub(super) spec: Spec,
     pub(super) source: Source,
     pub(super) binds: Vec<HostBind>,
+    /// The pod's cgroup on the host, where it has one.
+    pub(super) cgroup: Option<cgroup::Wanted>,
     /// The root's path on the host, relative to the bundle or absolute.
     host_root: String,
     /// The pod's network namespace, and its name servers.
@@ -157,6 +161,12 @@ impl Tasks {
             self.boot(container, &prepared).await?;
         }
         let guest = self.sandbox.guest()?;
+        if container.role != Role::Sandbox {
+            let linux = prepared.spec.linux.as_ref();
+            let resources = linux.and_then(|linux| linux.resources.as_ref());
+            container.limit(Limits::of(resources));
+            self.fit_vm().await?;
+        }
         let shared = self.share(container, request, &mut prepared).await?;
         container.note(|progress| progress.enter(Step::Make));
         let storages = match &prepared.source {
@@ -323,6 +333,10 @@ fn prepare(
         true => (network::wanted(&spec)?, network::resolv_conf(&spec)),
         false => (None, Vec::new()),
     };
+    let cgroup = match container.role.owns_vm() && config.sandbox_cgroup {
+        true => cgroup::wanted(&spec, &container.role)?,
+        false => None,
+    };
     let binds = amend(
         &mut spec,
         config.disable_guest_seccomp,
@@ -344,6 +358,7 @@ fn prepare(
         spec,
         source,
         binds,
+        cgroup,
         host_root,
         network,
         dns,

@@ -2,6 +2,7 @@
 //! goes out. What is here decides; [`service`] only translates messages.
 
 mod create;
+mod grow;
 mod make;
 mod options;
 mod plan;

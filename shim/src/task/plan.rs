@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 
 use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError};
-use hypervisor::{Scratch, VmSpec};
+use hypervisor::{Machine, Scratch, VmSpec};
 
 use super::Tasks;
 use super::create::Prepared;
@@ -34,6 +34,10 @@ impl Tasks {
         std::fs::create_dir_all(self.directory.shared()).map_err(internal)?;
         let mut vm = config.vm.clone();
         size::fit(&mut vm, spec);
+        // What a confidential guest is made of is measured, and is what it stays.
+        let is_plain = !config.tee.is_confidential();
+        let grows = is_plain && !config.static_size && vm.machine == Machine::Q35;
+        let growth = grows.then(|| size::growth(&vm, size::of_host()));
         let mut kernel_params = vm.kernel_params.clone();
         kernel_params.push(format!("cloister.tee={}", config.tee.name()));
         let mut disks = Vec::new();
@@ -50,7 +54,7 @@ impl Tasks {
         let scratch =
             scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
         // A pod's later containers may need files of the host; one on its own is known already.
-        let may_share = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
+        let may_share = is_plain && config.vm.shared_fs == SharedFs::VirtioFs;
         let needs_share = container.role == Role::Sandbox
             || prepared.source == Source::Host
             || !prepared.binds.is_empty();
@@ -64,6 +68,7 @@ impl Tasks {
             shared: is_shared.then(|| vm.clone()),
             storages: self.storages(container, is_shared),
             directory: self.directory.clone(),
+            cgroup: prepared.cgroup.clone(),
             relay_allow: config.relay_allow.clone(),
             mirror: config.mirror.open(),
             within: config.boot_timeout,
@@ -72,6 +77,8 @@ impl Tasks {
                 accel: vm.accel,
                 vcpus: vm.vcpus,
                 memory_mib: vm.memory_mib,
+                growth,
+                reclaims: is_plain && vm.reclaims,
                 initrd: vm.initrd,
                 firmware: vm.firmware,
                 qemu: vm.qemu,

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::creation::{Clock, Progress};
 use crate::io::Stdio;
 use crate::process::Phase;
-use crate::spec::{oci, proto};
+use crate::spec::oci;
 
 /// The largest JSON in a request. containerd's own messages are at most 4 MiB.
 const MAX_JSON: usize = 4 * 1024 * 1024;
@@ -264,11 +264,7 @@ impl Task for Service {
         let container = self.0.containers.get(&request.id)?;
         container.check_created("update")?;
         let resources: oci::Resources = json(&request.resources, "the resources")?;
-        self.0
-            .sandbox
-            .guest()?
-            .update_container(&container.id, proto::resources(&resources))
-            .await?;
+        self.0.update(&container, &resources).await?;
         Ok(Empty::new())
     }
 

@@ -14,6 +14,10 @@ use crate::figure::{Figure, median};
 /// The shim's program, as the process list has it.
 const SHIM: &str = "containerd-shim-cloister-v2";
 
+/// The most MiB of a shim with one pod, and of an agent in its guest.
+const MAX_SHIM: f64 = 10.0;
+const MAX_AGENT: f64 = 8.0;
+
 /// Starts the pod `rounds` times and yields the medians.
 ///
 /// # Errors
@@ -30,6 +34,7 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
     let root = stage.empty();
 
     let (mut starts, mut shims, mut agents) = (Vec::new(), Vec::new(), Vec::new());
+    let mut overheads = Vec::new();
     for round in 1..=rounds {
         let id = format!("bench{round}");
         let pod = Pod::new(&id, &config, &root, &["/bin/sleep", "3600"])
@@ -40,6 +45,7 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
         ensure!(run.code == 0, "{}\n{}", run.report(), stage.log_tail());
         shims.push(shim_rss_mib(stage.state.path(), &id)?);
         agents.push(agent_pss_mib(&stage, &id)?);
+        overheads.push(overhead_mib(stage.state.path())?);
         starts.push(stage.timeline(&id)?);
         stage.containerd.remove(&id);
         eprintln!(
@@ -66,8 +72,9 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
     if let Some(total) = of(&|start| Some(start.total())) {
         figures.push(Figure::new("start.total", total, "ms"));
     }
-    figures.push(Figure::new("shim.rss_mib", median(&shims), "MiB"));
-    figures.push(Figure::new("agent.pss_mib", median(&agents), "MiB"));
+    figures.push(Figure::new("shim.rss_mib", median(&shims), "MiB").at_most(MAX_SHIM));
+    figures.push(Figure::new("agent.pss_mib", median(&agents), "MiB").at_most(MAX_AGENT));
+    figures.push(Figure::new("vmm.overhead_mib", median(&overheads), "MiB"));
     Ok(figures)
 }
 
@@ -83,6 +90,32 @@ fn shim_rss_mib(base: &Path, id: &str) -> Result<f64> {
         .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"))
         .context("the kernel does not say how much memory it has")?;
     Ok(kib.trim().parse::<f64>()? / 1024.0)
+}
+
+/// What the pod costs the host beside its guest's memory: VMM, shim and helpers, each with its share of what it
+/// maps with others. The guest's memory is the one thing that they share as a memory file.
+fn overhead_mib(base: &Path) -> Result<f64> {
+    let mut total = 0.0;
+    let mut guest = 0.0;
+    for process in host::processes_of(base) {
+        let names = [SHIM, "qemu-system", "virtiofsd"];
+        if !names.iter().any(|name| process.command.contains(name)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid))?;
+        let kib = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()
+        };
+        let (all, shared) = (kib("Pss:"), kib("Pss_Shmem:"));
+        let (all, shared) = all
+            .zip(shared)
+            .context("the kernel does not say how memory is shared")?;
+        total += all - shared;
+        guest += shared;
+    }
+    ensure!(guest > 0.0, "the guest's memory is no memory file");
+    Ok(total / 1024.0)
 }
 
 /// The agent's proportional set size while the container runs, as the guest's kernel counts it: the

@@ -5,11 +5,13 @@ use std::ffi::OsString;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use serde_json::json;
 use tokio::net::UnixStream;
 
 use super::{Facts, VsockDevice, arguments};
 use crate::accel::Resolved;
 use crate::console;
+use crate::growth::{self, Growth, Hotplug, Size};
 use crate::qmp::Qmp;
 use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, VmSpec};
 use crate::supervise::{Launch, Status, spawn};
@@ -63,6 +65,10 @@ async fn is_taken(machine: Machine) {
         .into_iter()
         .map(Into::into)
         .collect();
+    // As under KVM, where processors are plugged in.
+    if let Some(at) = words.iter().position(|word| word == "-smp") {
+        words[at + 1] = growth::processors(spec.spec(), Resolved::Kvm).into();
+    }
     words.push("-S".into());
     let launch = Launch {
         program: spec.spec().qemu.clone(),
@@ -80,6 +86,9 @@ async fn is_taken(machine: Machine) {
     };
     assert!(version.major >= 7);
     assert_eq!(qmp.query_status().await.unwrap(), "prelaunch");
+    if let Some(hotplug) = Hotplug::new(qmp.clone(), spec.spec(), Resolved::Kvm, true) {
+        grows(&qmp, &hotplug).await;
+    }
     qmp.quit().await.unwrap();
     assert_eq!(started.ended.await.unwrap(), Status::Code(0));
     stderr.task.await.unwrap();
@@ -88,6 +97,24 @@ async fn is_taken(machine: Machine) {
         "",
         "QEMU had something to complain about"
     );
+}
+
+/// As far as it may, in steps, and no further.
+async fn grows(qmp: &Qmp, hotplug: &Hotplug) {
+    let size = |vcpus, memory_mib| Size { vcpus, memory_mib };
+    let none = hotplug.grow_to(size(1, 200), 128).await.unwrap();
+    assert_eq!(none, size(0, 0));
+    let some = hotplug.grow_to(size(3, 300), 128).await.unwrap();
+    assert_eq!(some, size(1, 128));
+    let rest = hotplug.grow_to(size(64, 100_000), 128).await.unwrap();
+    assert_eq!(rest, size(1, 128));
+    let cpus = qmp.ask("query-cpus-fast", json!({})).await.unwrap();
+    assert_eq!(cpus.as_array().unwrap().len(), 4);
+    let memory = qmp
+        .ask("query-memory-size-summary", json!({}))
+        .await
+        .unwrap();
+    assert_eq!(memory["plugged-memory"], 256 << 20);
 }
 
 fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
@@ -99,6 +126,14 @@ fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
     let mut spec = VmSpec::new("accepted", &kernel, dir);
     spec.machine = machine;
     spec.vcpus = 2;
+    spec.reclaims = true;
+    if machine == Machine::Q35 {
+        spec.growth = Some(Growth {
+            max_vcpus: 4,
+            max_memory_mib: 512,
+            memory_slots: 2,
+        });
+    }
     spec.disks = vec![Disk {
         path: disk,
         format: DiskFormat::Raw,

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use crate::accel::Resolved;
+use crate::growth;
 use crate::nic;
 use crate::qemu::kernel;
 use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, SharedFs, VmSpec};
@@ -63,6 +64,9 @@ pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
     line.vsock(&facts.vsock);
     line.option("-object", "rng-random,id=entropy,filename=/dev/urandom");
     line.device("virtio-rng", "rng=entropy");
+    if spec.spec().reclaims {
+        line.device("virtio-balloon", "id=balloon,free-page-reporting=on");
+    }
     for (index, disk) in spec.spec().disks.iter().enumerate() {
         line.disk(index, disk);
     }
@@ -76,6 +80,11 @@ pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
         line.nic(index, nic.mac, *fd);
     }
     line.words
+}
+
+/// Whether guest memory is another process's too.
+pub(crate) fn is_shared(spec: &CheckedSpec, facts: &Facts) -> bool {
+    spec.has_vhost_user_fs() || matches!(facts.vsock, VsockDevice::User { .. })
 }
 
 struct Line {
@@ -101,11 +110,10 @@ impl Line {
         let VmSpec {
             name,
             machine,
-            vcpus,
             memory_mib,
             ..
         } = spec.spec();
-        let shared = spec.has_vhost_user_fs() || matches!(facts.vsock, VsockDevice::User { .. });
+        let shared = is_shared(spec, facts);
         self.option("-name", format!("{name},debug-threads=on"));
         let mut kind = match machine {
             // Nothing that a Linux guest does not use: each costs a probe at start, and is code
@@ -130,8 +138,8 @@ impl Line {
         };
         self.option("-accel", accel);
         self.option("-cpu", cpu);
-        self.option("-smp", vcpus.to_string());
-        self.option("-m", format!("{memory_mib}M"));
+        self.option("-smp", growth::processors(spec.spec(), facts.accel));
+        self.option("-m", growth::memory(spec.spec()));
         self.words
             .extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
         self.option("-display", "none");

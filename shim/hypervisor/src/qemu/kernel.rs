@@ -2,11 +2,12 @@
 //! the spec and the facts only, and their order is fixed.
 
 use crate::accel::Resolved;
+use crate::growth;
 use crate::qemu::Facts;
 use crate::spec::{CheckedSpec, Machine};
 
 /// More than all words of this module together, to check a spec's parameters against.
-pub(crate) const LONGEST_OWN_PARAMS: usize = 320;
+pub(crate) const LONGEST_OWN_PARAMS: usize = 352;
 
 /// What every guest gets. A panic ends the VM, and a reboot goes the one way that works on a
 /// microvm too (a triple fault); QEMU turns both into its exit.
@@ -37,6 +38,7 @@ pub fn command_line(spec: &CheckedSpec, facts: &Facts) -> String {
             words.push("tsc=reliable".to_owned());
         }
     }
+    words.extend(growth::kernel_words(spec.spec(), facts.accel));
     if spec.spec().machine == Machine::Microvm {
         // There is no PCI bus, and the kernel complains about that even when quiet.
         words.push("pci=off".to_owned());

@@ -5,4 +5,5 @@ mod accepted;
 pub mod cmdline;
 pub mod kernel;
 
+pub(crate) use cmdline::is_shared;
 pub use cmdline::{Facts, VsockDevice, arguments};

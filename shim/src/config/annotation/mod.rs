@@ -193,6 +193,11 @@ fn not_weaker(before: &Config, after: &Config) -> Result<(), Refusal> {
         let reason = "the operator has seccomp profiles applied, and a pod does not take them away";
         return Err((reason.to_owned(), "remove it".to_owned()));
     }
+    if before.sandbox_cgroup && !after.sandbox_cgroup {
+        let reason =
+            "the operator has pods counted in their cgroups, and a pod does not leave its own";
+        return Err((reason.to_owned(), "remove it".to_owned()));
+    }
     match (before.vm.max_vcpus, after.vm.max_vcpus) {
         (Some(most), after) if after.is_none_or(|after| after > most) => {
             let reason = format!("the operator's default_maxvcpus is {most}");

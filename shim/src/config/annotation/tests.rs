@@ -163,6 +163,10 @@ fn a_pod_does_not_weaken_what_the_operator_set() {
     assert!(with(seccomp, &name, "true").is_err());
     assert!(!with(all(), &name, "false").unwrap().disable_guest_seccomp);
 
+    let name = format!("{PREFIX}runtime.sandbox_cgroup_only");
+    assert!(with(all(), &name, "false").is_err());
+    assert!(with(all(), &name, "true").unwrap().sandbox_cgroup);
+
     let mut capped = all();
     capped.vm.max_vcpus = Some(4);
     let most = format!("{PREFIX}hypervisor.default_max_vcpus");

@@ -60,6 +60,16 @@ const HONOURED: &[Honoured] = &[
         set: Set::Switch(|config, on| config.disable_guest_seccomp = on),
         get: |config| Value::from(config.disable_guest_seccomp),
     },
+    Honoured {
+        name: "sandbox_cgroup_only",
+        set: Set::Switch(|config, on| config.sandbox_cgroup = on),
+        get: |config| Value::from(config.sandbox_cgroup),
+    },
+    Honoured {
+        name: "static_sandbox_resource_mgmt",
+        set: Set::Switch(|config, on| config.static_size = on),
+        get: |config| Value::from(config.static_size),
+    },
     // Kata's Go runtime has it here; [agent.kata] has it too, and comes after.
     Honoured {
         name: "create_container_timeout",
@@ -78,14 +88,6 @@ const MOOT: &[Moot] = &[
     Moot {
         why: "containerd's -debug says how much the shim logs",
         keys: &[("enable_debug", Switch), ("log_level", Text)],
-    },
-    Moot {
-        why: "shim and VMM stay in the cgroup in which containerd starts them",
-        keys: &[("sandbox_cgroup_only", Switch)],
-    },
-    Moot {
-        why: "VMs get their size at the start",
-        keys: &[("static_sandbox_resource_mgmt", Switch)],
     },
     Moot {
         why: "no device of the host and no network interface is passed to guests",

@@ -5,6 +5,7 @@ mod other;
 use std::path::PathBuf;
 
 use hypervisor::Machine;
+use hypervisor::growth::MAX_SLOTS;
 use hypervisor::spec::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use toml::Value;
 
@@ -132,6 +133,30 @@ const HONOURED: &[Honoured] = &[
             Ok(())
         }),
         get: |config| Value::from(config.vm.overhead_mib.unwrap_or_default()),
+    },
+    Honoured {
+        name: "memory_slots",
+        set: Set::Number(|config, slots| {
+            let slots = u32::try_from(slots).ok();
+            let slots = slots.filter(|slots| *slots <= MAX_SLOTS);
+            match slots.ok_or(format!("use at most {MAX_SLOTS}"))? {
+                0 => {}
+                slots => config.vm.memory_slots = slots,
+            }
+            Ok(())
+        }),
+        get: |config| Value::from(config.vm.memory_slots),
+    },
+    Honoured {
+        name: "reclaim_guest_freed_memory",
+        set: Set::Switch(|config, on| config.vm.reclaims = on),
+        get: |config| Value::from(config.vm.reclaims),
+    },
+    // As Kata's Go runtime calls it.
+    Honoured {
+        name: "enable_balloon_f_reporting",
+        set: Set::Switch(|config, on| config.vm.reclaims = on),
+        get: |config| Value::from(config.vm.reclaims),
     },
     Honoured {
         name: "kernel_params",

@@ -32,9 +32,8 @@ pub(super) const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "VMs get their size at the start and no devices later",
+        why: "VMs get no devices later but processors and memory, which need no bridge and no port",
         keys: &[
-            ("memory_slots", Number),
             ("default_bridges", Number),
             ("pcie_root_port", Number),
             ("pcie_switch_port", Number),
@@ -183,13 +182,12 @@ pub(super) const ONLY: &[Only] = &[
     },
     Only {
         allowed: Allowed::Nothing,
-        why: "the guest's memory is plain memory of the host, of the size that it has at the start",
+        why: "the guest's memory is plain memory of the host, which grows by whole modules",
         fix: "remove it",
         keys: &[
             ("enable_virtio_mem", Switch),
             ("enable_hugepages", Switch),
             ("enable_mem_prealloc", Switch),
-            ("reclaim_guest_freed_memory", Switch),
             ("enable_guest_swap", Switch),
             ("enable_numa", Switch),
             ("numa_mapping", Words),

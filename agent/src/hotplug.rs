@@ -1,0 +1,231 @@
+//! Processors and memory that the host adds while the guest runs, and memory that it gets back.
+//!
+//! A confidential guest takes part in neither: its size is measured, and what the host would do with pages
+//! that are given back is the host's to choose.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent_api::{ErrorCode, GuestError, agent};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::fault::OrFail;
+use crate::gate::Allowed;
+use crate::module::{self, Ability};
+
+/// The image's name for the driver of the device by which memory is given back.
+const BALLOON: &str = "balloon";
+/// The device's number (virtio 1.3 §5).
+const BALLOON_ID: &str = "0x0005";
+const VIRTIO: &str = "bus/virtio/devices";
+const CPUS: &str = "/sys/devices/system/cpu";
+const MEMORY: &str = "/sys/devices/system/memory";
+/// How long the kernel may take to see what the host has added.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
+const ARRIVAL_POLL: Duration = Duration::from_millis(20);
+/// The most processors that one request takes into use.
+const MAX_CPUS: u32 = 1024;
+
+/// The driver of the device by which memory is given back, where `sys` shows such a device.
+///
+/// # Errors
+///
+/// Names the module.
+pub fn balloon(sys: &Path) -> Result<Ability, module::Error> {
+    let devices = fs::read_dir(sys.join(VIRTIO))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut numbers = devices.map(|device| fs::read_to_string(device.path().join("device")));
+    match numbers.any(|number| number.is_ok_and(|number| number.trim() == BALLOON_ID)) {
+        true => Ability::open(BALLOON),
+        false => Ok(Ability::default()),
+    }
+}
+
+/// Says whether memory is taken into use as it comes, and gives back what is free from now on. A guest
+/// goes on without either.
+pub fn begin(is_confidential: bool, balloon: Ability) {
+    let taken = if is_confidential { "offline" } else { "online" };
+    if let Err(error) = fs::write(Path::new(MEMORY).join("auto_online_blocks"), taken) {
+        tracing::debug!(%error, "memory that is added");
+    }
+    if is_confidential {
+        return;
+    }
+    if let Err(error) = balloon.load() {
+        tracing::warn!(%error, "free memory is not given back");
+    }
+}
+
+/// The guest's blocks of memory, as many as were known when it was last asked to take some into use.
+#[derive(Debug)]
+pub struct Blocks(Mutex<usize>);
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Self(Mutex::new(blocks(Path::new(MEMORY))))
+    }
+}
+
+/// Takes what the host has added into use: so many processors, and all memory unless only processors are
+/// meant. Who waits has the answer when they are there.
+///
+/// # Errors
+///
+/// They do not come, or the kernel refuses.
+pub async fn online(
+    known: &Blocks,
+    request: &Allowed<agent::OnlineCPUMemRequest>,
+) -> Result<(), GuestError> {
+    if request.nb_cpus > MAX_CPUS {
+        let text = format!("{} processors: use at most {MAX_CPUS}", request.nb_cpus);
+        return Err(GuestError::new(ErrorCode::InvalidArgument, "online", text));
+    }
+    let patience = if request.wait {
+        ARRIVAL_TIMEOUT
+    } else {
+        Duration::ZERO
+    };
+    processors(Path::new(CPUS), request.nb_cpus, patience).await?;
+    if request.cpu_only {
+        return Ok(());
+    }
+    let mut known = known.0.lock().await;
+    *known = arrived(Path::new(MEMORY), *known, patience).await?;
+    for block in offline(Path::new(MEMORY), "memory", "state", "offline") {
+        fs::write(&block, "online").or_internal("online", block.display())?;
+    }
+    Ok(())
+}
+
+async fn processors(root: &Path, count: u32, patience: Duration) -> Result<(), GuestError> {
+    let until = Instant::now() + patience;
+    let mut left = count;
+    loop {
+        for processor in offline(root, "cpu", "online", "0") {
+            if left == 0 {
+                break;
+            }
+            fs::write(&processor, "1").or_internal("online", processor.display())?;
+            left -= 1;
+        }
+        if left == 0 || patience.is_zero() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let text = format!("{left} of {count} processors did not come");
+            return Err(GuestError::new(ErrorCode::DeadlineExceeded, "online", text));
+        }
+        sleep(ARRIVAL_POLL).await;
+    }
+}
+
+/// How many blocks of memory there are, once there are more than are `known` and no further ones come.
+async fn arrived(root: &Path, known: usize, patience: Duration) -> Result<usize, GuestError> {
+    let until = Instant::now() + patience;
+    let mut last = blocks(root);
+    while !patience.is_zero() {
+        sleep(ARRIVAL_POLL).await;
+        let now = blocks(root);
+        if now > known && now == last {
+            break;
+        }
+        last = now;
+        if Instant::now() >= until {
+            let text = "the memory that was added did not come";
+            return Err(GuestError::new(ErrorCode::DeadlineExceeded, "online", text));
+        }
+    }
+    Ok(last)
+}
+
+fn blocks(root: &Path) -> usize {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let is_block = |name: &str| {
+        name.strip_prefix("memory")
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_block))
+        .count()
+}
+
+/// The state files of what is there and not in use, by their numbers.
+fn offline(root: &Path, kind: &str, file: &str, state: &str) -> Vec<PathBuf> {
+    let number = |name: &str| name.strip_prefix(kind)?.parse::<u32>().ok();
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let number = number(entry.file_name().to_str()?)?;
+            Some((number, entry.path().join(file)))
+        })
+        .filter(|(_, path)| is_in(path, state))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+fn is_in(path: &Path, state: &str) -> bool {
+    let read: io::Result<String> = fs::read_to_string(path);
+    read.is_ok_and(|text| text.trim() == state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn processor(root: &Path, name: &str, online: &str) -> PathBuf {
+        let directory = root.join(name);
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("online");
+        fs::write(&path, online).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn as_many_processors_are_taken_as_are_asked_for_and_the_first_ones() {
+        let root = tempfile::tempdir().unwrap();
+        // The first processor has no such file.
+        fs::create_dir(root.path().join("cpu0")).unwrap();
+        fs::create_dir(root.path().join("cpufreq")).unwrap();
+        let ten = processor(root.path(), "cpu10", "0\n");
+        let two = processor(root.path(), "cpu2", "0\n");
+        let one = processor(root.path(), "cpu1", "1\n");
+        processors(root.path(), 1, Duration::from_secs(1))
+            .await
+            .unwrap();
+        let states = [&one, &two, &ten].map(|path| fs::read_to_string(path).unwrap());
+        assert_eq!(states, ["1\n", "1", "0\n"]);
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_come_is_an_error_only_for_who_waits() {
+        let root = tempfile::tempdir().unwrap();
+        processor(root.path(), "cpu1", "1");
+        processors(root.path(), 1, Duration::ZERO).await.unwrap();
+        let error = processors(root.path(), 1, Duration::from_millis(1)).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+        assert!(error.message.contains("1 of 1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn memory_is_waited_for_until_there_is_more_than_there_was() {
+        let root = tempfile::tempdir().unwrap();
+        let add = |name: &str| fs::create_dir(root.path().join(name)).unwrap();
+        for name in ["memory0", "memory_x", "power"] {
+            add(name);
+        }
+        let wait = Duration::from_millis(60);
+        let late = arrived(root.path(), 1, wait).await.unwrap_err();
+        assert_eq!(late.code, ErrorCode::DeadlineExceeded);
+        assert_eq!(arrived(root.path(), 1, Duration::ZERO).await.unwrap(), 1);
+        add("memory32");
+        add("memory33");
+        assert_eq!(arrived(root.path(), 1, wait).await.unwrap(), 3);
+    }
+}

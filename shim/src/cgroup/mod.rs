@@ -1,0 +1,270 @@
+//! The pod's cgroup on the host: it holds the VMM, its helpers and the shim, so that whatever a pod
+//! costs is counted and limited where the kubelet looks.
+//!
+//! ```text
+//!   cgroupsPath ─place─► directories below each hierarchy ─record─► mkdir ─► the shim enters ─► VMM, virtiofsd
+//!                                                            │
+//!                                            undo: the shim leaves, rmdir
+//! ```
+//!
+//! The shim enters before it starts anything, so nothing of a pod is ever outside. What is made is on
+//! record before, and [`undo`] takes it away: at the end, or after a kill, by whoever cleans up. Limits of
+//! a pod are its parent's, where the kubelet sets them with the overhead; here stand only those that
+//! containerd gives for the sandbox itself.
+
+mod hierarchy;
+mod place;
+mod record;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agent_api::{ErrorCode, GuestError};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::spec::group::Role;
+use crate::spec::{Spec, oci};
+use crate::state_dir::StateDir;
+use hierarchy::Host;
+use place::Place;
+use record::Record;
+
+pub use place::PlaceError;
+
+/// The environment variable by which `start` tells the server in which cgroup containerd wants the shim.
+pub const SHIM_VARIABLE: &str = "CLOISTER_SHIM_CGROUP";
+/// How long a cgroup may take to be empty after its last process was killed.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often to look.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a directory is made again whose parent another pod removes at the same moment.
+const ATTEMPTS: usize = 8;
+
+/// Why there is no cgroup for a pod.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// The specification names no cgroup that can be.
+    #[error("linux.cgroupsPath {path:?}: {cause}")]
+    Place {
+        /// As written.
+        path: String,
+        /// What is wrong with it.
+        cause: PlaceError,
+    },
+    /// The record of what is made cannot be written.
+    #[error("record of the pod's cgroup: {0}")]
+    Record(#[source] io::Error),
+    /// A file or directory of the hierarchy.
+    #[error(
+        "cgroup {path:?}: {source}; set sandbox_cgroup_only = false in [runtime] to leave pods in containerd's cgroup"
+    )]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl From<CgroupError> for GuestError {
+    fn from(error: CgroupError) -> Self {
+        let code = match error {
+            CgroupError::Place { .. } => ErrorCode::InvalidArgument,
+            CgroupError::Record(_) | CgroupError::File { .. } => ErrorCode::Internal,
+        };
+        Self::new(code, "cgroup", error)
+    }
+}
+
+/// The cgroup that a pod is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    place: Place,
+    settings: Settings,
+    /// Whether the shim goes back to where it was when the VM runs.
+    pub shim_apart: bool,
+}
+
+/// What is set in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Settings {
+    cpus: String,
+    mems: String,
+    shares: Option<u64>,
+}
+
+/// The cgroup that a specification asks for; none where it names none.
+///
+/// # Errors
+/// [`CgroupError::Place`].
+pub fn wanted(spec: &Spec, role: &Role) -> Result<Option<Wanted>, CgroupError> {
+    let Some(linux) = &spec.linux else {
+        return Ok(None);
+    };
+    let place = Place::parse(&linux.cgroups_path).map_err(|cause| CgroupError::Place {
+        path: linux.cgroups_path.chars().take(256).collect(),
+        cause,
+    })?;
+    let cpu = linux.resources.as_ref().and_then(|all| all.cpu.as_ref());
+    Ok(place.map(|place| Wanted {
+        place,
+        settings: Settings::of(cpu, role),
+        shim_apart: std::env::var_os(SHIM_VARIABLE).is_some(),
+    }))
+}
+
+impl Settings {
+    /// Of a pod's sandbox the weight is that of a container that does nothing, and not the pod's.
+    fn of(cpu: Option<&oci::Cpu>, role: &Role) -> Self {
+        let Some(cpu) = cpu else {
+            return Self::default();
+        };
+        Self {
+            cpus: cpu.cpus.clone(),
+            mems: cpu.mems.clone(),
+            shares: cpu.shares.filter(|_| *role == Role::Single),
+        }
+    }
+}
+
+/// Makes a pod's cgroup and moves the shim into it: what it starts from now on begins there.
+///
+/// # Errors
+/// [`CgroupError`]; what was made, [`undo`] takes away.
+pub fn enter(wanted: &Wanted, directory: &StateDir) -> Result<(), CgroupError> {
+    let host = Host::find();
+    if host.is_empty() {
+        warn!("the host has no cgroups: the pod gets none");
+        return Ok(());
+    }
+    let own = std::process::id();
+    let origins = host.cgroups_of(own);
+    enter_on(&host, wanted, origins, directory)?;
+    for leaf in host.directories(&wanted.place) {
+        move_into(&leaf, own)?;
+    }
+    debug!(place = %wanted.place.path().display(), "the pod's cgroup");
+    Ok(())
+}
+
+fn enter_on(
+    host: &Host,
+    wanted: &Wanted,
+    origins: Vec<PathBuf>,
+    directory: &StateDir,
+) -> Result<(), CgroupError> {
+    let mut record = Record {
+        shim: std::process::id(),
+        origins,
+        directories: Vec::new(),
+    };
+    for leaf in host.directories(&wanted.place) {
+        record.directories.extend(host.missing_above(&leaf));
+        // It may be a dead pod's of the same name, and is ours now.
+        record.directories.push(leaf);
+    }
+    record.write(directory).map_err(CgroupError::Record)?;
+    host.make(&wanted.place, ATTEMPTS)?;
+    host.set(&wanted.place, &wanted.settings)
+}
+
+/// Moves the shim back to where it was, and leaves the VMM in the pod's cgroup.
+pub fn leave(directory: &StateDir) {
+    if let Some(record) = Record::read(directory) {
+        go_home(&record);
+    }
+}
+
+/// Puts a process into a cgroup that exists, in every hierarchy that has it.
+///
+/// # Errors
+/// The path is none, no hierarchy has it, or the kernel refuses.
+pub fn join(path: &str, pid: u32) -> Result<(), CgroupError> {
+    let fault = |cause| CgroupError::Place {
+        path: path.to_owned(),
+        cause,
+    };
+    let place = Place::parse(path)
+        .map_err(fault)?
+        .ok_or_else(|| fault(PlaceError::Empty))?;
+    let there: Vec<_> = Host::find()
+        .directories(&place)
+        .into_iter()
+        .filter(|leaf| leaf.is_dir())
+        .collect();
+    if there.is_empty() {
+        return Err(fault(PlaceError::Missing));
+    }
+    there.iter().try_for_each(|leaf| move_into(leaf, pid))
+}
+
+/// Takes away what [`enter`] made for a sandbox, in this process or in one that is dead. Can be called
+/// any number of times.
+pub fn undo(directory: &StateDir) {
+    let Some(record) = Record::read(directory) else {
+        return;
+    };
+    go_home(&record);
+    let until = Instant::now() + EMPTY_TIMEOUT;
+    // Those below were noted after those above.
+    for path in record.directories.iter().rev() {
+        remove(path, until);
+    }
+    Record::remove(directory);
+}
+
+fn go_home(record: &Record) {
+    if record.shim != std::process::id() {
+        return;
+    }
+    for origin in &record.origins {
+        if let Err(error) = move_into(origin, record.shim) {
+            // It is gone: the shim must not keep the pod's.
+            let root = hierarchy::root_of(origin);
+            let moved = root.map(|root| move_into(&root, record.shim));
+            debug!(%error, moved = ?moved.is_some_and(|moved| moved.is_ok()), "the shim's own cgroup");
+        }
+    }
+}
+
+/// Removes a cgroup once it is empty. One that others use stays.
+fn remove(path: &Path, until: Instant) {
+    loop {
+        match std::fs::remove_dir(path) {
+            Ok(()) => return,
+            Err(error) => match error.kind() {
+                // Gone already, or a parent of other pods.
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty => return,
+                io::ErrorKind::ResourceBusy if has_children(path) => return,
+                io::ErrorKind::ResourceBusy if Instant::now() < until => {}
+                _ => return warn!(%error, path = %path.display(), "cgroup left behind"),
+            },
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+fn has_children(path: &Path) -> bool {
+    let mut entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+}
+
+/// Moves all threads of a process.
+fn move_into(cgroup: &Path, pid: u32) -> Result<(), CgroupError> {
+    write(&cgroup.join("cgroup.procs"), &pid.to_string())
+}
+
+/// Writes to a file that the kernel has made: none is made here.
+fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
+    let file = std::fs::OpenOptions::new().write(true).open(path);
+    file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+        .map_err(|source| CgroupError::File {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+//! What must be taken away when a pod is gone: a file in the sandbox's directory, written before anything
+//! is made, and read by whoever cleans up.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::state_dir::StateDir;
+
+const FILE: &str = "cgroup.json";
+/// The largest record, in bytes: as many paths as there are controllers, and those above them.
+const MAX: u64 = 4 << 20;
+
+/// The record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    /// The process that entered.
+    pub(super) shim: u32,
+    /// Where it was.
+    pub(super) origins: Vec<PathBuf>,
+    /// The pod's cgroups and those that were made above them, each after the one in which it lies.
+    pub(super) directories: Vec<PathBuf>,
+}
+
+impl Record {
+    pub(super) fn write(&self, directory: &StateDir) -> io::Result<()> {
+        directory.write(FILE, &serde_json::to_vec(self)?)
+    }
+
+    /// The record; none where nothing was made.
+    pub(super) fn read(directory: &StateDir) -> Option<Self> {
+        let mut bytes = Vec::new();
+        let file = File::open(directory.path().join(FILE)).ok()?;
+        file.take(MAX).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes)
+            .inspect_err(|error| warn!(%error, "the record of the pod's cgroup does not parse"))
+            .ok()
+    }
+
+    pub(super) fn remove(directory: &StateDir) {
+        // Gone with the directory already, or with it soon.
+        let _ = std::fs::remove_file(directory.path().join(FILE));
+    }
+}
