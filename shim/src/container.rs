@@ -15,6 +15,7 @@ use crate::process::{Phase, Process};
 use crate::reason::Reason;
 use crate::rootfs::Shared;
 use crate::spec::group::Role;
+use crate::volume::Volumes;
 
 /// Further processes of one container at a time.
 const MAX_EXECS: usize = 1024;
@@ -50,6 +51,7 @@ struct State {
     is_paused: bool,
     execs: BTreeMap<String, Arc<Process>>,
     shared: Option<Shared>,
+    volumes: Volumes,
 }
 
 impl Container {
@@ -103,6 +105,26 @@ impl Container {
         let mut state = lock(&self.state);
         state.is_created = true;
         state.shared = shared;
+    }
+
+    /// Holds what it has in slots of the guest.
+    pub fn hold(&self, volumes: Volumes) {
+        lock(&self.state).volumes = volumes;
+    }
+
+    /// Whether it has something in slots.
+    #[must_use]
+    pub fn has_slots(&self) -> bool {
+        !lock(&self.state).volumes.is_empty()
+    }
+
+    /// The host's file for its termination message, where the guest has the one that it writes.
+    #[must_use]
+    pub fn termination_log(&self) -> Option<PathBuf> {
+        lock(&self.state)
+            .volumes
+            .termination_log()
+            .map(PathBuf::from)
     }
 
     /// Whether it exists in the guest.
@@ -203,8 +225,10 @@ impl Container {
 
     /// Undoes what it has mounted on the host.
     pub fn unmount(&self) {
-        let shared = lock(&self.state).shared.take();
-        drop(shared);
+        let mut state = lock(&self.state);
+        let held = (state.shared.take(), std::mem::take(&mut state.volumes));
+        drop(state);
+        drop(held);
     }
 }
 

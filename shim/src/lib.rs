@@ -38,3 +38,4 @@ pub mod stats;
 pub mod task;
 pub mod timeline;
 pub mod virtiofs;
+pub mod volume;
