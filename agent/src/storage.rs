@@ -5,6 +5,8 @@
 //! come back: it stays until the VM ends. On disk it lies where images do, so on the scratch disk where
 //! the guest uses one.
 
+mod part;
+
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
@@ -20,7 +22,7 @@ use crate::path;
 
 const PHASE: &str = "storage";
 /// The drivers of this file, as `GetGuestDetails` lists them.
-pub const DRIVERS: [&str; 4] = ["virtio-fs", "ephemeral", LOCAL_DRIVER, "bind"];
+pub const DRIVERS: [&str; 5] = ["virtio-fs", "ephemeral", LOCAL_DRIVER, "bind", PART];
 /// Storages in use at once; a pod has a handful.
 const MAX_STORAGES: usize = 1024;
 /// Where `local` storages lie in the image store.
@@ -29,6 +31,8 @@ const LOCAL: &str = ".local";
 pub const LOCAL_DRIVER: &str = "local";
 /// The option that gives a storage to a group of the pod; Kata's name.
 const GROUP_OPTION: &str = "fsgid=";
+/// A directory of one that is the pod's.
+const PART: &str = "part";
 /// The drivers whose storages are the pod's.
 const OF_POD: [&str; 2] = ["ephemeral", LOCAL_DRIVER];
 
@@ -77,6 +81,14 @@ impl Storages {
                 PHASE,
                 message,
             ));
+        }
+        if storage.driver == PART {
+            let whole = path::lexical(PHASE, &storage.source)?;
+            let is_pods = |known: &Use| OF_POD.contains(&known.driver.as_str());
+            if !table.get(&whole).is_some_and(is_pods) {
+                let message = format!("{} is no volume of the pod", whole.display());
+                return Err(invalid(PHASE, message));
+            }
         }
         let is_mount = attach(storage)?;
         let (driver, source) = (storage.driver.clone(), storage.source.clone());
@@ -139,6 +151,7 @@ fn attach(storage: &agent::Storage) -> Result<bool, GuestError> {
             mount("tmpfs", &point, "tmpfs", flags, data.as_c_str()).or_internal(PHASE, &failed)?;
             give(&point, None, group).or_internal(PHASE, failed)?;
         }
+        PART => part::mount(Path::new(&storage.source), &storage.options, &point)?,
         "bind" => {
             let source = path::existing(PHASE, &storage.source)?;
             mount_bind_recursive(&source, &point).or_internal(PHASE, failed)?;
@@ -275,6 +288,11 @@ mod tests {
         let error = Storages::default().attach(&storage).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unimplemented);
         assert!(error.message.contains("nvdimm"), "{error}");
+        storage.driver = PART.into();
+        storage.source = "/run/kata-containers/sandbox".into();
+        let error = Storages::default().attach(&storage).unwrap_err();
+        assert!(error.message.contains("no volume of the pod"), "{error}");
+        storage.driver = "nvdimm".into();
         storage.mount_point = "/etc".into();
         let error = Storages::default().attach(&storage).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidArgument);

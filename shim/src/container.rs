@@ -112,10 +112,10 @@ impl Container {
         lock(&self.state).volumes = volumes;
     }
 
-    /// Whether it has something in slots.
+    /// Whether it may have something in slots.
     #[must_use]
     pub fn has_slots(&self) -> bool {
-        !lock(&self.state).volumes.is_empty()
+        lock(&self.state).volumes.is_sent()
     }
 
     /// The host's file for its termination message, where the guest has the one that it writes.

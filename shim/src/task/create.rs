@@ -344,7 +344,7 @@ fn prepare(
     );
     spec::seccomp::check(&spec)?;
     let sandbox = container.role.sandbox_of(&container.id);
-    let planned = volume::plan(&config, sandbox, &mut spec, binds)
+    let planned = volume::plan(&config, sandbox, &container.id, &mut spec, binds)
         .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "volume", error))?;
     let binds = planned.binds;
     let destination = |bind: &HostBind| {

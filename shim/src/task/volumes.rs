@@ -24,26 +24,22 @@ impl Tasks {
         container: &Container,
         prepared: &mut Prepared,
     ) -> Result<(), GuestError> {
-        let mut volumes = Volumes::default();
-        let mut filled = Ok(());
+        if prepared.slots.is_empty() {
+            return Ok(());
+        }
+        // What follows may be given up at any await.
+        container.hold(Volumes::begun());
+        let mut volumes = Volumes::begun();
         for wanted in std::mem::take(&mut prepared.slots) {
             let Some(mount) = prepared.spec.mounts.get_mut(wanted.index) else {
                 continue;
             };
-            let place = volumes
+            mount.source = volumes
                 .fill(guest, &container.id, &wanted, &mount.destination)
-                .await;
-            match place {
-                Ok(path) => mount.source = path,
-                Err(error) => {
-                    filled = Err(error);
-                    break;
-                }
-            }
+                .await?;
         }
-        // Also what is there when one fails: it is to be taken back.
         container.hold(volumes);
-        filled
+        Ok(())
     }
 }
 

@@ -242,7 +242,7 @@ mod tests {
             });
         }
         let sizes: Vec<_> = set.split(8).iter().map(|part| part.bytes).collect();
-        assert_eq!(sizes, [4, 8, 9]);
+        assert_eq!(sizes, [4, 8, 9, 0]);
         assert_eq!(Set::default().split(8).len(), 1);
     }
 }

@@ -32,8 +32,17 @@ pub(super) struct EmptyDir {
     pub(super) name: String,
     /// The kubelet's directory.
     pub(super) source: PathBuf,
-    /// Whether it is a part.
-    pub(super) is_part: bool,
+    /// The part's path in the volume.
+    pub(super) part: Option<Part>,
+}
+
+/// Which part of a volume a mount is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    /// That of this path.
+    Path(String),
+    /// That which is mounted on this path of the host.
+    MountedOn(String),
 }
 
 /// The kubelet's names for the volumes whose files it writes.
@@ -75,11 +84,16 @@ fn of_pod(parts: &[&str], pods: usize, source: &str) -> Option<Kind> {
         ["containers", _, _] => Some(Kind::TerminationLog),
         ["volumes", EMPTY_DIR, name, rest @ ..] => {
             let of_volume = parts.len() - rest.len();
-            Some(empty_dir(name, &parts[..of_volume], !rest.is_empty()))
+            let part = (!rest.is_empty()).then(|| Part::Path(rest.join("/")));
+            Some(Kind::EmptyDir(EmptyDir {
+                name: (*name).to_owned(),
+                source: PathBuf::from(parts.get(..of_volume)?.join("/")),
+                part,
+            }))
         }
         ["volumes", kind, _, ..] if CONTENT.contains(kind) => Some(Kind::Content),
         ["volume-subpaths", name, _, ..] => {
-            let pod = PathBuf::from(parts[..pods + 2].join("/"));
+            let pod = PathBuf::from(parts.get(..pods + 2)?.join("/"));
             let has = |kind: &str| pod.join("volumes").join(kind).join(name).exists();
             if CONTENT.iter().any(|kind| has(kind)) {
                 return Some(Kind::Content);
@@ -87,21 +101,13 @@ fn of_pod(parts: &[&str], pods: usize, source: &str) -> Option<Kind> {
             has(EMPTY_DIR).then(|| {
                 Kind::EmptyDir(EmptyDir {
                     name: (*name).to_owned(),
-                    source: PathBuf::from(source),
-                    is_part: true,
+                    source: pod.join("volumes").join(EMPTY_DIR).join(name),
+                    part: Some(Part::MountedOn(source.to_owned())),
                 })
             })
         }
         _ => None,
     }
-}
-
-fn empty_dir(name: &str, volume: &[&str], is_part: bool) -> Kind {
-    Kind::EmptyDir(EmptyDir {
-        name: name.to_owned(),
-        source: PathBuf::from(volume.join("/")),
-        is_part,
-    })
 }
 
 #[cfg(test)]
@@ -124,11 +130,12 @@ mod tests {
             let Kind::EmptyDir(found) = of("volumes/kubernetes.io~empty-dir/cache") else {
                 panic!("no emptyDir")
             };
-            assert_eq!((found.name.as_str(), found.is_part), ("cache", false));
+            assert_eq!((found.name.as_str(), found.part), ("cache", None));
             let Kind::EmptyDir(found) = of("volumes/kubernetes.io~empty-dir/cache/sub") else {
                 panic!("no emptyDir")
             };
-            assert!(found.is_part && found.source.ends_with("cache"));
+            assert_eq!(found.part, Some(Part::Path("sub".into())));
+            assert!(found.source.ends_with("cache"));
             for other in [
                 "volumes/kubernetes.io~csi/pv/mount",
                 "volumes",
@@ -151,7 +158,7 @@ mod tests {
             of(path.to_str().unwrap(), "/x")
         };
         assert_eq!(of("key"), Kind::Content);
-        assert!(matches!(of("tmp"), Kind::EmptyDir(found) if found.is_part));
+        assert!(matches!(of("tmp"), Kind::EmptyDir(found) if found.source.ends_with("tmp")));
         assert_eq!(of("claim"), Kind::Host);
     }
 

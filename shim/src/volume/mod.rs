@@ -1,4 +1,4 @@
-//! A pod's volumes, where the guest shares no file system with the host.
+//! A pod's volumes: what of them does not go through a shared file system, and how.
 //!
 //! ```text
 //!   mount of the specification ─► kind ─┬─ small content ──► slot: bytes over ttRPC, the guest answers where
@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What a volume is shows in its path: the kubelet has a directory for each pod, and in it one for each kind.
-//! A guest with a shared file system gets all of it through that.
+//! A guest with a shared file system gets all through that but ConfigMaps and their like: they go into slots
+//! there too, because no program in a guest is told (inotify) of what the host changes in a shared one.
 
 pub mod content;
 mod empty_dir;
@@ -58,7 +59,7 @@ pub struct Wanted {
 pub enum VolumeError {
     /// A part of an emptyDir.
     #[error(
-        "mount at {0}: subPath of an emptyDir is not supported in a guest that shares no files with the host: mount the emptyDir itself"
+        "mount at {0}: which part of the emptyDir it is (subPath) shows in no mount of the host: mount the emptyDir itself"
     )]
     SubPath(String),
     /// Huge pages.
@@ -85,27 +86,33 @@ pub enum VolumeError {
 pub fn plan(
     config: &Config,
     sandbox: &str,
+    container: &str,
     spec: &mut Spec,
     binds: Vec<HostBind>,
 ) -> Result<Planned, VolumeError> {
     let mut planned = Planned::default();
-    if !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs {
-        planned.binds = binds;
-        return Ok(planned);
-    }
+    let shares = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
     for bind in binds {
         let Some(mount) = spec.mounts.get_mut(bind.index) else {
             continue;
         };
-        let is_log = match kind::of(&bind.source, &mount.destination) {
+        let kind = match kind::of(&bind.source, &mount.destination) {
+            kind if !shares => kind,
+            Kind::Content if is_told_of(Path::new(&bind.source)) => Kind::Content,
+            _ => Kind::Host,
+        };
+        let is_log = match kind {
             Kind::Host => {
                 planned.binds.push(bind);
                 continue;
             }
             Kind::EmptyDir(part) => {
-                let storage = empty_dir::storage(sandbox, &part, &mount.destination)?;
-                mount.source.clone_from(&storage.mount_point);
-                planned.storages.push(storage);
+                let to = &mount.destination;
+                let asked = empty_dir::storages(sandbox, container, &part, bind.index, to)?;
+                if let Some(last) = asked.last() {
+                    mount.source.clone_from(&last.mount_point);
+                }
+                planned.storages.extend(asked);
                 continue;
             }
             Kind::Content => false,
@@ -122,18 +129,33 @@ pub fn plan(
     Ok(planned)
 }
 
+/// Whether a directory changes as one, and is small enough for a slot.
+fn is_told_of(directory: &Path) -> bool {
+    content::is_replaced_as_one(directory) && content::set(directory).is_ok()
+}
+
 /// What a container has in slots. Dropping it ends what follows the host's changes.
 #[derive(Debug, Default)]
 pub struct Volumes {
+    sent: bool,
     watches: Vec<Watch>,
     log: Option<PathBuf>,
 }
 
 impl Volumes {
-    /// Whether there are none.
+    /// Those of a container to which something is about to be sent.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.watches.is_empty() && self.log.is_none()
+    pub fn begun() -> Self {
+        Self {
+            sent: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the guest may hold something.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.sent
     }
 
     /// The host's file for the termination message.
@@ -256,7 +278,7 @@ mod tests {
             let source = (*source).to_owned();
             binds.push(HostBind { index, source });
         }
-        let planned = plan(config, "pod", &mut spec, binds);
+        let planned = plan(config, "pod", "c", &mut spec, binds);
         (spec, planned)
     }
 
@@ -292,10 +314,22 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_file_system_takes_all() {
-        let (_, planned) = planned(&Config::default(), &MOUNTS);
-        let planned = planned.unwrap();
-        assert_eq!(planned.binds.len(), MOUNTS.len());
-        assert!(planned.slots.is_empty() && planned.storages.is_empty());
+    fn a_shared_file_system_takes_all_but_what_programs_watch() {
+        let (_, all) = planned(&Config::default(), &MOUNTS);
+        let all = all.unwrap();
+        assert_eq!(all.binds.len(), MOUNTS.len());
+        assert!(all.slots.is_empty() && all.storages.is_empty());
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("pods/u/volumes/kubernetes.io~configmap/c");
+        std::fs::create_dir_all(volume.join("..1")).unwrap();
+        std::os::unix::fs::symlink("..1", volume.join("..data")).unwrap();
+        let path = volume.to_str().unwrap();
+        let config = Config::default();
+        let (_, small) = planned(&config, &[(path, "/etc/c")]);
+        assert_eq!(small.unwrap().slots.len(), 1);
+        let large = vec![0; limit::MAX_CONTENT_FILE + 1];
+        std::fs::write(volume.join("..1/large"), large).unwrap();
+        let (_, shared) = planned(&config, &[(path, "/etc/c")]);
+        assert_eq!(shared.unwrap().binds.len(), 1);
     }
 }

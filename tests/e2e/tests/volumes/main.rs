@@ -1,17 +1,21 @@
-//! Volumes as a kubelet makes them, in a confidential guest, which shares no files with the host: the real
-//! containerd through its CRI socket, a directory that is laid out as the kubelet lays out its own, and one VM.
+//! Volumes as a kubelet makes them, in a confidential guest, which shares no files with the host, and in a plain
+//! one: the real containerd through its CRI socket, a directory that is laid out as the kubelet lays out its
+//! own, and one VM for each.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod kubelet;
 
 use std::fs::{self, Permissions};
 use std::mem::MaybeUninit;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use kubelet::{Kubelet, Mounted, mount, publish};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use support::State;
-use support::cri::{ContainerConfig, Mount, PodSandboxConfig};
+use support::cri::{ContainerConfig, PodSandboxConfig};
 use support::image::{Entry, Recipe};
 use support::init_data::{ALLOW_ALL, ANNOTATION, InitData};
 use support::kube::{self, Kube};
@@ -26,84 +30,6 @@ const WATCH: &str = "CLOISTER_TEST_WATCH";
 /// The volumes' mount point that the owner's policy does not know.
 const FOREIGN: &str = "/foreign";
 const GROUP: u32 = 2000;
-
-/// The place where a kubelet has what is of one pod.
-struct Kubelet {
-    pod: PathBuf,
-}
-
-impl Kubelet {
-    fn new(state: &State) -> Self {
-        let pod = state.dir("kubelet/pods/0b9c-1").unwrap();
-        fs::write(pod.join("etc-hosts"), "127.0.0.1 localhost\n10.1.2.3 web\n").unwrap();
-        Self { pod }
-    }
-
-    fn volume(&self, kind: &str, name: &str) -> PathBuf {
-        let path = self
-            .pod
-            .join(format!("volumes/kubernetes.io~{kind}"))
-            .join(name);
-        fs::create_dir_all(&path).unwrap();
-        path
-    }
-
-    /// An empty file for a container's last words.
-    fn termination_log(&self, container: &str) -> PathBuf {
-        let directory = self.pod.join("containers").join(container);
-        fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("5f3a");
-        fs::write(&path, "").unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
-        path
-    }
-
-    /// A tmpfs, as for `medium: Memory` with a sizeLimit.
-    fn memory(&self, name: &str, bytes: u32) -> Mounted {
-        let path = self.volume("empty-dir", name);
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]);
-        within(LIMIT, mount.arg(&path)).unwrap().ok().unwrap();
-        Mounted(path)
-    }
-}
-
-/// A mount that is undone.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = within(LIMIT, Command::new("umount").arg(&self.0));
-    }
-}
-
-/// Writes a set of files as the kubelet does: aside, and then by a link that is renamed.
-fn publish(volume: &Path, set: &str, files: &[(&str, &str)]) {
-    let directory = volume.join(format!("..{set}"));
-    for (name, text) in files {
-        let path = directory.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
-        let top = name.split('/').next().unwrap();
-        let _ = symlink(format!("..data/{top}"), volume.join(top));
-    }
-    let before = fs::read_link(volume.join("..data"));
-    symlink(format!("..{set}"), volume.join("..data_tmp")).unwrap();
-    fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
-    if let Ok(before) = before {
-        fs::remove_dir_all(volume.join(before)).unwrap();
-    }
-}
-
-fn mount(container: &mut ContainerConfig, from: &Path, to: &str, readonly: bool) {
-    container.mounts.push(Mount {
-        container_path: to.to_owned(),
-        host_path: from.display().to_string(),
-        readonly,
-        ..Default::default()
-    });
-}
 
 struct Place<'a> {
     kube: &'a Kube,
@@ -207,17 +133,88 @@ fn volumes_of_kubernetes_go_into_a_guest_that_shares_no_files() {
         image,
     };
 
-    a_pod_as_kubernetes_makes_it_has_its_files(&place);
+    a_pod_as_kubernetes_makes_it_has_its_files(&place, Sharing::Nothing);
     a_config_map_changes_as_one_and_programs_are_told(&place);
-    an_empty_dir_is_the_pods_and_has_its_limit(&place);
-    last_words_come_back(&place);
+    an_empty_dir_is_the_pods_and_has_its_limit(&place, Sharing::Nothing);
+    parts_of_volumes_are_there(&place);
+    last_words_come_back(&place, Sharing::Nothing);
     what_cannot_go_in_is_refused_by_name(&place);
 
     kube.remove_pod(&place.pod).unwrap();
     kube.settled(&before).unwrap();
 }
 
-fn a_pod_as_kubernetes_makes_it_has_its_files(place: &Place<'_>) {
+#[test]
+fn volumes_of_a_plain_guest_are_shared_and_config_maps_are_watched() {
+    let tools = [&kube::TOOLS[..], &["mount"]].concat();
+    if !need(&tools) {
+        return;
+    }
+    let own = State::new().unwrap();
+    let kube = Kube::start(&Settings::plain()).unwrap();
+    let image = kube.import(&recipe(), "box").unwrap();
+    let kubelet = Kubelet::new(&own);
+    let account = kubelet.volume("projected", "kube-api-access-x");
+    publish(
+        &account,
+        "1",
+        &[("token", "the token"), ("ca.crt", "a root")],
+    );
+    let before = kube.containerd.leftovers();
+    let config = kube.pod("vol");
+    let pod = kube.run_pod(&config).unwrap();
+    let place = Place {
+        kube: &kube,
+        kubelet: &kubelet,
+        pod,
+        config,
+        image,
+    };
+    a_pod_as_kubernetes_makes_it_has_its_files(&place, Sharing::Files);
+    a_config_map_changes_as_one_and_programs_are_told(&place);
+    an_empty_dir_is_the_pods_and_has_its_limit(&place, Sharing::Files);
+    last_words_come_back(&place, Sharing::Files);
+    parts_of_volumes_are_there(&place);
+    files_of_the_host_are_there(&place);
+    kube.remove_pod(&place.pod).unwrap();
+    kube.settled(&before).unwrap();
+}
+
+/// What the guest shares with the host.
+#[derive(Clone, Copy, PartialEq)]
+enum Sharing {
+    Nothing,
+    Files,
+}
+
+fn parts_of_volumes_are_there(place: &Place<'_>) {
+    let work = place.kubelet.part("empty-dir", "work", "d");
+    let key = place.kubelet.part("configmap", "cfg", "..data/key");
+    let mut container = place.container("parts", "exec sleep 3600");
+    mount(&mut container, &work.0, "/part", false);
+    mount(&mut container, &key.0, "/etc/one", true);
+    let id = place.start(&container);
+    assert_eq!(place.says(&id, "cat /part/note /etc/one"), "shared\nfive");
+    place.remove(&id);
+}
+
+fn files_of_the_host_are_there(place: &Place<'_>) {
+    let host = place.kubelet.pod.join("of-the-host");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("file"), "on the host").unwrap();
+    let mut container = place.container("host", "exec sleep 3600");
+    mount(&mut container, &host, "/data", false);
+    let id = place.start(&container);
+    assert_eq!(place.says(&id, "cat /data/file"), "on the host");
+    place.says(&id, "echo from the guest >/data/back");
+    assert_eq!(
+        fs::read_to_string(host.join("back")).unwrap(),
+        "from the guest\n"
+    );
+    place.remove(&id);
+}
+
+fn a_pod_as_kubernetes_makes_it_has_its_files(place: &Place<'_>, sharing: Sharing) {
     let main = place.start(&place.container("main", "exec sleep 3600"));
     assert!(place.says(&main, "cat /etc/hosts").contains("10.1.2.3 web"));
     let resolver = place.says(&main, "cat /etc/resolv.conf");
@@ -232,10 +229,12 @@ fn a_pod_as_kubernetes_makes_it_has_its_files(place: &Place<'_>) {
     assert_eq!(mode, "640\n");
     let write = format!("echo x 2>/dev/null >{account}/token || echo refused");
     assert_eq!(place.says(&main, &write), "refused\n");
-    // Its own, and no other container's.
+    // Where files are not shared it has a copy of its own.
     place.says(&main, "echo 10.9.9.9 mine >>/etc/hosts");
     let other = place.start(&place.container("other", "exec sleep 3600"));
-    assert!(!place.says(&other, "cat /etc/hosts").contains("mine"));
+
+    let seen = place.says(&other, "cat /etc/hosts").contains("mine");
+    assert_eq!(seen, sharing == Sharing::Files);
     place.remove(&other);
     place.remove(&main);
 }
@@ -274,9 +273,10 @@ fn a_config_map_changes_as_one_and_programs_are_told(place: &Place<'_>) {
     place.remove(&id);
 }
 
-fn an_empty_dir_is_the_pods_and_has_its_limit(place: &Place<'_>) {
+fn an_empty_dir_is_the_pods_and_has_its_limit(place: &Place<'_>, sharing: Sharing) {
     let disk = place.kubelet.volume("empty-dir", "work");
     chown(&disk, None, Some(GROUP)).unwrap();
+    fs::set_permissions(&disk, Permissions::from_mode(0o2777)).unwrap();
     let memory = place.kubelet.memory("fast", 1 << 20);
     let container = |name: &str| {
         let mut container = place.container(name, "exec sleep 3600");
@@ -296,12 +296,11 @@ fn an_empty_dir_is_the_pods_and_has_its_limit(place: &Place<'_>) {
     );
     let group = place.says(&side, "stat -c '%g %a' /work");
     assert_eq!(group, format!("{GROUP} 2777\n"));
-    assert!(
-        fs::read_dir(&disk).unwrap().next().is_none(),
-        "nothing is on the host"
-    );
-    assert!(fs::read_dir(&memory.0).unwrap().next().is_none());
-    // The sizeLimit is the guest's to enforce.
+    for volume in [&disk, &memory.0] {
+        let is_empty = fs::read_dir(volume).unwrap().next().is_none();
+        assert_eq!(is_empty, sharing == Sharing::Nothing, "what is on the host");
+    }
+    // The sizeLimit holds, whichever kernel enforces it.
     let fill = "dd if=/dev/zero of=/fast/x bs=65536 count=32 2>/dev/null || echo full";
     assert_eq!(place.says(&main, fill), "full\n");
     place.says(
@@ -319,7 +318,7 @@ fn an_empty_dir_is_the_pods_and_has_its_limit(place: &Place<'_>) {
     place.remove(&again);
 }
 
-fn last_words_come_back(place: &Place<'_>) {
+fn last_words_come_back(place: &Place<'_>, sharing: Sharing) {
     let line = "echo the disk is full >/dev/termination-log; exit 3";
     let container = place.container("ending", line);
     let log = PathBuf::from(&container.mounts[1].host_path);
@@ -332,7 +331,9 @@ fn last_words_come_back(place: &Place<'_>) {
     let id = place.start(&place.container("long", line));
     place.kube.cri.ended(&id).unwrap();
     let text = fs::read_to_string(place.kubelet.pod.join("containers/long/5f3a")).unwrap();
-    assert!(text.len() == 4096 && text.ends_with("end\n"), "{text}");
+    assert!(text.ends_with("end\n"), "{text}");
+    assert_eq!(text.len() == 4096, sharing == Sharing::Nothing);
+
     place.remove(&id);
 }
 
