@@ -14,13 +14,27 @@ use super::LIMIT;
 /// The place where a kubelet has what is of one pod.
 pub(crate) struct Kubelet {
     pub(crate) pod: PathBuf,
+    _shared: Mounted,
 }
 
 impl Kubelet {
     pub(crate) fn new(state: &State) -> Self {
+        let root = state.dir("kubelet").unwrap();
+        // What is mounted in it later is seen by those who have a copy of the host's mounts, as on any node.
+        for how in ["--bind", "--make-shared"] {
+            let mut mount = Command::new("mount");
+            mount.arg(how).arg(&root);
+            if how == "--bind" {
+                mount.arg(&root);
+            }
+            within(LIMIT, &mut mount).unwrap().ok().unwrap();
+        }
         let pod = state.dir("kubelet/pods/0b9c-1").unwrap();
         fs::write(pod.join("etc-hosts"), "127.0.0.1 localhost\n10.1.2.3 web\n").unwrap();
-        Self { pod }
+        Self {
+            pod,
+            _shared: Mounted(root),
+        }
     }
 
     pub(crate) fn volume(&self, kind: &str, name: &str) -> PathBuf {

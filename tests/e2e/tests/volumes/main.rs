@@ -9,10 +9,9 @@ use std::fs::{self, Permissions};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kubelet::{Kubelet, Mounted, mount, publish};
+use kubelet::{Kubelet, mount, publish};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use support::State;
 use support::cri::{ContainerConfig, PodSandboxConfig};
@@ -22,7 +21,6 @@ use support::kube::{self, Kube};
 use support::need;
 use support::pod::Settings;
 use support::registry::Registry;
-use support::run::within;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Says to this program, in the image, which directory to watch.
@@ -81,7 +79,7 @@ fn recipe() -> Recipe {
     let mut recipe = Recipe::busybox("from the registry").unwrap();
     recipe.layers[0].push(Entry::Link("bin/mkdir".into(), "busybox".into()));
     let program = fs::read(std::env::current_exe().unwrap()).unwrap();
-    recipe.layers[1].push(Entry::File("bin/watch".into(), 0o755, program));
+    recipe.layers[1].push(Entry::File("bin/watcher".into(), 0o755, program));
     recipe
 }
 
@@ -89,7 +87,7 @@ fn recipe() -> Recipe {
 fn policy() -> String {
     let rule = format!(
         "default CopyFileRequest := false\n\
-         CopyFileRequest {{\n\
+         CopyFileRequest if {{\n\
          \tregex.match(\"^/run/kata-containers/shared/containers/[a-z0-9]{{64}}-[a-z0-9]{{16}}-\", input.path)\n\
          \tnot contains(input.path, \"-{}\")\n\
          \tinput.symlink_src == \"\"\n}}",
@@ -246,7 +244,8 @@ fn a_config_map_changes_as_one_and_programs_are_told(place: &Place<'_>) {
         "1",
         &[("key", "one"), ("stale", "x"), ("in/deep", "two")],
     );
-    let line = format!("{WATCH}=/etc/cfg exec watch --exact the_watcher --nocapture");
+    let line =
+        format!("export {WATCH}=/etc/cfg; exec /bin/watcher --exact the_watcher --nocapture");
     let mut watcher = place.container("watcher", &line);
     mount(&mut watcher, &volume, "/etc/cfg", true);
     let id = place.start(&watcher);
