@@ -93,13 +93,13 @@ pub fn entries<'a>(
 ) -> impl Iterator<Item = agent::CopyFileRequest> + 'a {
     let is_directory = request.kind.enum_value() == Ok(Kind::DIRECTORY);
     let itself = (new && (is_directory || request.files.is_empty())).then(|| {
-        let kind = match is_directory {
-            true => FileType::Directory,
-            false => FileType::RegularFile,
+        let mode = match is_directory {
+            true => FileType::Directory.as_raw_mode() | set::DIRECTORY_MODE,
+            false => FileType::RegularFile.as_raw_mode() | super::LOG_MODE,
         };
         agent::CopyFileRequest {
             path: place.to_owned(),
-            file_mode: kind.as_raw_mode() | set::DIRECTORY_MODE,
+            file_mode: mode,
             dir_mode: FileType::Directory.as_raw_mode() | set::DIRECTORY_MODE,
             ..Default::default()
         }

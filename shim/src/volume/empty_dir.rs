@@ -90,13 +90,12 @@ fn in_memory(volume: &EmptyDir) -> Storage {
         .ok()
         .and_then(|found| found.f_blocks.checked_mul(found.f_frsize))
         .filter(|bytes| (1..=MAX_SIZE).contains(bytes));
-    let options = ["mode=1777".to_owned()].into_iter();
     let size = size.map(|bytes| format!("size={bytes}"));
     Storage {
         driver: "ephemeral".to_owned(),
         source: "tmpfs".to_owned(),
         fstype: "tmpfs".to_owned(),
-        options: options.chain(size).chain(group(&volume.source)).collect(),
+        options: size.into_iter().chain(group(&volume.source)).collect(),
         mount_point: format!("{IN_MEMORY}/{}", volume.name),
         ..Default::default()
     }

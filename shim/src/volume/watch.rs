@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use agent_api::{ErrorCode, GuestError};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
@@ -18,6 +19,8 @@ use crate::guest::Guest;
 
 /// How often to look where the host has no inotify instance left: the kubelet itself looks once a minute.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// How long apart at most the tries are for a change that the guest does not take.
+const MAX_RETRY: Duration = Duration::from_secs(300);
 /// How long a change may take to settle: the kubelet removes what it replaced right afterwards.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Room for some of inotify's events.
@@ -41,32 +44,42 @@ impl Drop for Watch {
 }
 
 async fn follow(guest: Guest, slot: Slot, name: String, mut events: Events) {
+    let mut again = None;
     loop {
+        let retry = async {
+            match again {
+                Some(wait) => sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = events.changed(&slot.source) => {}
+            () = events.changed(&slot.source) => again = None,
+            () = retry => {}
             _ = guest.gone() => return,
         }
         sleep(SETTLE).await;
-        let source = slot.source.clone();
-        let read = tokio::task::spawn_blocking(move || content::set(&source)).await;
-        let sent = match read {
-            Ok(Ok(set)) => slot.send(&guest, &name, set).await.map(drop),
-            Ok(Err(error)) => {
-                warn!(%error, path = %slot.source.display(), "a volume's change cannot be read");
-                continue;
+        match pass_on(&guest, &slot, &name).await {
+            Ok(()) => {
+                again = None;
+                debug!(path = %slot.source.display(), "a volume has changed");
             }
+            // A token that is not renewed ends one day: it is tried again, ever more seldom.
             Err(error) => {
-                warn!(%error, "a volume's change is not read");
-                continue;
-            }
-        };
-        match sent {
-            Ok(()) => debug!(path = %slot.source.display(), "a volume has changed"),
-            Err(error) => {
-                warn!(%error, path = %slot.source.display(), "the guest does not take a volume's change");
+                let wait = again.map_or(INTERVAL, |wait| (wait * 2).min(MAX_RETRY));
+                again = Some(wait);
+                warn!(%error, path = %slot.source.display(), "a volume's change is not in the guest");
             }
         }
     }
+}
+
+async fn pass_on(guest: &Guest, slot: &Slot, name: &str) -> Result<(), GuestError> {
+    let source = slot.source.clone();
+    let set = tokio::task::spawn_blocking(move || content::set(&source))
+        .await
+        .map_err(|error| GuestError::new(ErrorCode::Internal, "volume", error))?
+        .map_err(|error| GuestError::new(error.code(), "volume", error))?;
+    slot.send(guest, name, set).await.map(drop)
 }
 
 /// News of a directory.
