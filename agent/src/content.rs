@@ -77,7 +77,7 @@ impl Slots {
             let message = format!("container {} has no such slot", request.container_id);
             GuestError::new(ErrorCode::NotFound, PHASE, message)
         })?;
-        if slot.kind != Kind::DIRECTORY {
+        if slot.kind != Kind::DIRECTORY || request.kind.enum_value() != Ok(Kind::DIRECTORY) {
             return Err(invalid(PHASE, "a slot of one file does not change"));
         }
         Ok(Place::of(&request.slot, &slot.path))
@@ -103,7 +103,7 @@ impl Slots {
     ) -> Result<PutContentResponse, GuestError> {
         let mut table = self.table();
         let adds: usize = request.files.iter().map(|file| file.data.len()).sum();
-        check_room(&table, adds)?;
+        check_room(&table, adds, place.is_new())?;
         if place.is_new() {
             let slot = open(request, place)?;
             table.insert(place.slot().to_owned(), slot);
@@ -211,7 +211,7 @@ impl Slot {
     }
 }
 
-fn check_room(table: &HashMap<String, Slot>, adds: usize) -> Result<(), GuestError> {
+fn check_room(table: &HashMap<String, Slot>, adds: usize, new: bool) -> Result<(), GuestError> {
     let exhausted = |message: String| {
         Err(GuestError::new(
             ErrorCode::ResourceExhausted,
@@ -219,7 +219,7 @@ fn check_room(table: &HashMap<String, Slot>, adds: usize) -> Result<(), GuestErr
             message,
         ))
     };
-    if table.len() >= limit::MAX_CONTENT_SLOTS {
+    if new && table.len() >= limit::MAX_CONTENT_SLOTS {
         return exhausted(format!("more than {} slots", limit::MAX_CONTENT_SLOTS));
     }
     let held: usize = table.values().map(Slot::held).sum();

@@ -128,6 +128,10 @@ fn paths_kinds_and_slots_that_do_not_fit_are_refused() {
     assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
     let mut theirs = request(Kind::DIRECTORY, Vec::new());
     theirs.slot = put(&slots, &theirs).unwrap().slot;
+    let mut other = theirs.clone();
+    other.kind = Kind::FILE.into();
+    other.files = vec![file(base.path(), "", b"")];
+    assert!(put(&slots, &other).is_err());
     theirs.container_id = "d".into();
     assert_eq!(put(&slots, &theirs).unwrap_err().code, ErrorCode::NotFound);
 }
@@ -165,8 +169,8 @@ fn there_is_a_limit_to_a_file_a_set_and_a_pod() {
         stage: None,
     };
     table.insert("x".to_owned(), slot(limit::MAX_CONTENT_POD));
-    check_room(&table, 0).unwrap();
-    assert!(check_room(&table, 1).is_err());
+    check_room(&table, 0, true).unwrap();
+    assert!(check_room(&table, 1, false).is_err());
 }
 
 #[test]
