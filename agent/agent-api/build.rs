@@ -11,9 +11,9 @@ use protobuf::reflect::{EnumDescriptor, FieldDescriptor, MessageDescriptor, Oneo
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize, ProtobufCustomizeCallback};
 
 /// Every file of the contract, by name.
-const PROTOS: [&str; 6] = ["agent", "csi", "health", "oci", "pull", "types"];
+const PROTOS: [&str; 7] = ["agent", "content", "csi", "health", "oci", "pull", "types"];
 /// Those of them that hold a service.
-const SERVICES: [&str; 3] = ["agent", "health", "pull"];
+const SERVICES: [&str; 4] = ["agent", "content", "health", "pull"];
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=proto");

@@ -6,12 +6,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use agent_api::content::PutContentRequest;
 use agent_api::{ErrorCode, GuestError, StreamKind, StreamLine, agent, limit, pull};
 use evidence::Tee;
 use policies::agent::AgentPolicy;
 use rustix::fs::FileType;
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::content;
 
 const PHASE: &str = "policy";
 
@@ -245,14 +248,35 @@ impl Gate {
     /// [`ErrorCode::PolicyDenied`]. What the policy printed is the owner's and stays here: the
     /// host learns only which request it was.
     pub fn admit<R: Gated>(&self, request: R) -> Result<Allowed<R>, GuestError> {
-        let rule = R::RULE;
+        self.ask(R::RULE, request.input())?;
+        Ok(Allowed { request })
+    }
+
+    /// Asks the policy about content of the host, as Kata's `CopyFile` for the same would ask: for a new
+    /// slot at `place`, and for each file at its place below.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gate::admit`], at the first that it does not allow.
+    pub fn admit_content(
+        &self,
+        request: PutContentRequest,
+        place: &str,
+        new: bool,
+    ) -> Result<Allowed<PutContentRequest>, GuestError> {
+        let rule = agent::CopyFileRequest::RULE;
+        for entry in content::entries(&request, place, new) {
+            self.ask(rule, entry.input())?;
+        }
+        Ok(Allowed { request })
+    }
+
+    fn ask(&self, rule: &str, input: Result<Value, serde_json::Error>) -> Result<(), GuestError> {
         let blocked = |why: &str| {
             let message = format!("{rule} is blocked by policy{why}");
             GuestError::new(ErrorCode::PolicyDenied, PHASE, message)
         };
-        let input = request
-            .input()
-            .map_err(|_| blocked(": it has no JSON form"))?;
+        let input = input.map_err(|_| blocked(": it has no JSON form"))?;
         let policy = self.policy();
         let decision = policy
             .decide(rule, input)
@@ -266,7 +290,7 @@ impl Gate {
                 "denied by policy, and let pass by AllowRequestsFailingPolicy"
             );
         }
-        Ok(Allowed { request })
+        Ok(())
     }
 
     /// Replaces the policy, as the one in force has allowed.
@@ -414,6 +438,31 @@ mod tests {
             code(Gate::new(None, Some("no rego"))),
             ErrorCode::PolicyInvalid
         );
+    }
+
+    #[test]
+    fn content_is_judged_file_by_file_where_the_guest_puts_it() {
+        let rego = "package agent_policy\n\
+            import rego.v1\n\
+            default CopyFileRequest := false\n\
+            CopyFileRequest if regex.match(\"^/slots/c-[a-z0-9]+-cfg(/[a-z]+)?$\", input.path)\n";
+        let gate = Gate::new(Some(Tee::Sample), Some(rego)).unwrap();
+        let request = |path: &str| PutContentRequest {
+            kind: agent_api::content::put_content_request::Kind::DIRECTORY.into(),
+            files: vec![agent_api::content::ContentFile {
+                path: path.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert!(
+            gate.admit_content(request("key"), "/slots/c-0a-cfg", true)
+                .is_ok()
+        );
+        let denied = gate.admit_content(request("key2"), "/slots/c-0a-cfg", false);
+        assert_eq!(code(denied), ErrorCode::PolicyDenied);
+        let denied = gate.admit_content(PutContentRequest::new(), "/slots/d-0a-cfg", true);
+        assert_eq!(code(denied), ErrorCode::PolicyDenied);
     }
 
     #[test]

@@ -142,6 +142,14 @@ impl Images {
         Self { mirror, ..self }
     }
 
+    /// Waits until something can be kept where images are.
+    ///
+    /// # Errors
+    /// Why it never can.
+    pub async fn ready(&self) -> Result<(), GuestError> {
+        self.store.ready().await
+    }
+
     /// The pulls that are on their way.
     #[must_use]
     pub fn pulls(&self) -> &Pulls {

@@ -23,6 +23,7 @@ pub mod causes;
 pub mod cgroup;
 pub mod cmdline;
 pub mod container;
+pub mod content;
 pub mod copy_file;
 pub mod fault;
 pub mod forward;

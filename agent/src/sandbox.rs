@@ -14,6 +14,7 @@ use agent_api::{ErrorCode, GuestError, Phase, agent};
 use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
+use crate::content::Slots;
 use crate::fault::{OrFail, unimplemented};
 use crate::gate::{Allowed, Drain, Leave};
 use crate::guest;
@@ -39,6 +40,7 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Sandbox {
     runtime: Runtime,
     storages: Storages,
+    content: Slots,
     containers: Mutex<HashMap<String, Slot>>,
     /// Set by `CreateSandbox`, once.
     created: OnceLock<String>,
@@ -66,6 +68,7 @@ impl Sandbox {
         Self {
             runtime: Runtime::new(reaper),
             storages: Storages::default(),
+            content: Slots::default(),
             containers: Mutex::default(),
             created: OnceLock::new(),
             pid_namespace: Mutex::default(),
@@ -129,6 +132,12 @@ impl Sandbox {
     #[must_use]
     pub fn pulls(&self) -> &Pulls {
         self.images.pulls()
+    }
+
+    /// The host's small files for the containers.
+    #[must_use]
+    pub fn content(&self) -> &Slots {
+        &self.content
     }
 
     /// Lets a container's process go.
@@ -214,9 +223,13 @@ impl Sandbox {
             making.over().await;
             return Ok(());
         }
-        let container = self.container(id)?;
+        let container = self.container(id).inspect_err(|_| {
+            // The host may have given up before it asked for the container.
+            self.content.release(id);
+        })?;
         container.remove().await?;
         self.containers().remove(id);
+        self.content.release(id);
         for point in container.storages() {
             self.storages.release(point);
         }

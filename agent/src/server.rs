@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use agent_api::agent::{self, CreateContainerRequest, CreateSandboxRequest};
 use agent_api::agent_ttrpc::{AgentService, create_agent_service};
+use agent_api::content::{PutContentRequest, PutContentResponse};
+use agent_api::content_ttrpc::{ContentService, create_content_service};
 use agent_api::empty::Empty;
 use agent_api::health::{self, health_check_response::ServingStatus};
 use agent_api::health_ttrpc::{Health, create_health};
@@ -56,6 +58,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         blocks: hotplug::Blocks::default(),
     });
     let pulls = create_pull_service(agent.clone());
+    let content = create_content_service(agent.clone());
     let agent = create_agent_service(agent);
     let health = create_health(Arc::new(Liveness));
     let address = format!("vsock://{ANY_CID}:{}", ports::AGENT);
@@ -64,6 +67,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         .or_internal("boot", &address)?
         .register_service(agent)
         .register_service(pulls)
+        .register_service(content)
         .register_service(health);
     let mut serving = Serving {
         server,
@@ -158,6 +162,22 @@ impl PullService for Agent {
     ) -> ttrpc::Result<PullProgress> {
         let request = self.gate.admit(request)?;
         Ok(self.sandbox.pulls().watch(request).await?)
+    }
+}
+
+#[async_trait]
+impl ContentService for Agent {
+    async fn put_content(
+        &self,
+        _: &TtrpcContext,
+        request: PutContentRequest,
+    ) -> ttrpc::Result<PutContentResponse> {
+        let slots = self.sandbox.content();
+        let place = slots.place(&request)?;
+        let request = self
+            .gate
+            .admit_content(request, place.path(), place.is_new())?;
+        Ok(slots.put(&request, &place)?)
     }
 }
 
@@ -405,7 +425,14 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::GetDiagnosticDataRequest,
     ) -> ttrpc::Result<agent::GetDiagnosticDataResponse> {
-        self.refuse(request, "GetDiagnosticData")
+        let data = self
+            .sandbox
+            .content()
+            .diagnostic(&self.gate.admit(request)?)?;
+        Ok(agent::GetDiagnosticDataResponse {
+            data,
+            ..Default::default()
+        })
     }
 
     async fn update_interface(

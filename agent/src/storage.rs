@@ -1,26 +1,40 @@
 //! What a request's `Storage` asks to be mounted, and how often it is in use.
 //!
 //! Containers of a pod name the same mount point more than once (an `emptyDir`, the shared
-//! directory): the first use mounts, the last release unmounts.
+//! directory): the first use mounts, the last release unmounts. An `emptyDir` is the pod's, whose container may
+//! come back: it stays until the VM ends. On disk it lies where images do, so on the scratch disk where
+//! the guest uses one.
+
+mod part;
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use agent_api::{ErrorCode, GuestError, agent};
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
 
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::path;
 
 const PHASE: &str = "storage";
 /// The drivers of this file, as `GetGuestDetails` lists them.
-pub const DRIVERS: [&str; 4] = ["virtio-fs", "ephemeral", "local", "bind"];
+pub const DRIVERS: [&str; 5] = ["virtio-fs", "ephemeral", LOCAL_DRIVER, "bind", PART];
 /// Storages in use at once; a pod has a handful.
 const MAX_STORAGES: usize = 1024;
+/// Where `local` storages lie in the image store.
+const LOCAL: &str = ".local";
+/// What lies there.
+pub const LOCAL_DRIVER: &str = "local";
+/// The option that gives a storage to a group of the pod; Kata's name.
+const GROUP_OPTION: &str = "fsgid=";
+/// A directory of one that is the pod's.
+const PART: &str = "part";
+/// The drivers whose storages are the pod's.
+const OF_POD: [&str; 2] = ["ephemeral", LOCAL_DRIVER];
 
 /// The storages in use.
 #[derive(Debug, Default)]
@@ -68,6 +82,14 @@ impl Storages {
                 message,
             ));
         }
+        if storage.driver == PART {
+            let whole = path::lexical(PHASE, &storage.source)?;
+            let is_pods = |known: &Use| OF_POD.contains(&known.driver.as_str());
+            if !table.get(&whole).is_some_and(is_pods) {
+                let message = format!("{} is no volume of the pod", whole.display());
+                return Err(invalid(PHASE, message));
+            }
+        }
         let is_mount = attach(storage)?;
         let (driver, source) = (storage.driver.clone(), storage.source.clone());
         table.insert(
@@ -88,8 +110,8 @@ impl Storages {
         let Some(known) = table.get_mut(point) else {
             return;
         };
-        known.count -= 1;
-        if known.count > 0 {
+        known.count = known.count.saturating_sub(1);
+        if known.count > 0 || OF_POD.contains(&known.driver.as_str()) {
             return;
         }
         let is_mount = known.is_mount;
@@ -123,30 +145,69 @@ fn attach(storage: &agent::Storage) -> Result<bool, GuestError> {
             .or_internal(PHASE, format!("{failed} (tag {:?})", storage.source))?;
         }
         "ephemeral" => {
-            let (flags, data) = mount_options(&storage.options)?;
-            mount(
-                "tmpfs",
-                &point,
-                "tmpfs",
-                flags | MountFlags::NODEV,
-                data.as_c_str(),
-            )
-            .or_internal(PHASE, failed)?;
+            let (group, options) = take_group(&storage.options)?;
+            let (flags, data) = mount_options(&options)?;
+            let flags = flags | MountFlags::NODEV;
+            mount("tmpfs", &point, "tmpfs", flags, data.as_c_str()).or_internal(PHASE, &failed)?;
+            give(&point, None, group).or_internal(PHASE, failed)?;
         }
+        PART => part::mount(Path::new(&storage.source), &storage.options, &point)?,
         "bind" => {
             let source = path::existing(PHASE, &storage.source)?;
             mount_bind_recursive(&source, &point).or_internal(PHASE, failed)?;
         }
         _ => {
-            fs::set_permissions(
-                &point,
-                fs::Permissions::from_mode(local_mode(&storage.options)?),
-            )
-            .or_internal(PHASE, failed)?;
-            return Ok(false);
+            let (group, options) = take_group(&storage.options)?;
+            let mode = local_mode(&options)?;
+            let inner = local_directory(&storage.mount_point)?;
+            give(&inner, Some(mode), group).or_internal(PHASE, &failed)?;
+            mount_bind(&inner, &point).or_internal(PHASE, failed)?;
         }
     }
     Ok(true)
+}
+
+/// A directory in the image store for a mount point, whose name is the point's own.
+fn local_directory(mount_point: &str) -> Result<PathBuf, GuestError> {
+    let store = Path::new(path::IMAGE).join(LOCAL);
+    fs::create_dir_all(&store).or_internal(PHASE, store.display())?;
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o711))
+        .or_internal(PHASE, store.display())?;
+    let point = path::lexical(PHASE, mount_point)?;
+    let name = point.strip_prefix(path::BASE).unwrap_or(&point);
+    let directory = store.join(name);
+    fs::create_dir_all(&directory).or_internal(PHASE, directory.display())?;
+    Ok(directory)
+}
+
+/// The group that a storage is for, and the options without it.
+fn take_group(options: &[String]) -> Result<(Option<u32>, Vec<String>), GuestError> {
+    let (groups, rest): (Vec<_>, Vec<_>) = options
+        .iter()
+        .cloned()
+        .partition(|option| option.starts_with(GROUP_OPTION));
+    let Some(named) = groups.last() else {
+        return Ok((None, rest));
+    };
+    let group = named
+        .strip_prefix(GROUP_OPTION)
+        .and_then(|id| id.parse().ok());
+    match group.filter(|id| *id != u32::MAX) {
+        Some(id) => Ok((Some(id), rest)),
+        None => Err(invalid(PHASE, format!("{named} names no group"))),
+    }
+}
+
+/// Sets mode and group of a directory. What a group shares is made with that group, as the kubelet does.
+fn give(directory: &Path, mode: Option<u32>, group: Option<u32>) -> std::io::Result<()> {
+    const OF_GROUP: u32 = 0o2775;
+    if group.is_some() {
+        chown(directory, None, group)?;
+    }
+    let own = fs::metadata(directory)?.permissions().mode();
+    let extra = group.map_or(0, |_| OF_GROUP);
+    let mode = mode.unwrap_or(own) | extra;
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode & 0o7777))
 }
 
 /// A local directory is for the pod's containers, whoever they run as.
@@ -210,6 +271,16 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_no_option_of_the_file_system() {
+        let (group, rest) = take_group(&["fsgid=7".into(), "size=1".into()]).unwrap();
+        assert_eq!((group, rest), (Some(7), vec!["size=1".to_owned()]));
+        assert_eq!(take_group(&[]).unwrap(), (None, Vec::new()));
+        for bad in ["fsgid=", "fsgid=x", "fsgid=4294967295"] {
+            assert!(take_group(&[bad.into()]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn unknown_drivers_and_places_are_refused() {
         let mut storage = agent::Storage::new();
         storage.driver = "nvdimm".into();
@@ -217,6 +288,11 @@ mod tests {
         let error = Storages::default().attach(&storage).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unimplemented);
         assert!(error.message.contains("nvdimm"), "{error}");
+        storage.driver = PART.into();
+        storage.source = "/run/kata-containers/sandbox".into();
+        let error = Storages::default().attach(&storage).unwrap_err();
+        assert!(error.message.contains("no volume of the pod"), "{error}");
+        storage.driver = "nvdimm".into();
         storage.mount_point = "/etc".into();
         let error = Storages::default().attach(&storage).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidArgument);

@@ -16,6 +16,7 @@ use crate::reason::Reason;
 use crate::rootfs::Shared;
 use crate::spec::group::Role;
 use crate::spec::size::Limits;
+use crate::volume::Volumes;
 
 /// Further processes of one container at a time.
 const MAX_EXECS: usize = 1024;
@@ -52,6 +53,7 @@ struct State {
     execs: BTreeMap<String, Arc<Process>>,
     shared: Option<Shared>,
     limits: Limits,
+    volumes: Volumes,
 }
 
 impl Container {
@@ -116,6 +118,26 @@ impl Container {
     /// Notes what it may use.
     pub fn limit(&self, limits: Limits) {
         lock(&self.state).limits = limits;
+    }
+
+    /// Holds what it has in slots of the guest.
+    pub fn hold(&self, volumes: Volumes) {
+        lock(&self.state).volumes = volumes;
+    }
+
+    /// Whether it may have something in slots.
+    #[must_use]
+    pub fn has_slots(&self) -> bool {
+        lock(&self.state).volumes.is_sent()
+    }
+
+    /// The host's file for its termination message, where the guest has the one that it writes.
+    #[must_use]
+    pub fn termination_log(&self) -> Option<PathBuf> {
+        lock(&self.state)
+            .volumes
+            .termination_log()
+            .map(PathBuf::from)
     }
 
     /// Whether it exists in the guest.
@@ -216,8 +238,10 @@ impl Container {
 
     /// Undoes what it has mounted on the host.
     pub fn unmount(&self) {
-        let shared = lock(&self.state).shared.take();
-        drop(shared);
+        let mut state = lock(&self.state);
+        let held = (state.shared.take(), std::mem::take(&mut state.volumes));
+        drop(state);
+        drop(held);
     }
 }
 

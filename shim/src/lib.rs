@@ -39,3 +39,4 @@ pub mod stats;
 pub mod task;
 pub mod timeline;
 pub mod virtiofs;
+pub mod volume;

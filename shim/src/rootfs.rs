@@ -66,7 +66,7 @@ pub enum RootfsError {
     Confidential,
     /// A confidential guest cannot take the host's files.
     #[error(
-        "mount of {source_path} at {destination}: files of the host cannot go into a confidential guest: remove it"
+        "mount of {source_path} at {destination}: files of the host cannot go into a confidential guest: remove it, or use a ConfigMap, Secret or emptyDir, which can"
     )]
     ConfidentialBind {
         /// The path on the host.
@@ -79,6 +79,16 @@ pub enum RootfsError {
         "the host's files are needed and shared_fs is \"none\": set it to \"virtio-fs\" in [hypervisor.qemu]"
     )]
     NotShared,
+    /// The guest shares nothing.
+    #[error(
+        "mount of {source_path} at {destination}: shared_fs is \"none\": set it to \"virtio-fs\" in [hypervisor.qemu], or use a ConfigMap, Secret or emptyDir"
+    )]
+    BindNotShared {
+        /// The path on the host.
+        source_path: String,
+        /// The path in the container.
+        destination: String,
+    },
     /// There is no root file system at all.
     #[error("the task has neither mounts nor a root.path")]
     Nothing,
@@ -204,8 +214,11 @@ pub fn check_binds(
             source_path: bind.source.clone(),
             destination: destination(bind),
         }),
-        Some(_) if config.vm.shared_fs == crate::config::SharedFs::None => {
-            Err(RootfsError::NotShared)
+        Some(bind) if config.vm.shared_fs == crate::config::SharedFs::None => {
+            Err(RootfsError::BindNotShared {
+                source_path: bind.source.clone(),
+                destination: destination(bind),
+            })
         }
         _ => Ok(()),
     }

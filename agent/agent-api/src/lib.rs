@@ -3,7 +3,8 @@
 //! - Generated from `proto/`: Kata's ttRPC messages and services ([`agent`], [`agent_ttrpc`],
 //!   [`health`], [`health_ttrpc`], [`oci`], [`types`], [`csi`]). Messages serialize with `serde`
 //!   to the JSON that a policy reads.
-//! - Generated too, and Cloister's own: how far a pull is ([`pull`], [`pull_ttrpc`]).
+//! - Generated too, and Cloister's own: how far a pull is ([`pull`], [`pull_ttrpc`]), and the host's small
+//!   files ([`content`], [`content_ttrpc`]).
 //! - Written here: ports and caps ([`ports`], [`limit`]), the host port's lines ([`HostLine`],
 //!   [`DialAnswer`]), the stream port's ([`StreamLine`]), phases of a start ([`Ready`], [`Event`]) and the closed list of errors
 //!   ([`ErrorCode`], [`GuestError`]).
@@ -25,7 +26,10 @@ pub mod ports;
 
 pub use error::{ErrorCode, GuestError, ParseErrorCodeError};
 pub use event::{Event, Phase, Ready};
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, pull, pull_ttrpc, types};
+pub use generated::{
+    agent, agent_ttrpc, content, content_ttrpc, csi, health, health_ttrpc, oci, pull, pull_ttrpc,
+    types,
+};
 pub use host_key::{HOST_KEY_BYTES, HostKey};
 pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;

@@ -54,3 +54,32 @@ pub const MAX_NEIGHBOURS: usize = 1024;
 
 /// A host name in a `DIAL` line, in bytes (RFC 1035, section 2.3.4).
 pub const MAX_HOST_NAME: usize = 253;
+
+/// One file of a content slot, in bytes: as much as Kubernetes takes for a whole `ConfigMap` or Secret.
+pub const MAX_CONTENT_FILE: usize = 1024 * 1024;
+
+/// The files of one `PutContent`, in bytes; a ttRPC message has at most 4 MiB.
+pub const MAX_CONTENT_REQUEST: usize = 2 * 1024 * 1024;
+
+/// One set of files, in bytes: a projected volume joins several `ConfigMap`s and Secrets.
+pub const MAX_CONTENT_SET: usize = 4 * 1024 * 1024;
+
+/// Files of one set.
+pub const MAX_CONTENT_FILES: usize = 1024;
+
+/// The path of a file in its slot, in bytes, and how many parts it has.
+pub const MAX_CONTENT_PATH: usize = 1024;
+/// See [`MAX_CONTENT_PATH`].
+pub const MAX_CONTENT_DEPTH: usize = 16;
+
+/// All content of a pod, in bytes: it lies in the guest's memory.
+pub const MAX_CONTENT_POD: usize = 64 * 1024 * 1024;
+
+/// Content slots of a pod.
+pub const MAX_CONTENT_SLOTS: usize = 4096;
+
+/// What is read of a termination message, in bytes: the kubelet keeps as much.
+pub const MAX_TERMINATION_MESSAGE: usize = 4096;
+
+/// What `GetDiagnosticData` calls it.
+pub const TERMINATION_LOG: &str = "termination_log";

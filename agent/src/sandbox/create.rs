@@ -19,7 +19,7 @@ use crate::image::{self, Rootfs};
 use crate::path::{self, check_container_id};
 use crate::process::Process;
 use crate::spec::{self, Place};
-use crate::{oom, pause};
+use crate::{oom, pause, storage};
 
 impl Sandbox {
     /// Makes a container; its process waits for [`Sandbox::start_container`]. Ends early when the container
@@ -183,6 +183,9 @@ impl Sandbox {
     ) -> Result<Root, GuestError> {
         let is_pull = |storage: &&agent::Storage| storage.driver == image::DRIVER;
         for storage in request.storages.iter().filter(|storage| !is_pull(storage)) {
+            if storage.driver == storage::LOCAL_DRIVER {
+                self.images.ready().await?;
+            }
             storages.push(self.storages.attach(storage)?);
         }
         let mut pulls = request.storages.iter().filter(is_pull);
@@ -218,6 +221,7 @@ impl Sandbox {
         for point in storages {
             self.storages.release(point);
         }
+        self.content().release(id);
     }
 
     fn reserve(&self, id: &str, making: Making) -> Result<(), GuestError> {

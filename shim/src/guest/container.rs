@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agent_api::agent::{self as api, Storage};
+use agent_api::content::{PutContentRequest, PutContentResponse};
 use agent_api::oci;
 use agent_api::pull::{PullProgress, WatchPullRequest};
 use agent_api::{GuestError, limit};
@@ -13,6 +14,9 @@ use super::{Guest, REQUEST_TIMEOUT};
 
 /// How long the guest may take to tell how far a pull is: it waits for news itself.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(limit::PULL_WAIT_SECONDS + 10);
+
+/// How long the guest may take for a termination message: the container's end is told after it.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a container is created from.
 #[derive(Debug, Clone)]
@@ -42,6 +46,36 @@ impl Guest {
         };
         let call = self.client.create_container(Context::default(), &request);
         self.unlimited("create", call).await.map(drop)
+    }
+
+    /// Gives a container content of the host; answers where the guest has put it.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn put_content(
+        &self,
+        request: PutContentRequest,
+    ) -> Result<PutContentResponse, GuestError> {
+        let call = self.content.put_content(Context::default(), &request);
+        self.call("volume", REQUEST_TIMEOUT, call).await
+    }
+
+    /// What a container wrote as its termination message.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn termination_message(&self, id: &str) -> Result<String, GuestError> {
+        let request = api::GetDiagnosticDataRequest {
+            log_type: limit::TERMINATION_LOG.to_owned(),
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        let call = self
+            .client
+            .get_diagnostic_data(Context::default(), &request);
+        self.call("stop", MESSAGE_TIMEOUT, call)
+            .await
+            .map(|answer| answer.data)
     }
 
     /// Waits until the pull for a container is further than was `seen`, and tells how far.

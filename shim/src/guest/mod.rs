@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use agent_api::agent::{self as api, Storage};
 use agent_api::agent_ttrpc::AgentServiceClient;
+use agent_api::content_ttrpc::ContentServiceClient;
 use agent_api::pull_ttrpc::PullServiceClient;
 use agent_api::{ErrorCode, GuestError};
 use hypervisor::{Connector, VsockStream};
@@ -41,6 +42,7 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Guest {
     client: AgentServiceClient,
     pulls: PullServiceClient,
+    content: ContentServiceClient,
     ports: Option<Connector>,
     gone: watch::Receiver<Option<GuestError>>,
 }
@@ -59,6 +61,7 @@ impl Guest {
     pub fn new(client: ttrpc::r#async::Client, gone: watch::Receiver<Option<GuestError>>) -> Self {
         Self {
             pulls: PullServiceClient::new(client.clone()),
+            content: ContentServiceClient::new(client.clone()),
             client: AgentServiceClient::new(client),
             ports: None,
             gone,

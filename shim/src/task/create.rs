@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError};
 use containerd_shim_protos::events::task as told;
 use containerd_shim_protos::protobuf::MessageField;
@@ -30,6 +31,7 @@ use crate::spec::pod::{self, Processes, Sibling};
 use crate::spec::size::Limits;
 use crate::spec::{self, Spec, proto, refuse};
 use crate::state_dir::is_plain_name;
+use crate::volume;
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ pub(super) struct Prepared {
     pub(super) binds: Vec<HostBind>,
     /// The pod's cgroup on the host, where it has one.
     pub(super) cgroup: Option<cgroup::Wanted>,
+    /// What the guest has of its own for it, and what it is sent.
+    pub(super) storages: Vec<Storage>,
+    pub(super) slots: Vec<volume::Wanted>,
     /// The root's path on the host, relative to the bundle or absolute.
     host_root: String,
     /// The pod's network namespace, and its name servers.
@@ -169,19 +174,21 @@ impl Tasks {
         }
         let shared = self.share(container, request, &mut prepared).await?;
         container.note(|progress| progress.enter(Step::Make));
-        let storages = match &prepared.source {
+        self.fill_slots(&guest, container, &mut prepared).await?;
+        let image = match &prepared.source {
             Source::GuestPull { image, metadata } => {
                 // A pod's sandbox container has nothing to pull.
                 if container.role != Role::Sandbox {
                     container.note(|progress| progress.pull(image));
                 }
-                vec![rootfs::guest_pull_storage(image, metadata, &container.id)]
+                Some(rootfs::guest_pull_storage(image, metadata, &container.id))
             }
-            Source::Host => Vec::new(),
+            Source::Host => None,
         };
+        let volumes = std::mem::take(&mut prepared.storages);
         let new = NewContainer {
             id: container.id.clone(),
-            storages,
+            storages: image.into_iter().chain(volumes).collect(),
             spec: proto::spec(&prepared.spec),
             sandbox_pidns: processes == Processes::Pod,
         };
@@ -309,6 +316,12 @@ impl Tasks {
         if container.role.owns_vm() {
             self.sandbox.stop().await;
         }
+        if container.has_slots()
+            && let Ok(guest) = self.sandbox.guest()
+        {
+            // It may know no such container; the content goes all the same.
+            let _ = guest.remove_container(&container.id).await;
+        }
         container.unmount();
         self.containers.remove(&container.id);
         // Who waits for its end must not wait for ever.
@@ -344,6 +357,10 @@ fn prepare(
         shm,
     );
     spec::seccomp::check(&spec)?;
+    let sandbox = container.role.sandbox_of(&container.id);
+    let planned = volume::plan(&config, sandbox, &container.id, &mut spec, binds)
+        .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "volume", error))?;
+    let binds = planned.binds;
     let destination = |bind: &HostBind| {
         spec.mounts
             .get(bind.index)
@@ -359,6 +376,8 @@ fn prepare(
         source,
         binds,
         cgroup,
+        storages: planned.storages,
+        slots: planned.slots,
         host_root,
         network,
         dns,
@@ -373,6 +392,7 @@ fn rootfs_error(error: &RootfsError) -> GuestError {
         | RootfsError::Nothing => ErrorCode::InvalidArgument,
         RootfsError::Confidential
         | RootfsError::ConfidentialBind { .. }
+        | RootfsError::BindNotShared { .. }
         | RootfsError::NotShared => ErrorCode::FailedPrecondition,
         RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
     };

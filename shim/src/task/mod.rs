@@ -7,6 +7,7 @@ mod make;
 mod options;
 mod plan;
 pub mod service;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -167,6 +168,9 @@ impl Tasks {
             }
         };
         copies.finish().await;
+        if process.id.exec.is_empty() {
+            volumes::bring_back_message(&container, &guest).await;
+        }
         self.ended(&process, status);
         if process.id.exec.is_empty() && container.role.owns_vm() {
             // Nothing can be done with the VM any more; its memory is better used by others.

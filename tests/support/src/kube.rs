@@ -153,15 +153,32 @@ impl Kube {
             .ctr_within(LIMIT, &["image", "import", "--base-name", &base, &archive])?
             .ok()?;
         let reference = format!("{base}:latest");
+        self.noticed(&reference)?;
+        Ok(reference)
+    }
+
+    /// The same under the reference by which a guest pulls it.
+    ///
+    /// # Errors
+    /// As [`Self::import`].
+    pub fn import_as(&self, recipe: &Recipe, name: &str, reference: &str) -> Result<()> {
+        let here = self.import(recipe, name)?;
+        self.containerd
+            .ctr_within(LIMIT, &["image", "tag", &here, reference])?
+            .ok()?;
+        self.noticed(reference)
+    }
+
+    fn noticed(&self, reference: &str) -> Result<()> {
         let since = Instant::now();
-        while !self.cri.has_image(&reference)? {
+        while !self.cri.has_image(reference)? {
             ensure!(
                 since.elapsed() < SETTLE,
                 "the CRI plugin has no {reference}"
             );
             std::thread::sleep(POLL);
         }
-        Ok(reference)
+        Ok(())
     }
 
     /// A pod of this name, as a kubelet asks for it.

@@ -31,12 +31,7 @@ impl Registry {
     pub fn start(state: &State) -> Result<Self> {
         let storage = state.dir("registry")?;
         let identity = tls::identity(state, "registry")?;
-        let tls = format!(
-            "  tls:\n    certificate: {}\n    key: {}\n",
-            identity.cert.display(),
-            identity.key.display()
-        );
-        let (service, address) = serve(state, "registry", &storage, &tls)?;
+        let (service, address) = serve(state, "registry", &storage, &tls_section(&identity))?;
         Ok(Self {
             service,
             address,
@@ -52,6 +47,24 @@ impl Registry {
     /// When it does not listen in time.
     pub fn in_the_clear(&self, state: &State) -> Result<(Service, String)> {
         serve(state, "registry-clear", &self.storage, "")
+    }
+
+    /// Serves the same images under the same address in another network namespace as well, as long as the
+    /// answer is held.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn also_in(&self, state: &State, namespace: &Path) -> Result<Service> {
+        let config = state.file(
+            "registry-inside.yml",
+            configuration(&self.storage, &self.address, &tls_section(&self.identity)),
+        )?;
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", namespace.display()))
+            .args(["docker-registry", "serve"])
+            .arg(config);
+        Service::start(&mut command, &state.path().join("registry-inside.log"))
     }
 
     /// `host:port`, as it stands before an image's name.
@@ -163,12 +176,7 @@ fn serve(state: &State, name: &str, storage: &Path, tls: &str) -> Result<(Servic
     let address = format!("127.0.0.1:{}", free_port()?);
     let config = state.file(
         &format!("{name}.yml"),
-        format!(
-            "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: false\n\
-             storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
-             http:\n  addr: {address}\n{tls}",
-            storage.display(),
-        ),
+        configuration(storage, &address, tls),
     )?;
     let mut service = Service::start(
         Command::new("docker-registry").arg("serve").arg(config),
@@ -176,6 +184,23 @@ fn serve(state: &State, name: &str, storage: &Path, tls: &str) -> Result<(Servic
     )?;
     service.wait_until(READY, || TcpStream::connect(&address).is_ok())?;
     Ok((service, address))
+}
+
+fn tls_section(identity: &Identity) -> String {
+    format!(
+        "  tls:\n    certificate: {}\n    key: {}\n",
+        identity.cert.display(),
+        identity.key.display()
+    )
+}
+
+fn configuration(storage: &Path, address: &str, tls: &str) -> String {
+    format!(
+        "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: false\n\
+         storage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
+         http:\n  addr: {address}\n{tls}",
+        storage.display(),
+    )
 }
 
 /// A port that was free a moment ago.

@@ -98,7 +98,7 @@ const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "an emptyDir is the kubelet's directory, shared with a plain guest as it is",
+        why: "an emptyDir is the kubelet's directory where files are shared with the guest, and the guest's own where they are not",
         keys: &[
             ("disable_guest_empty_dir", Switch),
             ("kubelet_root_dir", Text),
@@ -155,7 +155,7 @@ const ONLY: &[Only] = &[
     },
     Only {
         allowed: Allowed::LeftOut(&["shared-fs", "block-plain", "block-encrypted"]),
-        why: "an emptyDir is a directory of the host that is shared with a plain guest; a guest that shares nothing has none on disk",
+        why: "an emptyDir is a directory of the host that is shared with a plain guest; a guest that shares nothing has it where its images are",
         fix: "use \"shared-fs\"",
         keys: &[("emptydir_mode", Text)],
     },

@@ -1,0 +1,322 @@
+//! Content slots: small files of the host (ConfigMaps, Secrets, tokens, `/etc/hosts` and the like) for a
+//! container, where no file system is shared.
+//!
+//! ```text
+//!   PutContent ─► place: the guest names it ─► Gate::admit_content ─► put ─► path, for the source of a mount
+//!                                                                      │
+//!                  <container>-<16 hex digits>-<name>/                 │ a directory's set is staged, then
+//!                     ..set-2/key                                      │ seen as one: `..data` is renamed,
+//!                     ..data ─► ..set-2      key ─► ..data/key         ▼ as the kubelet does on the host
+//! ```
+//!
+//! The host chooses neither the path nor a link: it gives plain names below a directory that the guest
+//! made. The names of places are Kata's, whose policies judge them by `CopyFileRequest`. Everything lies in
+//! the guest's memory and is counted; a slot goes with its container.
+
+mod place;
+mod set;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use agent_api::content::put_content_request::Kind;
+use agent_api::content::{ContentFile, PutContentRequest, PutContentResponse};
+use agent_api::{ErrorCode, GuestError, agent, limit};
+use rustix::fs::OFlags;
+
+use crate::fault::{OrFail, invalid, unimplemented};
+use crate::gate::Allowed;
+use crate::path;
+pub use place::{Place, entries};
+use set::Stage;
+
+const PHASE: &str = "content";
+/// Where slots are when the shared directory is the host's.
+const OWN: &str = "/run/kata-containers/sandbox/content";
+/// Any process of the container may write its termination message, as on the kubelet's file.
+const LOG_MODE: u32 = 0o666;
+
+/// The slots of a pod.
+#[derive(Debug, Default)]
+pub struct Slots {
+    base: Option<PathBuf>,
+    table: Mutex<HashMap<String, Slot>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    container: String,
+    kind: Kind,
+    path: PathBuf,
+    /// Bytes of the set that is seen.
+    bytes: usize,
+    /// Sets that were begun, for their names.
+    sets: u64,
+    stage: Option<Stage>,
+}
+
+impl Slots {
+    /// Where a request's content goes: a new place, or that of the slot which it names.
+    ///
+    /// # Errors
+    ///
+    /// The request is malformed, too large, or names no slot of its container.
+    pub fn place(&self, request: &PutContentRequest) -> Result<Place, GuestError> {
+        place::check(request)?;
+        if request.slot.is_empty() {
+            return Place::new(&self.base(), request);
+        }
+        let table = self.table();
+        let slot = table.get(&request.slot);
+        let slot = slot.filter(|slot| slot.container == request.container_id);
+        let slot = slot.ok_or_else(|| {
+            let message = format!("container {} has no such slot", request.container_id);
+            GuestError::new(ErrorCode::NotFound, PHASE, message)
+        })?;
+        if slot.kind != Kind::DIRECTORY || request.kind.enum_value() != Ok(Kind::DIRECTORY) {
+            return Err(invalid(PHASE, "a slot of one file does not change"));
+        }
+        Ok(Place::of(&request.slot, &slot.path))
+    }
+
+    /// Puts content into its place. A set is seen when its last file has come.
+    ///
+    /// # Errors
+    ///
+    /// There is too much, or it cannot be written. A slot that was there stays as it was.
+    pub fn put(
+        &self,
+        request: &Allowed<PutContentRequest>,
+        place: &Place,
+    ) -> Result<PutContentResponse, GuestError> {
+        self.put_in(request, place)
+    }
+
+    fn put_in(
+        &self,
+        request: &PutContentRequest,
+        place: &Place,
+    ) -> Result<PutContentResponse, GuestError> {
+        let mut table = self.table();
+        let adds: usize = request.files.iter().map(|file| file.data.len()).sum();
+        check_room(&table, adds, place.is_new())?;
+        if place.is_new() {
+            let slot = open(request, place)?;
+            table.insert(place.slot().to_owned(), slot);
+        }
+        let slot = table.get_mut(place.slot());
+        // It may have gone with its container since.
+        let slot = slot.ok_or_else(|| GuestError::new(ErrorCode::NotFound, PHASE, "no slot"))?;
+        let done = if slot.kind == Kind::DIRECTORY {
+            slot.add(&request.files, request.more)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = done {
+            slot.stage = None;
+            if place.is_new()
+                && let Some(slot) = table.remove(place.slot())
+            {
+                remove(&slot.path);
+            }
+            return Err(error);
+        }
+        Ok(PutContentResponse {
+            slot: place.slot().to_owned(),
+            path: place.path().to_owned(),
+            ..Default::default()
+        })
+    }
+
+    /// The end of what a container has written as its termination message.
+    ///
+    /// # Errors
+    ///
+    /// Other data is asked for, or the container has no such file.
+    pub fn diagnostic(
+        &self,
+        request: &Allowed<agent::GetDiagnosticDataRequest>,
+    ) -> Result<String, GuestError> {
+        if request.log_type != limit::TERMINATION_LOG {
+            let message = format!("log_type is not {:?}", limit::TERMINATION_LOG);
+            return Err(unimplemented(PHASE, message));
+        }
+        self.message(&request.container_id)
+    }
+
+    fn message(&self, container: &str) -> Result<String, GuestError> {
+        let table = self.table();
+        let mut slots = table.values();
+        let slot = slots
+            .find(|slot| slot.kind == Kind::TERMINATION_LOG && slot.container == container)
+            .ok_or_else(|| {
+                let message = "the container has no termination log in a slot";
+                GuestError::new(ErrorCode::NotFound, PHASE, message)
+            })?;
+        read_end(&slot.path, limit::MAX_TERMINATION_MESSAGE).or_internal(PHASE, "read the message")
+    }
+
+    /// Forgets and removes the slots of a container.
+    pub fn release(&self, container: &str) {
+        let mut table = self.table();
+        let gone: Vec<_> = table
+            .extract_if(|_, slot| slot.container == container)
+            .collect();
+        drop(table);
+        for (_, slot) in gone {
+            remove(&slot.path);
+        }
+    }
+
+    fn base(&self) -> PathBuf {
+        match &self.base {
+            Some(base) => base.clone(),
+            None if is_hosts(Path::new(path::SHARED)) => PathBuf::from(OWN),
+            None => PathBuf::from(path::SHARED),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Adds to the set under construction, and shows it when it is whole.
+    fn add(&mut self, files: &[ContentFile], more: bool) -> Result<(), GuestError> {
+        let mut stage = match self.stage.take() {
+            Some(stage) => stage,
+            None => {
+                self.sets += 1;
+                Stage::begin(&self.path, self.sets)?
+            }
+        };
+        for file in files {
+            stage.add(file)?;
+        }
+        if more {
+            self.stage = Some(stage);
+            return Ok(());
+        }
+        self.bytes = stage.bytes();
+        stage.publish()
+    }
+
+    fn held(&self) -> usize {
+        self.bytes + self.stage.as_ref().map_or(0, Stage::bytes)
+    }
+}
+
+fn check_room(table: &HashMap<String, Slot>, adds: usize, new: bool) -> Result<(), GuestError> {
+    let exhausted = |message: String| {
+        Err(GuestError::new(
+            ErrorCode::ResourceExhausted,
+            PHASE,
+            message,
+        ))
+    };
+    if new && table.len() >= limit::MAX_CONTENT_SLOTS {
+        return exhausted(format!("more than {} slots", limit::MAX_CONTENT_SLOTS));
+    }
+    let held: usize = table.values().map(Slot::held).sum();
+    if held.saturating_add(adds) > limit::MAX_CONTENT_POD {
+        let most = limit::MAX_CONTENT_POD;
+        return exhausted(format!(
+            "the pod's files of the host would have more than {most} bytes"
+        ));
+    }
+    Ok(())
+}
+
+/// Makes what a new slot is.
+fn open(request: &PutContentRequest, place: &Place) -> Result<Slot, GuestError> {
+    let kind = request.kind.enum_value_or_default();
+    let path = PathBuf::from(place.path());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).or_internal(PHASE, parent.display())?;
+    }
+    let mut bytes = 0;
+    match (kind, request.files.as_slice()) {
+        (Kind::FILE, [file]) => {
+            write_new(&path, file)?;
+            bytes = file.data.len();
+        }
+        (Kind::TERMINATION_LOG, []) => {
+            let file = ContentFile {
+                mode: LOG_MODE,
+                ..Default::default()
+            };
+            write_new(&path, &file)?;
+        }
+        (Kind::DIRECTORY, _) => {
+            fs::create_dir(&path).or_internal(PHASE, path.display())?;
+            let open = fs::Permissions::from_mode(set::DIRECTORY_MODE);
+            fs::set_permissions(&path, open).or_internal(PHASE, path.display())?;
+        }
+        _ => return Err(invalid(PHASE, "the slot's kind and its files do not fit")),
+    }
+    Ok(Slot {
+        container: request.container_id.clone(),
+        kind,
+        path,
+        bytes,
+        sets: 0,
+        stage: None,
+    })
+}
+
+fn write_new(path: &Path, file: &ContentFile) -> Result<(), GuestError> {
+    let write = || -> std::io::Result<()> {
+        let mut to = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(set::CLOSED_MODE)
+            .open(path)?;
+        to.write_all(&file.data)?;
+        set::settle(&to, file)
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written.or_internal(PHASE, path.display())
+}
+
+/// The last bytes of a file, as text. A container may have put anything there, and any amount.
+fn read_end(path: &Path, most: usize) -> std::io::Result<String> {
+    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
+    let most = u64::try_from(most).unwrap_or(u64::MAX);
+    let from = file.metadata()?.len().saturating_sub(most);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn remove(path: &Path) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(path = %path.display(), %error, "a slot is left behind");
+    }
+}
+
+/// Whether a directory is one of the host's, by virtio-fs.
+fn is_hosts(directory: &Path) -> bool {
+    const FUSE: rustix::fs::FsWord = 0x6573_5546;
+    rustix::fs::statfs(directory).is_ok_and(|found| found.f_type == FUSE)
+}
+
+#[cfg(test)]
+mod tests;

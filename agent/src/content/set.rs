@@ -1,0 +1,188 @@
+//! One set of files of a directory slot: written aside, then seen as one.
+//!
+//! Programs watch a ConfigMap's directory for the kubelet's way of changing it: `..data` is a link that is
+//! renamed over the one before. So it is done here. A container can write to its slot where its mount lets
+//! it, so that every step is relative to an open directory and follows no link.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use agent_api::GuestError;
+use agent_api::content::ContentFile;
+use agent_api::limit;
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat, readlinkat, renameat,
+    symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::PHASE;
+use super::place::too_much;
+use crate::fault::OrFail;
+
+/// Of every directory of a set.
+pub(super) const DIRECTORY_MODE: u32 = 0o755;
+/// The bits of a mode that a host sets.
+pub(super) const PERMISSIONS: u32 = 0o777;
+/// Of a file that is being written.
+pub(super) const CLOSED_MODE: u32 = 0o600;
+/// The link to the set that is seen, and the same before it is.
+const DATA: &str = "..data";
+const NEXT: &str = "..data_tmp";
+/// What the directory itself uses begins so.
+const OWN: &str = "..";
+
+/// A set under construction. Dropping it takes it back.
+#[derive(Debug)]
+pub(super) struct Stage {
+    path: PathBuf,
+    slot: OwnedFd,
+    directory: OwnedFd,
+    name: String,
+    /// What is seen of the set in the slot.
+    tops: BTreeSet<String>,
+    bytes: usize,
+    files: usize,
+    is_seen: bool,
+}
+
+impl Stage {
+    pub(super) fn begin(slot: &Path, number: u64) -> Result<Self, GuestError> {
+        let name = format!("..set-{number}");
+        let begun = || -> Result<(OwnedFd, OwnedFd), Errno> {
+            let open = directory(&CWD, slot.as_os_str())?;
+            mkdirat(&open, &name, Mode::from_raw_mode(DIRECTORY_MODE))?;
+            let inner = directory(&open, OsStr::new(&name))?;
+            fchmod(&inner, Mode::from_raw_mode(DIRECTORY_MODE))?;
+            Ok((open, inner))
+        };
+        let (open, inner) = begun().or_internal(PHASE, "begin a set")?;
+        Ok(Self {
+            path: slot.to_owned(),
+            slot: open,
+            directory: inner,
+            name,
+            tops: BTreeSet::new(),
+            bytes: 0,
+            files: 0,
+            is_seen: false,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Writes one more file, whose path was checked.
+    pub(super) fn add(&mut self, file: &ContentFile) -> Result<(), GuestError> {
+        self.bytes += file.data.len();
+        self.files += 1;
+        if self.bytes > limit::MAX_CONTENT_SET || self.files > limit::MAX_CONTENT_FILES {
+            return Err(too_much("the set"));
+        }
+        let top = file.path.split('/').next().unwrap_or_default();
+        self.tops.insert(top.to_owned());
+        self.write(file).or_internal(PHASE, "write a file")
+    }
+
+    fn write(&self, file: &ContentFile) -> io::Result<()> {
+        let mut parent = self.directory.try_clone()?;
+        let mut rest = file.path.as_str();
+        while let Some((part, below)) = rest.split_once('/') {
+            match mkdirat(&parent, part, Mode::from_raw_mode(DIRECTORY_MODE)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            parent = directory(&parent, OsStr::new(part))?;
+            fchmod(&parent, Mode::from_raw_mode(DIRECTORY_MODE))?;
+            rest = below;
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let made = openat(&parent, rest, flags, Mode::from_raw_mode(CLOSED_MODE))?;
+        let mut made = File::from(made);
+        made.write_all(&file.data)?;
+        settle(&made, file)
+    }
+
+    /// Lets the set be seen in the place of the one before, which goes.
+    pub(super) fn publish(mut self) -> Result<(), GuestError> {
+        self.show().or_internal(PHASE, "show a set")?;
+        self.is_seen = true;
+        self.tidy().or_internal(PHASE, "remove the set before")
+    }
+
+    fn show(&self) -> Result<(), Errno> {
+        unlink(&self.slot, NEXT)?;
+        symlinkat(&self.name, &self.slot, NEXT)?;
+        renameat(&self.slot, NEXT, &self.slot, DATA)?;
+        for top in &self.tops {
+            let target = format!("{DATA}/{top}");
+            let there = readlinkat(&self.slot, top, Vec::new());
+            if there.is_ok_and(|found| found.as_bytes() == target.as_bytes()) {
+                continue;
+            }
+            unlink(&self.slot, top)?;
+            symlinkat(&target, &self.slot, top)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is no part of the set that is seen.
+    fn tidy(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let stays = match name.starts_with(OWN) {
+                true => name == DATA || name == self.name,
+                false => self.tops.contains(name.as_ref()),
+            };
+            if stays {
+                continue;
+            }
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.is_seen {
+            // Nothing else is kept in the slot's own directory, and nothing links to it.
+            let _ = fs::remove_dir_all(self.path.join(&self.name));
+        }
+    }
+}
+
+fn directory(at: &impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(at, name, flags, Mode::empty())
+}
+
+fn unlink(at: &OwnedFd, name: &str) -> Result<(), Errno> {
+    match unlinkat(at, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives a written file its owner and mode.
+pub(super) fn settle(file: &File, as_said: &ContentFile) -> io::Result<()> {
+    // All ones would mean: leave it.
+    let id = |id: u32| match id {
+        u32::MAX => Err(io::Error::from(Errno::INVAL)),
+        id => Ok(id),
+    };
+    let (uid, gid) = (id(as_said.uid)?, id(as_said.gid)?);
+    fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    fchmod(file, Mode::from_raw_mode(as_said.mode & PERMISSIONS))?;
+    Ok(())
+}

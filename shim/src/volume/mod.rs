@@ -1,0 +1,335 @@
+//! A pod's volumes: what of them does not go through a shared file system, and how.
+//!
+//! ```text
+//!   mount of the specification ─► kind ─┬─ small content ──► slot: bytes over ttRPC, the guest answers where
+//!                                       ├─ termination log ► slot, read back when the container has ended
+//!                                       ├─ emptyDir ───────► storage of the guest's own, for the whole pod
+//!                                       └─ else ───────────► refused, by the mount's name
+//! ```
+//!
+//! What a volume is shows in its path: the kubelet has a directory for each pod, and in it one for each kind.
+//! A guest with a shared file system gets all through that but ConfigMaps and their like: they go into slots
+//! there too, because no program in a guest is told (inotify) of what the host changes in a shared one.
+
+pub mod content;
+mod empty_dir;
+mod kind;
+mod polled;
+mod watch;
+
+use std::path::{Path, PathBuf};
+
+use agent_api::agent::Storage;
+use agent_api::content::put_content_request::Kind as SlotKind;
+use agent_api::{GuestError, limit};
+use thiserror::Error;
+
+use crate::config::{Config, SharedFs};
+use crate::guest::Guest;
+use crate::spec::Spec;
+use crate::spec::amend::HostBind;
+use content::{ContentError, Set};
+use kind::Kind;
+use watch::Watch;
+
+/// What a container's mounts become.
+#[derive(Debug, Default)]
+pub struct Planned {
+    /// Mounts of the host's files that remain: to be shared, or refused.
+    pub binds: Vec<HostBind>,
+    /// What the guest is to prepare.
+    pub storages: Vec<Storage>,
+    /// What is to be sent.
+    pub slots: Vec<Wanted>,
+}
+
+/// A slot that is to be filled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The index of the mount.
+    pub index: usize,
+    /// The host's file or directory.
+    pub source: PathBuf,
+    name: String,
+    is_log: bool,
+}
+
+/// Why a volume cannot go into the guest.
+#[derive(Debug, Error)]
+pub enum VolumeError {
+    /// A part of an emptyDir.
+    #[error(
+        "mount at {0}: which part of the emptyDir it is (subPath) shows in no mount of the host: mount the emptyDir itself"
+    )]
+    SubPath(String),
+    /// Huge pages.
+    #[error(
+        "mount at {0}: an emptyDir of huge pages is not supported in a guest that shares no files with the host: use medium: Memory"
+    )]
+    HugePages(String),
+    /// The host's files cannot be sent.
+    #[error("mount of {path:?} at {destination}: {source}")]
+    Content {
+        /// The path on the host.
+        path: PathBuf,
+        /// The path in the container.
+        destination: String,
+        /// Why not.
+        source: ContentError,
+    },
+}
+
+/// Decides what becomes of a container's mounts. `binds` are those of the host's files.
+///
+/// # Errors
+/// [`VolumeError`] names the mount.
+pub fn plan(
+    config: &Config,
+    sandbox: &str,
+    container: &str,
+    spec: &mut Spec,
+    binds: Vec<HostBind>,
+) -> Result<Planned, VolumeError> {
+    let mut planned = Planned::default();
+    let shares = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
+    for bind in binds {
+        let Some(mount) = spec.mounts.get_mut(bind.index) else {
+            continue;
+        };
+        let kind = match kind::of(&bind.source, &mount.destination) {
+            kind if !shares => kind,
+            Kind::Content if is_told_of(Path::new(&bind.source)) => Kind::Content,
+            _ => Kind::Host,
+        };
+        let is_log = match kind {
+            Kind::Host => {
+                planned.binds.push(bind);
+                continue;
+            }
+            Kind::EmptyDir(part) => {
+                let to = &mount.destination;
+                let asked = empty_dir::storages(sandbox, container, &part, bind.index, to)?;
+                if let Some(last) = asked.last() {
+                    mount.source.clone_from(&last.mount_point);
+                }
+                planned.storages.extend(asked);
+                continue;
+            }
+            Kind::Content => false,
+            Kind::TerminationLog => true,
+        };
+        let name = Path::new(&mount.destination).file_name();
+        planned.slots.push(Wanted {
+            index: bind.index,
+            source: PathBuf::from(bind.source),
+            name: name.unwrap_or_default().to_string_lossy().into_owned(),
+            is_log,
+        });
+    }
+    Ok(planned)
+}
+
+/// Whether a directory changes as one, and is small enough for a slot.
+fn is_told_of(directory: &Path) -> bool {
+    content::is_replaced_as_one(directory) && content::set(directory).is_ok()
+}
+
+/// What a container has in slots. Dropping it ends what follows the host's changes.
+#[derive(Debug, Default)]
+pub struct Volumes {
+    sent: bool,
+    watches: Vec<Watch>,
+    log: Option<PathBuf>,
+}
+
+impl Volumes {
+    /// Those of a container to which something is about to be sent.
+    #[must_use]
+    pub fn begun() -> Self {
+        Self {
+            sent: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the guest may hold something.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.sent
+    }
+
+    /// The host's file for the termination message.
+    #[must_use]
+    pub fn termination_log(&self) -> Option<&Path> {
+        self.log.as_deref()
+    }
+
+    /// Fills one slot of a container; answers where the guest has it.
+    ///
+    /// # Errors
+    /// The host's files do not fit, or what the guest answers.
+    pub async fn fill(
+        &mut self,
+        guest: &Guest,
+        container: &str,
+        wanted: &Wanted,
+        destination: &str,
+    ) -> Result<String, GuestError> {
+        let slot = Slot {
+            container: container.to_owned(),
+            name: wanted.name.clone(),
+            source: wanted.source.clone(),
+        };
+        if wanted.is_log {
+            let answer = guest
+                .put_content(slot.request("", SlotKind::TERMINATION_LOG, Set::default(), false))
+                .await?;
+            self.log = Some(wanted.source.clone());
+            return Ok(answer.path);
+        }
+        let unreadable = |source: ContentError| {
+            let code = source.code();
+            let error = VolumeError::Content {
+                path: wanted.source.clone(),
+                destination: destination.to_owned(),
+                source,
+            };
+            GuestError::new(code, "volume", error)
+        };
+        if !wanted.source.is_dir() {
+            let set = content::file(&wanted.source).map_err(unreadable)?;
+            let request = slot.request("", SlotKind::FILE, set, false);
+            return guest.put_content(request).await.map(|answer| answer.path);
+        }
+        // Before the files are read, so that no change falls between.
+        let events = watch::Events::of(&slot.source);
+        let set = content::set(&slot.source).map_err(unreadable)?;
+        let (name, path) = slot.send(guest, "", set).await?;
+        if content::is_replaced_as_one(&slot.source) {
+            self.watches
+                .push(Watch::start(guest.clone(), slot, name, events));
+        }
+        Ok(path)
+    }
+}
+
+/// A directory of the host and its container.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    container: String,
+    name: String,
+    source: PathBuf,
+}
+
+impl Slot {
+    /// Sends a set in as many requests as it takes; answers the slot's name and its path.
+    async fn send(
+        &self,
+        guest: &Guest,
+        slot: &str,
+        set: Set,
+    ) -> Result<(String, String), GuestError> {
+        let mut name = slot.to_owned();
+        let mut path = String::new();
+        let mut parts = set.split(limit::MAX_CONTENT_REQUEST).into_iter().peekable();
+        while let Some(part) = parts.next() {
+            let more = parts.peek().is_some();
+            let request = self.request(&name, SlotKind::DIRECTORY, part, more);
+            let answer = guest.put_content(request).await?;
+            (name, path) = (answer.slot, answer.path);
+        }
+        Ok((name, path))
+    }
+
+    fn request(
+        &self,
+        slot: &str,
+        kind: SlotKind,
+        set: Set,
+        more: bool,
+    ) -> agent_api::content::PutContentRequest {
+        agent_api::content::PutContentRequest {
+            container_id: self.container.clone(),
+            slot: slot.to_owned(),
+            name: self.name.clone(),
+            kind: kind.into(),
+            files: set.into_files(),
+            more,
+            ..Default::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::oci::Mount;
+
+    fn planned(config: &Config, mounts: &[(&str, &str)]) -> (Spec, Result<Planned, VolumeError>) {
+        let mut spec = Spec::default();
+        let mut binds = Vec::new();
+        for (index, (source, destination)) in mounts.iter().enumerate() {
+            spec.mounts.push(Mount {
+                destination: (*destination).to_owned(),
+                source: (*source).to_owned(),
+                kind: "bind".to_owned(),
+                options: Vec::new(),
+            });
+            let source = (*source).to_owned();
+            binds.push(HostBind { index, source });
+        }
+        let planned = plan(config, "pod", "c", &mut spec, binds);
+        (spec, planned)
+    }
+
+    const MOUNTS: [(&str, &str); 4] = [
+        ("/var/lib/kubelet/pods/u/etc-hosts", "/etc/hosts"),
+        (
+            "/var/lib/kubelet/pods/u/containers/c/1f",
+            "/dev/termination-log",
+        ),
+        (
+            "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/tmp",
+            "/tmp",
+        ),
+        ("/srv/data", "/data"),
+    ];
+
+    #[test]
+    fn where_nothing_is_shared_each_kind_has_its_way() {
+        let mut config = Config::default();
+        config.vm.shared_fs = SharedFs::None;
+        let (spec, planned) = planned(&config, &MOUNTS);
+        let planned = planned.unwrap();
+        let slots: Vec<_> = planned
+            .slots
+            .iter()
+            .map(|slot| (slot.index, slot.name.as_str(), slot.is_log))
+            .collect();
+        assert_eq!(slots, [(0, "hosts", false), (1, "termination-log", true)]);
+        assert_eq!(planned.storages.len(), 1);
+        assert_eq!(spec.mounts[2].source, planned.storages[0].mount_point);
+        assert_eq!(planned.binds.len(), 1);
+        assert_eq!(planned.binds[0].source, "/srv/data");
+    }
+
+    #[test]
+    fn a_shared_file_system_takes_all_but_what_programs_watch() {
+        let (_, all) = planned(&Config::default(), &MOUNTS);
+        let all = all.unwrap();
+        assert_eq!(all.binds.len(), MOUNTS.len());
+        assert!(all.slots.is_empty() && all.storages.is_empty());
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("pods/u/volumes/kubernetes.io~configmap/c");
+        std::fs::create_dir_all(volume.join("..1")).unwrap();
+        std::os::unix::fs::symlink("..1", volume.join("..data")).unwrap();
+        let path = volume.to_str().unwrap();
+        let config = Config::default();
+        let (_, small) = planned(&config, &[(path, "/etc/c")]);
+        assert_eq!(small.unwrap().slots.len(), 1);
+        let large = vec![0; limit::MAX_CONTENT_FILE + 1];
+        std::fs::write(volume.join("..1/large"), large).unwrap();
+        let (_, shared) = planned(&config, &[(path, "/etc/c")]);
+        assert_eq!(shared.unwrap().binds.len(), 1);
+    }
+}
