@@ -7,12 +7,13 @@ mod tdvf;
 use std::fs;
 
 use measure::tdx::{
-    Dialect, Firmware, FirmwareError, HobError, KernelForm, LaunchError, Memory, PageOrder,
-    SectionKind, Vmm, authenticode, td_hob,
+    Dialect, Firmware, FirmwareError, HobError, KernelForm, LaunchError, Memory, Origin, PageOrder,
+    SectionKind, SecureBoot, Vmm, authenticode, td_hob,
 };
 use sha2::{Digest, Sha384};
 use tdvf::{
-    METADATA, METADATA_OFFSET, Section, entry, image, kernel, launch, loader, sections, small,
+    GLOBAL, METADATA, METADATA_OFFSET, SECURITY, Section, entry, image, kernel, launch, loader,
+    sections, small, store,
 };
 
 fn refused(image: &[u8]) -> String {
@@ -288,16 +289,68 @@ fn secure_boot_without_an_authority_is_not_predicted() {
     let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
     let (dialect, loader, kernel) = (Dialect::edk2_2025(), loader(), kernel(0));
     let mut launch = launch(&firmware, &dialect, &loader, &kernel);
-    launch.secure_boot.secure_boot = &[1];
+    launch.secure_boot = SecureBoot::On;
     assert_eq!(launch.predict(), Err(LaunchError::NoAuthority));
-    launch.secure_boot.secure_boot = &[0];
+    launch.secure_boot = SecureBoot::Off;
     assert!(launch.predict().is_ok());
+}
+
+/// What the firmware's image has of Secure Boot decides RTMR0, and which of two values of a variable.
+#[test]
+fn keys_in_the_firmwares_image_count() {
+    let rtmr0 = |variables: &[u8]| {
+        let bytes = image(0x4000, variables, &sections(0x1000, 0x3000), &[entry()]);
+        let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
+        let (dialect, loader, kernel) = (Dialect::edk2_2025(), loader(), kernel(0));
+        let prediction = launch(&firmware, &dialect, &loader, &kernel).predict()?;
+        let events = prediction.events.into_iter();
+        let keys = events.filter(|event| matches!(event.origin, Origin::SecureBoot(_)));
+        Ok::<_, LaunchError>(keys.map(|event| event.digest).collect::<Vec<_>>())
+    };
+    let of = |variables| rtmr0(&store(0x1000, variables)).unwrap();
+    let empty = of(&[]);
+    assert_eq!(empty.len(), 5);
+    let held = of(&[(0x3f, GLOBAL, "PK", b"key")]);
+    assert_ne!(held, empty);
+    for (variables, expected) in [
+        (&[(0x3c, GLOBAL, "PK", &b"key"[..])][..], &empty),
+        (&[(0x3f, SECURITY, "PK", b"key")], &empty),
+        (&[(0x3e, GLOBAL, "PK", b"key")], &held),
+        (
+            &[(0x3e, GLOBAL, "PK", b"old"), (0x3f, GLOBAL, "PK", b"key")],
+            &held,
+        ),
+        (
+            &[(0x3f, GLOBAL, "PK", b"key"), (0x3e, GLOBAL, "PK", b"old")],
+            &held,
+        ),
+    ] {
+        assert_eq!(of(variables), *expected, "{variables:?}");
+    }
+    assert_eq!(of(&[(0x3f, SECURITY, "dbt", b"list")]).len(), 6);
+    let good = store(0x1000, &[(0x3f, GLOBAL, "PK", b"key")]);
+    for (at, bytes, part) in [
+        (0x28, &b"_FVX"[..], "no volume"),
+        (0x30, &[0xff, 0xff], "no store"),
+        (0x48, &[0], "no store"),
+        (0x5d, &[0xff], "not healthy"),
+        (0x58, &[0xff; 4], "cut off"),
+        (0x64, &[0, 0], "something else"),
+        (0x64 + 40, &[0xff; 4], "a variable is cut off"),
+    ] {
+        let mut broken = good.clone();
+        broken[at..at + bytes.len()].copy_from_slice(bytes);
+        let said = rtmr0(&broken).unwrap_err().to_string();
+        assert!(said.contains(part), "{at:#x}: {said}");
+    }
 }
 
 /// Each change hits what is read: metadata, table, headers of the kernel, commands of the loader.
 #[test]
 fn no_change_of_an_input_makes_a_reader_panic() {
-    let (whole, whole_kernel, whole_loader) = (small(), kernel(0x100), loader());
+    let stored = store(0x1000, &[(0x3f, GLOBAL, "PK", b"key")]);
+    let whole = image(0x4000, &stored, &sections(0x1000, 0x3000), &[entry()]);
+    let (whole_kernel, whole_loader) = (kernel(0x100), loader());
     let (mut kept, mut state) = (0, 0x9e37_79b9_7f4a_7c15_u64);
     let mut random = move |below: usize| {
         state ^= state << 13;
@@ -325,6 +378,11 @@ fn no_change_of_an_input_makes_a_reader_panic() {
     for round in 0..20_000 {
         let start = whole.len() - METADATA_OFFSET;
         let image = change(&whole, start, METADATA_OFFSET);
+        let image = if image.len() > 0x100 {
+            change(&image, 0, 0x100)
+        } else {
+            image
+        };
         let kernel = change(&whole_kernel, 0, 0x240);
         let loader = change(&whole_loader, 0, 0x110);
         let _ = authenticode(&kernel);

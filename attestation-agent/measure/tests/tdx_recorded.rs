@@ -12,7 +12,7 @@ use measure::tdx::{
     Dialect, Event, Firmware, Memory, Origin, Prediction, RuntimeEvent, SecureBoot, Vmm, explain,
     memory_of, replay,
 };
-use tdvf::{entry, image, kernel, launch, loader, sections};
+use tdvf::{GLOBAL, SECURITY, entry, image, kernel, launch, loader, sections, store};
 
 /// A log, or nothing where the vectors are absent.
 fn recorded(name: &str) -> Option<Vec<u8>> {
@@ -52,25 +52,16 @@ fn sha384<'a>(event: &eventlog::Event<'a>) -> &'a [u8] {
     one.unwrap().digest
 }
 
-/// The values of the variables of Secure Boot that a log tells.
-fn secure_boot<'a>(log: &EventLog<'a>) -> SecureBoot<'a> {
-    let mut values = log
-        .events()
+/// The values of `SecureBoot`, `PK`, `KEK`, `db` and `dbx` that a log tells.
+fn secure_boot<'a>(log: &EventLog<'a>) -> Vec<&'a [u8]> {
+    log.events()
         .iter()
         .filter(|event| event.kind == EventKind::EfiVariableDriverConfig)
         .map(|event| {
             let units = u64::from_le_bytes(event.data[16..24].try_into().unwrap());
             &event.data[32 + 2 * usize::try_from(units).unwrap()..]
-        });
-    let mut next = || values.next().unwrap();
-    SecureBoot {
-        secure_boot: next(),
-        pk: next(),
-        kek: next(),
-        db: next(),
-        dbx: next(),
-        dbt: None,
-    }
+        })
+        .collect()
 }
 
 /// What is predicted of the direct boot that left the first log, with stand-ins for what nobody
@@ -141,12 +132,29 @@ fn keys_of_secure_boot_have_the_recorded_digests() {
     for name in ["CCEL_data_ovmf", "CCEL_data_grub", "CCEL_AAEL_alibabacloud"] {
         let Some(log) = recorded(name) else { return };
         let log = EventLog::parse(&log).unwrap();
-        let bytes = tdvf::small();
+        let values = secure_boot(&log);
+        let names = [
+            (GLOBAL, "PK"),
+            (GLOBAL, "KEK"),
+            (SECURITY, "db"),
+            (SECURITY, "dbx"),
+        ];
+        let stored: Vec<_> = names
+            .iter()
+            .zip(&values[1..])
+            .filter(|(_, value)| !value.is_empty())
+            .map(|((owner, name), value)| (0x3f, *owner, *name, *value))
+            .collect();
+        let bytes = firmware_of(&store(0x4000, &stored));
         let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
         let (mut dialect, loader, kernel) = (Dialect::edk2_2023(), loader(), kernel(0));
         dialect.authorities = vec![[7; 48]];
         let mut launch = launch(&firmware, &dialect, &loader, &kernel);
-        launch.secure_boot = secure_boot(&log);
+        launch.secure_boot = match values[0] {
+            [] => SecureBoot::Absent,
+            [0] => SecureBoot::Off,
+            _ => SecureBoot::On,
+        };
         let prediction = launch.predict().unwrap();
         let ours: Vec<_> = prediction
             .events
@@ -206,7 +214,8 @@ fn the_first_difference_is_told_with_the_input_that_it_comes_from() {
         "{memory}"
     );
     let mut enrolled = variables.clone();
-    enrolled[0x64] ^= 1;
+    let last = enrolled.len() - 1;
+    enrolled[last] ^= 1;
     let enrolled = said(&enrolled, 2048);
     assert!(enrolled.contains("event 1 ("), "{enrolled}");
     assert!(

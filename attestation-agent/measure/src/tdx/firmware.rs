@@ -275,35 +275,42 @@ fn section<'a>(image: &'a [u8], entry: &[u8], vmm: Vmm) -> Result<Section<'a>, F
             "is taken from outside of the image: give the whole image, variables and code in one file",
         );
     };
-    let measured = attributes & EXTEND != 0;
-    match kind {
-        SectionKind::Code | SectionKind::Variables => {
-            if content.is_empty() || content.len() as u64 > bytes {
-                return fail("has no content in the image, or more than it has room for");
-            }
-            if vmm == Vmm::Qemu && content.len() as u64 != bytes {
-                return fail(
-                    "has less content in the image than memory, and QEMU fills it with what follows",
-                );
-            }
-        }
-        SectionKind::TdHob | SectionKind::Payload | SectionKind::PayloadParameters if measured => {
-            return fail(
-                "is written by the VMM at the launch, and yet is to be measured into MRTD",
-            );
-        }
-        _ if !content.is_empty() => {
-            return fail("is memory, and yet has content in the image");
-        }
-        _ => {}
-    }
-    Ok(Section {
+    let section = Section {
         kind,
         content,
         address,
         bytes,
-        measured,
-    })
+        measured: attributes & EXTEND != 0,
+    };
+    match contradiction(&section, vmm) {
+        Some(why) => fail(why),
+        None => Ok(section),
+    }
+}
+
+/// Why a section of its kind cannot have what it has.
+fn contradiction(section: &Section<'_>, vmm: Vmm) -> Option<&'static str> {
+    let content = section.content.len() as u64;
+    match section.kind {
+        SectionKind::Code | SectionKind::Variables => {
+            if content == 0 || content > section.bytes {
+                Some("has no content in the image, or more than it has room for")
+            } else if vmm == Vmm::Qemu && content != section.bytes {
+                Some(
+                    "has less content in the image than memory, and QEMU fills it with what follows",
+                )
+            } else {
+                None
+            }
+        }
+        SectionKind::TdHob | SectionKind::Payload | SectionKind::PayloadParameters
+            if section.measured =>
+        {
+            Some("is written by the VMM at the launch, and yet is to be measured into MRTD")
+        }
+        _ if content > 0 => Some("is memory, and yet has content in the image"),
+        _ => None,
+    }
 }
 
 fn kind(number: u32, vmm: Vmm) -> Option<SectionKind> {

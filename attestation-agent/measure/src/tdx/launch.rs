@@ -5,13 +5,14 @@ use sha2::{Digest as _, Sha384};
 
 use super::{
     Acpi, AcpiError, CommandLineError, Dialect, Digest, Firmware, HobError, KernelError,
-    KernelForm, Memory, PageOrder, Rtmrs, SectionKind, SecureBoot, VariableError, Vmm,
+    KernelForm, Memory, PageOrder, Rtmrs, SectionKind, SecureBoot, StoreError, VariableError, Vmm,
     command_line::load_options,
     event::{Event, Origin, replay},
     kernel,
     runtime::{RuntimeError, RuntimeEvent},
+    store::Store,
     td_hob,
-    variable::boot_events,
+    variable::{boot_events, secure_boot_events},
 };
 
 const CALLING: &str = "Calling EFI Application from Boot Option";
@@ -29,8 +30,8 @@ pub struct Launch<'a> {
     pub order: PageOrder,
     /// How it measures.
     pub dialect: &'a Dialect,
-    /// Its variables of Secure Boot.
-    pub secure_boot: SecureBoot<'a>,
+    /// Whether it has Secure Boot; the keys are in its image.
+    pub secure_boot: SecureBoot,
     /// The guest's memory.
     pub memory: Memory,
     /// What the VMM says of the machine.
@@ -90,6 +91,9 @@ pub enum LaunchError {
     /// The tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// The firmware's variables.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A variable.
     #[error(transparent)]
     Variable(#[from] VariableError),
@@ -122,11 +126,14 @@ impl Launch<'_> {
         if self.firmware.vmm() != Vmm::Qemu {
             return Err(LaunchError::Vmm(self.firmware.vmm()));
         }
-        if self.secure_boot.is_on() && self.dialect.authorities.is_empty() {
+        if self.secure_boot == SecureBoot::On && self.dialect.authorities.is_empty() {
             return Err(LaunchError::NoAuthority);
         }
-        let mut events = self.start()?;
-        events.extend(self.secure_boot.events()?);
+        let variables = self.firmware.one(SectionKind::Variables);
+        let variables = variables.ok_or(LaunchError::NoVariables)?.content;
+        let mut events = self.start(variables)?;
+        let store = Store::parse(variables)?;
+        events.extend(secure_boot_events(self.secure_boot, &store)?);
         events.push(Event::separator(1));
         events.extend(self.acpi.events()?);
         events.extend(self.dialect.authorities.iter().map(authority));
@@ -144,17 +151,15 @@ impl Launch<'_> {
     }
 
     /// What the firmware measures before its drivers start.
-    fn start(&self) -> Result<Vec<Event>, LaunchError> {
+    fn start(&self, variables: &[u8]) -> Result<Vec<Event>, LaunchError> {
         let hob = td_hob(self.firmware, self.memory)?;
-        let variables = self.firmware.one(SectionKind::Variables);
-        let variables = variables.ok_or(LaunchError::NoVariables)?;
         let mut events = vec![
             Event::of(1, EventKind::EfiHandoffTables2, Origin::TdHob, &hob),
             Event::of(
                 1,
                 EventKind::EfiPlatformFirmwareBlob2,
                 Origin::Variables,
-                variables.content,
+                variables,
             ),
         ];
         for (name, content) in &self.dialect.fw_cfg {

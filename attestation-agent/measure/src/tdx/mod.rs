@@ -29,6 +29,7 @@ mod memory;
 mod mrtd;
 mod pe;
 mod runtime;
+mod store;
 mod variable;
 
 pub use acpi::{ACPI_FILE_BYTES, Acpi, AcpiError};
@@ -44,6 +45,7 @@ pub use memory::{MEMORY_BYTES, Memory, MemoryError};
 pub use mrtd::PageOrder;
 pub use pe::{ImageError, authenticode};
 pub use runtime::{RuntimeError, RuntimeEvent};
+pub use store::StoreError;
 pub use variable::{BootOption, SecureBoot, VariableError};
 
 /// Bytes of a page.

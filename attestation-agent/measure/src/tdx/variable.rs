@@ -8,6 +8,7 @@ use evidence::eventlog::EventKind;
 use super::{
     bytes::wide,
     event::{Event, Origin},
+    store::Store,
 };
 use crate::guid::guid;
 
@@ -22,21 +23,16 @@ const VARIABLE_BYTES: usize = 256 * 1024;
 /// The most entries of the boot order.
 const BOOT_OPTIONS: usize = 128;
 
-/// The variables of Secure Boot; one that is absent is empty.
+/// The variable `SecureBoot`, which the firmware makes at its start and no image has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SecureBoot<'a> {
-    /// Whether it is on: empty where the firmware has no Secure Boot, else one byte.
-    pub secure_boot: &'a [u8],
-    /// `PK`, the platform's key.
-    pub pk: &'a [u8],
-    /// `KEK`, keys that may change the lists.
-    pub kek: &'a [u8],
-    /// `db`, what may start.
-    pub db: &'a [u8],
-    /// `dbx`, what may not.
-    pub dbx: &'a [u8],
-    /// `dbt`, which leaves no event where it is absent.
-    pub dbt: Option<&'a [u8]>,
+pub enum SecureBoot {
+    /// A firmware that is built without Secure Boot.
+    #[default]
+    Absent,
+    /// One with it and without keys.
+    Off,
+    /// One with it and with keys: what starts has to be signed.
+    On,
 }
 
 /// Something that can be started.
@@ -55,43 +51,46 @@ pub enum VariableError {
     /// Too long.
     #[error("the variable {name} has {bytes} bytes: at most {VARIABLE_BYTES} are measured here")]
     Length { name: String, bytes: usize },
-    /// Neither off nor on.
-    #[error("the variable SecureBoot is empty, 0 or 1 in one byte")]
-    SecureBoot,
     /// A boot order of a firmware that has none.
     #[error("{0} boot options: there are at most {BOOT_OPTIONS}, and none twice")]
     BootOptions(usize),
 }
 
-impl SecureBoot<'_> {
-    /// Whether it is on, so that what starts needs an authority.
-    pub(super) fn is_on(&self) -> bool {
-        self.secure_boot == [1]
+impl SecureBoot {
+    fn value(self) -> &'static [u8] {
+        match self {
+            Self::Absent => &[],
+            Self::Off => &[0],
+            Self::On => &[1],
+        }
     }
+}
 
-    pub(super) fn events(&self) -> Result<Vec<Event>, VariableError> {
-        if !matches!(self.secure_boot, [] | [0 | 1]) {
-            return Err(VariableError::SecureBoot);
-        }
-        let variables = [
-            (GLOBAL, "SecureBoot", Some(self.secure_boot)),
-            (GLOBAL, "PK", Some(self.pk)),
-            (GLOBAL, "KEK", Some(self.kek)),
-            (SECURITY, "db", Some(self.db)),
-            (SECURITY, "dbx", Some(self.dbx)),
-            (SECURITY, "dbt", self.dbt),
-        ];
-        let mut events = Vec::new();
-        for (owner, name, value) in variables {
-            let Some(value) = value else { continue };
-            bounded(name, value)?;
-            let origin = Origin::SecureBoot(name);
-            let data = variable(owner, name, value);
-            let kind = EventKind::EfiVariableDriverConfig;
-            events.push(Event::of(1, kind, origin, &data));
-        }
-        Ok(events)
+/// The events of Secure Boot: a variable that is absent counts as an empty one, but for `dbt`.
+pub(super) fn secure_boot_events(
+    secure_boot: SecureBoot,
+    store: &Store<'_>,
+) -> Result<Vec<Event>, VariableError> {
+    let stored = |owner, name| store.get(owner, &wide(name));
+    let or_empty = |owner, name| Some(stored(owner, name).unwrap_or_default());
+    let variables = [
+        (GLOBAL, "SecureBoot", Some(secure_boot.value())),
+        (GLOBAL, "PK", or_empty(GLOBAL, "PK")),
+        (GLOBAL, "KEK", or_empty(GLOBAL, "KEK")),
+        (SECURITY, "db", or_empty(SECURITY, "db")),
+        (SECURITY, "dbx", or_empty(SECURITY, "dbx")),
+        (SECURITY, "dbt", stored(SECURITY, "dbt")),
+    ];
+    let mut events = Vec::new();
+    for (owner, name, value) in variables {
+        let Some(value) = value else { continue };
+        bounded(name, value)?;
+        let origin = Origin::SecureBoot(name);
+        let data = variable(owner, name, value);
+        let kind = EventKind::EfiVariableDriverConfig;
+        events.push(Event::of(1, kind, origin, &data));
     }
+    Ok(events)
 }
 
 impl BootOption {
@@ -166,30 +165,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_absent_variable_leaves_an_event_and_an_absent_order_none() {
-        assert_eq!(SecureBoot::default().events().unwrap().len(), 5);
-        let with_dbt = SecureBoot {
-            dbt: Some(&[]),
-            ..SecureBoot::default()
-        };
-        assert_eq!(with_dbt.events().unwrap().len(), 6);
+    fn a_boot_order_that_no_firmware_has_is_refused() {
         assert!(boot_events(1, &[]).unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_no_firmware_has_is_refused() {
-        let other = SecureBoot {
-            secure_boot: &[2],
-            ..SecureBoot::default()
-        };
-        assert_eq!(other.events(), Err(VariableError::SecureBoot));
-        let long = vec![0; VARIABLE_BYTES + 1];
-        let long = SecureBoot {
-            db: &long,
-            ..SecureBoot::default()
-        };
-        let said = long.events().unwrap_err().to_string();
-        assert!(said.contains("the variable db"), "{said}");
         let option = BootOption {
             number: 0,
             value: vec![1],

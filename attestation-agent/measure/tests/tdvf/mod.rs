@@ -69,7 +69,49 @@ pub(crate) fn image(
 
 /// A firmware of four pages, one of them of variables.
 pub(crate) fn small() -> Vec<u8> {
-    image(0x4000, &[], &sections(0x1000, 0x3000), &[entry()])
+    let variables = store(0x1000, &[]);
+    image(0x4000, &variables, &sections(0x1000, 0x3000), &[entry()])
+}
+
+/// `EFI_GLOBAL_VARIABLE` and `EFI_IMAGE_SECURITY_DATABASE_GUID` as they are in memory.
+pub(crate) const GLOBAL: [u8; 16] =
+    *b"\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c";
+/// See [`GLOBAL`].
+pub(crate) const SECURITY: [u8; 16] =
+    *b"\xcb\xb2\x19\xd7\x3a\x3d\x96\x45\xa3\xbc\xda\xd0\x0e\x67\x65\x6f";
+
+/// A variable of a store: state, owner, name and value.
+pub(crate) type Variable<'a> = (u8, [u8; 16], &'a str, &'a [u8]);
+
+/// A volume of so many bytes with a store of these variables.
+pub(crate) fn store(bytes: usize, variables: &[Variable<'_>]) -> Vec<u8> {
+    let mut volume = vec![0; 0x48];
+    volume[0x28..0x2c].copy_from_slice(b"_FVH");
+    volume[0x30] = 0x48;
+    volume.extend(b"\x78\x2c\xf3\xaa\x7b\x94\x9a\x43\xa1\x80\x2e\x14\x4e\xc3\x77\x92");
+    volume.extend(u32::try_from(bytes - 0x48).unwrap().to_le_bytes());
+    volume.extend([0x5a, 0xfe, 0, 0, 0, 0, 0, 0]);
+    for (state, owner, name, value) in variables {
+        let name: Vec<u8> = name
+            .encode_utf16()
+            .chain([0])
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        volume.extend([0xaa, 0x55, *state, 0]);
+        volume.extend([0; 32]);
+        for part in [name.len(), value.len()] {
+            volume.extend(u32::try_from(part).unwrap().to_le_bytes());
+        }
+        volume.extend(owner);
+        volume.extend(name);
+        volume.extend(*value);
+        // The place of the next one, from the store's first.
+        while !(volume.len() - 0x64).is_multiple_of(4) {
+            volume.push(0xff);
+        }
+    }
+    volume.resize(bytes, 0xff);
+    volume
 }
 
 /// `etc/table-loader` that allocates two files.
@@ -128,7 +170,7 @@ pub(crate) fn launch<'a>(
         firmware,
         order: PageOrder::EachPage,
         dialect,
-        secure_boot: SecureBoot::default(),
+        secure_boot: SecureBoot::Absent,
         memory: Memory::new(2 << 30).unwrap(),
         acpi: Acpi {
             loader,
