@@ -307,7 +307,7 @@ fn keys_in_the_firmwares_image_count() {
         let keys = events.filter(|event| matches!(event.origin, Origin::SecureBoot(_)));
         Ok::<_, LaunchError>(keys.map(|event| event.digest).collect::<Vec<_>>())
     };
-    let of = |variables| rtmr0(&store(0x1000, variables)).unwrap();
+    let of = |variables: &[tdvf::Variable<'_>]| rtmr0(&store(0x1000, variables)).unwrap();
     let empty = of(&[]);
     assert_eq!(empty.len(), 5);
     let held = of(&[(0x3f, GLOBAL, "PK", b"key")]);
