@@ -51,7 +51,7 @@ fn said(
 
 #[test]
 fn a_log_as_predicted_has_no_difference_and_each_input_is_told_by_its_event() {
-    let new = Dialect::edk2_2025();
+    let new = Dialect::edk2_202508();
     let same = (&new, &new);
     assert_eq!(said(|_, _| {}, same), None);
     let line = said(|launch, _| launch.command_line = "quiet", same).unwrap();
@@ -106,7 +106,7 @@ fn a_log_as_predicted_has_no_difference_and_each_input_is_told_by_its_event() {
 
 #[test]
 fn another_dialect_of_the_firmware_is_told_where_it_begins() {
-    let (old, new) = (Dialect::edk2_2024(), Dialect::edk2_2025());
+    let (old, new) = (Dialect::edk2_2024(), Dialect::edk2_202508());
     let older = said(|_, _| {}, (&old, &new)).unwrap();
     assert!(older.contains("fw_cfg's BootMenu was expected"), "{older}");
     assert!(older.contains("the VMM's options of booting"), "{older}");
@@ -114,9 +114,26 @@ fn another_dialect_of_the_firmware_is_told_where_it_begins() {
     let separator = said(|_, _| {}, (&oldest, &old)).unwrap();
     // The separator that is one too many in RTMR0 comes before what is missing in RTMR1.
     assert!(separator.contains("one more than expected"), "{separator}");
+    let first = Dialect::edk2_202505();
+    let line = said(|_, _| {}, (&first, &new)).unwrap();
+    assert!(line.contains("initrd=initrd before or behind it"), "{line}");
     let newer = said(|_, _| {}, (&new, &old)).unwrap();
     assert!(
         newer.contains("the variable SecureBoot was expected"),
         "{newer}"
     );
+}
+
+#[test]
+fn a_dialect_is_chosen_by_its_name_and_an_unknown_one_is_refused() {
+    for (name, dialect) in [
+        ("edk2-2023", Dialect::edk2_2023()),
+        ("edk2-2024", Dialect::edk2_2024()),
+        ("edk2-202505", Dialect::edk2_202505()),
+        ("edk2-202508", Dialect::edk2_202508()),
+    ] {
+        assert_eq!(name.parse(), Ok(dialect));
+    }
+    let said = "edk2-2022".parse::<Dialect>().unwrap_err().to_string();
+    assert!(said.contains("edk2-202508"), "{said}");
 }

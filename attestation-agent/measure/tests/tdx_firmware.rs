@@ -128,7 +128,7 @@ fn other_kinds_are_read_for_the_vmm_that_takes_them_and_only_mrtd_is_predicted()
     let firmware = Firmware::parse(&bytes, Vmm::CloudHypervisor).unwrap();
     assert_eq!(firmware.sections()[6].kind, SectionKind::Payload);
     assert_ne!(firmware.mrtd(PageOrder::EachPage), [0; 48]);
-    let (dialect, loader, kernel) = (Dialect::edk2_2025(), loader(), kernel(0));
+    let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
     let refused = launch(&firmware, &dialect, &loader, &kernel).predict();
     assert_eq!(refused, Err(LaunchError::Vmm(Vmm::CloudHypervisor)));
     let hob = td_hob(&firmware, Memory::new(1 << 30).unwrap());
@@ -287,7 +287,7 @@ fn a_patched_kernel_depends_on_memory_and_one_as_in_its_file_does_not() {
 fn secure_boot_without_an_authority_is_not_predicted() {
     let bytes = small();
     let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
-    let (dialect, loader, kernel) = (Dialect::edk2_2025(), loader(), kernel(0));
+    let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
     let mut launch = launch(&firmware, &dialect, &loader, &kernel);
     launch.secure_boot = SecureBoot::On;
     assert_eq!(launch.predict(), Err(LaunchError::NoAuthority));
@@ -301,7 +301,7 @@ fn keys_in_the_firmwares_image_count() {
     let rtmr0 = |variables: &[u8]| {
         let bytes = image(0x4000, variables, &sections(0x1000, 0x3000), &[entry()]);
         let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
-        let (dialect, loader, kernel) = (Dialect::edk2_2025(), loader(), kernel(0));
+        let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
         let prediction = launch(&firmware, &dialect, &loader, &kernel).predict()?;
         let events = prediction.events.into_iter();
         let keys = events.filter(|event| matches!(event.origin, Origin::SecureBoot(_)));

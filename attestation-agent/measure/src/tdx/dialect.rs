@@ -56,7 +56,9 @@ pub struct Dialect {
 
 /// A name that no dialect has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("an unknown dialect of firmware: edk2-2023, edk2-2024 and edk2-2025 are known")]
+#[error(
+    "an unknown dialect of firmware: edk2-2023, edk2-2024, edk2-202505 and edk2-202508 are known"
+)]
 pub struct UnknownDialect;
 
 impl Dialect {
@@ -82,11 +84,11 @@ impl Dialect {
         }
     }
 
-    /// edk2 since stable202505: it measures what it takes from fw_cfg at its start, has two
-    /// applications to start, and puts the name of the initramfs first. QEMU with a kernel and no
-    /// device with a `bootindex` says that the kernel's loader comes first, and shows no menu.
+    /// edk2 since stable202505: it measures what it takes from fw_cfg at its start, and has two
+    /// applications to start. QEMU with a kernel and no device with a `bootindex` says that the kernel's
+    /// loader comes first, and shows no menu.
     #[must_use]
-    pub fn edk2_2025() -> Self {
+    pub fn edk2_202505() -> Self {
         let fw_cfg = [
             ("BootMenu", &[0, 0][..]),
             ("bootorder", b"/rom@genroms/linuxboot_dma.bin\0"),
@@ -99,8 +101,16 @@ impl Dialect {
                 BootOption::application(0, HIDDEN, "BootManagerMenuApp", MENU_APP),
                 BootOption::application(1, ACTIVE, "EFI Firmware Setup", UI_APP),
             ],
-            initrd: InitrdArgument::Before,
             ..Self::edk2_2024()
+        }
+    }
+
+    /// edk2 since stable202508, which puts the name of the initramfs first.
+    #[must_use]
+    pub fn edk2_202508() -> Self {
+        Self {
+            initrd: InitrdArgument::Before,
+            ..Self::edk2_202505()
         }
     }
 }
@@ -112,7 +122,8 @@ impl FromStr for Dialect {
         match name {
             "edk2-2023" => Ok(Self::edk2_2023()),
             "edk2-2024" => Ok(Self::edk2_2024()),
-            "edk2-2025" => Ok(Self::edk2_2025()),
+            "edk2-202505" => Ok(Self::edk2_202505()),
+            "edk2-202508" => Ok(Self::edk2_202508()),
             _ => Err(UnknownDialect),
         }
     }

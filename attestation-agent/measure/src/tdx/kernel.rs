@@ -2,9 +2,9 @@
 //!
 //! For a boot without EFI a boot loader writes into a kernel's set-up header (Linux's
 //! `Documentation/arch/x86/boot.rst`), and QEMU is that boot loader also where firmware then starts the
-//! kernel by its EFI stub. QEMU 10.1, the first with TDX, leaves the header of every confidential guest
-//! alone; QEMUs that distributions gave TDX to before that write into it, so that the kernel's hash
-//! depends on memory size and initramfs.
+//! kernel by its EFI stub. QEMU leaves the header of every confidential guest alone since 10.2; before,
+//! it writes into that of a TD, and the kernel's hash depends on memory size and initramfs. Firmware
+//! since edk2-stable202502 asks for the file as it is (`etc/boot/kernel`), which QEMU has since 10.0.
 
 use super::{
     Digest, ImageError, Memory, authenticode,
@@ -39,10 +39,10 @@ const PAGE_MASK: u32 = !0xfff;
 /// In which form the firmware gets the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelForm {
-    /// As in its file: QEMU since 10.1.
+    /// As in its file: QEMU since 10.2, and firmware that asks for it.
     #[default]
     AsInFile,
-    /// With what QEMU writes for a boot without EFI.
+    /// With what QEMU writes for a boot without EFI: QEMU up to 10.1 with older firmware.
     Patched,
 }
 
@@ -128,4 +128,72 @@ fn place(limit: u32, memory: Memory, length: usize) -> Result<(u32, u32), Kernel
     let bytes = u32::try_from(length).ok().filter(|bytes| *bytes < limit);
     let bytes = bytes.ok_or(KernelError::Initramfs(length))?;
     Ok(((limit - bytes) & PAGE_MASK, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(version: u16, xload_flags: u16) -> Vec<u8> {
+        let mut kernel = vec![0; 0x400];
+        put(&mut kernel, MAGIC_AT, MAGIC);
+        put(&mut kernel, VERSION_AT, &version.to_le_bytes());
+        put(&mut kernel, FLAGS_AT, &[LOADED_HIGH]);
+        put(
+            &mut kernel,
+            INITRAMFS_MAX_AT,
+            &0x37ff_ffff_u32.to_le_bytes(),
+        );
+        put(&mut kernel, XLOAD_FLAGS_AT, &xload_flags.to_le_bytes());
+        kernel
+    }
+
+    fn memory(mib: u64) -> Memory {
+        Memory::new(mib << 20).unwrap()
+    }
+
+    #[test]
+    fn qemu_writes_these_fields_and_no_other() {
+        let before = kernel(0x20f, ABOVE_4G);
+        let after = patched(&before, memory(1024), Some(0x1234), "").unwrap();
+        assert_eq!(after[0x210..0x212], [0xb0, 0x81]);
+        assert_eq!(u32_at(&after, 0x218), Some(0x3ffd_6000));
+        assert_eq!(u32_at(&after, 0x21c), Some(0x1234));
+        assert_eq!(u16_at(&after, 0x224), Some(0xfe00));
+        assert_eq!(u32_at(&after, 0x228), Some(0x2_0000));
+        let changed: Vec<_> = (0..before.len())
+            .filter(|at| before[*at] != after[*at])
+            .collect();
+        let fields = [0x210..0x212, 0x218..0x220, 0x224..0x226, 0x228..0x22c];
+        let field = |at: &usize| fields.iter().any(|field| field.contains(at));
+        assert!(changed.iter().all(field), "{changed:x?}");
+        // Without an initramfs its place stays as it is.
+        let none = patched(&before, memory(1024), None, "").unwrap();
+        assert_eq!(none[0x218..0x220], before[0x218..0x220]);
+    }
+
+    #[test]
+    fn a_kernel_with_a_limit_of_its_own_has_the_initramfs_below_it() {
+        let place = |mib, flags| {
+            let after = patched(&kernel(0x20f, flags), memory(mib), Some(0x1234), "").unwrap();
+            u32_at(&after, INITRAMFS_AT).unwrap()
+        };
+        assert_eq!(place(2048, 0), 0x37ff_e000);
+        assert_eq!(place(2048, ABOVE_4G), 0x7ffd_6000);
+        assert_eq!(place(512, 0), 0x1ffd_6000);
+    }
+
+    #[test]
+    fn what_qemu_or_firmware_would_not_start_is_refused() {
+        let old = kernel(0x20b, 0);
+        let refused = patched(&old, memory(1024), None, "");
+        assert_eq!(refused, Err(KernelError::Protocol(0x20b)));
+        let large = patched(&kernel(0x20f, 0), memory(64), Some(64 << 20), "");
+        assert_eq!(large, Err(KernelError::Initramfs(64 << 20)));
+        let form = KernelForm::AsInFile;
+        let other = measure(b"\x7fELF", form, memory(64), None, "");
+        assert_eq!(other, Err(KernelError::NoBzImage));
+        let no_stub = measure(&kernel(0x20f, 0), form, memory(64), None, "");
+        assert_eq!(no_stub, Err(KernelError::Image(ImageError::NoImage)));
+    }
 }
