@@ -32,7 +32,8 @@ pub struct Difference {
 /// register answers for them.
 ///
 /// `None` says that each register would have the predicted value if the log is true; whether it is, the
-/// report's registers tell ([`EventLog::replay`]).
+/// report's registers tell ([`EventLog::replay`]). Events of a register that a TD does not have are not
+/// looked at; that replay refuses them.
 #[must_use]
 pub fn explain(
     predicted: &Prediction,
