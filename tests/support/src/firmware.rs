@@ -57,6 +57,18 @@ pub fn image(pages: usize, sections: &[[u32; 3]], entries: &[Entry]) -> Vec<u8> 
     metadata.extend(words(&[16 + 12 * count, 1, count]));
     metadata.extend(words(sections.as_flattened()));
 
+    let mut image: Vec<u8> = (0..=250).cycle().take(pages * PAGE).collect();
+    put_table(&mut image, entries);
+    let start = image.len() - usize::from(METADATA_OFFSET);
+    image[start..start + metadata.len()].copy_from_slice(&metadata);
+    image
+}
+
+/// Puts a table with these entries where firmware has it.
+///
+/// # Panics
+/// When it has no room.
+pub fn put_table(image: &mut [u8], entries: &[Entry]) {
     let mut table = Vec::new();
     for (guid, content) in entries {
         table.extend(content);
@@ -64,13 +76,8 @@ pub fn image(pages: usize, sections: &[[u32; 3]], entries: &[Entry]) -> Vec<u8> 
     }
     let before = table.len();
     close(&mut table, FOOTER, before);
-
-    let mut image: Vec<u8> = (0..=250).cycle().take(pages * PAGE).collect();
     let end = image.len() - 32;
     image[end - table.len()..end].copy_from_slice(&table);
-    let start = image.len() - usize::from(METADATA_OFFSET);
-    image[start..start + metadata.len()].copy_from_slice(&metadata);
-    image
 }
 
 /// Puts length and GUID behind the content of an entry.

@@ -1,21 +1,23 @@
 //! OVMF, as far as a launch depends on it: its bytes, and what it says of itself at its end.
 //!
-//! 32 bytes before the end of the image ends a table whose entries are read backwards: content, length,
-//! GUID. Three of them count: where a second vCPU begins, where the table of hashes goes, and where the
-//! SEV metadata is, a list of memory that the guest has to own before it starts. What the metadata
-//! asks for and we do not know is refused: QEMU would put zeros there, another VMM something else.
+//! Three entries of its table count: where a second vCPU begins, where the table of hashes goes, and
+//! where the SEV metadata is, a list of memory that the guest has to own before it starts. What the
+//! metadata asks for and we do not know is refused: QEMU would put zeros there, another VMM something
+//! else.
 //!
-//! Source: edk2's `OvmfPkg/ResetVector/Ia16/ResetVectorVtf0.asm` and `X64/OvmfSevMetadata.asm`.
+//! Source: edk2's `OvmfPkg/ResetVector/X64/OvmfSevMetadata.asm`.
 
 use super::{
     PAGE,
     chain::{Chain, LaunchDigest},
-    guid::guid,
     hashes::PADDED_BYTES,
 };
+pub use crate::ovmf::FIRMWARE_BYTES;
+use crate::{
+    guid::guid,
+    ovmf::{Entries, TableError},
+};
 
-/// Bytes of an image: QEMU maps at most this below 4 GiB.
-pub const FIRMWARE_BYTES: usize = 16 * 1024 * 1024;
 /// Sections of the metadata.
 const SECTIONS: usize = 64;
 /// Bytes of a section.
@@ -23,17 +25,12 @@ const SECTION_BYTES: u32 = 64 * 1024 * 1024;
 
 /// Where an image ends in the guest's memory.
 const END: u64 = 1 << 32;
-/// What stands behind the table: the reset vector.
-const BEHIND_TABLE: usize = 32;
-/// The length and the GUID of an entry.
-const ENTRY_BYTES: usize = 2 + 16;
 /// Signature, length, version and number of sections.
 const HEADER_BYTES: usize = 4 * 4;
 /// Address, length and kind of a section.
 const SECTION_ENTRY_BYTES: usize = 3 * 4;
 const METADATA_VERSION: u32 = 1;
 
-const FOOTER: [u8; 16] = guid(0x96b5_82de, 0x1fb2, 0x45f7, 0xbaea_a366_c55a_082d);
 const RESET: [u8; 16] = guid(0x00f7_71de, 0x1a7e, 0x4fcb, 0x890e_68c7_7e2f_b44e);
 const HASHES: [u8; 16] = guid(0x7255_371f, 0x3a3b, 0x4b04, 0x927b_1da6_efa8_d454);
 const METADATA: [u8; 16] = guid(0xdc88_6566, 0x984a, 0x4798, 0xa75e_5585_a7bf_67cc);
@@ -129,6 +126,15 @@ pub enum FirmwareError {
     Section { address: u32, why: &'static str },
 }
 
+impl From<TableError> for FirmwareError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Missing => Self::NoTable,
+            TableError::Broken(before) => Self::Table(before),
+        }
+    }
+}
+
 impl Firmware {
     /// Reads an image.
     ///
@@ -194,25 +200,10 @@ struct Table {
 
 impl Table {
     fn read(image: &[u8]) -> Result<Self, FirmwareError> {
-        let all = image.len().checked_sub(BEHIND_TABLE);
-        let all = all.and_then(|end| image.get(..end)).unwrap_or_default();
-        let (whole, guid, length) = last(all).ok_or(FirmwareError::NoTable)?;
-        if guid != FOOTER {
-            return Err(FirmwareError::NoTable);
-        }
-        let broken = |rest: &[u8]| FirmwareError::Table(all.len().saturating_sub(rest.len()));
-        // The footer's length is that of the table, itself included.
-        let start = all.len().checked_sub(length).ok_or_else(|| broken(all))?;
-        let mut rest = whole.get(start..).ok_or_else(|| broken(all))?;
         let mut table = Self::default();
-        while !rest.is_empty() {
-            let (before, guid, length) = last(rest).ok_or_else(|| broken(rest))?;
-            let content = length
-                .checked_sub(ENTRY_BYTES)
-                .and_then(|bytes| before.len().checked_sub(bytes))
-                .ok_or_else(|| broken(rest))?;
-            table.take(guid, before.get(content..).unwrap_or_default())?;
-            rest = before.get(..content).unwrap_or_default();
+        for entry in Entries::of(image)? {
+            let (guid, content) = entry?;
+            table.take(guid, content)?;
         }
         Ok(table)
     }
@@ -237,13 +228,6 @@ impl Table {
             _ => Ok(()),
         }
     }
-}
-
-/// What stands before the last entry's length and GUID, the GUID, and the length.
-fn last(table: &[u8]) -> Option<(&[u8], [u8; 16], usize)> {
-    let (rest, guid) = table.split_last_chunk::<16>()?;
-    let (rest, length) = rest.split_last_chunk::<2>()?;
-    Some((rest, *guid, u16::from_le_bytes(*length).into()))
 }
 
 /// Keeps what words say; an entry may be there once.

@@ -7,7 +7,8 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{PAGE, guid::guid};
+use super::PAGE;
+use crate::guid::guid;
 
 const TABLE: [u8; 16] = guid(0x9438_d606, 0x4f22, 0x4cc9, 0xb479_a793_d411_fd21);
 const KERNEL: [u8; 16] = guid(0x4de7_9437, 0xabd2, 0x427f, 0xb835_d5b1_72d2_045b);

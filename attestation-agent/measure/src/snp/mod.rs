@@ -12,7 +12,6 @@
 mod chain;
 mod cpu;
 mod firmware;
-mod guid;
 mod hashes;
 mod id_block;
 mod launch;

@@ -1,7 +1,7 @@
 //! GUIDs as firmware has them in memory: the first three groups with their bytes turned round.
 
 /// The bytes of the GUID that is written as these groups, the last two as one number.
-pub(super) const fn guid(first: u32, second: u16, third: u16, rest: u64) -> [u8; 16] {
+pub(crate) const fn guid(first: u32, second: u16, third: u16, rest: u64) -> [u8; 16] {
     let (first, second, third) = (
         first.to_le_bytes(),
         second.to_le_bytes(),
