@@ -5,11 +5,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use agent_api::{ErrorCode, GuestError, limit};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, linkat, mkdirat, openat2};
 use rustix::io::Errno;
 
 use crate::fault::{OrFail, invalid};
@@ -31,12 +31,41 @@ pub const STATE: &str = "/run/cloister";
 ///
 /// The path does not exist, or leads elsewhere.
 pub fn existing(phase: &str, path: &str) -> Result<PathBuf, GuestError> {
-    lexical(phase, path)?;
+    look_again(&lexical(phase, path)?);
     let resolved = fs::canonicalize(path).or_fail(ErrorCode::InvalidArgument, phase, path)?;
     if !resolved.starts_with(BASE) {
         return Err(invalid(phase, format!("{path} leads out of {BASE}")));
     }
     Ok(resolved)
+}
+
+/// Makes the kernel ask the host again what is behind a path that the host shares.
+///
+/// The kernel remembers an answer for a second. Where the host has put something else there since then (a container
+/// that is made again under its id), a mount on the old answer is silently undone when that second is over.
+/// A name that is to be made is always looked up afresh; a link to a directory never is made.
+fn look_again(path: &Path) {
+    let Ok(names) = path.strip_prefix(SHARED) else {
+        return;
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |at: BorrowedFd<'_>, name: &Path| {
+        openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+    };
+    let Ok(mut parent) = open(CWD, Path::new(SHARED)) else {
+        return;
+    };
+    for name in names {
+        let name = Path::new(name);
+        if linkat(CWD, "/", &parent, name, AtFlags::empty()) != Err(Errno::EXIST) {
+            return;
+        }
+        // What is no directory has nothing below it; whoever wants the path finds out what it is.
+        let Ok(next) = open(parent.as_fd(), name) else {
+            return;
+        };
+        parent = next;
+    }
 }
 
 /// The path of a directory below [`BASE`], made where it is missing.

@@ -187,6 +187,7 @@ fn a_user_who_is_not_root_runs_containers_too() {
         "guest manifest",
         "user namespaces",
         "shim",
+        "snapshotter",
     ] {
         assert!(
             findings.iter().any(|it| it["name"] == name),

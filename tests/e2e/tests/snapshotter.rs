@@ -10,13 +10,15 @@ use support::image::Recipe;
 use support::init_data::{ALLOW_ALL, ANNOTATION, InitData};
 use support::kube::{self, Ground, Kube};
 use support::need;
-use support::pod::{RUNTIME, Settings};
+use support::pod::Settings;
 use support::registry::Registry;
 use support::run::{Finished, Service};
 use support::snapshotter::{NAME, Snapshotter};
 use support::stage::{KEY_ID, START, encrypted_into};
 
 const RUNC: &str = "io.containerd.runc.v2";
+/// The runtime handler of confidential pods.
+const CONFIDENTIAL: &str = "cloister-sample";
 const SECRET: &str = "only-the-guest-may-read-this";
 /// What containerd may take to see a service again, and to collect what nobody refers to.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -45,7 +47,13 @@ impl Place {
             allow: vec![clear.1.clone()],
             ..Settings::plain()
         };
-        let kube = Kube::on(ground, &settings, &snapshotter.for_all_pods(&hosts)).unwrap();
+        let confidential = Settings {
+            guest_pull: false,
+            ..Settings::confidential(&[registry.address(), broker.address()])
+        };
+        let confidential = confidential.write(&ground.state, "tee.toml").unwrap();
+        let more = snapshotter.for_all_pods(&hosts) + &kube::handler(CONFIDENTIAL, &confidential);
+        let kube = Kube::on(ground, &settings, &more).unwrap();
         Self {
             kube,
             registry,
@@ -182,31 +190,21 @@ fn an_encrypted_image_needs_no_key_on_the_host(place: &Place) {
 
     place.kube.cri.pull(&image).unwrap();
     assert_eq!(place.fetched(&image), 0);
-    let allow = [place.registry.address(), &place.broker.address()];
-    let settings = Settings {
-        guest_pull: false,
-        ..Settings::confidential(&allow)
-    };
-    let config = settings.write(state, "confidential.toml").unwrap();
-    let annotation = format!("{ANNOTATION}={}", init_data.annotation().unwrap());
-    let run = place.ctr(&[
-        "run",
-        "--rm",
-        "--runtime",
-        RUNTIME,
-        "--runtime-config-path",
-        &config.display().to_string(),
-        "--snapshotter",
-        NAME,
-        "--annotation",
-        &annotation,
-        &image,
-        "secret",
-        "/bin/cat",
-        "/marker",
-    ]);
-    let log = place.kube.log_tail();
-    assert_eq!(run.stdout, format!("{SECRET}\n"), "{}\n{log}", run.report());
+    let mut config = place.kube.pod("secret");
+    let annotation = init_data.annotation().unwrap();
+    config.annotations.insert(ANNOTATION.to_owned(), annotation);
+    let before = place.kube.containerd.leftovers();
+    let pod = place.kube.run_pod_by(CONFIDENTIAL, &config).unwrap();
+    let container = kube::container("secret", &image, &["/bin/sleep", "3600"]);
+    let container = place.kube.start_in(&pod, &config, &container).unwrap();
+    let cat = ["/bin/cat", "/marker", "/etc/resolv.conf"];
+    let said = place.kube.cri.exec(&container, &cat).unwrap().ok();
+    // What the CRI plugin gives to each container is there too.
+    assert!(said.starts_with(&format!("{SECRET}\n")), "{said}");
+    assert!(said.contains("nameserver 10.96.0.10"), "{said}");
+    assert_eq!(place.fetched(&image), 0);
+    place.kube.remove_pod(&pod).unwrap();
+    place.kube.settled(&before).unwrap();
 }
 
 fn other_runtimes_get_what_is_listed_and_a_reason_for_the_rest(place: &Place, app: &str) {

@@ -1,10 +1,15 @@
 //! A plain VM whose container's root comes from the host, and two containers of one pod in one VM.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::path::Path;
+
 use support::image::{BUSYBOX, Recipe};
 use support::pod::{Pod, Settings};
 use support::stage::Stage;
 use support::{host, need};
+
+/// How often a container is made again. Without a pause, the second time was one too many.
+const AGAIN: usize = 6;
 
 #[test]
 fn a_root_file_system_of_the_host_runs_in_a_plain_vm() {
@@ -53,11 +58,7 @@ fn a_root_file_system_of_the_host_runs_in_a_plain_vm() {
     stage.settled(&before).unwrap();
 }
 
-fn two_containers_of_one_pod_share_a_vm(
-    stage: &Stage,
-    config: &std::path::Path,
-    root: &std::path::Path,
-) {
+fn two_containers_of_one_pod_share_a_vm(stage: &Stage, config: &Path, root: &Path) {
     let typed = |kind: &str| {
         vec![
             "--annotation".to_owned(),
@@ -90,5 +91,27 @@ fn two_containers_of_one_pod_share_a_vm(
         .filter(|p| p.command.contains("qemu-system"))
         .count();
     assert_eq!(machines, 1, "one pod has one VM");
+    an_id_can_be_used_again_at_once(stage, config, &typed("container"));
     stage.containerd.remove("pod");
+}
+
+/// The guest remembers for a second what was behind a shared name. Here something else is behind it each time.
+fn an_id_can_be_used_again_at_once(stage: &Stage, config: &Path, flags: &[String]) {
+    for round in 0..AGAIN {
+        let marker = format!("round {round}");
+        let root = stage.state.dir(&format!("root-{round}")).unwrap();
+        Recipe::busybox(&marker).unwrap().unpack(&root).unwrap();
+        let file = format!("file-{round}");
+        let file = stage.state.file(&file, format!(", {marker}\n")).unwrap();
+        let mount = format!(
+            "type=bind,src={},dst=/file,options=rbind:ro",
+            file.display()
+        );
+        let mut container = Pod::new("again", config, &root, &["/bin/cat", "/marker", "/file"]);
+        container.flags = flags.to_vec();
+        let container = container.flag(&["--rm", "--mount", &mount]);
+        let run = stage.run(&container).unwrap();
+        let wanted = format!("{marker}\n, {marker}\n");
+        assert_eq!(run.stdout, wanted, "{}\n{}", run.report(), stage.log_tail());
+    }
 }

@@ -42,6 +42,8 @@ const NAMESPACE: &str = "k8s.io";
 /// The image of the container that stands for a pod; nothing of it runs.
 const PAUSE: &str = "localhost/pause:latest";
 const PLUGINS: &str = "/usr/lib/cni";
+/// The CRI plugin's tables in containerd's configuration.
+const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
 const V4: &str = "10.88.0.0/24";
 const V6: &str = "fd88::/64";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -219,9 +221,17 @@ impl Kube {
     /// # Errors
     /// What the runtime says, with the end of its log.
     pub fn run_pod(&self, config: &PodSandboxConfig) -> Result<String> {
+        self.run_pod_by(HANDLER, config)
+    }
+
+    /// The same by another runtime handler ([`handler`]).
+    ///
+    /// # Errors
+    /// As [`Self::run_pod`].
+    pub fn run_pod_by(&self, handler: &str, config: &PodSandboxConfig) -> Result<String> {
         let pod = self
             .cri
-            .run_pod(config, HANDLER)
+            .run_pod(config, handler)
             .map_err(|error| error.context(self.log_tail()))?;
         self.containerd.note_pod(&pod);
         Ok(pod)
@@ -320,9 +330,19 @@ fn own_processes() -> MessageField<NamespaceOption> {
     })
 }
 
+/// What containerd must be told of a runtime handler, whose pods are as `config` says.
+#[must_use]
+pub fn handler(name: &str, config: &Path) -> String {
+    format!(
+        "[{CRI}.containerd.runtimes.{name}]\n  runtime_type = \"{RUNTIME}\"\n  \
+         privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n\
+         [{CRI}.containerd.runtimes.{name}.options]\n  ConfigPath = \"{}\"\n",
+        config.display(),
+    )
+}
+
 /// The CRI plugin's part of containerd's configuration.
 fn cri_plugin(networks: &Path, config: &Path, images: &str) -> String {
-    const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
     format!(
         "disabled_plugins = [\"io.containerd.internal.v1.opt\", \
          \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.aufs\", \
@@ -332,11 +352,8 @@ fn cri_plugin(networks: &Path, config: &Path, images: &str) -> String {
          stats_collect_period = 1\n  enable_unprivileged_ports = true\n  \
          enable_unprivileged_icmp = true\n\
          [{CRI}.cni]\n  bin_dir = \"{PLUGINS}\"\n  conf_dir = \"{networks}\"\n\
-         [{CRI}.containerd]\n  default_runtime_name = \"{HANDLER}\"\n{images}\
-         [{CRI}.containerd.runtimes.{HANDLER}]\n  runtime_type = \"{RUNTIME}\"\n  \
-         privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n\
-         [{CRI}.containerd.runtimes.{HANDLER}.options]\n  ConfigPath = \"{config}\"\n",
+         [{CRI}.containerd]\n  default_runtime_name = \"{HANDLER}\"\n{images}{own}",
         networks = networks.display(),
-        config = config.display(),
+        own = handler(HANDLER, config),
     )
 }

@@ -7,6 +7,7 @@ mod guest;
 mod package;
 mod processor;
 mod program;
+mod snapshotter;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -146,6 +147,7 @@ pub(crate) async fn report(named: Option<&Path>) -> Report {
     findings.extend(devices(&host));
     findings.extend(program::look(&config).await);
     findings.extend(guest::look(&config));
+    findings.push(snapshotter::look(&host));
     findings.extend(user(&host));
     assemble(findings, &host)
 }
