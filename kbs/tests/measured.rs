@@ -190,7 +190,7 @@ fn what_cannot_be_predicted_is_refused_with_the_fix() {
     let files = Files::new();
     files.put("vmlinux", b"\x7fELF\x02");
     for (more, told) in [
-        (&["--tee", "tdx"][..], "neither MRTD nor the RTMRs"),
+        (&["--tee", "tdx"][..], "--dialect"),
         (&["--cpu-model", "host"], "named model"),
         (&["--cpu-model", "Skylake"], "EPYC-Genoa"),
         (&["--vcpus", "0"], "1-4,8"),

@@ -175,7 +175,8 @@ fn a_draft_is_read_back_under_its_names_alone_signed_or_not() {
     let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
     let draft = Draft::new("guest-7")
         .within(at(100), at(200))
-        .digests("snp_launch_measurement", &[[1; 48], [2; 48]]);
+        .digests("snp_launch_measurement", &[[1; 48], [2; 48]])
+        .raw("xfam", &[0xe7, 2]);
     let signed = draft.signed(Algorithm::Es384, b"key", "owner", |message| {
         assert!(message.starts_with(b"\x84\x6aSignature1"));
         Ok::<_, CorimError>(vec![7; 96])
@@ -183,8 +184,10 @@ fn a_draft_is_read_back_under_its_names_alone_signed_or_not() {
     let signed = signed.unwrap();
     for whole in [&draft.unsigned().unwrap(), &signed] {
         let values = reference_values(whole).unwrap();
-        assert_eq!(values.len(), 1);
+        assert_eq!(values.len(), 2);
         assert_eq!(values[0].name, "snp_launch_measurement");
+        assert_eq!(values[1].name, "xfam");
+        assert_eq!(values[1].versions[0].value, json!("e702"));
         let digests = json!(["01".repeat(48), "02".repeat(48)]);
         assert_eq!(values[0].versions[0].value, digests);
         let window = (

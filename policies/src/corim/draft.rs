@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ciborium::Value;
 
 use super::{
-    Algorithm, COMID, CORIM_BYTES, COSE_SIGN1, CorimError, TIME, UNSIGNED, UUID,
+    Algorithm, COMID, CORIM_BYTES, COSE_SIGN1, CorimError, RAW_BYTES, TIME, UNSIGNED, UUID,
     signed::{ALGORITHM, CONTENT_TYPE, CORIM_META, KEY_ID, RIM, message},
 };
 
@@ -62,6 +62,17 @@ impl Draft {
         self.measurements.push(map([
             (0, Value::Text(name.to_owned())),
             (1, map([(2, digests)])),
+        ]));
+        self
+    }
+
+    /// Adds bytes that are no digest, and are good under this name.
+    #[must_use]
+    pub fn raw(mut self, name: &str, value: &[u8]) -> Self {
+        let value = tag(RAW_BYTES, Value::Bytes(value.to_vec()));
+        self.measurements.push(map([
+            (0, Value::Text(name.to_owned())),
+            (1, map([(4, value)])),
         ]));
         self
     }

@@ -61,6 +61,15 @@ pub enum AcpiError {
 }
 
 impl Acpi<'_> {
+    /// The names of the files that a list asks for, in its order. They are a host's: whoever opens files
+    /// by them has to look where they lead.
+    ///
+    /// # Errors
+    /// When it is no list of commands.
+    pub fn asked(loader: &[u8]) -> Result<Vec<String>, AcpiError> {
+        allocated(loader)
+    }
+
     /// The events in the firmware's order.
     pub(super) fn events(&self) -> Result<Vec<Event>, AcpiError> {
         let mut events = vec![event(LOADER, self.loader)?];

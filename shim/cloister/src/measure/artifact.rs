@@ -20,7 +20,7 @@ const INITRAMFS: &str = "initramfs.cpio";
 
 #[derive(Debug, Args)]
 pub(super) struct Artifacts {
-    /// The firmware: an OVMF image that can start SNP guests, such as OVMF.amdsev.fd.
+    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd.
     #[arg(long, value_name = "FILE")]
     firmware: PathBuf,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
@@ -61,7 +61,42 @@ pub(super) struct Candidate {
     pub(super) words: Vec<String>,
 }
 
+/// What is booted.
+pub(super) struct Boot {
+    /// The kernel's file.
+    path: PathBuf,
+    pub(super) kernel: Vec<u8>,
+    pub(super) initramfs: Option<Vec<u8>>,
+}
+
 impl Artifacts {
+    /// The firmware's file.
+    pub(super) fn image(&self) -> anyhow::Result<Vec<u8>> {
+        read(&self.firmware, FIRMWARE_BYTES)
+    }
+
+    /// Files of firmware that `--explain` tries.
+    pub(super) fn other_images(
+        &self,
+    ) -> impl Iterator<Item = anyhow::Result<(&Path, Vec<u8>)>> + '_ {
+        let paths = self.try_firmware.iter();
+        paths.map(|path| Ok((path.as_path(), read(path, FIRMWARE_BYTES)?)))
+    }
+
+    pub(super) fn firmware_path(&self) -> &Path {
+        &self.firmware
+    }
+
+    /// The command line.
+    pub(super) fn line(&self) -> &str {
+        self.append.as_deref().unwrap_or_default()
+    }
+
+    /// Command lines that `--explain` tries.
+    pub(super) fn other_lines(&self) -> &[String] {
+        &self.try_append
+    }
+
     pub(super) fn read(&self) -> anyhow::Result<(Firmware, Option<KernelHashes>)> {
         let image = read(&self.firmware, FIRMWARE_BYTES)?;
         let mut firmware =
@@ -114,7 +149,16 @@ impl Artifacts {
     }
 
     fn kernel(&self) -> anyhow::Result<Option<KernelHashes>> {
-        let line = self.append.as_deref().unwrap_or_default();
+        let Some(boot) = self.boot()? else {
+            return Ok(None);
+        };
+        let hashes = KernelHashes::new(&boot.kernel, boot.initramfs.as_deref(), self.line());
+        let said = || boot.path.display().to_string();
+        hashes.map(Some).with_context(said)
+    }
+
+    /// Kernel and initramfs, where there are some.
+    pub(super) fn boot(&self) -> anyhow::Result<Option<Boot>> {
         let (path, kernel, initramfs) = match (&self.image, &self.kernel) {
             (Some(dir), _) => {
                 let manifest = Manifest::read(dir)?;
@@ -129,8 +173,11 @@ impl Artifacts {
             }
             (None, None) => return Ok(None),
         };
-        let hashes = KernelHashes::new(&kernel, initramfs.as_deref(), line);
-        hashes.map(Some).with_context(|| path.display().to_string())
+        Ok(Some(Boot {
+            path,
+            kernel,
+            initramfs,
+        }))
     }
 }
 
@@ -157,7 +204,8 @@ fn listed(dir: &Path, manifest: &Manifest, name: &str, most: usize) -> anyhow::R
     Ok(content)
 }
 
-fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
+/// A file of at most so many bytes.
+pub(super) fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
     let mut content = Vec::new();
     let cap = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
     File::open(path)

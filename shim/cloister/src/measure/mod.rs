@@ -9,6 +9,7 @@ mod explain;
 mod output;
 mod shape;
 mod sign;
+mod tdx;
 
 use std::fs;
 use std::io::Write;
@@ -18,11 +19,14 @@ use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, Launch, LaunchDige
 use ::measure::{Binding, snp};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
+use evidence::init_data::InitDataDigest;
+use policies::corim::Draft;
 
 use self::artifact::Artifacts;
 use self::output::{Format, Predicted};
 use self::shape::Vcpus;
 use self::sign::Signer;
+use self::tdx::TdxArgs;
 use super::init_data;
 
 #[derive(Debug, Args)]
@@ -53,11 +57,13 @@ pub(super) struct Measure {
     #[arg(long, value_name = "FILE")]
     init_data: Option<PathBuf>,
     /// Say why this is another measurement than the predicted ones: 96 hex digits, or a file with a report,
-    /// as it is or in evidence in JSON.
+    /// as it is or in evidence in JSON; of a TD a quote, its evidence in JSON, or its event log.
     #[arg(long, value_name = "HEX|FILE", conflicts_with_all = ["format", "sign_key", "id_key", "output"])]
     explain: Option<String>,
     #[command(flatten)]
     id_block: IdBlockArgs,
+    #[command(flatten)]
+    tdx: TdxArgs,
     /// What is printed.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -85,7 +91,7 @@ pub(super) struct Measure {
 enum Kind {
     /// SEV-SNP, and the simulated one, which reports the same.
     Snp,
-    /// TDX: refused as long as MRTD and the RTMRs are not computed.
+    /// TDX, and the simulated one.
     Tdx,
 }
 
@@ -94,7 +100,7 @@ enum Kind {
 enum Vmm {
     /// QEMU on KVM.
     Qemu,
-    /// Cloud Hypervisor: refused, since it starts SNP guests from IGVM files.
+    /// Cloud Hypervisor: refused, since it starts SNP guests from IGVM files, and TDs with another log.
     CloudHypervisor,
 }
 
@@ -129,18 +135,16 @@ struct IdKeys {
 
 impl Measure {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        if self.tee == Kind::Tdx {
-            bail!(
-                "--tee tdx: this version computes neither MRTD nor the RTMRs, and a part of them would \
-                 prove nothing; MRCONFIGID is the init-data's digest (cloister init-data digest)"
-            );
-        }
         if self.vmm == Vmm::CloudHypervisor {
             bail!(
-                "--vmm cloud-hypervisor: it launches SNP guests from an IGVM file, whose digest this \
-                 version does not compute: launch with QEMU"
+                "--vmm cloud-hypervisor: it launches SNP guests from an IGVM file, and gives a TD's firmware \
+                 other tables than QEMU, and this version predicts neither whole: launch with QEMU"
             );
         }
+        ensure!(
+            self.tee == Kind::Tdx || !self.tdx.asked(),
+            "--dialect is of a TD: add --tee tdx"
+        );
         let corim = self.format == Format::Corim;
         ensure!(
             corim || self.sign_key.is_none(),
@@ -151,6 +155,9 @@ impl Measure {
             shown || self.id_block.id_key.is_none(),
             "--id-key makes what a launch needs and a broker does not: use --format text or launch"
         );
+        if self.tee == Kind::Tdx {
+            return self.run_tdx();
+        }
         if let Some(said) = &self.explain {
             return self.explain(&explain::Reported::read(said)?);
         }
@@ -159,26 +166,57 @@ impl Measure {
             Format::Text => predicted.text().into_bytes(),
             Format::Launch => predicted.launch()?,
             Format::Json => predicted.reference_values()?,
-            Format::Corim => {
-                let signer = self.sign_key.as_deref().map(Signer::read).transpose()?;
-                predicted.corim(&self.corim_id, signer.as_ref(), &self.signer)?
-            }
+            Format::Corim => self.corim(&predicted.draft(&self.corim_id))?,
         };
+        self.write(&bytes)
+    }
+
+    fn run_tdx(&self) -> anyhow::Result<()> {
+        let digest = self.init_data_digest()?;
+        let inputs = tdx::Inputs::read(&self.tdx, &self.artifacts)?;
+        if let Some(said) = &self.explain {
+            let found = tdx::Found::read(said)?;
+            return inputs.explain(&found, digest.as_ref());
+        }
+        let predicted = inputs.predict(digest.as_ref())?;
+        if matches!(self.format, Format::Json | Format::Corim) {
+            predicted.warn()?;
+        }
+        let bytes = match self.format {
+            Format::Text => predicted.text().into_bytes(),
+            Format::Launch => predicted.launch()?,
+            Format::Json => predicted.reference_values()?,
+            Format::Corim => self.corim(&predicted.draft(&self.corim_id))?,
+        };
+        self.write(&bytes)
+    }
+
+    /// The document, signed where there is a key.
+    fn corim(&self, draft: &Draft) -> anyhow::Result<Vec<u8>> {
+        let Some(path) = &self.sign_key else {
+            return Ok(draft.unsigned()?);
+        };
+        let signer = Signer::read(path)?;
+        let sign = |message: &[u8]| anyhow::Ok(signer.sign(message));
+        draft.signed(signer.algorithm(), &signer.key_id()?, &self.signer, sign)
+    }
+
+    fn init_data_digest(&self) -> anyhow::Result<Option<InitDataDigest>> {
+        self.init_data.as_deref().map(init_data::digest).transpose()
+    }
+
+    fn write(&self, bytes: &[u8]) -> anyhow::Result<()> {
         match &self.output {
             Some(path) => {
                 fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
             }
-            None => Ok(std::io::stdout().write_all(&bytes)?),
+            None => Ok(std::io::stdout().write_all(bytes)?),
         }
     }
 
     fn predict(&self) -> anyhow::Result<Predicted> {
         let (firmware, kernel) = self.artifacts.read()?;
-        let digest = self
-            .init_data
-            .as_deref()
-            .map(init_data::digest)
-            .transpose()?;
+        let digest = self.init_data_digest()?;
         let keys = self.id_block.keys()?;
         let mut shapes = Vec::new();
         for model in &self.cpu_model {

@@ -12,8 +12,6 @@ use measure::snp::{GuestFeatures, IdAuth, IdBlock, KeyDigest, LaunchDigest};
 use policies::corim::Draft;
 use serde_json::{Value, json};
 
-use super::sign::Signer;
-
 /// The name under which appraisal policies ask for the launch digest.
 const MEASUREMENT: &str = "snp_launch_measurement";
 
@@ -119,22 +117,10 @@ impl Predicted {
         json_lines(&json!({ MEASUREMENT: digests }))
     }
 
-    pub(super) fn corim(
-        &self,
-        id: &str,
-        signer: Option<&Signer>,
-        name: &str,
-    ) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn draft(&self, id: &str) -> Draft {
         let measurements = self.measurements();
         let digests = measurements.iter().map(|measurement| &measurement.0);
-        let draft = Draft::new(id).digests(MEASUREMENT, digests);
-        match signer {
-            None => Ok(draft.unsigned()?),
-            Some(signer) => {
-                let sign = |message: &[u8]| anyhow::Ok(signer.sign(message));
-                draft.signed(signer.algorithm(), &signer.key_id()?, name, sign)
-            }
-        }
+        Draft::new(id).digests(MEASUREMENT, digests)
     }
 
     /// Each digest once: models of one signature have the same.
@@ -146,7 +132,7 @@ impl Predicted {
     }
 }
 
-fn json_lines(value: &Value) -> anyhow::Result<Vec<u8>> {
+pub(super) fn json_lines(value: &Value) -> anyhow::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value).context("write JSON")?;
     bytes.push(b'\n');
     Ok(bytes)
