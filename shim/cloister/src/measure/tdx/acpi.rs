@@ -171,7 +171,7 @@ mod tests {
             read.map(|read| read.len())
                 .map_err(|error| error.to_string())
         };
-        assert_eq!(of("1G", &[plain.clone()]), Ok(1));
+        assert_eq!(of("1G", std::slice::from_ref(&plain)), Ok(1));
         assert_eq!(of("1G,2G", &[sized(1024), sized(2048)]), Ok(2));
         for (sizes, texts, part) in [
             ("1G,2G", &[plain.clone()][..], "SIZE=DIR"),
