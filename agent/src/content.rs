@@ -52,8 +52,8 @@ struct Slot {
     container: String,
     kind: Kind,
     path: PathBuf,
-    /// Bytes of the set that is seen.
-    bytes: usize,
+    /// What is seen takes of the guest's memory, in bytes.
+    held: usize,
     /// Sets that were begun, for their names.
     sets: u64,
     stage: Option<Stage>,
@@ -87,7 +87,8 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// There is too much, or it cannot be written. A slot that was there stays as it was.
+    /// There is too much, or it cannot be written. A slot that was there stays as it was, but where a container has
+    /// put something into it that bars a new name.
     pub fn put(
         &self,
         request: &Allowed<PutContentRequest>,
@@ -102,8 +103,8 @@ impl Slots {
         place: &Place,
     ) -> Result<PutContentResponse, GuestError> {
         let mut table = self.table();
-        let adds: usize = request.files.iter().map(|file| file.data.len()).sum();
-        check_room(&table, adds, place.is_new())?;
+        let adds = request.files.iter().map(set::held).sum();
+        check_room(&table, adds, place)?;
         if place.is_new() {
             let slot = open(request, place)?;
             table.insert(place.slot().to_owned(), slot);
@@ -202,16 +203,18 @@ impl Slot {
             self.stage = Some(stage);
             return Ok(());
         }
-        self.bytes = stage.bytes();
-        stage.publish()
+        let held = stage.held();
+        stage.publish()?;
+        self.held = held;
+        Ok(())
     }
 
     fn held(&self) -> usize {
-        self.bytes + self.stage.as_ref().map_or(0, Stage::bytes)
+        self.held + self.stage.as_ref().map_or(0, Stage::held)
     }
 }
 
-fn check_room(table: &HashMap<String, Slot>, adds: usize, new: bool) -> Result<(), GuestError> {
+fn check_room(table: &HashMap<String, Slot>, adds: usize, place: &Place) -> Result<(), GuestError> {
     let exhausted = |message: String| {
         Err(GuestError::new(
             ErrorCode::ResourceExhausted,
@@ -219,8 +222,14 @@ fn check_room(table: &HashMap<String, Slot>, adds: usize, new: bool) -> Result<(
             message,
         ))
     };
-    if new && table.len() >= limit::MAX_CONTENT_SLOTS {
+    if place.is_new() && table.len() >= limit::MAX_CONTENT_SLOTS {
         return exhausted(format!("more than {} slots", limit::MAX_CONTENT_SLOTS));
+    }
+    let begun = |slot: &&Slot| slot.stage.is_some();
+    let begins = table.get(place.slot()).filter(begun).is_none();
+    if begins && table.values().filter(begun).count() >= limit::MAX_CONTENT_STAGES {
+        let most = limit::MAX_CONTENT_STAGES;
+        return exhausted(format!("more than {most} sets that are not whole"));
     }
     let held: usize = table.values().map(Slot::held).sum();
     if held.saturating_add(adds) > limit::MAX_CONTENT_POD {
@@ -239,11 +248,10 @@ fn open(request: &PutContentRequest, place: &Place) -> Result<Slot, GuestError> 
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).or_internal(PHASE, parent.display())?;
     }
-    let mut bytes = 0;
+    let held = request.files.iter().map(set::held).sum();
     match (kind, request.files.as_slice()) {
         (Kind::FILE, [file]) => {
             write_new(&path, file)?;
-            bytes = file.data.len();
         }
         (Kind::TERMINATION_LOG, []) => {
             let file = ContentFile {
@@ -263,7 +271,7 @@ fn open(request: &PutContentRequest, place: &Place) -> Result<Slot, GuestError> 
         container: request.container_id.clone(),
         kind,
         path,
-        bytes,
+        held: if kind == Kind::DIRECTORY { 0 } else { held },
         sets: 0,
         stage: None,
     })

@@ -82,7 +82,7 @@ impl Gated for agent::CopyFileRequest {
     }
 }
 
-/// A request that the policy allows. Only [`Gate::admit`] makes one.
+/// A request that the policy allows. Only a [`Gate`] makes one.
 #[derive(Debug)]
 pub struct Allowed<R> {
     request: R,
@@ -158,6 +158,7 @@ pub struct Gate {
     policy: RwLock<Arc<AgentPolicy>>,
     /// How many policies were in force before.
     replaced: AtomicU64,
+    is_confidential: bool,
 }
 
 impl Gate {
@@ -180,7 +181,14 @@ impl Gate {
         Ok(Self {
             policy: RwLock::new(Arc::new(policy)),
             replaced: AtomicU64::new(0),
+            is_confidential: tee.is_some(),
         })
+    }
+
+    /// Whether the guest is in a TEE.
+    #[must_use]
+    pub fn is_confidential(&self) -> bool {
+        self.is_confidential
     }
 
     /// Asks the policy about output. A refusal hides the output and stops no process.
@@ -461,8 +469,10 @@ mod tests {
         );
         let denied = gate.admit_content(request("key2"), "/slots/c-0a-cfg", false);
         assert_eq!(code(denied), ErrorCode::PolicyDenied);
-        let denied = gate.admit_content(PutContentRequest::new(), "/slots/d-0a-cfg", true);
-        assert_eq!(code(denied), ErrorCode::PolicyDenied);
+        for new in [true, false] {
+            let denied = gate.admit_content(PutContentRequest::new(), "/slots/d-0a-cfg", new);
+            assert_eq!(code(denied), ErrorCode::PolicyDenied);
+        }
     }
 
     #[test]

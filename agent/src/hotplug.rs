@@ -46,28 +46,53 @@ pub fn balloon(sys: &Path) -> Result<Ability, module::Error> {
     }
 }
 
-/// Says whether memory is taken into use as it comes, and gives back what is free from now on. A guest
-/// goes on without either.
-pub fn begin(is_confidential: bool, balloon: Ability) {
+/// Says whether memory is taken into use as it comes.
+///
+/// # Errors
+///
+/// The kernel of a confidential guest might take it: such a guest does not go on.
+pub fn settle(is_confidential: bool) -> Result<(), GuestError> {
+    settle_in(Path::new(MEMORY), is_confidential)
+}
+
+fn settle_in(memory: &Path, is_confidential: bool) -> Result<(), GuestError> {
     let taken = if is_confidential { "offline" } else { "online" };
-    if let Err(error) = fs::write(Path::new(MEMORY).join("auto_online_blocks"), taken) {
-        tracing::debug!(%error, "memory that is added");
+    match fs::write(memory.join("auto_online_blocks"), taken) {
+        Ok(()) => Ok(()),
+        // A kernel that takes no memory at all.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if is_confidential => Err(error).or_internal("boot", "refuse added memory"),
+        Err(error) => {
+            tracing::debug!(%error, "memory that is added");
+            Ok(())
+        }
     }
-    if is_confidential {
-        return;
-    }
-    if let Err(error) = balloon.load() {
+}
+
+/// Gives back what is free from now on. A guest goes on without; a confidential one does not begin.
+pub fn begin(is_confidential: bool, balloon: Ability) {
+    if !is_confidential && let Err(error) = balloon.load() {
         tracing::warn!(%error, "free memory is not given back");
     }
 }
 
-/// The guest's blocks of memory, as many as were known when it was last asked to take some into use.
+/// The guest's blocks of memory, as many as were known when it was last asked to take some into use. A
+/// confidential guest takes none.
 #[derive(Debug)]
-pub struct Blocks(Mutex<usize>);
+pub struct Blocks(Option<Mutex<usize>>);
 
-impl Default for Blocks {
-    fn default() -> Self {
-        Self(Mutex::new(blocks(Path::new(MEMORY))))
+impl Blocks {
+    /// Those that are there at the start.
+    #[must_use]
+    pub fn new(is_confidential: bool) -> Self {
+        Self((!is_confidential).then(|| Mutex::new(blocks(Path::new(MEMORY)))))
+    }
+
+    fn known(&self) -> Result<&Mutex<usize>, GuestError> {
+        self.0.as_ref().ok_or_else(|| {
+            let text = "a confidential guest keeps the size that was measured";
+            GuestError::new(ErrorCode::FailedPrecondition, "online", text)
+        })
     }
 }
 
@@ -76,11 +101,12 @@ impl Default for Blocks {
 ///
 /// # Errors
 ///
-/// They do not come, or the kernel refuses.
+/// The guest is confidential, they do not come, or the kernel refuses.
 pub async fn online(
-    known: &Blocks,
+    blocks: &Blocks,
     request: &Allowed<agent::OnlineCPUMemRequest>,
 ) -> Result<(), GuestError> {
+    let known = blocks.known()?;
     if request.nb_cpus > MAX_CPUS {
         let text = format!("{} processors: use at most {MAX_CPUS}", request.nb_cpus);
         return Err(GuestError::new(ErrorCode::InvalidArgument, "online", text));
@@ -94,11 +120,13 @@ pub async fn online(
     if request.cpu_only {
         return Ok(());
     }
-    let mut known = known.0.lock().await;
-    *known = arrived(Path::new(MEMORY), *known, patience).await?;
+    let mut known = known.lock().await;
+    let there = arrived(Path::new(MEMORY), *known, patience).await?;
     for block in offline(Path::new(MEMORY), "memory", "state", "offline") {
         fs::write(&block, "online").or_internal("online", block.display())?;
     }
+    // Only now: who has to ask again finds what came.
+    *known = there;
     Ok(())
 }
 
@@ -184,6 +212,24 @@ mod tests {
         let path = directory.join("online");
         fs::write(&path, online).unwrap();
         path
+    }
+
+    #[test]
+    fn a_confidential_guest_takes_nothing_that_is_added() {
+        let refused = Blocks::new(true).known().map(|_| ()).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+        assert!(Blocks::new(false).known().is_ok());
+        let root = tempfile::tempdir().unwrap();
+        settle_in(&root.path().join("none"), true).unwrap();
+        let file = root.path().join("auto_online_blocks");
+        for (is_confidential, said) in [(true, "offline"), (false, "online")] {
+            settle_in(root.path(), is_confidential).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), said);
+        }
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(settle_in(root.path(), true).is_err());
+        assert!(settle_in(root.path(), false).is_ok());
     }
 
     #[tokio::test]

@@ -103,6 +103,7 @@ async fn serve(
     let mirror = Arc::new(MirrorDial(host));
     let images = Images::new(launch, store, Arc::new(host), events.clone())?.with_mirror(mirror);
     let sandbox = Arc::new(Sandbox::new(reaper, images, events));
+    hotplug::settle(cmdline.tee.is_some())?;
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {
         version: env!("CARGO_PKG_VERSION").to_owned(),

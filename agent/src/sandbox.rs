@@ -134,6 +134,23 @@ impl Sandbox {
         self.images.pulls()
     }
 
+    /// Checks that there is a sandbox.
+    ///
+    /// # Errors
+    ///
+    /// It has not been created.
+    pub fn check_created(&self, phase: &'static str) -> Result<(), GuestError> {
+        if self.created.get().is_some() {
+            return Ok(());
+        }
+        let message = "there is no sandbox: call CreateSandbox first";
+        Err(GuestError::new(
+            ErrorCode::FailedPrecondition,
+            phase,
+            message,
+        ))
+    }
+
     /// The host's small files for the containers.
     #[must_use]
     pub fn content(&self) -> &Slots {

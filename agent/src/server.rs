@@ -47,6 +47,7 @@ impl std::fmt::Debug for Serving {
 ///
 /// There is no vsock in this guest.
 pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestError> {
+    let blocks = hotplug::Blocks::new(gate.is_confidential());
     let gate = Arc::new(gate);
     let streams = stdio::serve(Arc::clone(&gate), Arc::clone(&sandbox))?;
     let forwards = forward::serve(Arc::clone(&gate))?;
@@ -55,7 +56,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         sandbox,
         scrapes: Scrapes::default(),
         network: Network::default(),
-        blocks: hotplug::Blocks::default(),
+        blocks,
     });
     let pulls = create_pull_service(agent.clone());
     let content = create_content_service(agent.clone());
@@ -172,6 +173,8 @@ impl ContentService for Agent {
         _: &TtrpcContext,
         request: PutContentRequest,
     ) -> ttrpc::Result<PutContentResponse> {
+        // What a sandbox mounts must not come over what is there already.
+        self.sandbox.check_created("content")?;
         let slots = self.sandbox.content();
         let place = slots.place(&request)?;
         let request = self

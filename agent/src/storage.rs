@@ -48,7 +48,7 @@ struct Use {
     /// What was mounted, to find out that a second use means the same.
     driver: String,
     source: String,
-    is_mount: bool,
+    options: Vec<String>,
 }
 
 impl Storages {
@@ -67,7 +67,7 @@ impl Storages {
         let point = path::lexical(PHASE, &storage.mount_point)?;
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = table.get_mut(&point) {
-            if known.driver != storage.driver || known.source != storage.source {
+            if !known.is(storage) {
                 let message = format!("{} holds another storage", point.display());
                 return Err(GuestError::new(ErrorCode::AlreadyExists, PHASE, message));
             }
@@ -90,15 +90,14 @@ impl Storages {
                 return Err(invalid(PHASE, message));
             }
         }
-        let is_mount = attach(storage)?;
-        let (driver, source) = (storage.driver.clone(), storage.source.clone());
+        attach(storage)?;
         table.insert(
             point.clone(),
             Use {
                 count: 1,
-                driver,
-                source,
-                is_mount,
+                driver: storage.driver.clone(),
+                source: storage.source.clone(),
+                options: storage.options.clone(),
             },
         );
         Ok(point)
@@ -114,16 +113,22 @@ impl Storages {
         if known.count > 0 || OF_POD.contains(&known.driver.as_str()) {
             return;
         }
-        let is_mount = known.is_mount;
         table.remove(point);
-        if is_mount && let Err(error) = unmount(point, UnmountFlags::DETACH) {
+        if let Err(error) = unmount(point, UnmountFlags::DETACH) {
             tracing::warn!(point = %point.display(), %error, "not unmounted");
         }
     }
 }
 
-/// Gives whether something was mounted.
-fn attach(storage: &agent::Storage) -> Result<bool, GuestError> {
+impl Use {
+    fn is(&self, storage: &agent::Storage) -> bool {
+        self.driver == storage.driver
+            && self.source == storage.source
+            && self.options == storage.options
+    }
+}
+
+fn attach(storage: &agent::Storage) -> Result<(), GuestError> {
     let driver = storage.driver.as_str();
     if !DRIVERS.contains(&driver) {
         let known = DRIVERS.join(", ");
@@ -149,7 +154,11 @@ fn attach(storage: &agent::Storage) -> Result<bool, GuestError> {
             let (flags, data) = mount_options(&options)?;
             let flags = flags | MountFlags::NODEV;
             mount("tmpfs", &point, "tmpfs", flags, data.as_c_str()).or_internal(PHASE, &failed)?;
-            give(&point, None, group).or_internal(PHASE, failed)?;
+            if let Err(error) = give(&point, None, group) {
+                // Nobody would know of it.
+                let _ = unmount(&point, UnmountFlags::DETACH);
+                return Err(error).or_internal(PHASE, failed);
+            }
         }
         PART => part::mount(Path::new(&storage.source), &storage.options, &point)?,
         "bind" => {
@@ -164,7 +173,7 @@ fn attach(storage: &agent::Storage) -> Result<bool, GuestError> {
             mount_bind(&inner, &point).or_internal(PHASE, failed)?;
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// A directory in the image store for a mount point, whose name is the point's own.

@@ -12,8 +12,9 @@ mod tdvf;
 use std::{fs, process::Command};
 
 use deployment::{Deployment, Guest, succeed};
+use evidence::tdx::Attributes;
 use measure::tdx::{Dialect, Firmware, KernelForm, Memory, PageOrder, Vmm};
-use platform::td::Td;
+use platform::td::{ATTRIBUTES, Td};
 use predicted::{Files, XFAM, evidence, launched, td};
 use serde_json::Value;
 
@@ -250,6 +251,31 @@ fn a_quote_is_compared_with_its_log_and_a_part_of_evidence_as_far_as_it_goes() {
         let (same, said) = files.explain(content, &[]);
         assert!(!same && said.contains(told), "{said}");
     }
+}
+
+#[test]
+fn a_td_with_debug_is_another_launch_and_what_is_not_compared_is_told() {
+    let files = Files::new();
+    let good = launched(|_| {});
+    let whole = td(&good);
+    let mut alone = td(&good);
+    alone.log = None;
+    for td in [whole, alone] {
+        let (same, said) = files.explain(&evidence(&td), &[]);
+        for open in ["RTMR3: the guest", "the TD's attributes other than debug"] {
+            let open = format!("not compared: {open}");
+            assert!(same && said.contains(&open), "{said}");
+        }
+        let mut debug = td;
+        debug.body.td_attributes = Attributes(ATTRIBUTES | 1);
+        let (same, said) = files.explain(&evidence(&debug), &[]);
+        assert!(!same && said.contains("started with debug on"), "{said}");
+        assert_eq!(said.matches("\n  ").count(), 1, "{said}");
+        assert!(said.contains("not compared: RTMR3"), "{said}");
+    }
+    let log = td(&good).log.unwrap().finish();
+    let (same, said) = files.explain(&log, &[]);
+    assert!(same && said.contains("not compared: RTMR3"), "{said}");
 }
 
 #[test]

@@ -72,11 +72,14 @@ pub const MAX_CONTENT_PATH: usize = 1024;
 /// See [`MAX_CONTENT_PATH`].
 pub const MAX_CONTENT_DEPTH: usize = 16;
 
-/// All content of a pod, in bytes: it lies in the guest's memory.
+/// All content of a pod, in bytes of the guest's memory: files in whole pages, with what names and directories take.
 pub const MAX_CONTENT_POD: usize = 64 * 1024 * 1024;
 
 /// Content slots of a pod.
 pub const MAX_CONTENT_SLOTS: usize = 4096;
+
+/// Sets of a pod that are not whole yet: each holds open directories.
+pub const MAX_CONTENT_STAGES: usize = 64;
 
 /// What is read of a termination message, in bytes: the kubelet keeps as much.
 pub const MAX_TERMINATION_MESSAGE: usize = 4096;

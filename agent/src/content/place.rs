@@ -92,7 +92,8 @@ pub fn entries<'a>(
     new: bool,
 ) -> impl Iterator<Item = agent::CopyFileRequest> + 'a {
     let is_directory = request.kind.enum_value() == Ok(Kind::DIRECTORY);
-    let itself = (new && (is_directory || request.files.is_empty())).then(|| {
+    // A set without files changes something too.
+    let itself = ((new && is_directory) || request.files.is_empty()).then(|| {
         let mode = match is_directory {
             true => FileType::Directory.as_raw_mode() | set::DIRECTORY_MODE,
             false => FileType::RegularFile.as_raw_mode() | super::LOG_MODE,
@@ -140,6 +141,10 @@ pub(super) fn check(request: &PutContentRequest) -> Result<(), GuestError> {
     for file in &request.files {
         if file.data.len() > limit::MAX_CONTENT_FILE {
             return Err(too_much("one file"));
+        }
+        // What a policy is asked has no larger numbers.
+        if i32::try_from(file.uid).is_err() || i32::try_from(file.gid).is_err() {
+            return Err(invalid(PHASE, "an owner above 2147483647"));
         }
         let fits = match kind {
             Kind::DIRECTORY => check_path(&file.path)?,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agent_api::GuestError;
@@ -39,13 +39,13 @@ const OWN: &str = "..";
 /// A set under construction. Dropping it takes it back.
 #[derive(Debug)]
 pub(super) struct Stage {
-    path: PathBuf,
     slot: OwnedFd,
     directory: OwnedFd,
     name: String,
     /// What is seen of the set in the slot.
     tops: BTreeSet<String>,
     bytes: usize,
+    held: usize,
     files: usize,
     is_seen: bool,
 }
@@ -62,24 +62,31 @@ impl Stage {
         };
         let (open, inner) = begun().or_internal(PHASE, "begin a set")?;
         Ok(Self {
-            path: slot.to_owned(),
             slot: open,
             directory: inner,
             name,
             tops: BTreeSet::new(),
             bytes: 0,
+            held: 0,
             files: 0,
             is_seen: false,
         })
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// What it takes of the guest's memory, in bytes.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// The slot's directory as it was opened, whatever stands under its name by now.
+    fn here(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.slot.as_raw_fd()))
     }
 
     /// Writes one more file, whose path was checked.
     pub(super) fn add(&mut self, file: &ContentFile) -> Result<(), GuestError> {
         self.bytes += file.data.len();
+        self.held += held(file);
         self.files += 1;
         if self.bytes > limit::MAX_CONTENT_SET || self.files > limit::MAX_CONTENT_FILES {
             return Err(too_much("the set"));
@@ -111,14 +118,15 @@ impl Stage {
     /// Lets the set be seen in the place of the one before, which goes.
     pub(super) fn publish(mut self) -> Result<(), GuestError> {
         self.show().or_internal(PHASE, "show a set")?;
-        self.is_seen = true;
         self.tidy().or_internal(PHASE, "remove the set before")
     }
 
-    fn show(&self) -> Result<(), Errno> {
+    fn show(&mut self) -> Result<(), Errno> {
         unlink(&self.slot, NEXT)?;
         symlinkat(&self.name, &self.slot, NEXT)?;
         renameat(&self.slot, NEXT, &self.slot, DATA)?;
+        // What fails from here on leaves a set in which a new file has no name yet.
+        self.is_seen = true;
         for top in &self.tops {
             let target = format!("{DATA}/{top}");
             let there = readlinkat(&self.slot, top, Vec::new());
@@ -133,7 +141,7 @@ impl Stage {
 
     /// Removes what is no part of the set that is seen.
     fn tidy(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
+        for entry in fs::read_dir(self.here())? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
@@ -157,7 +165,7 @@ impl Drop for Stage {
     fn drop(&mut self) {
         if !self.is_seen {
             // Nothing else is kept in the slot's own directory, and nothing links to it.
-            let _ = fs::remove_dir_all(self.path.join(&self.name));
+            let _ = fs::remove_dir_all(self.here().join(&self.name));
         }
     }
 }
@@ -174,15 +182,18 @@ fn unlink(at: &OwnedFd, name: &str) -> Result<(), Errno> {
     }
 }
 
+/// What a file takes of the guest's memory with its directories, in bytes: whole pages, and an inode and a
+/// name for each.
+pub(super) fn held(file: &ContentFile) -> usize {
+    const PAGE: usize = 4096;
+    const INODE: usize = 1024;
+    file.data.len().next_multiple_of(PAGE) + INODE * file.path.split('/').count()
+}
+
 /// Gives a written file its owner and mode.
 pub(super) fn settle(file: &File, as_said: &ContentFile) -> io::Result<()> {
-    // All ones would mean: leave it.
-    let id = |id: u32| match id {
-        u32::MAX => Err(io::Error::from(Errno::INVAL)),
-        id => Ok(id),
-    };
-    let (uid, gid) = (id(as_said.uid)?, id(as_said.gid)?);
-    fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    let (uid, gid) = (Uid::from_raw(as_said.uid), Gid::from_raw(as_said.gid));
+    fchown(file, Some(uid), Some(gid))?;
     fchmod(file, Mode::from_raw_mode(as_said.mode & PERMISSIONS))?;
     Ok(())
 }

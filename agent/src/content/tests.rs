@@ -125,6 +125,9 @@ fn paths_kinds_and_slots_that_do_not_fit_are_refused() {
     let mut twice = request(Kind::DIRECTORY, Vec::new());
     twice.files = vec![file(base.path(), "a", b""), file(base.path(), "a", b"")];
     assert!(put(&slots, &twice).is_err());
+    let mut owned = request(Kind::DIRECTORY, vec![file(base.path(), "a", b"")]);
+    owned.files[0].uid = 1 << 31;
+    assert!(put(&slots, &owned).is_err());
     assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
     let mut theirs = request(Kind::DIRECTORY, Vec::new());
     theirs.slot = put(&slots, &theirs).unwrap().slot;
@@ -159,18 +162,74 @@ fn there_is_a_limit_to_a_file_a_set_and_a_pod() {
         put(&slots, &one).unwrap_err().code,
         ErrorCode::ResourceExhausted
     );
-    let mut table = HashMap::new();
-    let slot = |bytes| Slot {
-        container: "c".into(),
-        kind: Kind::FILE,
-        path: PathBuf::new(),
-        bytes,
-        sets: 0,
-        stage: None,
-    };
-    table.insert("x".to_owned(), slot(limit::MAX_CONTENT_POD));
-    check_room(&table, 0, true).unwrap();
-    assert!(check_room(&table, 1, false).is_err());
+}
+
+#[test]
+fn a_pod_has_room_for_so_much_and_for_so_many_sets_at_once() {
+    let base = tempfile::tempdir().unwrap();
+    let slots = slots(base.path());
+    let mut one = request(Kind::DIRECTORY, vec![file(base.path(), "a/b", b"1")]);
+    one.more = true;
+    one.slot = put(&slots, &one).unwrap().slot;
+    let held = |slots: &Slots| slots.table().values().map(Slot::held).sum::<usize>();
+    assert_eq!(held(&slots), 4096 + 2 * 1024, "a page, and two names");
+    one.files.clear();
+    one.more = false;
+    put(&slots, &one).unwrap();
+    assert_eq!(held(&slots), 4096 + 2 * 1024, "what is seen");
+    let mut table = slots.table();
+    table.get_mut(&one.slot).unwrap().held = limit::MAX_CONTENT_POD;
+    drop(table);
+    one.files = vec![file(base.path(), "c", b"")];
+    let full = put(&slots, &one).unwrap_err();
+    assert_eq!(full.code, ErrorCode::ResourceExhausted);
+    slots.release("c");
+    let mut begun = request(Kind::DIRECTORY, Vec::new());
+    begun.more = true;
+    let first = put(&slots, &begun).unwrap().slot;
+    for _ in 1..limit::MAX_CONTENT_STAGES {
+        put(&slots, &begun).unwrap();
+    }
+    let many = put(&slots, &begun).unwrap_err();
+    assert_eq!(many.code, ErrorCode::ResourceExhausted);
+    begun.slot = first;
+    begun.more = false;
+    put(&slots, &begun).unwrap();
+    begun.slot.clear();
+    put(&slots, &begun).unwrap();
+}
+
+#[test]
+fn a_set_that_cannot_be_shown_whole_leaves_what_is_seen_of_it() {
+    let base = tempfile::tempdir().unwrap();
+    let slots = slots(base.path());
+    let mut one = request(Kind::DIRECTORY, vec![file(base.path(), "a", b"1")]);
+    let answer = put(&slots, &one).unwrap();
+    let path = Path::new(&answer.path);
+    fs::create_dir(path.join("b")).unwrap();
+    one.slot = answer.slot;
+    one.files = vec![file(base.path(), "a", b"2"), file(base.path(), "b", b"3")];
+    assert!(put(&slots, &one).is_err());
+    assert_eq!(fs::read(path.join("a")).unwrap(), b"2");
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_slot_by_now_is_left_alone() {
+    let base = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("x"), "theirs").unwrap();
+    let slots = slots(base.path());
+    let mut one = request(Kind::DIRECTORY, vec![file(base.path(), "a", b"1")]);
+    one.more = true;
+    let answer = put(&slots, &one).unwrap();
+    fs::rename(&answer.path, base.path().join("away")).unwrap();
+    symlink(outside.path(), &answer.path).unwrap();
+    one.slot = answer.slot;
+    one.files.clear();
+    one.more = false;
+    put(&slots, &one).unwrap();
+    assert_eq!(fs::read(base.path().join("away/a")).unwrap(), b"1");
+    assert_eq!(fs::read(outside.path().join("x")).unwrap(), b"theirs");
 }
 
 #[test]

@@ -34,14 +34,7 @@ impl Sandbox {
     ) -> Result<(), GuestError> {
         let id = request.container_id.clone();
         check_container_id("create", &id)?;
-        if self.created.get().is_none() {
-            let message = "there is no sandbox: call CreateSandbox first";
-            return Err(GuestError::new(
-                ErrorCode::FailedPrecondition,
-                "create",
-                message,
-            ));
-        }
+        self.check_created("create")?;
         refuse_unsupported(&request)?;
         let (making, maker) = making::pair();
         let _abandon = making.abandon();

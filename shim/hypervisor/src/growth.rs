@@ -26,6 +26,8 @@ use crate::spec::{MAX_MEMORY_MIB, MAX_VCPUS, Machine, VmSpec};
 pub const MAX_SLOTS: u32 = 256;
 /// The least memory module, in MiB: Linux takes memory into use in such blocks or larger ones.
 pub const MIN_BLOCK_MIB: u32 = 128;
+/// As large as Linux makes them on x86-64, on a machine with much memory.
+const MAX_BLOCK_MIB: u32 = 2048;
 
 /// How far a VM may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,7 +254,8 @@ impl Hotplug {
 
 /// How large the next memory module is: whole blocks, and no more than the VM may have.
 fn module(now: u32, wanted: u32, most: Growth, block_mib: u32) -> u32 {
-    let block = block_mib.max(MIN_BLOCK_MIB);
+    // The guest says how large they are.
+    let block = block_mib.clamp(MIN_BLOCK_MIB, MAX_BLOCK_MIB);
     let missing = wanted.min(most.max_memory_mib).saturating_sub(now);
     let room = most.max_memory_mib.saturating_sub(now) / block;
     missing.div_ceil(block).min(room).saturating_mul(block)
@@ -285,6 +288,8 @@ mod tests {
         assert_eq!(module(512, 600, most, 2048), 0);
         assert_eq!(module(512, 600, most, 0), 128);
         assert_eq!(module(5000, 600, most, 128), 0);
+        let large = growing(1, 100_000).growth.unwrap();
+        assert_eq!(module(512, 513, large, u32::MAX), MAX_BLOCK_MIB);
     }
 
     #[test]

@@ -12,9 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::status::Status;
+
 /// The form of the file.
 const VERSION: u32 = 1;
-/// Cap on a file, in bytes: more than the caps on names and labels allow.
+/// Cap on a file, in bytes. Labels within their own caps can be longer in JSON, where a control character takes six
+/// bytes; what would not be read again is not written.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// What is not yet a record.
 pub(crate) const UNFINISHED: &str = ".new";
@@ -115,11 +118,28 @@ impl Record {
     }
 
     /// Writes its file into a directory, in the place of an older one.
-    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, directory: &Path) -> Result<(), Status> {
+        let failed = |error: &io::Error| Status::disk("write a record in", directory, error);
+        let bytes = serde_json::to_vec(self).map_err(|error| failed(&io::Error::from(error)))?;
+        if u64::try_from(bytes.len()).is_ok_and(|length| length <= FILE_BYTES_MAX) {
+            return self
+                .replace(directory, &bytes)
+                .map_err(|error| failed(&error));
+        }
+        Err(Status::invalid(format!(
+            "snapshot {:?}: its {} labels make a record of {} bytes, and {FILE_BYTES_MAX} are the most: shorten the \
+             labels",
+            self.name,
+            self.labels.len(),
+            bytes.len()
+        )))
+    }
+
+    fn replace(&self, directory: &Path, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(directory);
         let unfinished = path.with_extension(UNFINISHED.trim_start_matches('.'));
         let mut file = File::create(&unfinished)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&unfinished, &path)?;
         sync(directory)
@@ -151,6 +171,7 @@ pub(crate) fn sync(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Code;
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_nothing_else_is() {
@@ -175,5 +196,30 @@ mod tests {
         }
         record.erase(directory.path()).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_record_that_would_not_be_read_again_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        // Within the caps on labels.
+        let label = |n: u32| (n.to_string(), "\u{1}".repeat(4000));
+        let record = Record {
+            name: "k8s.io/1/a".into(),
+            labels: (0..256).map(label).collect(),
+            ..Record::new(7)
+        };
+        let refused = record.write(directory.path()).unwrap_err();
+        assert_eq!(refused.code, Code::InvalidArgument);
+        for part in ["k8s.io/1/a", "256 labels"] {
+            assert!(refused.reason.contains(part), "{refused}");
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        let shorter = Record {
+            labels: (0..160).map(label).collect(),
+            ..record
+        };
+        shorter.write(directory.path()).unwrap();
+        let path = directory.path().join("7");
+        assert_eq!(Record::read(&path).unwrap(), shorter);
     }
 }

@@ -105,7 +105,7 @@ async fn answer(path: &str, body: &[u8], service: &Service) -> Result<Vec<Vec<u8
     service.call(path, question).await
 }
 
-/// What containerd asks to learn that something is or is not there, is no news.
+/// Questions whether something exists are no news.
 fn note(path: &str, refused: &Status) {
     match refused.code {
         Code::NotFound | Code::AlreadyExists => tracing::debug!(path, reason = %refused, "refused"),

@@ -152,7 +152,7 @@ impl Service {
     }
 }
 
-/// Draws the table at this file's top. `container` is the one whose snapshot it is, where containerd knows it.
+/// Decides by the table at this file's top. `container` is the one whose snapshot it is, where containerd knows it.
 fn mount_for(
     container: Option<&Container>,
     place: &Place,

@@ -143,8 +143,12 @@ impl Store {
         if state.by_name.values().any(|one| is_it(&one)) {
             return answer;
         }
+        let name = format!("guest/{}/{target}", state.next);
+        if let Err(refused) = check_name(&name) {
+            return refused;
+        }
         let record = Record {
-            name: format!("guest/{}/{target}", state.next),
+            name,
             kind: Kind::Committed,
             content: Content::Guest,
             parent: parent.to_owned(),
@@ -347,9 +351,7 @@ impl Store {
 
     /// Writes a record, and knows it once it is written.
     fn keep(&self, state: &mut State, record: Record) -> Result<(), Status> {
-        record
-            .write(&self.records)
-            .map_err(|error| Status::disk("write a record in", &self.records, &error))?;
+        record.write(&self.records)?;
         state.by_name.insert(record.name.clone(), record);
         Ok(())
     }

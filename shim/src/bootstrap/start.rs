@@ -194,7 +194,7 @@ fn spawn_server(
     {
         let _ = server.kill();
         let _ = server.wait();
-        return Err(BootstrapError::Server(format!("ShimCgroup: {error}")));
+        return Err(BootstrapError::Server(error.to_string()));
     }
     // The server lives on: an out-of-memory kill should rather hit it than containerd.
     let _ = containerd_shim::cgroup::adjust_oom_score(pid);

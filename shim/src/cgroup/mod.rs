@@ -35,12 +35,16 @@ pub use place::PlaceError;
 
 /// The environment variable by which `start` tells the server in which cgroup containerd wants the shim.
 pub const SHIM_VARIABLE: &str = "CLOISTER_SHIM_CGROUP";
+/// The file of a cgroup that takes processes in.
+const PROCESSES: &str = "cgroup.procs";
 /// How long a cgroup may take to be empty after its last process was killed.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to look.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a directory is made again whose parent another pod removes at the same moment.
 const ATTEMPTS: usize = 8;
+/// What of a path is in an error, in characters.
+const MAX_SHOWN: usize = 256;
 
 /// Why there is no cgroup for a pod.
 #[derive(Debug, Error)]
@@ -52,6 +56,16 @@ pub enum CgroupError {
         path: String,
         /// What is wrong with it.
         cause: PlaceError,
+    },
+    /// The shim cannot go where containerd wants it.
+    #[error(
+        "ShimCgroup {path:?}: {cause}; name a cgroup that exists, or leave ShimCgroup out of the runtime's options in containerd's configuration"
+    )]
+    Shim {
+        /// As containerd gives it.
+        path: String,
+        /// Why not.
+        cause: String,
     },
     /// The record of what is made cannot be written.
     #[error("record of the pod's cgroup: {0}")]
@@ -71,7 +85,7 @@ pub enum CgroupError {
 impl From<CgroupError> for GuestError {
     fn from(error: CgroupError) -> Self {
         let code = match error {
-            CgroupError::Place { .. } => ErrorCode::InvalidArgument,
+            CgroupError::Place { .. } | CgroupError::Shim { .. } => ErrorCode::InvalidArgument,
             CgroupError::Record(_) | CgroupError::File { .. } => ErrorCode::Internal,
         };
         Self::new(code, "cgroup", error)
@@ -95,24 +109,30 @@ struct Settings {
     shares: Option<u64>,
 }
 
-/// The cgroup that a specification asks for; none where it names none.
+/// The cgroup that a specification asks for; none where it names none. `shim_apart` says that containerd has
+/// put the shim elsewhere.
 ///
 /// # Errors
 /// [`CgroupError::Place`].
-pub fn wanted(spec: &Spec, role: &Role) -> Result<Option<Wanted>, CgroupError> {
+pub fn wanted(spec: &Spec, role: &Role, shim_apart: bool) -> Result<Option<Wanted>, CgroupError> {
     let Some(linux) = &spec.linux else {
         return Ok(None);
     };
     let place = Place::parse(&linux.cgroups_path).map_err(|cause| CgroupError::Place {
-        path: linux.cgroups_path.chars().take(256).collect(),
+        path: shown(&linux.cgroups_path),
         cause,
     })?;
     let cpu = linux.resources.as_ref().and_then(|all| all.cpu.as_ref());
     Ok(place.map(|place| Wanted {
         place,
         settings: Settings::of(cpu, role),
-        shim_apart: std::env::var_os(SHIM_VARIABLE).is_some(),
+        shim_apart,
     }))
+}
+
+/// A path as an error says it.
+fn shown(path: &str) -> String {
+    path.chars().take(MAX_SHOWN).collect()
 }
 
 impl Settings {
@@ -177,42 +197,48 @@ pub fn leave(directory: &StateDir) {
     }
 }
 
-/// Puts a process into a cgroup that exists, in every hierarchy that has it.
+/// Puts a shim into the cgroup that containerd names for it, which exists, in every hierarchy that has it.
 ///
 /// # Errors
-/// The path is none, no hierarchy has it, or the kernel refuses.
+/// [`CgroupError::Shim`]: the path is none, no hierarchy has it, or the kernel refuses.
 pub fn join(path: &str, pid: u32) -> Result<(), CgroupError> {
-    let fault = |cause| CgroupError::Place {
-        path: path.to_owned(),
+    join_on(&Host::find(), path, pid)
+}
+
+fn join_on(host: &Host, path: &str, pid: u32) -> Result<(), CgroupError> {
+    let fault = |cause: String| CgroupError::Shim {
+        path: shown(path),
         cause,
     };
-    let place = Place::parse(path)
-        .map_err(fault)?
-        .ok_or_else(|| fault(PlaceError::Empty))?;
-    let there: Vec<_> = Host::find()
-        .directories(&place)
-        .into_iter()
-        .filter(|leaf| leaf.is_dir())
-        .collect();
+    let place = Place::parse(path).and_then(|place| place.ok_or(PlaceError::Empty));
+    let place = place.map_err(|cause| fault(cause.to_string()))?;
+    let mut there = host.directories(&place);
+    there.retain(|leaf| leaf.is_dir());
     if there.is_empty() {
-        return Err(fault(PlaceError::Missing));
+        return Err(fault(PlaceError::Missing.to_string()));
     }
-    there.iter().try_for_each(|leaf| move_into(leaf, pid))
+    there.iter().try_for_each(|leaf| {
+        let file = leaf.join(PROCESSES);
+        put(&file, &pid.to_string()).map_err(|error| fault(format!("{}: {error}", file.display())))
+    })
 }
 
 /// Takes away what [`enter`] made for a sandbox, in this process or in one that is dead. Can be called
-/// any number of times.
+/// any number of times: of what is still in use the record stays, for the next one.
 pub fn undo(directory: &StateDir) {
     let Some(record) = Record::read(directory) else {
         return;
     };
     go_home(&record);
     let until = Instant::now() + EMPTY_TIMEOUT;
+    let mut is_done = true;
     // Those below were noted after those above.
     for path in record.directories.iter().rev() {
-        remove(path, until);
+        is_done &= remove(path, until);
     }
-    Record::remove(directory);
+    if is_done {
+        Record::remove(directory);
+    }
 }
 
 fn go_home(record: &Record) {
@@ -229,17 +255,20 @@ fn go_home(record: &Record) {
     }
 }
 
-/// Removes a cgroup once it is empty. One that others use stays.
-fn remove(path: &Path, until: Instant) {
+/// Removes a cgroup once it is empty; one that others use stays. Says whether nothing is left to do.
+fn remove(path: &Path, until: Instant) -> bool {
     loop {
         match std::fs::remove_dir(path) {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err(error) => match error.kind() {
                 // Gone already, or a parent of other pods.
-                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty => return,
-                io::ErrorKind::ResourceBusy if has_children(path) => return,
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty => return true,
+                io::ErrorKind::ResourceBusy if has_children(path) => return true,
                 io::ErrorKind::ResourceBusy if Instant::now() < until => {}
-                _ => return warn!(%error, path = %path.display(), "cgroup left behind"),
+                _ => {
+                    warn!(%error, path = %path.display(), "cgroup left behind");
+                    return false;
+                }
             },
         }
         std::thread::sleep(LOOK_INTERVAL);
@@ -253,17 +282,20 @@ fn has_children(path: &Path) -> bool {
 
 /// Moves all threads of a process.
 fn move_into(cgroup: &Path, pid: u32) -> Result<(), CgroupError> {
-    write(&cgroup.join("cgroup.procs"), &pid.to_string())
+    write(&cgroup.join(PROCESSES), &pid.to_string())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
+    put(path, text).map_err(|source| CgroupError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes to a file that the kernel has made: none is made here.
-fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
-    let file = std::fs::OpenOptions::new().write(true).open(path);
-    file.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .map_err(|source| CgroupError::File {
-            path: path.to_owned(),
-            source,
-        })
+fn put(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 #[cfg(test)]

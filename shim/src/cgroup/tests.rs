@@ -174,6 +174,43 @@ fn a_cgroup_that_cannot_be_made_is_named_with_the_way_out() {
 }
 
 #[test]
+fn a_shim_that_cannot_go_where_containerd_wants_it_is_told_by_that_options_name() {
+    let stage = Stage::new();
+    let host = Host(vec![stage.mount("memory", "memory")]);
+    fs::create_dir(stage.path("memory/shim")).unwrap();
+    for path in ["", "/../shim", "/other", "/shim"] {
+        let text = join_on(&host, path, 1).unwrap_err().to_string();
+        assert!(text.starts_with("ShimCgroup"), "{text}");
+        for other in ["cgroupsPath", "sandbox_cgroup_only"] {
+            assert!(!text.contains(other), "{text}");
+        }
+    }
+    let file = stage.path("memory/shim/cgroup.procs");
+    fs::write(&file, "").unwrap();
+    join_on(&host, "/shim", 7).unwrap();
+    assert_eq!(fs::read_to_string(file).unwrap(), "7");
+}
+
+#[test]
+fn what_cannot_be_removed_yet_stays_on_record() {
+    let stage = Stage::new();
+    // As one that is busy, it is no directory that can be removed.
+    let busy = stage.path("busy");
+    fs::write(&busy, "").unwrap();
+    let record = Record {
+        shim: 0,
+        origins: Vec::new(),
+        directories: vec![busy.clone()],
+    };
+    record.write(&stage.directory).unwrap();
+    undo(&stage.directory);
+    assert_eq!(Record::read(&stage.directory), Some(record));
+    fs::remove_file(&busy).unwrap();
+    undo(&stage.directory);
+    assert_eq!(Record::read(&stage.directory), None);
+}
+
+#[test]
 fn a_specification_without_a_path_asks_for_none() {
     let spec = |path: &str| Spec {
         linux: Some(oci::Linux {
@@ -182,12 +219,16 @@ fn a_specification_without_a_path_asks_for_none() {
         }),
         ..Spec::default()
     };
-    assert_eq!(wanted(&Spec::default(), &Role::Single).unwrap(), None);
-    assert_eq!(wanted(&spec(""), &Role::Single).unwrap(), None);
+    let single = |spec: &Spec, shim_apart| wanted(spec, &Role::Single, shim_apart);
+    assert_eq!(single(&Spec::default(), false).unwrap(), None);
+    assert_eq!(single(&spec(""), false).unwrap(), None);
+    let mut asked = at("/default/c1");
     assert_eq!(
-        wanted(&spec("/default/c1"), &Role::Single).unwrap(),
-        Some(at("/default/c1"))
+        single(&spec("/default/c1"), false).unwrap(),
+        Some(asked.clone())
     );
-    let error = wanted(&spec("/../c1"), &Role::Single).unwrap_err();
+    asked.shim_apart = true;
+    assert_eq!(single(&spec("/default/c1"), true).unwrap(), Some(asked));
+    let error = single(&spec("/../c1"), false).unwrap_err();
     assert!(error.to_string().contains("linux.cgroupsPath"), "{error}");
 }

@@ -160,6 +160,8 @@ pub struct Config {
     pub sandbox_cgroup: bool,
     /// Whether a VM keeps the size that it has at the start.
     pub static_size: bool,
+    /// Where the kubelet has the files of pods.
+    pub kubelet_root: PathBuf,
     /// The kind of guest.
     pub tee: Tee,
     /// An init-data document (TOML) for every pod that brings none.
@@ -257,6 +259,7 @@ impl Default for Config {
             disable_guest_seccomp: false,
             sandbox_cgroup: true,
             static_size: false,
+            kubelet_root: PathBuf::from("/var/lib/kubelet"),
             tee: Tee::None,
             init_data: None,
             scratch_mib: 0,

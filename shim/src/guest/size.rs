@@ -7,7 +7,7 @@ use ttrpc::context::Context;
 use super::{Guest, REQUEST_TIMEOUT};
 
 impl Guest {
-    /// In blocks of how many MiB the guest takes memory into use; zero where it does not say.
+    /// The size in MiB of the blocks in which the guest takes memory into use; zero where it does not say.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].

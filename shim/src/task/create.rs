@@ -346,8 +346,9 @@ fn prepare(
         true => (network::wanted(&spec)?, network::resolv_conf(&spec)),
         false => (None, Vec::new()),
     };
+    let apart = std::env::var_os(cgroup::SHIM_VARIABLE);
     let cgroup = match container.role.owns_vm() && config.sandbox_cgroup {
-        true => cgroup::wanted(&spec, &container.role)?,
+        true => cgroup::wanted(&spec, &container.role, apart.is_some())?,
         false => None,
     };
     let binds = amend(
@@ -360,21 +361,19 @@ fn prepare(
     let sandbox = container.role.sandbox_of(&container.id);
     let planned = volume::plan(&config, sandbox, &container.id, &mut spec, binds)
         .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "volume", error))?;
-    let binds = planned.binds;
     let destination = |bind: &HostBind| {
-        spec.mounts
-            .get(bind.index)
-            .map(|m| m.destination.clone())
-            .unwrap_or_default()
+        let mount = spec.mounts.get(bind.index);
+        mount.map(|m| m.destination.clone()).unwrap_or_default()
     };
-    rootfs::check_binds(&config, &binds, destination).map_err(|error| rootfs_error(&error))?;
+    rootfs::check_binds(&config, &planned.binds, destination)
+        .map_err(|error| rootfs_error(&error))?;
     let root = spec.root.get_or_insert_default();
     let host_root = std::mem::replace(&mut root.path, rootfs::guest_path(&source, &container.id));
     Ok(Prepared {
         config,
         spec,
         source,
-        binds,
+        binds: planned.binds,
         cgroup,
         storages: planned.storages,
         slots: planned.slots,

@@ -49,6 +49,8 @@ pub struct Tasks {
     config_variable: Option<PathBuf>,
     /// The host's directory that is the pod's `/dev/shm`.
     shm: std::sync::OnceLock<String>,
+    /// What of a grown VM is in use.
+    online: grow::Online,
 }
 
 impl Tasks {
@@ -72,6 +74,7 @@ impl Tasks {
             config: tokio::sync::OnceCell::new(),
             config_variable,
             shm: std::sync::OnceLock::new(),
+            online: grow::Online::default(),
         })
     }
 
@@ -393,6 +396,8 @@ impl Tasks {
         for container in self.containers.all() {
             container.unmount();
         }
+        // With the directory goes the record of what was too busy to be removed when the VM ended.
+        crate::cgroup::undo(&self.directory);
         if let Err(error) = self.directory.remove() {
             warn!(%error, path = %self.directory.path().display(), "remove the state directory");
         }

@@ -63,22 +63,34 @@ pub(super) async fn bring_back_message(container: &Container, guest: &Guest) {
     }
 }
 
-/// The guest chose the text, and what is longer than the kubelet reads is cut.
+/// The guest chose the text, and what is longer than the kubelet reads is cut. The file is looked at once more
+/// before it is touched: no FIFO holds this up, and nothing but a regular file is written.
 fn write_message(path: &Path, message: &str) -> io::Result<()> {
-    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let mut file = OpenOptions::new()
         .write(true)
-        .truncate(true)
-        .custom_flags(flags)
+        .custom_flags(i32::try_from(flags).map_err(io::Error::other)?)
         .open(path)?;
-    let bytes = message.as_bytes();
-    let end = bytes.len().min(limit::MAX_TERMINATION_MESSAGE);
-    file.write_all(bytes.get(..end).unwrap_or_default())
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    file.set_len(0)?;
+    file.write_all(last_words(message).as_bytes())
+}
+
+/// The end of a message, as much as the kubelet reads: why a program ended stands there.
+fn last_words(message: &str) -> &str {
+    let mut start = message.len().saturating_sub(limit::MAX_TERMINATION_MESSAGE);
+    while !message.is_char_boundary(start) {
+        start += 1;
+    }
+    message.get(start..).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, Mode};
 
     #[test]
     fn a_message_is_cut_and_follows_no_link() {
@@ -94,5 +106,30 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(write_message(&link, "no").is_err());
+    }
+
+    #[test]
+    fn the_end_of_a_message_is_kept_and_no_character_is_halved() {
+        let most = limit::MAX_TERMINATION_MESSAGE;
+        let long = format!("begin{}end", "x".repeat(most));
+        assert_eq!(last_words(&long).len(), most);
+        assert!(last_words(&long).ends_with("xend"));
+        // Three bytes each, of which the limit is no multiple.
+        let signs = "\u{fffd}".repeat(most);
+        assert_eq!(last_words(&signs).len(), most - most % 3);
+        assert_eq!(last_words("why"), "why");
+    }
+
+    #[test]
+    fn a_fifo_in_place_of_the_file_is_not_written_whether_someone_reads_it_or_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        rustix::fs::mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let reader = rustix::fs::openat(CWD, &path, flags, Mode::empty()).unwrap();
+        let error = write_message(&path, "no").unwrap_err();
+        assert!(error.to_string().contains("regular"), "{error}");
+        drop(reader);
+        assert!(write_message(&path, "no").is_err());
     }
 }

@@ -1,16 +1,24 @@
-//! The host's small files, read within bounds.
+//! The host's small files, read within bounds, and by descriptors: what a pod puts in their place meanwhile leads
+//! nowhere else.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agent_api::content::ContentFile;
 use agent_api::{ErrorCode, limit};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 
 /// The kubelet's link to the set that holds.
 pub(super) const DATA: &str = "..data";
+/// How all is opened: nothing that is read here makes a reader wait.
+const READING: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
 /// How often a set is read again that the kubelet replaced meanwhile.
 const TRIES: usize = 3;
 
@@ -96,7 +104,9 @@ pub fn is_replaced_as_one(directory: &Path) -> bool {
 /// It cannot be read, or is too large.
 pub fn file(path: &Path) -> Result<Set, ContentError> {
     let mut set = Set::default();
-    read(path, String::new(), &mut set)?;
+    // Where a bind mount would lead, this leads too.
+    let open = rustix::fs::open(path, READING, Mode::empty()).map_err(unreadable(path))?;
+    read(open, path, String::new(), &mut set)?;
     Ok(set)
 }
 
@@ -116,50 +126,95 @@ pub fn set(directory: &Path) -> Result<Set, ContentError> {
 }
 
 fn set_once(directory: &Path) -> Result<Set, ContentError> {
-    let root = match is_replaced_as_one(directory) {
-        true => fs::canonicalize(directory.join(DATA)).map_err(unreadable(directory))?,
-        false => directory.to_owned(),
-    };
+    let flags = READING | OFlags::DIRECTORY;
+    let open = rustix::fs::open(directory, flags, Mode::empty()).map_err(unreadable(directory))?;
     let mut set = Set::default();
-    walk(&root, "", 0, &mut set)?;
+    let Some(name) = holding(&open, directory)? else {
+        walk(&open, directory, "", 0, &mut set)?;
+        return Ok(set);
+    };
+    let path = directory.join(&name);
+    let inner = step(&open, &name, OFlags::DIRECTORY).map_err(unreadable(&path))?;
+    walk(&inner, &path, "", 0, &mut set)?;
     Ok(set)
 }
 
-fn walk(directory: &Path, name: &str, depth: usize, set: &mut Set) -> Result<(), ContentError> {
+/// The name of the set that the kubelet's link leads to, where there is one: a directory beside the link, and
+/// nothing elsewhere.
+fn holding(open: &OwnedFd, directory: &Path) -> Result<Option<String>, ContentError> {
+    let data = || directory.join(DATA);
+    let name = match rustix::fs::readlinkat(open, DATA, Vec::new()) {
+        Ok(name) => name,
+        Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
+        Err(error) => return Err(unreadable(&data())(error)),
+    };
+    let name = name.into_string().map_err(|_| ContentError::Name(data()))?;
+    match name.contains('/') || matches!(name.as_str(), "" | "." | "..") {
+        true => Err(ContentError::Odd(data())),
+        false => Ok(Some(name)),
+    }
+}
+
+/// Opens what stands under a name, if that is no link. A FIFO that nobody writes to holds nobody up.
+fn step(at: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = READING | OFlags::NOFOLLOW | flags;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+/// Reads a directory that is open, whose `path` is for errors alone.
+fn walk(
+    open: &OwnedFd,
+    path: &Path,
+    name: &str,
+    depth: usize,
+    set: &mut Set,
+) -> Result<(), ContentError> {
     if depth >= limit::MAX_CONTENT_DEPTH {
-        return Err(ContentError::TooMuch(directory.to_owned()));
+        return Err(ContentError::TooMuch(path.to_owned()));
     }
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(directory).map_err(unreadable(directory))? {
-        entries.push(entry.map_err(unreadable(directory))?);
-        if entries.len() > limit::MAX_CONTENT_FILES {
-            return Err(ContentError::TooMuch(directory.to_owned()));
-        }
-    }
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        let Ok(part) = entry.file_name().into_string() else {
-            return Err(ContentError::Name(path));
-        };
-        let kind = entry.file_type().map_err(unreadable(&path))?;
+    for part in entries(open, path)? {
+        let below = path.join(&part);
+        let found = rustix::fs::statat(open, &part, AtFlags::SYMLINK_NOFOLLOW);
+        let kind = FileType::from_raw_mode(found.map_err(unreadable(&below))?.st_mode);
         let name = match name {
-            "" => part,
+            "" => part.clone(),
             above => format!("{above}/{part}"),
         };
-        if kind.is_dir() {
-            walk(&path, &name, depth + 1, set)?;
-        } else if kind.is_file() {
-            read(&path, name, set)?;
-        } else {
-            return Err(ContentError::Odd(path));
+        let opened = |flags| step(open, &part, flags).map_err(unreadable(&below));
+        match kind {
+            FileType::Directory => {
+                walk(&opened(OFlags::DIRECTORY)?, &below, &name, depth + 1, set)?;
+            }
+            FileType::RegularFile => read(opened(OFlags::empty())?, &below, name, set)?,
+            _ => return Err(ContentError::Odd(below)),
         }
     }
     Ok(())
 }
 
-fn read(path: &Path, name: String, set: &mut Set) -> Result<(), ContentError> {
-    let file = File::open(path).map_err(unreadable(path))?;
+/// The names in a directory, sorted.
+fn entries(open: &OwnedFd, path: &Path) -> Result<Vec<String>, ContentError> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(open).map_err(unreadable(path))? {
+        let entry = entry.map_err(unreadable(path))?;
+        match entry.file_name().to_str() {
+            Ok("." | "..") => {}
+            Ok(name) => names.push(name.to_owned()),
+            Err(_) => {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                return Err(ContentError::Name(path.join(name)));
+            }
+        }
+        if names.len() > limit::MAX_CONTENT_FILES {
+            return Err(ContentError::TooMuch(path.to_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn read(open: OwnedFd, path: &Path, name: String, set: &mut Set) -> Result<(), ContentError> {
+    let file = File::from(open);
     let found = file.metadata().map_err(unreadable(path))?;
     if !found.is_file() {
         return Err(ContentError::Odd(path.to_owned()));
@@ -186,11 +241,11 @@ fn read(path: &Path, name: String, set: &mut Set) -> Result<(), ContentError> {
     Ok(())
 }
 
-fn unreadable(path: &Path) -> impl Fn(io::Error) -> ContentError {
+fn unreadable<E: Into<io::Error>>(path: &Path) -> impl Fn(E) -> ContentError {
     let path = path.to_owned();
     move |source| ContentError::Read {
         path: path.clone(),
-        source,
+        source: source.into(),
     }
 }
 
@@ -230,6 +285,28 @@ mod tests {
         fs::write(&large, vec![0; limit::MAX_CONTENT_FILE + 1]).unwrap();
         let error = file(&large).unwrap_err();
         assert_eq!(error.code(), ErrorCode::ResourceExhausted);
+    }
+
+    #[test]
+    fn a_set_is_beside_its_link_and_a_fifo_is_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("key"), "1").unwrap();
+        let data = directory.path().join(DATA);
+        for target in [outside.path(), Path::new("../x"), Path::new("..")] {
+            symlink(target, &data).unwrap();
+            let error = set(directory.path()).unwrap_err();
+            assert!(matches!(error, ContentError::Odd(_)), "{error}");
+            fs::remove_file(&data).unwrap();
+        }
+        // A link in the place of the set itself.
+        symlink(outside.path(), directory.path().join("..1")).unwrap();
+        symlink("..1", &data).unwrap();
+        assert!(set(directory.path()).is_err());
+        let fifo = outside.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR).unwrap();
+        assert!(matches!(set(outside.path()), Err(ContentError::Odd(_))));
+        assert!(matches!(file(&fifo), Err(ContentError::Odd(_))));
     }
 
     #[test]

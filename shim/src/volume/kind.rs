@@ -7,8 +7,8 @@
 //!   <root>/pods/<uid>/containers/<container>/<digits>             the termination message
 //! ```
 //!
-//! The root is `/var/lib/kubelet` on most nodes, and another on some. What containerd and CRI-O add of their own
-//! is known by where it goes.
+//! The root is the configured one: whoever may mount a directory of the host could lay out another in it, with links
+//! that lead anywhere. What containerd and CRI-O add of their own is known by where it goes.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub(super) enum Kind {
     /// Small, and filled by the kubelet or the container engine.
     Content,
-    /// Where a container writes its last words.
+    /// Where a container writes its last words, if it is a file that takes them.
     TerminationLog,
     /// An emptyDir.
     EmptyDir(EmptyDir),
@@ -60,40 +60,41 @@ const OF_ENGINE: [&str; 4] = [
     "/etc/resolv.conf",
     "/run/.containerenv",
 ];
-/// Where the kubelet has the termination message unless the pod says otherwise.
-const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// The kind of the mount of `source` at `destination`.
-pub(super) fn of(source: &str, destination: &str) -> Kind {
-    let parts: Vec<&str> = source.split('/').collect();
-    // Only the last can be the kubelet's: those above it belong to its root.
-    let pods = parts.iter().rposition(|part| *part == "pods");
-    if let Some(kind) = pods.and_then(|at| of_pod(&parts, at, source)) {
+/// The kind of the mount of `source` at `destination`, where the kubelet has its files below `root`.
+pub(super) fn of(root: &Path, source: &str, destination: &str) -> Kind {
+    if let Some(kind) = of_pod(root, source) {
         return kind;
     }
-    match destination {
-        TERMINATION_LOG => Kind::TerminationLog,
-        _ if OF_ENGINE.contains(&destination) && !Path::new(source).is_dir() => Kind::Content,
-        _ => Kind::Host,
+    match OF_ENGINE.contains(&destination) && !Path::new(source).is_dir() {
+        true => Kind::Content,
+        false => Kind::Host,
     }
 }
 
-fn of_pod(parts: &[&str], pods: usize, source: &str) -> Option<Kind> {
-    match parts.get(pods + 2..)? {
+fn of_pod(root: &Path, source: &str) -> Option<Kind> {
+    let below = Path::new(source).strip_prefix(root).ok()?.to_str()?;
+    let parts: Vec<&str> = below.split('/').collect();
+    let ["pods", uid, inner @ ..] = parts.as_slice() else {
+        return None;
+    };
+    if parts.contains(&"..") {
+        return None;
+    }
+    let pod = root.join("pods").join(uid);
+    match inner {
         ["etc-hosts"] => Some(Kind::Content),
         ["containers", _, _] => Some(Kind::TerminationLog),
         ["volumes", EMPTY_DIR, name, rest @ ..] => {
-            let of_volume = parts.len() - rest.len();
             let part = (!rest.is_empty()).then(|| Part::Path(rest.join("/")));
             Some(Kind::EmptyDir(EmptyDir {
                 name: (*name).to_owned(),
-                source: PathBuf::from(parts.get(..of_volume)?.join("/")),
+                source: pod.join("volumes").join(EMPTY_DIR).join(name),
                 part,
             }))
         }
         ["volumes", kind, _, ..] if CONTENT.contains(kind) => Some(Kind::Content),
         ["volume-subpaths", name, _, ..] => {
-            let pod = PathBuf::from(parts.get(..pods + 2)?.join("/"));
             let has = |kind: &str| pod.join("volumes").join(kind).join(name).exists();
             if CONTENT.iter().any(|kind| has(kind)) {
                 return Some(Kind::Content);
@@ -115,13 +116,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kubelets_paths_tell_what_they_are_whatever_its_root() {
+    fn the_kubelets_paths_tell_what_they_are_below_its_root() {
         for root in [
             "/var/lib/kubelet",
             "/var/lib/k0s/kubelet",
             "/data/pods/kubelet",
         ] {
-            let of = |path: &str| of(&format!("{root}/pods/0a-1/{path}"), "/x");
+            let of = |path: &str| of(Path::new(root), &format!("{root}/pods/0a-1/{path}"), "/x");
             for kind in CONTENT {
                 assert_eq!(of(&format!("volumes/{kind}/v")), Kind::Content);
             }
@@ -155,7 +156,7 @@ mod tests {
         std::fs::create_dir_all(pod.join("volumes/kubernetes.io~empty-dir/tmp")).unwrap();
         let of = |volume: &str| {
             let path = pod.join("volume-subpaths").join(volume).join("main/0");
-            of(path.to_str().unwrap(), "/x")
+            of(root.path(), path.to_str().unwrap(), "/x")
         };
         assert_eq!(of("key"), Kind::Content);
         assert!(matches!(of("tmp"), Kind::EmptyDir(found) if found.source.ends_with("tmp")));
@@ -164,15 +165,28 @@ mod tests {
 
     #[test]
     fn an_engines_files_are_known_by_where_they_go() {
+        let of = |source: &str, destination: &str| {
+            of(Path::new("/var/lib/kubelet"), source, destination)
+        };
         assert_eq!(
             of("/run/c/sandboxes/1/resolv.conf", "/etc/resolv.conf"),
             Kind::Content
         );
-        assert_eq!(
-            of("/run/c/log", "/dev/termination-log"),
-            Kind::TerminationLog
-        );
+        assert_eq!(of("/run/c/log", "/dev/termination-log"), Kind::Host);
         assert_eq!(of("/etc", "/etc/hosts"), Kind::Host);
         assert_eq!(of("/etc/shadow", "/etc/shadow"), Kind::Host);
+    }
+
+    #[test]
+    fn what_only_looks_like_the_kubelets_is_a_directory_of_the_host() {
+        for source in [
+            "/srv/t/pods/u/volumes/kubernetes.io~secret/key",
+            "/var/lib/kubelet/x/pods/u/volumes/kubernetes.io~secret/key",
+            "/var/lib/kubelet/pods/u/volumes/kubernetes.io~secret/../../etc-hosts",
+            "/var/lib/kubelet2/pods/u/containers/main/5c",
+        ] {
+            let found = of(Path::new("/var/lib/kubelet"), source, "/x");
+            assert_eq!(found, Kind::Host, "{source}");
+        }
     }
 }

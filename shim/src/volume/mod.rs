@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   mount of the specification ─► kind ─┬─ small content ──► slot: bytes over ttRPC, the guest answers where
-//!                                       ├─ termination log ► slot, read back when the container has ended
+//!                                       ├─ termination log ► slot, read back when the container has ended,
+//!                                       │                    where it is a file that may be written
 //!                                       ├─ emptyDir ───────► storage of the guest's own, for the whole pod
 //!                                       └─ else ───────────► refused, by the mount's name
 //! ```
@@ -14,7 +15,6 @@
 pub mod content;
 mod empty_dir;
 mod kind;
-mod polled;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -28,9 +28,13 @@ use crate::config::{Config, SharedFs};
 use crate::guest::Guest;
 use crate::spec::Spec;
 use crate::spec::amend::HostBind;
+use crate::spec::oci::Mount;
 use content::{ContentError, Set};
 use kind::Kind;
-use watch::Watch;
+use watch::{Seen, Watch};
+
+/// The options of a mount that nobody writes to.
+const READ_ONLY: [&str; 2] = ["ro", "rro"];
 
 /// What a container's mounts become.
 #[derive(Debug, Default)]
@@ -96,9 +100,10 @@ pub fn plan(
         let Some(mount) = spec.mounts.get_mut(bind.index) else {
             continue;
         };
-        let kind = match kind::of(&bind.source, &mount.destination) {
+        let kind = match kind::of(&config.kubelet_root, &bind.source, &mount.destination) {
+            Kind::TerminationLog if !takes_words(Path::new(&bind.source), mount) => Kind::Host,
             kind if !shares => kind,
-            Kind::Content if is_told_of(Path::new(&bind.source)) => Kind::Content,
+            Kind::Content if goes_by_slot(Path::new(&bind.source)) => Kind::Content,
             _ => Kind::Host,
         };
         let is_log = match kind {
@@ -129,9 +134,35 @@ pub fn plan(
     Ok(planned)
 }
 
+/// Whether a container's last words may be written there: the path alone can be any file's of the host, which
+/// somebody mounts where the kubelet has its own.
+fn takes_words(source: &Path, mount: &Mount) -> bool {
+    let is_read_only = mount
+        .options
+        .iter()
+        .any(|option| READ_ONLY.contains(&option.as_str()));
+    let found = std::fs::symlink_metadata(source);
+    !is_read_only && found.is_ok_and(|found| found.is_file())
+}
+
 /// Whether a directory changes as one, and is small enough for a slot.
-fn is_told_of(directory: &Path) -> bool {
+fn goes_by_slot(directory: &Path) -> bool {
     content::is_replaced_as_one(directory) && content::set(directory).is_ok()
+}
+
+/// Reads the host's files where it holds nobody up.
+async fn read(
+    path: &Path,
+    how: fn(&Path) -> Result<Set, ContentError>,
+) -> Result<Set, ContentError> {
+    let source = path.to_owned();
+    let done = tokio::task::spawn_blocking(move || how(&source)).await;
+    done.unwrap_or_else(|error| {
+        Err(ContentError::Read {
+            path: path.to_owned(),
+            source: error.into(),
+        })
+    })
 }
 
 /// What a container has in slots. Dropping it ends what follows the host's changes.
@@ -197,17 +228,19 @@ impl Volumes {
             GuestError::new(code, "volume", error)
         };
         if !wanted.source.is_dir() {
-            let set = content::file(&wanted.source).map_err(unreadable)?;
+            let set = read(&wanted.source, content::file).await;
+            let set = set.map_err(unreadable)?;
             let request = slot.request("", SlotKind::FILE, set, false);
             return guest.put_content(request).await.map(|answer| answer.path);
         }
         // Before the files are read, so that no change falls between.
-        let events = watch::Events::of(&slot.source);
-        let set = content::set(&slot.source).map_err(unreadable)?;
+        let seen = Seen::of(&slot.source);
+        let set = read(&slot.source, content::set).await;
+        let set = set.map_err(unreadable)?;
         let (name, path) = slot.send(guest, "", set).await?;
         if content::is_replaced_as_one(&slot.source) {
             self.watches
-                .push(Watch::start(guest.clone(), slot, name, events));
+                .push(Watch::start(guest.clone(), slot, name, seen));
         }
         Ok(path)
     }
@@ -263,9 +296,16 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::oci::Mount;
 
     fn planned(config: &Config, mounts: &[(&str, &str)]) -> (Spec, Result<Planned, VolumeError>) {
+        planned_with(config, mounts, &[])
+    }
+
+    fn planned_with(
+        config: &Config,
+        mounts: &[(&str, &str)],
+        options: &[&str],
+    ) -> (Spec, Result<Planned, VolumeError>) {
         let mut spec = Spec::default();
         let mut binds = Vec::new();
         for (index, (source, destination)) in mounts.iter().enumerate() {
@@ -273,7 +313,7 @@ mod tests {
                 destination: (*destination).to_owned(),
                 source: (*source).to_owned(),
                 kind: "bind".to_owned(),
-                options: Vec::new(),
+                options: options.iter().map(|one| (*one).to_owned()).collect(),
             });
             let source = (*source).to_owned();
             binds.push(HostBind { index, source });
@@ -295,11 +335,21 @@ mod tests {
         ("/srv/data", "/data"),
     ];
 
-    #[test]
-    fn where_nothing_is_shared_each_kind_has_its_way() {
+    fn nothing_shared() -> Config {
         let mut config = Config::default();
         config.vm.shared_fs = SharedFs::None;
-        let (spec, planned) = planned(&config, &MOUNTS);
+        config
+    }
+
+    #[test]
+    fn where_nothing_is_shared_each_kind_has_its_way() {
+        let root = tempfile::tempdir().unwrap();
+        let log = root.path().join("pods/u/containers/c/1f");
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::write(&log, "").unwrap();
+        let mut mounts = MOUNTS;
+        mounts[1].0 = log.to_str().unwrap();
+        let (spec, planned) = planned(&nothing_shared(), &mounts);
         let planned = planned.unwrap();
         let slots: Vec<_> = planned
             .slots
@@ -311,6 +361,30 @@ mod tests {
         assert_eq!(spec.mounts[2].source, planned.storages[0].mount_point);
         assert_eq!(planned.binds.len(), 1);
         assert_eq!(planned.binds[0].source, "/srv/data");
+    }
+
+    #[test]
+    fn only_a_regular_file_that_may_be_written_takes_last_words() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), mode).unwrap();
+        let logs = |name: &str, options: &[&str]| {
+            let source = at(name);
+            let mounts = [(source.to_str().unwrap(), "/dev/termination-log")];
+            let (_, planned) = planned_with(&nothing_shared(), &mounts, options);
+            let planned = planned.unwrap();
+            assert_eq!(planned.slots.len() + planned.binds.len(), 1);
+            planned.slots.len()
+        };
+        assert_eq!(logs("file", &["rbind", "rw"]), 1);
+        assert_eq!(logs("file", &["rbind", "ro"]), 0);
+        for other in ["directory", "link", "fifo", "nothing"] {
+            assert_eq!(logs(other, &["rbind", "rw"]), 0, "{other}");
+        }
     }
 
     #[test]

@@ -1,30 +1,23 @@
 //! Follows the kubelet's changes of a volume: it renames a link over `..data`, and the guest gets the new set.
+//!
+//! The link is looked at again and again: of inotify's instances root has a hundred or so for a whole node, and every
+//! pod has volumes.
 
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_api::{ErrorCode, GuestError};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
+use agent_api::GuestError;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::polled::polled;
 use super::{Slot, content};
 use crate::guest::Guest;
 
-/// How often to look where the host has no inotify instance left: the kubelet itself looks once a minute.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// How often to look: the kubelet itself does so once a minute.
+const INTERVAL: Duration = Duration::from_secs(2);
 /// How long apart at most the tries are for a change that the guest does not take.
 const MAX_RETRY: Duration = Duration::from_secs(300);
-/// How long a change may take to settle: the kubelet removes what it replaced right afterwards.
-const SETTLE: Duration = Duration::from_millis(50);
-/// Room for some of inotify's events.
-const BUFFER: usize = 4096;
 
 /// A task that follows one volume. It ends when this is dropped.
 #[derive(Debug)]
@@ -32,8 +25,8 @@ pub(super) struct Watch(JoinHandle<()>);
 
 impl Watch {
     /// Follows the volume of a slot that is called `name` in the guest.
-    pub(super) fn start(guest: Guest, slot: Slot, name: String, events: Events) -> Self {
-        Self(tokio::spawn(follow(guest, slot, name, events)))
+    pub(super) fn start(guest: Guest, slot: Slot, name: String, seen: Seen) -> Self {
+        Self(tokio::spawn(follow(guest, slot, name, seen)))
     }
 }
 
@@ -43,30 +36,24 @@ impl Drop for Watch {
     }
 }
 
-async fn follow(guest: Guest, slot: Slot, name: String, mut events: Events) {
-    let mut again = None;
+async fn follow(guest: Guest, slot: Slot, name: String, mut seen: Seen) {
+    let mut wait = INTERVAL;
     loop {
-        let retry = async {
-            match again {
-                Some(wait) => sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = events.changed(&slot.source) => again = None,
-            () = retry => {}
+            () = sleep(wait) => {}
             _ = guest.gone() => return,
         }
-        sleep(SETTLE).await;
+        let Some(news) = seen.news(&slot.source) else {
+            continue;
+        };
         match pass_on(&guest, &slot, &name).await {
             Ok(()) => {
-                again = None;
+                (seen, wait) = (news, INTERVAL);
                 debug!(path = %slot.source.display(), "a volume has changed");
             }
             // A token that is not renewed ends one day: it is tried again, ever more seldom.
             Err(error) => {
-                let wait = again.map_or(INTERVAL, |wait| (wait * 2).min(MAX_RETRY));
-                again = Some(wait);
+                wait = (wait * 2).min(MAX_RETRY);
                 warn!(%error, path = %slot.source.display(), "a volume's change is not in the guest");
             }
         }
@@ -74,102 +61,48 @@ async fn follow(guest: Guest, slot: Slot, name: String, mut events: Events) {
 }
 
 async fn pass_on(guest: &Guest, slot: &Slot, name: &str) -> Result<(), GuestError> {
-    let source = slot.source.clone();
-    let set = tokio::task::spawn_blocking(move || content::set(&source))
+    let set = super::read(&slot.source, content::set)
         .await
-        .map_err(|error| GuestError::new(ErrorCode::Internal, "volume", error))?
         .map_err(|error| GuestError::new(error.code(), "volume", error))?;
     slot.send(guest, name, set).await.map(drop)
 }
 
-/// News of a directory.
-#[derive(Debug)]
-pub(super) struct Events {
-    kernel: Option<AsyncFd<OwnedFd>>,
-    /// Where the link led when it was last looked at.
-    seen: Option<std::path::PathBuf>,
-}
+/// The set of a directory that the guest has: where the link led.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Seen(Option<PathBuf>);
 
-impl Events {
+impl Seen {
     pub(super) fn of(directory: &Path) -> Self {
-        let watch = || -> std::io::Result<AsyncFd<OwnedFd>> {
-            let kernel = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-            let what = WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-            inotify::add_watch(&kernel, directory, what)?;
-            polled(kernel)
-        };
-        let kernel = watch();
-        if let Err(error) = &kernel {
-            warn!(%error, path = %directory.display(), "no inotify: a volume is looked at now and then");
-        }
-        Self {
-            kernel: kernel.ok(),
-            seen: target(directory),
-        }
+        Self(std::fs::read_link(directory.join(content::DATA)).ok())
     }
 
-    /// Waits until the set of the directory is another.
-    async fn changed(&mut self, directory: &Path) {
-        loop {
-            match &self.kernel {
-                Some(kernel) => {
-                    if next(kernel).await.is_err() {
-                        self.kernel = None;
-                    }
-                }
-                None => sleep(INTERVAL).await,
-            }
-            let now = target(directory);
-            if now.is_some() && now != self.seen {
-                self.seen = now;
-                return;
-            }
-        }
+    /// Where it leads now, if that is to another set.
+    fn news(&self, directory: &Path) -> Option<Self> {
+        let now = Self::of(directory);
+        (now.0.is_some() && now != *self).then_some(now)
     }
-}
-
-/// Waits for events, and takes them all: what they are shows in the directory.
-async fn next(kernel: &AsyncFd<OwnedFd>) -> std::io::Result<()> {
-    let mut ready = kernel.readable().await?;
-    let mut buffer = [MaybeUninit::uninit(); BUFFER];
-    let mut reader = inotify::Reader::new(kernel.get_ref(), &mut buffer);
-    loop {
-        match reader.next() {
-            Ok(event) if event.events().contains(ReadFlags::IGNORED) => {
-                return Err(std::io::ErrorKind::NotFound.into());
-            }
-            Ok(_) => {}
-            Err(Errno::AGAIN) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    ready.clear_ready();
-    Ok(())
-}
-
-fn target(directory: &Path) -> Option<std::path::PathBuf> {
-    std::fs::read_link(directory.join(content::DATA)).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-    use tokio::time::timeout;
 
-    #[tokio::test]
-    async fn a_link_that_is_renamed_over_another_is_a_change_and_nothing_else_is() {
+    #[test]
+    fn a_link_that_is_renamed_over_another_is_a_change_and_nothing_else_is() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         symlink("..1", root.join(content::DATA)).unwrap();
-        let mut events = Events::of(root);
-        std::fs::write(root.join("other.new"), "").unwrap();
-        std::fs::rename(root.join("other.new"), root.join("other")).unwrap();
-        let early = timeout(Duration::from_millis(100), events.changed(root)).await;
-        assert!(early.is_err());
+        let seen = Seen::of(root);
+        std::fs::write(root.join("other"), "").unwrap();
+        assert_eq!(seen.news(root), None);
         symlink("..2", root.join("..data_tmp")).unwrap();
         std::fs::rename(root.join("..data_tmp"), root.join(content::DATA)).unwrap();
-        let changed = timeout(Duration::from_secs(60), events.changed(root)).await;
-        changed.unwrap();
+        let news = seen.news(root).unwrap();
+        // What the guest did not take is still news.
+        assert!(seen.news(root).is_some());
+        assert_eq!(news.news(root), None);
+        std::fs::remove_file(root.join(content::DATA)).unwrap();
+        assert_eq!(news.news(root), None);
     }
 }

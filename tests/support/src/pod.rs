@@ -38,6 +38,8 @@ pub struct Settings {
     pub scratch: u32,
     /// Milliseconds until the agent must have answered.
     pub boot_ms: u64,
+    /// The kubelet's directory, where a test plays one.
+    pub kubelet: Option<PathBuf>,
 }
 
 impl Settings {
@@ -55,6 +57,7 @@ impl Settings {
             memory: 512,
             scratch: 0,
             boot_ms: 60_000,
+            kubelet: None,
         }
     }
 
@@ -98,8 +101,12 @@ impl Settings {
             allow = self.allow,
             mirror = state.path().join(MIRROR),
         );
+        text.push_str("\n[runtime]\n");
         if self.guest_pull {
-            let _ = write!(text, "\n[runtime]\nexperimental = [\"force_guest_pull\"]\n");
+            text.push_str("experimental = [\"force_guest_pull\"]\n");
+        }
+        if let Some(kubelet) = &self.kubelet {
+            let _ = writeln!(text, "kubelet_root_dir = {kubelet:?}");
         }
         state.file(name, text)
     }

@@ -9,10 +9,10 @@ const NAME: &str = "snapshotter";
 /// Its own configuration, and the socket where that names no other.
 const CONFIG: &str = "/etc/cloister/snapshotter.toml";
 const SOCKET: &str = "/run/cloister/snapshotter.sock";
-/// More of its configuration it does not take itself.
+/// The snapshotter reads no more than this of its configuration.
 const MAX_CONFIG: u64 = 256 * 1024;
 
-/// A run and `force_guest_pull` do without.
+/// Neither `cloister run` nor `force_guest_pull` needs it.
 pub(super) fn look(host: &Host) -> Finding {
     let socket = socket(host);
     let Err(error) = UnixStream::connect(host.path(&socket)) else {

@@ -71,7 +71,7 @@ pub(super) struct Boot {
 
 impl Artifacts {
     /// The firmware's file.
-    pub(super) fn image(&self) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn firmware_bytes(&self) -> anyhow::Result<Vec<u8>> {
         read(&self.firmware, FIRMWARE_BYTES)
     }
 

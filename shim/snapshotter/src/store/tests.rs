@@ -239,6 +239,12 @@ fn sizes_have_caps() {
     assert_eq!(prepare("a", long), Code::InvalidArgument);
     let many = (0..300).map(|n| (n.to_string(), "v".to_owned())).collect();
     assert_eq!(prepare("a", many), Code::InvalidArgument);
+    let target = format!("sha256:{}", "a".repeat(2000));
+    assert_eq!(prepare("a", pull(&target, "r/a:1")), Code::InvalidArgument);
+    let controls = "\u{1}".repeat(4000);
+    let many = (0..256).map(|n| (n.to_string(), controls.clone()));
+    assert_eq!(prepare("a", many.collect()), Code::InvalidArgument);
+    assert!(names(&store).is_empty());
     let mut parent = String::new();
     for n in 0..=500 {
         let asked = store.prepare(

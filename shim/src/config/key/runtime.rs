@@ -1,5 +1,6 @@
 //! `[runtime]`: the shim, and `[factory]`: what would start VMs before there are pods.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Value;
@@ -70,6 +71,17 @@ const HONOURED: &[Honoured] = &[
         set: Set::Switch(|config, on| config.static_size = on),
         get: |config| Value::from(config.static_size),
     },
+    Honoured {
+        name: "kubelet_root_dir",
+        set: Set::Text(|config, path| {
+            if !path.starts_with('/') {
+                return Err(format!("{path:?} is not an absolute path"));
+            }
+            config.kubelet_root = PathBuf::from(path);
+            Ok(())
+        }),
+        get: |config| Value::from(config.kubelet_root.display().to_string()),
+    },
     // Kata's Go runtime has it here; [agent.kata] has it too, and comes after.
     Honoured {
         name: "create_container_timeout",
@@ -99,10 +111,7 @@ const MOOT: &[Moot] = &[
     },
     Moot {
         why: "an emptyDir is the kubelet's directory where files are shared with the guest, and the guest's own where they are not",
-        keys: &[
-            ("disable_guest_empty_dir", Switch),
-            ("kubelet_root_dir", Text),
-        ],
+        keys: &[("disable_guest_empty_dir", Switch)],
     },
     Moot {
         why: "is about the inner working of Kata's runtimes",

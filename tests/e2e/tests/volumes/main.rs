@@ -106,7 +106,11 @@ fn volumes_of_kubernetes_go_into_a_guest_that_shares_no_files() {
     let registry = Registry::start(&own).unwrap();
     let layout = recipe().write(&own.path().join("layout")).unwrap();
     let image = registry.push(&layout, "box:latest", &[]).unwrap();
-    let kube = Kube::start(&Settings::confidential(&[registry.address()])).unwrap();
+    let settings = Settings {
+        kubelet: Some(own.path().join("kubelet")),
+        ..Settings::confidential(&[registry.address()])
+    };
+    let kube = Kube::start(&settings).unwrap();
     let _inside = registry.also_in(&own, &kube.node.path()).unwrap();
     kube.import_as(&recipe(), "box", &image).unwrap();
     let kubelet = Kubelet::new(&own);
@@ -149,7 +153,11 @@ fn volumes_of_a_plain_guest_are_shared_and_config_maps_are_watched() {
         return;
     }
     let own = State::new().unwrap();
-    let kube = Kube::start(&Settings::plain()).unwrap();
+    let settings = Settings {
+        kubelet: Some(own.path().join("kubelet")),
+        ..Settings::plain()
+    };
+    let kube = Kube::start(&settings).unwrap();
     let image = kube.import(&recipe(), "box").unwrap();
     let kubelet = Kubelet::new(&own);
     let account = kubelet.volume("projected", "kube-api-access-x");

@@ -2,7 +2,9 @@
 //! predicted.
 //!
 //! MRTD and MRCONFIGID are one value each, and are compared as such. The other registers have a log, which
-//! is compared event by event after it was found to be the log that the quote's registers have.
+//! is compared event by event after it was found to be the log that the quote's registers have. RTMR3 is the
+//! guest's own, and of a TD's attributes only debug has one right value whatever the host gives: what is not
+//! compared is told.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,6 +20,11 @@ use super::Inputs;
 
 /// Bytes of evidence in JSON: a log and a quote in base64.
 const EVIDENCE_BYTES: usize = 2 * LOG_BYTES;
+/// Why one register is as it may be.
+const RTMR3: &str = "RTMR3: the guest extends it while it runs, and no prediction says with what";
+/// What else a quote has of a TD, and no file decides.
+const OTHERS: &str =
+    "the TD's attributes other than debug: the host gives them, and no file says which";
 
 /// What is said of a launch: a quote, a log, or both.
 pub(in super::super) struct Found {
@@ -82,9 +89,11 @@ impl Inputs<'_> {
         match &found.body {
             Some(body) => self.body(&firmware, body, init_data, &mut told)?,
             None => told.open.push(
-                "a log alone: MRTD and MRCONFIGID are in a quote, and so is what proves the log",
+                "a log alone: MRTD and MRCONFIGID are in a quote, and so are attributes with debug, xfam, and \
+                 what proves the log",
             ),
         }
+        told.open.push(RTMR3);
         match (&found.log, &found.body) {
             (Some(log), body) => {
                 let log = EventLog::parse(log).context("the event log")?;
@@ -111,7 +120,7 @@ impl Inputs<'_> {
         Ok(())
     }
 
-    /// MRTD, MRCONFIGID and features.
+    /// MRTD, MRCONFIGID, features and debug.
     fn body(
         &self,
         firmware: &Firmware<'_>,
@@ -140,6 +149,13 @@ impl Inputs<'_> {
             )),
             Some(_) => {}
         }
+        if body.td_attributes.debug() {
+            told.differs.push(
+                "attributes: the TD was started with debug on, so that the host may read it and change it"
+                    .to_owned(),
+            );
+        }
+        told.open.push(OTHERS);
         Ok(())
     }
 

@@ -156,7 +156,7 @@ impl<'a> Inputs<'a> {
         let sizes = args.memory.as_ref().context("--memory is missing")?;
         Ok(Self {
             artifacts,
-            image: artifacts.image()?,
+            image: artifacts.firmware_bytes()?,
             boot: artifacts
                 .boot()?
                 .context("--tee tdx: give --image or --kernel")?,
