@@ -323,20 +323,37 @@ mod tests {
     }
 
     const MOUNTS: [(&str, &str); 4] = [
-        ("/var/lib/kubelet/pods/u/etc-hosts", "/etc/hosts"),
-        (
-            "/var/lib/kubelet/pods/u/containers/c/1f",
-            "/dev/termination-log",
-        ),
-        (
-            "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/tmp",
-            "/tmp",
-        ),
+        ("pods/u/etc-hosts", "/etc/hosts"),
+        ("pods/u/containers/c/1f", "/dev/termination-log"),
+        ("pods/u/volumes/kubernetes.io~empty-dir/tmp", "/tmp"),
         ("/srv/data", "/data"),
     ];
 
-    fn nothing_shared() -> Config {
-        let mut config = Config::default();
+    /// A kubelet's directory with the file for last words, and the mounts with their sources there.
+    fn kubelet(root: &Path) -> Vec<(String, &'static str)> {
+        let log = root.join(MOUNTS[1].0);
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::write(&log, "").unwrap();
+        let placed = MOUNTS.map(|(source, destination)| {
+            let source = root.join(source);
+            (source.to_str().unwrap().to_owned(), destination)
+        });
+        placed.to_vec()
+    }
+
+    fn borrowed<'a>(mounts: &'a [(String, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        mounts.iter().map(|(a, b)| (a.as_str(), *b)).collect()
+    }
+
+    fn shared(root: &Path) -> Config {
+        Config {
+            kubelet_root: root.to_owned(),
+            ..Config::default()
+        }
+    }
+
+    fn nothing_shared(root: &Path) -> Config {
+        let mut config = shared(root);
         config.vm.shared_fs = SharedFs::None;
         config
     }
@@ -344,12 +361,8 @@ mod tests {
     #[test]
     fn where_nothing_is_shared_each_kind_has_its_way() {
         let root = tempfile::tempdir().unwrap();
-        let log = root.path().join("pods/u/containers/c/1f");
-        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
-        std::fs::write(&log, "").unwrap();
-        let mut mounts = MOUNTS;
-        mounts[1].0 = log.to_str().unwrap();
-        let (spec, planned) = planned(&nothing_shared(), &mounts);
+        let mounts = kubelet(root.path());
+        let (spec, planned) = planned(&nothing_shared(root.path()), &borrowed(&mounts));
         let planned = planned.unwrap();
         let slots: Vec<_> = planned
             .slots
@@ -366,7 +379,9 @@ mod tests {
     #[test]
     fn only_a_regular_file_that_may_be_written_takes_last_words() {
         let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| root.path().join(name);
+        let own = root.path().join("pods/u/containers/c");
+        std::fs::create_dir_all(&own).unwrap();
+        let at = |name: &str| own.join(name);
         std::fs::write(at("file"), "").unwrap();
         std::fs::create_dir(at("directory")).unwrap();
         std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
@@ -375,7 +390,7 @@ mod tests {
         let logs = |name: &str, options: &[&str]| {
             let source = at(name);
             let mounts = [(source.to_str().unwrap(), "/dev/termination-log")];
-            let (_, planned) = planned_with(&nothing_shared(), &mounts, options);
+            let (_, planned) = planned_with(&nothing_shared(root.path()), &mounts, options);
             let planned = planned.unwrap();
             assert_eq!(planned.slots.len() + planned.binds.len(), 1);
             planned.slots.len()
@@ -389,16 +404,16 @@ mod tests {
 
     #[test]
     fn a_shared_file_system_takes_all_but_what_programs_watch() {
-        let (_, all) = planned(&Config::default(), &MOUNTS);
+        let root = tempfile::tempdir().unwrap();
+        let config = shared(root.path());
+        let (_, all) = planned(&config, &borrowed(&kubelet(root.path())));
         let all = all.unwrap();
         assert_eq!(all.binds.len(), MOUNTS.len());
         assert!(all.slots.is_empty() && all.storages.is_empty());
-        let root = tempfile::tempdir().unwrap();
         let volume = root.path().join("pods/u/volumes/kubernetes.io~configmap/c");
         std::fs::create_dir_all(volume.join("..1")).unwrap();
         std::os::unix::fs::symlink("..1", volume.join("..data")).unwrap();
         let path = volume.to_str().unwrap();
-        let config = Config::default();
         let (_, small) = planned(&config, &[(path, "/etc/c")]);
         assert_eq!(small.unwrap().slots.len(), 1);
         let large = vec![0; limit::MAX_CONTENT_FILE + 1];
