@@ -26,6 +26,7 @@ pub mod io;
 pub mod log;
 pub mod mirror;
 pub mod monitor;
+mod mountinfo;
 pub mod network;
 pub mod own_namespace;
 pub mod process;

@@ -12,7 +12,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::mountinfo;
 
 /// The environment variable that names another root.
 pub const ROOT_VARIABLE: &str = "CLOISTER_STATE_ROOT";
@@ -154,6 +157,28 @@ impl StateDir {
         write_whole(&self.0.join(name), bytes)
     }
 
+    /// Writes a record, for whoever cleans up.
+    ///
+    /// # Errors
+    /// As the write fails.
+    pub fn write_json(&self, name: &str, record: &impl Serialize) -> io::Result<()> {
+        self.write(name, &serde_json::to_vec(record)?)
+    }
+
+    /// A record of at most so many bytes; none where none was written, or what is there is none.
+    #[must_use]
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str, most: u64) -> Option<T> {
+        let path = self.0.join(name);
+        let mut bytes = Vec::new();
+        let file = fs::File::open(&path).ok()?;
+        io::Read::read_to_end(&mut io::Read::take(file, most), &mut bytes).ok()?;
+        serde_json::from_slice(&bytes)
+            .inspect_err(
+                |error| tracing::warn!(%error, path = %path.display(), "a record does not parse"),
+            )
+            .ok()
+    }
+
     /// The processes that belong to the sandbox by where they are or by their environment, noted or
     /// not: a shim that is killed between a fork and its note leaves one that is in no pid file.
     #[must_use]
@@ -233,11 +258,9 @@ pub fn is_plain_name(name: &str) -> bool {
 
 /// Detaches every mount at or below `directory`, innermost first.
 fn detach_mounts_under(directory: &Path) -> io::Result<()> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut points: Vec<PathBuf> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| PathBuf::from(unescape(field)))
+    let list = mountinfo::read()?;
+    let mut points: Vec<PathBuf> = mountinfo::mounts(&list)
+        .map(|mount| mount.point)
         .filter(|point| point.starts_with(directory))
         .collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
@@ -248,15 +271,6 @@ fn detach_mounts_under(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Undoes the octal escapes of proc(5) for blanks and backslashes.
-fn unescape(field: &str) -> String {
-    field
-        .replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
 }
 
 /// Writes a file for its owner alone, so that a reader sees all of it or the one before.

@@ -13,3 +13,4 @@ pub mod snp;
 pub mod tdx;
 
 pub use binding::{Binding, HOST_DATA_BYTES, MRCONFIGID_BYTES, host_data, mrconfigid};
+pub use ovmf::TableError;

@@ -18,11 +18,17 @@ const ENTRY_BYTES: usize = 2 + 16;
 const FOOTER: [u8; 16] = guid(0x96b5_82de, 0x1fb2, 0x45f7, 0xbaea_a366_c55a_082d);
 
 /// Why there are no entries, or no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TableError {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
     /// Another firmware.
+    #[error(
+        "the firmware has no OVMF table at its end: give an OVMF image with its code, not its variables alone"
+    )]
     Missing,
     /// It contradicts itself so many bytes before its end.
+    #[error(
+        "the OVMF table is broken at the entry {0} bytes before its end: build the firmware anew"
+    )]
     Broken(usize),
 }
 

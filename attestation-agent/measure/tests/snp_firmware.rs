@@ -6,6 +6,7 @@ mod launch;
 
 use std::fs;
 
+use measure::TableError;
 use measure::snp::{CpuModel, Firmware, FirmwareError, GuestFeatures, Launch, LaunchError};
 use support::firmware::{
     HASHES, METADATA, METADATA_OFFSET, RESET, SECTIONS, direct_boot, entries, image, words,
@@ -29,7 +30,10 @@ fn what_cannot_be_measured_is_refused_by_name() {
         image(4, &SECTIONS, &entries)
     };
     assert_eq!(refused(&without(METADATA)), FirmwareError::NoMetadata);
-    assert_eq!(refused(&[0; 4096]), FirmwareError::NoTable);
+    assert_eq!(
+        refused(&[0; 4096]),
+        FirmwareError::Table(TableError::Missing)
+    );
     assert_eq!(
         refused(&direct_boot(4)[1..]),
         FirmwareError::Size(4 * 4096 - 1)

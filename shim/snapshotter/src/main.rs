@@ -22,7 +22,7 @@ mod tree;
 mod wire;
 
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use rustix::fs::Mode;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -105,10 +106,11 @@ fn listen(socket: &Path) -> Result<UnixListener> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(told),
         _ => {}
     }
-    let listener = UnixListener::bind(socket).with_context(told)?;
-    let private = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(socket, private).with_context(told)?;
-    Ok(listener)
+    // From its first moment: nobody else's connection waits in it.
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(socket).with_context(told);
+    rustix::process::umask(before);
+    listener
 }
 
 /// Tells systemd, where it has started us and wants to know.

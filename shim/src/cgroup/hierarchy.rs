@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::place::Place;
 use super::{CgroupError, Settings, write};
+use crate::mountinfo;
 
 /// The most hierarchies that are looked at: Linux has 14 controllers.
 const MAX_HIERARCHIES: usize = 32;
@@ -39,8 +40,8 @@ impl Hierarchy {
 impl Host {
     /// This host's.
     pub(super) fn find() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        Self::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self::parse(&mountinfo::read().unwrap_or_default(), &own)
     }
 
     /// From the tables of mounts and of the own cgroups: the second says which controllers are mounted
@@ -233,15 +234,10 @@ fn inherit(path: &Path) -> Result<(), CgroupError> {
 }
 
 /// The first mount of a file system whose options are wanted.
-fn mounted(mounts: &str, kind: &str, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut after = after.split(' ');
-        let is_kind = after.next()? == kind;
-        let options = after.nth(1)?;
-        let point = before.split(' ').nth(4)?;
-        (is_kind && wanted(options)).then(|| PathBuf::from(point.replace("\\040", " ")))
-    })
+fn mounted(list: &str, kind: &str, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    mountinfo::mounts(list)
+        .find(|mount| mount.kind == kind && wanted(&mount.options))
+        .map(|mount| mount.point)
 }
 
 #[cfg(test)]

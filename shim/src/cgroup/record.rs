@@ -1,12 +1,10 @@
 //! What must be taken away when a pod is gone: a file in the sandbox's directory, written before anything
 //! is made, and read by whoever cleans up.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use crate::state_dir::StateDir;
 
@@ -28,17 +26,12 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn write(&self, directory: &StateDir) -> io::Result<()> {
-        directory.write(FILE, &serde_json::to_vec(self)?)
+        directory.write_json(FILE, self)
     }
 
     /// The record; none where nothing was made.
     pub(super) fn read(directory: &StateDir) -> Option<Self> {
-        let mut bytes = Vec::new();
-        let file = File::open(directory.path().join(FILE)).ok()?;
-        file.take(MAX).read_to_end(&mut bytes).ok()?;
-        serde_json::from_slice(&bytes)
-            .inspect_err(|error| warn!(%error, "the record of the pod's cgroup does not parse"))
-            .ok()
+        directory.read_json(FILE, MAX)
     }
 
     pub(super) fn remove(directory: &StateDir) {

@@ -246,6 +246,14 @@ pub struct Vm {
     pub virtio_fs_extra_args: Vec<String>,
 }
 
+impl Config {
+    /// Whether guests have files of the host.
+    #[must_use]
+    pub fn shares_files(&self) -> bool {
+        !self.tee.is_confidential() && self.vm.shared_fs == SharedFs::VirtioFs
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -1,12 +1,9 @@
 //! What must be taken away in a pod's namespace when the pod is gone: a file in the sandbox's directory,
 //! written before anything is made, and read by whoever cleans up.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::NetworkError;
 use crate::state_dir::StateDir;
@@ -36,20 +33,14 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn write(&self, directory: &StateDir) -> Result<(), NetworkError> {
-        serde_json::to_vec(self)
-            .map_err(io::Error::from)
-            .and_then(|bytes| directory.write(FILE, &bytes))
+        directory
+            .write_json(FILE, self)
             .map_err(NetworkError::Record)
     }
 
     /// The record; none where nothing was made.
     pub(super) fn read(directory: &StateDir) -> Option<Self> {
-        let mut bytes = Vec::new();
-        let file = File::open(directory.path().join(FILE)).ok()?;
-        file.take(MAX).read_to_end(&mut bytes).ok()?;
-        serde_json::from_slice(&bytes)
-            .inspect_err(|error| warn!(%error, "the record of the pod's network does not parse"))
-            .ok()
+        directory.read_json(FILE, MAX)
     }
 
     pub(super) fn remove(directory: &StateDir) {

@@ -9,7 +9,7 @@ use hypervisor::{Machine, Scratch, VmSpec};
 
 use super::Tasks;
 use super::create::Prepared;
-use crate::config::{Config, SharedFs};
+use crate::config::Config;
 use crate::container::Container;
 use crate::init_data;
 use crate::rootfs::{self, Source};
@@ -54,7 +54,7 @@ impl Tasks {
         let scratch =
             scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
         // A pod's later containers may need files of the host; one on its own is known already.
-        let may_share = is_plain && config.vm.shared_fs == SharedFs::VirtioFs;
+        let may_share = config.shares_files();
         let needs_share = container.role == Role::Sandbox
             || prepared.source == Source::Host
             || !prepared.binds.is_empty();

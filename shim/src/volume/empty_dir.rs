@@ -8,6 +8,7 @@ use rustix::fs::FsWord;
 
 use super::VolumeError;
 use super::kind::{EmptyDir, Part};
+use crate::mountinfo;
 use crate::rootfs::GUEST_SHARED;
 
 /// Where the guest has those in memory: the place that Kata's agent knows.
@@ -36,9 +37,9 @@ pub(super) fn storages(
     let path = match &volume.part {
         None => return Ok(vec![whole]),
         Some(Part::Path(path)) => Some(path.clone()),
-        Some(Part::MountedOn(point)) => std::fs::read_to_string("/proc/self/mountinfo")
+        Some(Part::MountedOn(point)) => mountinfo::read()
             .ok()
-            .and_then(|mounts| mounted_on(&mounts, point, &volume.name)),
+            .and_then(|list| mounted_on(&list, Path::new(point), &volume.name)),
     };
     let path = path.ok_or_else(|| VolumeError::SubPath(destination.to_owned()))?;
     let part = Storage {
@@ -51,37 +52,18 @@ pub(super) fn storages(
     Ok(vec![whole, part])
 }
 
-/// Which part of a volume is mounted on `point`, by the kernel's list of mounts (proc(5), mountinfo).
-fn mounted_on(mounts: &str, point: &str, volume: &str) -> Option<String> {
+/// Which part of a volume is mounted on `point`, by the kernel's list of mounts.
+fn mounted_on(list: &str, point: &Path, volume: &str) -> Option<String> {
     let marker = format!("/kubernetes.io~empty-dir/{volume}/");
-    // The last is the one that is seen.
-    let line = mounts.lines().rev().find(|line| {
-        let on = line.split(' ').nth(4);
-        on.is_some_and(|on| unescaped(on) == point)
-    })?;
-    let root = unescaped(line.split(' ').nth(3)?);
-    let is_memory = line.split(" - ").nth(1)?.starts_with("tmpfs ");
-    let path = match root.split_once(&marker) {
+    let mut mounts = mountinfo::mounts(list);
+    let seen = mounts.rfind(|mount| mount.point == point)?;
+    let path = match seen.root.split_once(&marker) {
         Some((_, path)) => path.to_owned(),
         // A volume in memory is a file system of its own.
-        None if is_memory => root.trim_start_matches('/').to_owned(),
+        None if seen.kind == "tmpfs" => seen.root.trim_start_matches('/').to_owned(),
         None => return None,
     };
     (!path.is_empty()).then_some(path)
-}
-
-/// The kernel writes what would end a field as three octal digits.
-fn unescaped(field: &str) -> String {
-    [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .iter()
-    .fold(field.to_owned(), |text, (code, shown)| {
-        text.replace(code, shown)
-    })
 }
 
 /// The kubelet mounts a tmpfs of the volume's sizeLimit, or of what the pod may have.
@@ -177,7 +159,7 @@ mod tests {
             2 1 8:1 /k/pods/u/volumes/kubernetes.io~empty-dir/cache/a\\040b /sub/0 rw - ext4 /dev/a rw\n\
             3 1 0:9 /in/memory /sub/1 rw shared:5 - tmpfs tmpfs rw\n\
             4 1 8:1 /elsewhere /sub/2 rw - ext4 /dev/a rw\n";
-        let found = |point| mounted_on(mounts, point, "cache");
+        let found = |point: &str| mounted_on(mounts, Path::new(point), "cache");
         assert_eq!(found("/sub/0").as_deref(), Some("a b"));
         assert_eq!(found("/sub/1").as_deref(), Some("in/memory"));
         assert_eq!(found("/sub/2"), None);

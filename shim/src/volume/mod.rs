@@ -24,7 +24,7 @@ use agent_api::content::put_content_request::Kind as SlotKind;
 use agent_api::{GuestError, limit};
 use thiserror::Error;
 
-use crate::config::{Config, SharedFs};
+use crate::config::Config;
 use crate::guest::Guest;
 use crate::spec::Spec;
 use crate::spec::amend::HostBind;
@@ -95,7 +95,7 @@ pub fn plan(
     binds: Vec<HostBind>,
 ) -> Result<Planned, VolumeError> {
     let mut planned = Planned::default();
-    let shares = !config.tee.is_confidential() && config.vm.shared_fs == SharedFs::VirtioFs;
+    let shares = config.shares_files();
     for bind in binds {
         let Some(mount) = spec.mounts.get_mut(bind.index) else {
             continue;
@@ -296,6 +296,7 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SharedFs;
 
     fn planned(config: &Config, mounts: &[(&str, &str)]) -> (Spec, Result<Planned, VolumeError>) {
         planned_with(config, mounts, &[])

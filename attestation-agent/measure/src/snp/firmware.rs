@@ -81,16 +81,9 @@ pub enum FirmwareError {
         "the firmware has {0} bytes: an image has whole pages of {PAGE} bytes, and at most {FIRMWARE_BYTES}"
     )]
     Size(usize),
-    /// Another firmware.
-    #[error(
-        "the firmware has no OVMF table at its end: give an OVMF image with its code, not its variables alone"
-    )]
-    NoTable,
-    /// A table that contradicts itself.
-    #[error(
-        "the OVMF table is broken at the entry {0} bytes before its end: build the firmware anew"
-    )]
-    Table(usize),
+    /// Another firmware, or a table that contradicts itself.
+    #[error(transparent)]
+    Table(#[from] TableError),
     /// An entry that is there twice.
     #[error("the OVMF table has the entry {0} twice, and it is not said which holds")]
     Twice(&'static str),
@@ -124,15 +117,6 @@ pub enum FirmwareError {
     /// A section that cannot be.
     #[error("the firmware's SEV metadata has a section at {address:#x} that {why}")]
     Section { address: u32, why: &'static str },
-}
-
-impl From<TableError> for FirmwareError {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Missing => Self::NoTable,
-            TableError::Broken(before) => Self::Table(before),
-        }
-    }
 }
 
 impl Firmware {

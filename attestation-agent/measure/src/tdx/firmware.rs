@@ -94,16 +94,9 @@ pub enum FirmwareError {
         "the firmware has {0} bytes: an image has whole pages of {PAGE} bytes, and at most {FIRMWARE_BYTES}"
     )]
     Size(usize),
-    /// Another firmware.
-    #[error(
-        "the firmware has no OVMF table at its end: give an OVMF image with its code, not its variables alone"
-    )]
-    NoTable,
-    /// A table that contradicts itself.
-    #[error(
-        "the OVMF table is broken at the entry {0} bytes before its end: build the firmware anew"
-    )]
-    Table(usize),
+    /// Another firmware, or a table that contradicts itself.
+    #[error(transparent)]
+    Table(#[from] TableError),
     /// A firmware for other guests.
     #[error(
         "the firmware has no TDX metadata, so that it cannot start a TD: use one that is built for it, \
@@ -138,15 +131,6 @@ impl fmt::Display for Vmm {
             Self::Qemu => "QEMU",
             Self::CloudHypervisor => "Cloud Hypervisor",
         })
-    }
-}
-
-impl From<TableError> for FirmwareError {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Missing => Self::NoTable,
-            TableError::Broken(before) => Self::Table(before),
-        }
     }
 }
 

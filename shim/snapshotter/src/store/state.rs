@@ -42,7 +42,7 @@ impl State {
                     format!("record {path:?}: {reason}: {remedy}"),
                 )
             })?;
-            state.next = state.next.max(record.id + 1);
+            state.next = state.next.max(record.id.saturating_add(1));
             state.by_name.insert(record.name.clone(), record);
         }
         Ok(state)
