@@ -67,6 +67,8 @@ fn unescaped(field: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -91,6 +93,6 @@ mod tests {
     #[test]
     fn this_process_has_a_root() {
         let list = read().unwrap();
-        assert!(mounts(&list).any(|mount| mount.point == PathBuf::from("/")));
+        assert!(mounts(&list).any(|mount| mount.point == Path::new("/")));
     }
 }
