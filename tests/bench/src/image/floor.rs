@@ -1,9 +1,10 @@
 //! The least that a pull can take: the same cryptography, decompression and files, and nothing around them.
 //!
 //! ```text
-//! blob in memory ─► SHA-256 ─► HMAC, AES-CTR ─► inflate or zstd ─► SHA-256 ─► mkdir, open, write, close
+//! blob in memory ─► SHA-256 ─► HMAC, AES-CTR, SHA-256 ─► inflate or zstd ─► SHA-256 ─► mkdir, open, write, close
 //! ```
 //!
+//! The hash behind the cipher is the digest that was wrapped with a layer's key: whoever decrypts has to check it.
 //! The blobs are read before, where each file begins is known before, nothing is checked, and no file gets an owner,
 //! a mode or a time. Layers are spread over the cores. It runs through the blob in pieces that fit a cache, each of
 //! which goes all the way before the next: nothing is faster.
@@ -218,16 +219,25 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<()> {
 struct Plain<'a> {
     blob: &'a [u8],
     digest: digest::Context,
-    cipher: Option<(Ctr128BE<Aes256>, hmac::Context)>,
+    cipher: Option<Cipher>,
+}
+
+/// What an encrypted blob goes through besides.
+struct Cipher {
+    mac: hmac::Context,
+    stream: Ctr128BE<Aes256>,
+    wrapped: digest::Context,
 }
 
 impl<'a> Plain<'a> {
     fn new(work: &'a Work) -> Self {
         let cipher = work.decrypt.as_ref().map(|options| {
             let key = options.key.expose();
-            let stream = Ctr128BE::<Aes256>::new(key.into(), (&options.nonce.0).into());
-            let key = hmac::Key::new(hmac::HMAC_SHA256, key);
-            (stream, hmac::Context::with_key(&key))
+            Cipher {
+                mac: hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key)),
+                stream: Ctr128BE::<Aes256>::new(key.into(), (&options.nonce.0).into()),
+                wrapped: digest::Context::new(&digest::SHA256),
+            }
         });
         Self {
             blob: &work.blob,
@@ -244,9 +254,10 @@ impl Read for Plain<'_> {
         self.blob = rest;
         self.digest.update(piece);
         buffer[..count].copy_from_slice(piece);
-        if let Some((stream, mac)) = &mut self.cipher {
-            mac.update(piece);
-            stream.apply_keystream(&mut buffer[..count]);
+        if let Some(cipher) = &mut self.cipher {
+            cipher.mac.update(piece);
+            cipher.stream.apply_keystream(&mut buffer[..count]);
+            cipher.wrapped.update(&buffer[..count]);
         }
         Ok(count)
     }
