@@ -11,7 +11,7 @@ use std::{fs, io};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::module::{self, Ability};
-use crate::{hotplug, scratch};
+use crate::{disk, hotplug, scratch};
 
 /// Where the new root is while the old one is still `/`.
 const NEW_ROOT: &str = "/newroot";
@@ -125,6 +125,8 @@ pub struct Modules {
     pub scratch: Ability,
     /// What gives free memory back to the host.
     pub balloon: Ability,
+    /// What disks need that come later.
+    pub disks: Ability,
 }
 
 /// Brings the system up, and answers the modules that may be needed later. Called once, by PID 1, before it
@@ -137,12 +139,18 @@ pub fn bring_up() -> Result<Modules, Error> {
     module::load_boot()?;
     let scratch = Ability::open(scratch::ABILITY)?;
     mount_new_root()?;
-    let balloon = hotplug::balloon(&Path::new(NEW_ROOT).join("sys"))?;
+    let sys = Path::new(NEW_ROOT).join("sys");
+    let balloon = hotplug::balloon(&sys)?;
+    let disks = disk::ability(&sys)?;
     switch_root()?;
     mount_configfs()?;
     enable_controllers()?;
     crate::network::bring_up_loopback().map_err(step("loopback"))?;
-    Ok(Modules { scratch, balloon })
+    Ok(Modules {
+        scratch,
+        balloon,
+        disks,
+    })
 }
 
 fn mount_new_root() -> Result<(), Error> {

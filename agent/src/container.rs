@@ -16,6 +16,7 @@ use crate::path::check_id;
 use crate::process::Process;
 use crate::runtime::{CONTAINERS, Runtime};
 use crate::spec;
+use crate::storage::Held;
 use crate::user;
 
 /// Further processes of one container that nobody has waited for yet.
@@ -33,8 +34,8 @@ pub struct Container {
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     started: Mutex<bool>,
     filtered: bool,
-    /// Mount points to release.
-    storages: Vec<PathBuf>,
+    /// To release.
+    storages: Held,
     /// What its image shares with others.
     _layers: Layers,
     _oom: Option<oom::Watch>,
@@ -58,8 +59,8 @@ pub struct Parts {
     pub init: Process,
     /// Whether it has a seccomp profile.
     pub filtered: bool,
-    /// Mount points that it uses.
-    pub storages: Vec<PathBuf>,
+    /// Mount points and disks that it uses.
+    pub storages: Held,
     /// What its image shares with others, held for as long as the container is there.
     pub layers: Layers,
     /// The watch over its memory, where there is a memory controller.
@@ -99,9 +100,9 @@ impl Container {
         &self.cgroup
     }
 
-    /// The mount points that it uses.
+    /// The mount points and disks that it uses.
     #[must_use]
-    pub fn storages(&self) -> &[PathBuf] {
+    pub fn storages(&self) -> &Held {
         &self.storages
     }
 

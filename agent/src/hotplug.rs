@@ -20,7 +20,6 @@ use crate::module::{self, Ability};
 const BALLOON: &str = "balloon";
 /// The device's number (virtio 1.3 §5).
 const BALLOON_ID: &str = "0x0005";
-const VIRTIO: &str = "bus/virtio/devices";
 const CPUS: &str = "/sys/devices/system/cpu";
 const MEMORY: &str = "/sys/devices/system/memory";
 /// How long the kernel may take to see what the host has added.
@@ -35,15 +34,7 @@ const MAX_CPUS: u32 = 1024;
 ///
 /// Names the module.
 pub fn balloon(sys: &Path) -> Result<Ability, module::Error> {
-    let devices = fs::read_dir(sys.join(VIRTIO))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut numbers = devices.map(|device| fs::read_to_string(device.path().join("device")));
-    match numbers.any(|number| number.is_ok_and(|number| number.trim() == BALLOON_ID)) {
-        true => Ability::open(BALLOON),
-        false => Ok(Ability::default()),
-    }
+    Ability::of_device(sys, BALLOON_ID, BALLOON)
 }
 
 /// Says whether memory is taken into use as it comes.

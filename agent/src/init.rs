@@ -19,6 +19,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cmdline::Cmdline;
+use crate::disk::Disks;
 use crate::fault::OrFail;
 use crate::gate::Gate;
 use crate::host::{Events, HostPort, MirrorDial};
@@ -102,7 +103,8 @@ async fn serve(
     };
     let mirror = Arc::new(MirrorDial(host));
     let images = Images::new(launch, store, Arc::new(host), events.clone())?.with_mirror(mirror);
-    let sandbox = Arc::new(Sandbox::new(reaper, images, events));
+    let disks = Disks::new(cmdline.tee.is_some(), modules.disks);
+    let sandbox = Arc::new(Sandbox::new(reaper, images, events).with_disks(disks));
     hotplug::settle(cmdline.tee.is_some())?;
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {

@@ -25,6 +25,7 @@ pub mod cmdline;
 pub mod container;
 pub mod content;
 pub mod copy_file;
+pub mod disk;
 pub mod fault;
 pub mod forward;
 pub mod gate;

@@ -4,7 +4,7 @@
 //! opened before the initramfs is emptied, because its files go with it; an open one stays until it is
 //! loaded or dropped.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -13,6 +13,8 @@ const BOOT_LIST: &str = "/modules/load";
 /// One ability per line: its name, a blank, and its modules' paths, parted by commas, in the order of
 /// dependency.
 const DEMAND_LIST: &str = "/modules/demand";
+/// Where sysfs has virtio devices.
+const VIRTIO: &str = "bus/virtio/devices";
 /// A list, in bytes.
 const MAX_LIST: u64 = 64 * 1024;
 
@@ -52,6 +54,23 @@ impl Ability {
         let list = read(DEMAND_LIST)?;
         let opened = paths(&list, name).map(|path| Ok((path.to_owned(), open(path)?)));
         opened.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The same for the driver of a virtio device, where `sys` shows one of this number.
+    ///
+    /// # Errors
+    ///
+    /// Names the module.
+    pub fn of_device(sys: &Path, number: &str, name: &str) -> Result<Self, Error> {
+        let devices = fs::read_dir(sys.join(VIRTIO))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut numbers = devices.map(|device| fs::read_to_string(device.path().join("device")));
+        match numbers.any(|found| found.is_ok_and(|found| found.trim() == number)) {
+            true => Self::open(name),
+            false => Ok(Self::default()),
+        }
     }
 
     /// Loads them.

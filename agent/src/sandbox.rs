@@ -15,17 +15,19 @@ use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
 use crate::content::Slots;
+use crate::disk::Disks;
 use crate::fault::{OrFail, unimplemented};
 use crate::gate::{Allowed, Drain, Leave};
 use crate::guest;
 use crate::host::Events;
 use crate::image::Images;
+use crate::module::Ability;
 use crate::path::{self, check_id};
 use crate::process::{OutputKind, Process};
 use crate::pulls::Pulls;
 use crate::reaper::Reaper;
 use crate::runtime::{self, Runtime};
-use crate::storage::Storages;
+use crate::storage::{Held, Storages};
 use making::Making;
 
 /// Containers of one pod.
@@ -41,6 +43,7 @@ pub struct Sandbox {
     runtime: Runtime,
     storages: Storages,
     content: Slots,
+    disks: Disks,
     containers: Mutex<HashMap<String, Slot>>,
     /// Set by `CreateSandbox`, once.
     created: OnceLock<String>,
@@ -69,6 +72,7 @@ impl Sandbox {
             runtime: Runtime::new(reaper),
             storages: Storages::default(),
             content: Slots::default(),
+            disks: Disks::new(true, Ability::default()),
             containers: Mutex::default(),
             created: OnceLock::new(),
             pid_namespace: Mutex::default(),
@@ -78,6 +82,12 @@ impl Sandbox {
             events,
             destroyed: watch::Sender::new(false),
         }
+    }
+
+    /// The same with the disks that the host may add; without, it takes none.
+    #[must_use]
+    pub fn with_disks(self, disks: Disks) -> Self {
+        Self { disks, ..self }
     }
 
     /// Waits until the pod was destroyed.
@@ -247,10 +257,18 @@ impl Sandbox {
         container.remove().await?;
         self.containers().remove(id);
         self.content.release(id);
-        for point in container.storages() {
+        self.let_go(container.storages()).await;
+        Ok(())
+    }
+
+    /// Ends the use of what a container held.
+    async fn let_go(&self, held: &Held) {
+        for point in &held.points {
             self.storages.release(point);
         }
-        Ok(())
+        for address in &held.disks {
+            self.disks.release(address).await;
+        }
     }
 
     /// Cancels the making of a container, if it is being made.

@@ -5,6 +5,7 @@
 //! come back: it stays until the VM ends. On disk it lies where images do, so on the scratch disk where
 //! the guest uses one.
 
+mod disk;
 mod part;
 
 use std::collections::HashMap;
@@ -17,12 +18,20 @@ use std::sync::{Mutex, PoisonError};
 use agent_api::{ErrorCode, GuestError, agent};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
 
+use crate::disk::Disk;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::path;
 
 const PHASE: &str = "storage";
 /// The drivers of this file, as `GetGuestDetails` lists them.
-pub const DRIVERS: [&str; 5] = ["virtio-fs", "ephemeral", LOCAL_DRIVER, "bind", PART];
+pub const DRIVERS: [&str; 6] = [
+    "virtio-fs",
+    "ephemeral",
+    LOCAL_DRIVER,
+    "bind",
+    PART,
+    crate::disk::DRIVER,
+];
 /// Storages in use at once; a pod has a handful.
 const MAX_STORAGES: usize = 1024;
 /// Where `local` storages lie in the image store.
@@ -42,6 +51,23 @@ pub struct Storages {
     table: Mutex<HashMap<PathBuf, Use>>,
 }
 
+/// What a container holds: mount points, and the addresses of disks, to release in this order.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// Mount points.
+    pub points: Vec<PathBuf>,
+    /// Disks.
+    pub disks: Vec<String>,
+}
+
+impl Held {
+    /// Holds what another does, too.
+    pub fn extend(&mut self, other: &Self) {
+        self.points.extend_from_slice(&other.points);
+        self.disks.extend_from_slice(&other.disks);
+    }
+}
+
 #[derive(Debug)]
 struct Use {
     count: usize,
@@ -58,7 +84,24 @@ impl Storages {
     ///
     /// The driver is unknown, the place is taken by another storage, or mount(2) fails.
     pub fn attach(&self, storage: &agent::Storage) -> Result<PathBuf, GuestError> {
-        if storage.fs_group.is_some() {
+        self.hold(storage, None)
+    }
+
+    /// The same for one that is on a disk, which is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Storages::attach`], or the kernel does not know the file system.
+    pub fn attach_disk(
+        &self,
+        storage: &agent::Storage,
+        disk: &Disk,
+    ) -> Result<PathBuf, GuestError> {
+        self.hold(storage, Some(disk))
+    }
+
+    fn hold(&self, storage: &agent::Storage, disk: Option<&Disk>) -> Result<PathBuf, GuestError> {
+        if storage.fs_group.is_some() && disk.is_none() {
             return Err(unimplemented(
                 PHASE,
                 "fs_group is not supported: set the group in the pod",
@@ -90,7 +133,7 @@ impl Storages {
                 return Err(invalid(PHASE, message));
             }
         }
-        attach(storage)?;
+        attach(storage, disk)?;
         table.insert(
             point.clone(),
             Use {
@@ -113,8 +156,14 @@ impl Storages {
         if known.count > 0 || OF_POD.contains(&known.driver.as_str()) {
             return;
         }
+        let is_disk = known.driver == crate::disk::DRIVER;
         table.remove(point);
-        if let Err(error) = unmount(point, UnmountFlags::DETACH) {
+        let unmounted = match is_disk {
+            // What it had not written yet is written first.
+            true => tokio::task::block_in_place(|| unmount(point, UnmountFlags::DETACH)),
+            false => unmount(point, UnmountFlags::DETACH),
+        };
+        if let Err(error) = unmounted {
             tracing::warn!(point = %point.display(), %error, "not unmounted");
         }
     }
@@ -128,7 +177,7 @@ impl Use {
     }
 }
 
-fn attach(storage: &agent::Storage) -> Result<(), GuestError> {
+fn attach(storage: &agent::Storage, disk: Option<&Disk>) -> Result<(), GuestError> {
     let driver = storage.driver.as_str();
     if !DRIVERS.contains(&driver) {
         let known = DRIVERS.join(", ");
@@ -160,6 +209,7 @@ fn attach(storage: &agent::Storage) -> Result<(), GuestError> {
                 return Err(error).or_internal(PHASE, failed);
             }
         }
+        crate::disk::DRIVER => disk::mount(storage, disk, &point)?,
         PART => part::mount(Path::new(&storage.source), &storage.options, &point)?,
         "bind" => {
             let source = path::existing(PHASE, &storage.source)?;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::creation::Progress;
+use crate::disk;
 use crate::process::{Phase, Process};
 use crate::reason::Reason;
 use crate::rootfs::Shared;
@@ -54,6 +55,7 @@ struct State {
     shared: Option<Shared>,
     limits: Limits,
     volumes: Volumes,
+    disks: Vec<disk::Id>,
 }
 
 impl Container {
@@ -123,6 +125,17 @@ impl Container {
     /// Holds what it has in slots of the guest.
     pub fn hold(&self, volumes: Volumes) {
         lock(&self.state).volumes = volumes;
+    }
+
+    /// Holds a disk of the VM.
+    pub fn hold_disk(&self, id: disk::Id) {
+        lock(&self.state).disks.push(id);
+    }
+
+    /// The disks that it held; it holds none any more.
+    #[must_use]
+    pub fn take_disks(&self) -> Vec<disk::Id> {
+        std::mem::take(&mut lock(&self.state).disks)
     }
 
     /// Whether it may have something in slots.

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod container;
 pub mod creation;
+pub mod disk;
 pub mod event;
 pub mod guest;
 pub mod init_data;

@@ -4,9 +4,11 @@
 mod shared;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use agent_api::agent::Storage;
+use agent_api::{ErrorCode, GuestError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use containerd_shim_protos::types::mount::Mount;
@@ -14,6 +16,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::config::Config;
+use crate::disk::FileSystem;
 use crate::spec::amend::HostBind;
 use crate::spec::group::{self, Role};
 pub use shared::Shared;
@@ -28,6 +31,10 @@ const PAUSE: &str = "pause";
 pub const GUEST_BUNDLES: &str = "/run/kata-containers";
 /// Where the guest mounts the shared directory.
 pub const GUEST_SHARED: &str = "/run/kata-containers/shared/containers";
+/// The option by which a file is mounted as a device.
+const LOOP: &str = "loop";
+/// The file system of disks that every guest mounts.
+const GUEST_FILE_SYSTEM: &str = "ext4";
 /// The longest JSON of a volume.
 const MAX_VOLUME: usize = 256 * 1024;
 
@@ -41,6 +48,8 @@ pub enum Source {
         /// What the snapshotter knows of the image, for the agent.
         metadata: BTreeMap<String, String>,
     },
+    /// A disk of the host, by its path, which the guest mounts.
+    Disk(String, FileSystem),
     /// The host's mounts, through the shared directory.
     Host,
 }
@@ -138,7 +147,7 @@ pub fn choose(
     if volume.is_none() && !config.force_guest_pull {
         return match config.tee.is_confidential() {
             true => Err(RootfsError::Confidential),
-            false => Ok(Source::Host),
+            false => Ok(disk(config, mounts).unwrap_or(Source::Host)),
         };
     }
     let volume = volume.unwrap_or_default();
@@ -152,11 +161,50 @@ pub fn choose(
     })
 }
 
+/// The disk that is the whole root file system, as snapshotters with block devices give it: of a type that the
+/// guest mounts.
+fn disk(config: &Config, mounts: &[Mount]) -> Option<Source> {
+    let [mount] = mounts else { return None };
+    let is_disk = std::fs::metadata(&mount.source).is_ok_and(|found| {
+        let kind = found.file_type();
+        kind.is_block_device() || kind.is_file() && mount.options.iter().any(|o| o == LOOP)
+    });
+    if config.vm.disable_block_devices || mount.type_ != GUEST_FILE_SYSTEM || !is_disk {
+        return None;
+    }
+    let options = mount.options.iter().filter(|option| *option != LOOP);
+    let system = FileSystem {
+        kind: mount.type_.clone(),
+        options: options.cloned().collect(),
+        group: None,
+    };
+    Some(Source::Disk(mount.source.clone(), system))
+}
+
+/// An error as it is answered.
+#[must_use]
+pub fn told(error: &RootfsError) -> GuestError {
+    let code = match error {
+        RootfsError::Volume(_)
+        | RootfsError::VolumeType(_)
+        | RootfsError::NoImage
+        | RootfsError::Nothing => ErrorCode::InvalidArgument,
+        RootfsError::Confidential
+        | RootfsError::ConfidentialBind { .. }
+        | RootfsError::BindNotShared { .. }
+        | RootfsError::NotShared => ErrorCode::FailedPrecondition,
+        RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
+    };
+    GuestError::new(code, "rootfs", error)
+}
+
 /// Where the guest has a container's root file system.
 #[must_use]
 pub fn guest_path(source: &Source, container: &str) -> String {
     match source {
-        Source::GuestPull { .. } => format!("{GUEST_BUNDLES}/{container}/rootfs"),
+        Source::GuestPull { .. } | Source::Disk(..) => {
+            format!("{GUEST_BUNDLES}/{container}/rootfs")
+        }
         Source::Host => format!("{GUEST_SHARED}/{container}/rootfs"),
     }
 }

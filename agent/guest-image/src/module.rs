@@ -46,6 +46,7 @@ pub const DEMAND: &[(&str, &[&str])] = &[
         &["dm_crypt", "dm_integrity", "loop", "gcm", "aesni_intel"],
     ),
     ("balloon", &["virtio_balloon"]),
+    ("scsi", &["virtio_scsi", "sd_mod"]),
     ("tsm", &["tsm|tsm_report"]),
     ("sev-guest", &["sev_guest"]),
     ("tdx-guest", &["tdx_guest"]),

@@ -19,7 +19,8 @@ use crate::image::{self, Rootfs};
 use crate::path::{self, check_container_id};
 use crate::process::Process;
 use crate::spec::{self, Place};
-use crate::{oom, pause, storage};
+use crate::storage::{self, Held};
+use crate::{disk, oom, pause};
 
 impl Sandbox {
     /// Makes a container; its process waits for [`Sandbox::start_container`]. Ends early when the container
@@ -53,7 +54,7 @@ impl Sandbox {
         maker: Maker,
     ) -> Result<(), GuestError> {
         let began = Instant::now();
-        let mut storages = Vec::new();
+        let mut storages = Held::default();
         let error = match self.make(request, &mut storages, &maker).await {
             Ok(container) => match self.keep(&id, container, &maker) {
                 None => {
@@ -64,7 +65,7 @@ impl Sandbox {
                     if let Err(error) = unwanted.remove().await {
                         tracing::warn!(container = id, %error, "not wanted any more");
                     }
-                    storages.extend_from_slice(unwanted.storages());
+                    storages.extend(unwanted.storages());
                     let message = format!("container {id} is not wanted any more");
                     GuestError::new(ErrorCode::Cancelled, "create", message)
                 }
@@ -90,7 +91,7 @@ impl Sandbox {
     async fn make(
         &self,
         mut request: agent::CreateContainerRequest,
-        storages: &mut Vec<PathBuf>,
+        storages: &mut Held,
         maker: &Maker,
     ) -> Result<Container, GuestError> {
         let id = std::mem::take(&mut request.container_id);
@@ -128,7 +129,17 @@ impl Sandbox {
             oci.Linux.mut_or_insert_default().Seccomp.take();
         }
         let filtered = oci.Linux.Seccomp.is_some();
-        let confined = spec::confine(oci, place)?;
+        let wanted = &mut oci.Linux.mut_or_insert_default().Devices;
+        let nodes = self.disks.nodes(&request.devices, wanted, storages).await?;
+        let mut confined = spec::confine(oci, place)?;
+        if let Some(linux) = confined
+            .spec
+            .linux_mut()
+            .as_mut()
+            .filter(|_| !nodes.is_empty())
+        {
+            linux.set_devices(Some(nodes));
+        }
         for (name, value) in &confined.sysctls {
             spec::set_sysctl(name, value)?;
         }
@@ -171,7 +182,7 @@ impl Sandbox {
         &self,
         id: &str,
         request: &agent::CreateContainerRequest,
-        storages: &mut Vec<PathBuf>,
+        storages: &mut Held,
         maker: &Maker,
     ) -> Result<Root, GuestError> {
         let is_pull = |storage: &&agent::Storage| storage.driver == image::DRIVER;
@@ -179,7 +190,15 @@ impl Sandbox {
             if storage.driver == storage::LOCAL_DRIVER {
                 self.images.ready().await?;
             }
-            storages.push(self.storages.attach(storage)?);
+            let point = match storage.driver.as_str() {
+                disk::DRIVER => {
+                    let disk = self.disks.acquire(&storage.source).await?;
+                    storages.disks.push(storage.source.clone());
+                    self.storages.attach_disk(storage, &disk)?
+                }
+                _ => self.storages.attach(storage)?,
+            };
+            storages.points.push(point);
         }
         let mut pulls = request.storages.iter().filter(is_pull);
         let Some(pull) = pulls.next() else {
@@ -204,16 +223,14 @@ impl Sandbox {
     }
 
     /// Takes away what a container that could not be made has left.
-    async fn undo(&self, id: &str, storages: &[PathBuf]) {
+    async fn undo(&self, id: &str, storages: &Held) {
         if let Err(error) = Cgroup::of(id).remove().await {
             tracing::warn!(container = id, %error, "cgroup left behind");
         }
         if let Err(error) = remove_state(id.to_owned(), bundle(id)).await {
             tracing::warn!(container = id, %error, "state left behind");
         }
-        for point in storages {
-            self.storages.release(point);
-        }
+        self.let_go(storages).await;
         self.content().release(id);
     }
 
@@ -301,7 +318,6 @@ impl Root {
 
 fn refuse_unsupported(request: &agent::CreateContainerRequest) -> Result<(), GuestError> {
     let unsupported = [
-        (!request.devices.is_empty(), "devices"),
         (!request.shared_mounts.is_empty(), "shared_mounts"),
         (request.stdin_port != 0, STDIO_PORTS),
         (request.stdout_port != 0, STDIO_PORTS),

@@ -14,6 +14,7 @@
 pub mod accel;
 mod boot;
 mod console;
+pub mod disk;
 pub mod growth;
 pub mod nic;
 pub mod qemu;
@@ -25,6 +26,7 @@ mod tsc;
 mod vm;
 pub mod vsock;
 
+pub use disk::{Address, Disks, HotDisk};
 pub use growth::{Growth, Hotplug, Size};
 pub use nic::Nic;
 pub use spec::{Accel, CheckedSpec, Disk, Machine, Scratch, SharedFs, SpecError, VmSpec, Vsock};

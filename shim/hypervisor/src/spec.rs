@@ -140,6 +140,8 @@ pub struct VmSpec {
     pub disks: Vec<Disk>,
     /// A disk for the guest to write to.
     pub scratch: Option<Scratch>,
+    /// Whether disks may come and go while it runs.
+    pub hot_disks: bool,
     /// A shared directory.
     pub shared_fs: Option<SharedFs>,
     /// Network interfaces, in this order.
@@ -178,6 +180,7 @@ impl VmSpec {
             kernel_params: Vec::new(),
             disks: Vec::new(),
             scratch: None,
+            hot_disks: false,
             shared_fs: None,
             nics: Vec::new(),
             vsock: Vsock::default(),

@@ -18,6 +18,7 @@ use tracing::info;
 
 use crate::accel::{KvmUnusable, Resolved};
 use crate::boot::{Greeted, prepare};
+use crate::disk::Disks;
 use crate::growth::Hotplug;
 use crate::qmp::{QmpError, Version};
 use crate::spec::{CheckedSpec, SpecError, VmSpec};
@@ -105,6 +106,7 @@ pub struct Vm {
     qemu: Greeted,
     incoming: Option<Incoming>,
     hotplug: Option<Hotplug>,
+    disks: Option<Disks>,
     timings: Timings,
 }
 
@@ -124,6 +126,7 @@ impl Vm {
         let greeted = qemu.at;
         let mut vm = Self {
             hotplug: Hotplug::new(qemu.qmp.clone(), spec.spec(), qemu.accel, is_shared),
+            disks: Disks::new(&qemu.qmp, spec.spec()),
             qemu,
             incoming: Some(incoming),
             timings: Timings {
@@ -166,6 +169,12 @@ impl Vm {
     #[must_use]
     pub fn hotplug(&self) -> Option<&Hotplug> {
         self.hotplug.as_ref()
+    }
+
+    /// What lets disks come and go, where they may.
+    #[must_use]
+    pub fn disks(&self) -> Option<&Disks> {
+        self.disks.as_ref()
     }
 
     /// `None` as long as the VM runs, then how it ended.

@@ -105,6 +105,9 @@ fn every_shape_has_its_golden_line() {
         }
         let name = format!("{machine_name}-disks");
         holds(&name, &lines(machine, Resolved::Tcg, USER, disks));
+        let hot = |spec: &mut VmSpec| spec.hot_disks = true;
+        let name = format!("{machine_name}-hot-disks");
+        holds(&name, &lines(machine, Resolved::Kvm, KERNEL, hot));
         let reclaims = |spec: &mut VmSpec| {
             spec.reclaims = true;
             let growth = Growth {

@@ -236,6 +236,8 @@ pub struct Vm {
     pub reclaims: bool,
     /// Words for the kernel command line.
     pub kernel_params: Vec<String>,
+    /// Whether no block device of the host is given to guests.
+    pub disable_block_devices: bool,
     /// How host directories reach the guest.
     pub shared_fs: SharedFs,
     /// The virtio-fs daemon; `None` where the usual places are to be searched.
@@ -296,6 +298,7 @@ impl Default for Vm {
             memory_slots: 10,
             reclaims: true,
             kernel_params: Vec::new(),
+            disable_block_devices: false,
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: None,
             virtio_fs_cache: VirtioFsCache::Auto,

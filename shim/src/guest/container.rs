@@ -25,6 +25,8 @@ pub struct NewContainer {
     pub id: String,
     /// What the agent prepares first, such as the image.
     pub storages: Vec<Storage>,
+    /// Those of the VM that it is to see.
+    pub devices: Vec<api::Device>,
     /// Its specification.
     pub spec: oci::Spec,
     /// Whether it sees the processes of all of the pod.
@@ -40,6 +42,7 @@ impl Guest {
         let request = api::CreateContainerRequest {
             container_id: new.id,
             storages: new.storages,
+            devices: new.devices,
             OCI: MessageField::some(new.spec),
             sandbox_pidns: new.sandbox_pidns,
             ..Default::default()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError, Target, ports};
-use hypervisor::{BootError, Cause, Exit, Hotplug, Incoming, SharedFs, Vm, VmSpec};
+use hypervisor::{BootError, Cause, Disks, Exit, Hotplug, Incoming, SharedFs, Vm, VmSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
@@ -240,6 +240,10 @@ async fn connect(vm: &Vm, gone: watch::Receiver<Option<GuestError>>) -> Result<G
 impl Live {
     pub(super) fn hotplug(&self) -> Option<Hotplug> {
         self.vm.hotplug().cloned()
+    }
+
+    pub(super) fn disks(&self) -> Option<Disks> {
+        self.vm.disks().cloned()
     }
 
     pub(super) fn pid(&self) -> u32 {

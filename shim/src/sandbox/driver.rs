@@ -145,6 +145,7 @@ impl Driver {
         let guest: Option<Guest> = live.map(|live| live.guest.clone());
         let pid = self.live.as_ref().map(Live::pid);
         let hotplug = live.and_then(Live::hotplug);
+        let disks = live.and_then(Live::disks);
         let state = self.state.clone();
         self.view.send_if_modified(|view| {
             let is_new = view.state != state;
@@ -156,6 +157,7 @@ impl Driver {
                 pid: pid.or(view.pid),
                 guest,
                 hotplug,
+                disks,
             };
             is_new
         });

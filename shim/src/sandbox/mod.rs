@@ -11,7 +11,7 @@ pub mod state;
 mod tail;
 
 use agent_api::{ErrorCode, GuestError};
-use hypervisor::Hotplug;
+use hypervisor::{Disks, Hotplug};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use boot::Plan;
@@ -34,6 +34,8 @@ pub struct View {
     pub guest: Option<Guest>,
     /// What makes the VM grow while it runs, where it may.
     pub hotplug: Option<Hotplug>,
+    /// What lets disks come and go while it runs, where they may.
+    pub disks: Option<Disks>,
 }
 
 /// A handle of the driver.
@@ -54,6 +56,7 @@ impl Sandbox {
             pid: None,
             guest: None,
             hotplug: None,
+            disks: None,
         });
         tokio::spawn(driver::Driver::new(timeline, publisher).run(receiver));
         Self { requests, view }

@@ -32,7 +32,7 @@ pub enum Refused {
     HostIpc,
     /// Devices of the host.
     #[error(
-        "devices of the host ({0}, in linux.devices) are not in a VM: remove them from the container (devices, --device); for privileged containers set privileged_without_host_devices = true for this runtime in containerd's or CRI-O's configuration"
+        "devices of the host ({0}, in linux.devices) that are no block devices are not in a VM: remove them from the container (devices, --device); for privileged containers set privileged_without_host_devices = true for this runtime in containerd's or CRI-O's configuration"
     )]
     Devices(String),
     /// Mounts that follow those of the host.
@@ -76,12 +76,14 @@ fn check_linux(linux: &Linux) -> Result<(), Refused> {
     if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
         return Err(Refused::UserNamespace);
     }
-    if linux.devices.is_empty() {
+    // Block devices become disks of the VM, or are refused when they are looked at.
+    let other = || linux.devices.iter().filter(|device| device.kind != "b");
+    if other().next().is_none() {
         return Ok(());
     }
-    let paths = linux.devices.iter().map(|device| device.path.as_str());
+    let paths = other().map(|device| device.path.as_str());
     let mut shown: Vec<_> = paths.take(SHOWN).collect();
-    if linux.devices.len() > SHOWN {
+    if other().count() > SHOWN {
         shown.push("…");
     }
     Err(Refused::Devices(shown.join(", ")))

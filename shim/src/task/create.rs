@@ -20,6 +20,7 @@ use crate::cgroup;
 use crate::config::{self, Config, ConfigError, SharedFs};
 use crate::container::Container;
 use crate::creation::Step;
+use crate::disk;
 use crate::guest::{Guest, NewContainer, ProcessId};
 use crate::io::{self, Stdio};
 use crate::network;
@@ -59,6 +60,8 @@ pub(super) struct Prepared {
     /// What the guest has of its own for it, and what it is sent.
     pub(super) storages: Vec<Storage>,
     pub(super) slots: Vec<volume::Wanted>,
+    /// The disks of the host that it is to have.
+    pub(super) disks: Vec<disk::Wanted>,
     /// The root's path on the host, relative to the bundle or absolute.
     host_root: String,
     /// The pod's network namespace, and its name servers.
@@ -172,6 +175,7 @@ impl Tasks {
             container.limit(Limits::of(resources));
             self.fit_vm().await?;
         }
+        let orders = self.attach_disks(container, &mut prepared).await?;
         let shared = self.share(container, request, &mut prepared).await?;
         container.note(|progress| progress.enter(Step::Make));
         self.fill_slots(&guest, container, &mut prepared).await?;
@@ -183,12 +187,14 @@ impl Tasks {
                 }
                 Some(rootfs::guest_pull_storage(image, metadata, &container.id))
             }
-            Source::Host => None,
+            Source::Host | Source::Disk(..) => None,
         };
         let volumes = std::mem::take(&mut prepared.storages);
+        let volumes = orders.storages.into_iter().chain(volumes);
         let new = NewContainer {
             id: container.id.clone(),
             storages: image.into_iter().chain(volumes).collect(),
+            devices: orders.devices,
             spec: proto::spec(&prepared.spec),
             sandbox_pidns: processes == Processes::Pod,
         };
@@ -285,7 +291,7 @@ impl Tasks {
         let (shared, paths) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| GuestError::new(ErrorCode::Internal, "rootfs", error))?
-            .map_err(|error| rootfs_error(&error))?;
+            .map_err(|error| rootfs::told(&error))?;
         for (bind, path) in prepared.binds.iter().zip(paths) {
             if let Some(mount) = prepared.spec.mounts.get_mut(bind.index) {
                 mount.source = path;
@@ -322,6 +328,7 @@ impl Tasks {
             // It may know no such container; the content goes all the same.
             let _ = guest.remove_container(&container.id).await;
         }
+        self.release_disks(container).await;
         container.unmount();
         self.containers.remove(&container.id);
         // Who waits for its end must not wait for ever.
@@ -337,9 +344,9 @@ fn prepare(
     shm: Option<&str>,
 ) -> Result<Prepared, GuestError> {
     let source = rootfs::choose(&config, &container.role, &spec.annotations, &request.rootfs)
-        .map_err(|error| rootfs_error(&error))?;
+        .map_err(|error| rootfs::told(&error))?;
     if source == Source::Host && config.vm.shared_fs == SharedFs::None {
-        return Err(rootfs_error(&RootfsError::NotShared));
+        return Err(rootfs::told(&RootfsError::NotShared));
     }
     // Its first container speaks for the pod.
     let (network, dns) = match container.role.owns_vm() {
@@ -351,6 +358,7 @@ fn prepare(
         true => cgroup::wanted(&spec, &container.role, apart.is_some())?,
         false => None,
     };
+    let disks = disk::plan(&config, &container.role, &source, &mut spec)?;
     let binds = amend(
         &mut spec,
         config.disable_guest_seccomp,
@@ -358,6 +366,7 @@ fn prepare(
         shm,
     );
     spec::seccomp::check(&spec)?;
+    let binds = disk::without_volumes(binds, &disks);
     let sandbox = container.role.sandbox_of(&container.id);
     let planned = volume::plan(&config, sandbox, &container.id, &mut spec, binds)
         .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "volume", error))?;
@@ -366,7 +375,7 @@ fn prepare(
         mount.map(|m| m.destination.clone()).unwrap_or_default()
     };
     rootfs::check_binds(&config, &planned.binds, destination)
-        .map_err(|error| rootfs_error(&error))?;
+        .map_err(|error| rootfs::told(&error))?;
     let root = spec.root.get_or_insert_default();
     let host_root = std::mem::replace(&mut root.path, rootfs::guest_path(&source, &container.id));
     Ok(Prepared {
@@ -377,23 +386,9 @@ fn prepare(
         cgroup,
         storages: planned.storages,
         slots: planned.slots,
+        disks,
         host_root,
         network,
         dns,
     })
-}
-
-fn rootfs_error(error: &RootfsError) -> GuestError {
-    let code = match error {
-        RootfsError::Volume(_)
-        | RootfsError::VolumeType(_)
-        | RootfsError::NoImage
-        | RootfsError::Nothing => ErrorCode::InvalidArgument,
-        RootfsError::Confidential
-        | RootfsError::ConfidentialBind { .. }
-        | RootfsError::BindNotShared { .. }
-        | RootfsError::NotShared => ErrorCode::FailedPrecondition,
-        RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
-    };
-    GuestError::new(code, "rootfs", error)
 }

@@ -235,6 +235,7 @@ mod tests {
         NewContainer {
             id: "c".into(),
             storages: Vec::new(),
+            devices: Vec::new(),
             spec: oci::Spec::new(),
             sandbox_pidns: false,
         }

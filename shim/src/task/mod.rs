@@ -2,6 +2,7 @@
 //! goes out. What is here decides; [`service`] only translates messages.
 
 mod create;
+mod disks;
 mod grow;
 mod make;
 mod options;
@@ -51,6 +52,8 @@ pub struct Tasks {
     shm: std::sync::OnceLock<String>,
     /// What of a grown VM is in use.
     online: grow::Online,
+    /// The disks of the host that the VM has.
+    disks: crate::disk::Table,
 }
 
 impl Tasks {
@@ -75,6 +78,7 @@ impl Tasks {
             config_variable,
             shm: std::sync::OnceLock::new(),
             online: grow::Online::default(),
+            disks: crate::disk::Table::default(),
         })
     }
 
@@ -324,6 +328,7 @@ impl Tasks {
         if container.role.owns_vm() {
             self.sandbox.stop().await;
         }
+        self.release_disks(&container).await;
         container.unmount();
         self.containers.remove(&id);
         // Who waits for one that never ran must not wait for ever.

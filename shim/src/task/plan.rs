@@ -59,6 +59,8 @@ impl Tasks {
             || prepared.source == Source::Host
             || !prepared.binds.is_empty();
         let is_shared = may_share && needs_share;
+        let needs_disks = container.role == Role::Sandbox || !prepared.disks.is_empty();
+        let hot_disks = is_plain && !vm.disable_block_devices && needs_disks;
         Ok(Plan {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),
@@ -85,6 +87,7 @@ impl Tasks {
                 kernel_params,
                 disks,
                 scratch,
+                hot_disks,
                 console_log: Some(self.directory.path().join(CONSOLE_LOG)),
                 ..VmSpec::new(
                     &vm_name(&self.sandbox_id),

@@ -100,6 +100,7 @@ impl Subject {
         let new = NewContainer {
             id,
             storages,
+            devices: Vec::new(),
             spec,
             sandbox_pidns: false,
         };

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use super::{Facts, VsockDevice, arguments};
 use crate::accel::Resolved;
 use crate::console;
+use crate::disk::{Disks, HotDisk};
 use crate::growth::{self, Growth, Hotplug, Size};
 use crate::qmp::Qmp;
 use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, VmSpec};
@@ -86,6 +87,8 @@ async fn is_taken(machine: Machine) {
     };
     assert!(version.major >= 7);
     assert_eq!(qmp.query_status().await.unwrap(), "prelaunch");
+    let disks = Disks::new(&qmp, spec.spec()).unwrap();
+    come_and_go(&qmp, &disks, &dir.path().join("disk.img")).await;
     if let Some(hotplug) = Hotplug::new(qmp.clone(), spec.spec(), Resolved::Kvm, true) {
         grows(&qmp, &hotplug).await;
     }
@@ -97,6 +100,48 @@ async fn is_taken(machine: Machine) {
         "",
         "QEMU had something to complain about"
     );
+}
+
+/// A disk that is gone leaves its place and its file to others.
+async fn come_and_go(qmp: &Qmp, disks: &Disks, image: &Path) {
+    std::fs::write(image, [0; 4096]).unwrap();
+    let disk = |read_only, is_shared| HotDisk {
+        path: image.to_owned(),
+        is_device: false,
+        read_only,
+        is_shared,
+    };
+    let first = disks.attach(&disk(false, false)).await.unwrap();
+    assert_eq!(first.to_string(), "0:0");
+    // The file is locked: two guests that write to one file system would destroy it.
+    let second = disks.attach(&disk(false, false)).await.unwrap_err();
+    assert!(second.to_string().contains("lock"), "{second}");
+    disks.detach(first).await.unwrap();
+    let again = disks.attach(&disk(true, false)).await.unwrap();
+    assert_eq!(again, first, "what failed or is gone takes no place");
+    let reader = disks.attach(&disk(true, false)).await.unwrap();
+    assert_eq!(reader.to_string(), "1:0");
+    let blocks = qmp.ask("query-block", json!({})).await.unwrap();
+    let listed = blocks.as_array().unwrap().iter();
+    let ours: Vec<_> = listed
+        .filter_map(|block| {
+            block["inserted"]["node-name"]
+                .as_str()
+                .zip(block["inserted"]["ro"].as_bool())
+        })
+        .filter(|(node, _)| node.starts_with("hot"))
+        .collect();
+    assert_eq!(ours, [("hot0", true), ("hot1", true)]);
+    for address in [again, reader] {
+        disks.detach(address).await.unwrap();
+    }
+    let mut writers = Vec::new();
+    for _ in 0..2 {
+        writers.push(disks.attach(&disk(false, true)).await.unwrap());
+    }
+    for address in writers {
+        disks.detach(address).await.unwrap();
+    }
 }
 
 /// As far as it may, in steps, and no further.
@@ -127,6 +172,7 @@ fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
     spec.machine = machine;
     spec.vcpus = 2;
     spec.reclaims = true;
+    spec.hot_disks = true;
     if machine == Machine::Q35 {
         spec.growth = Some(Growth {
             max_vcpus: 4,

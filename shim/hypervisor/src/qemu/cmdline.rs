@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use crate::accel::Resolved;
+use crate::disk;
 use crate::growth;
 use crate::nic;
 use crate::qemu::kernel;
@@ -72,6 +73,9 @@ pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
     }
     if let (Some(scratch), Some(fd)) = (&spec.spec().scratch, facts.scratch_fd) {
         line.scratch(scratch, fd);
+    }
+    if spec.spec().hot_disks {
+        line.device("virtio-scsi", disk::CONTROLLER);
     }
     if let Some(fs) = &spec.spec().shared_fs {
         line.shared_fs(fs);

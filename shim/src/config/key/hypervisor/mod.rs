@@ -159,6 +159,11 @@ const HONOURED: &[Honoured] = &[
         get: |config| Value::from(config.vm.reclaims),
     },
     Honoured {
+        name: "disable_block_device_use",
+        set: Set::Switch(|config, on| config.vm.disable_block_devices = on),
+        get: |config| Value::from(config.vm.disable_block_devices),
+    },
+    Honoured {
         name: "kernel_params",
         set: Set::Text(|config, text| {
             add_words(&mut config.vm.kernel_params, kernel_words(text)?);

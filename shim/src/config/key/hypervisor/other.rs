@@ -17,7 +17,7 @@ pub(super) const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "disks are virtio-blk with QEMU's own settings, and no block device of the host is given to the guest",
+        why: "disks have QEMU's own settings: virtio-blk where they are there from the start, SCSI where they come later",
         keys: &[
             ("block_device_driver", Text),
             ("block_device_aio", Text),
@@ -26,13 +26,12 @@ pub(super) const MOOT: &[Moot] = &[
             ("block_device_cache_noflush", Switch),
             ("block_device_logical_sector_size", Number),
             ("block_device_physical_sector_size", Number),
-            ("disable_block_device_use", Switch),
             ("num_queues", Number),
             ("queue_size", Number),
         ],
     },
     Moot {
-        why: "VMs get no devices later but processors and memory, which need no bridge and no port",
+        why: "what comes later is processors, memory and disks, which need no bridge and no port",
         keys: &[
             ("default_bridges", Number),
             ("pcie_root_port", Number),

@@ -1,0 +1,172 @@
+//! A file system on a disk that the host added: a volume, or a container's root.
+//!
+//! What belongs to a group of the pod (`fsGroup`) is given to it here, because no one else mounts it: each
+//! file that is not the group's yet, or none of them where the top is already and the request says that this
+//! is enough.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+
+use agent_api::agent;
+use agent_api::types::FSGroupChangePolicy;
+use agent_api::{ErrorCode, GuestError};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
+
+use super::{PHASE, mount_options};
+use crate::disk::Disk;
+use crate::fault::{OrFail, invalid};
+
+/// File systems that are mounted from a disk.
+const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "erofs"];
+/// What a group may do with its files and directories.
+const FILE: u32 = 0o660;
+const DIRECTORY: u32 = 0o2770;
+
+/// Mounts a disk.
+pub(super) fn mount(
+    storage: &agent::Storage,
+    disk: Option<&Disk>,
+    point: &Path,
+) -> Result<(), GuestError> {
+    let kind = storage.fstype.as_str();
+    let disk =
+        disk.ok_or_else(|| invalid(PHASE, "a disk is of a container, not of the sandbox"))?;
+    if !FILE_SYSTEMS.contains(&kind) {
+        let known = FILE_SYSTEMS.join(", ");
+        let text = format!("file system {kind:?} of a disk: use one of {known}");
+        return Err(invalid(PHASE, text));
+    }
+    let (flags, data) = mount_options(&storage.options)?;
+    let node = disk.node();
+    let mounted = rustix::mount::mount(
+        &node,
+        point,
+        kind,
+        flags | MountFlags::NODEV,
+        data.as_c_str(),
+    );
+    match mounted {
+        Err(Errno::NODEV) => {
+            let text = format!(
+                "the guest's kernel has no file system {kind}: use ext4, or disable_block_device_use"
+            );
+            return Err(GuestError::new(ErrorCode::Unimplemented, PHASE, text));
+        }
+        mounted => mounted.or_fail(
+            ErrorCode::FailedPrecondition,
+            PHASE,
+            format!(
+                "mount {kind} of disk {} on {}",
+                storage.source,
+                point.display()
+            ),
+        )?,
+    }
+    let given = match storage.fs_group.as_ref() {
+        Some(group) if !flags.contains(MountFlags::RDONLY) => give(point, group),
+        _ => Ok(()),
+    };
+    if given.is_err() {
+        // Nobody would know of it.
+        let _ = unmount(point, UnmountFlags::DETACH);
+    }
+    given.or_internal(PHASE, format!("give {} to its group", point.display()))
+}
+
+/// Gives a tree to a group.
+fn give(top: &Path, group: &agent::FSGroup) -> std::io::Result<()> {
+    let id = group.group_id;
+    let found = fs::metadata(top)?;
+    let is_given = found.gid() == id && found.mode() & DIRECTORY == DIRECTORY;
+    let on_mismatch = FSGroupChangePolicy::OnRootMismatch;
+    if is_given && group.group_change_policy == on_mismatch.into() {
+        return Ok(());
+    }
+    // The top comes last: what was given in part is not taken for given.
+    let mut left: Vec<PathBuf> = below(top)?;
+    while let Some(path) = left.pop() {
+        if give_one(&path, id)? {
+            left.extend(below(&path)?);
+        }
+    }
+    give_one(top, id).map(drop)
+}
+
+fn below(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    fs::read_dir(directory)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect()
+}
+
+/// Gives one file to a group, and answers whether it is a directory.
+fn give_one(path: &Path, id: u32) -> std::io::Result<bool> {
+    let found = fs::symlink_metadata(path)?;
+    if found.gid() != id {
+        lchown(path, None, Some(id))?;
+    }
+    let kind = found.file_type();
+    let wanted = match (kind.is_dir(), kind.is_file()) {
+        (true, _) => found.mode() | DIRECTORY,
+        (_, true) => found.mode() | FILE,
+        // A link's mode is not its own, and of others nobody said anything.
+        _ => return Ok(false),
+    };
+    // lchown(2) took the bits of set-user-id away, and a mode that is right is left alone.
+    if wanted != found.mode() || found.gid() != id {
+        fs::set_permissions(path, Permissions::from_mode(wanted & 0o7777))?;
+    }
+    Ok(kind.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn group(policy: FSGroupChangePolicy) -> agent::FSGroup {
+        agent::FSGroup {
+            // One's own: another needs rights that a test may not have.
+            group_id: rustix::process::getegid().as_raw(),
+            group_change_policy: policy.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_group_may_write_to_all_that_it_is_given_and_no_link_leads_out() {
+        let outside = tempfile::tempdir().unwrap();
+        let foreign = outside.path().join("foreign");
+        fs::write(&foreign, "").unwrap();
+        fs::set_permissions(&foreign, Permissions::from_mode(0o600)).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir(at("in")).unwrap();
+        fs::write(at("in/file"), "").unwrap();
+        fs::set_permissions(at("in/file"), Permissions::from_mode(0o400)).unwrap();
+        symlink(&foreign, at("in/link")).unwrap();
+        give(root.path(), &group(FSGroupChangePolicy::Always)).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&at("in/file")), 0o660);
+        assert_eq!(mode(&at("in")) & DIRECTORY, DIRECTORY);
+        assert_eq!(mode(&foreign), 0o600);
+        // What was added since is not looked at where the top is enough.
+        fs::set_permissions(at("in/file"), Permissions::from_mode(0o400)).unwrap();
+        give(root.path(), &group(FSGroupChangePolicy::OnRootMismatch)).unwrap();
+        assert_eq!(mode(&at("in/file")), 0o400);
+    }
+
+    #[test]
+    fn a_disk_needs_a_file_system_that_is_known() {
+        let mut storage = agent::Storage {
+            driver: crate::disk::DRIVER.into(),
+            fstype: "vfat".into(),
+            ..Default::default()
+        };
+        let error = mount(&storage, None, Path::new("/x")).unwrap_err();
+        assert!(error.message.contains("not of the sandbox"), "{error}");
+        storage.fstype.clear();
+        assert!(mount(&storage, None, Path::new("/x")).is_err());
+    }
+}

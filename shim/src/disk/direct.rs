@@ -1,0 +1,284 @@
+//! Volumes that a storage driver leaves to the guest to mount: Kata's *direct volumes*.
+//!
+//! In place of mounting a volume's device on the host, the driver describes it in a file whose directory is
+//! named by the volume's path, and the kubelet hands the path on as an ordinary mount. Kata's two runtimes
+//! spell some members in two ways; both are read. Members that are unknown are refused, because what they
+//! ask for would not be done.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+use serde::Deserialize;
+
+use super::host::Host;
+use super::{DiskError, FileSystem, Group, Purpose, Wanted, check, free};
+use crate::config::Config;
+use crate::spec::Spec;
+use crate::spec::oci::Mount;
+
+/// Where drivers describe their volumes.
+const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
+const FILE: &str = "mountInfo.json";
+/// The type of a mount that Kata's Rust runtime takes for one.
+const MOUNT_TYPE: &str = "directvol";
+/// What the volume's type may be: a device, or a file, as it is.
+const TYPES: [&str; 2] = ["block", "directvol"];
+/// File systems that the guest mounts.
+const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
+const GROUP: &str = "fsGroup";
+const POLICY: &str = "fsGroupChangePolicy";
+/// The longest description.
+const MAX_FILE: u64 = 64 * 1024;
+/// The longest name of a directory.
+const MAX_NAME: usize = 255;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    #[serde(rename = "volume-type", alias = "volume_type")]
+    kind: String,
+    device: String,
+    #[serde(alias = "fs_type", default)]
+    fstype: String,
+    #[serde(default)]
+    metadata: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    options: Option<Vec<String>>,
+}
+
+/// The volumes of a specification that are described.
+pub(super) fn plan(config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>, DiskError> {
+    plan_in(Path::new(ROOT), config, spec)
+}
+
+fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>, DiskError> {
+    let mut wanted = Vec::new();
+    for (index, mount) in spec.mounts.iter_mut().enumerate() {
+        let is_direct = mount.kind == MOUNT_TYPE;
+        if !is_direct && mount.kind != "bind" && !mount.options.iter().any(|o| o == "rbind") {
+            continue;
+        }
+        let Some(file) = place(root, &mount.source) else {
+            continue;
+        };
+        let refused = |why: String| DiskError::Direct {
+            destination: mount.destination.clone(),
+            file: file.display().to_string(),
+            why,
+        };
+        let text = match read(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_direct => continue,
+            read => read.map_err(|error| refused(error.to_string()))?,
+        };
+        check(config, format!("direct volume at {}", mount.destination))?;
+        let described =
+            serde_json::from_slice(&text).map_err(|error| refused(error.to_string()))?;
+        let system = system(&described).map_err(refused)?;
+        wanted.push(volume(index, mount, &described.device, system)?);
+        // It is the guest's from here on.
+        "bind".clone_into(&mut mount.kind);
+        if !mount
+            .options
+            .iter()
+            .any(|option| option == "rbind" || option == "bind")
+        {
+            mount.options.push("rbind".to_owned());
+        }
+    }
+    Ok(wanted)
+}
+
+fn volume(
+    index: usize,
+    mount: &Mount,
+    device: &str,
+    mut system: FileSystem,
+) -> Result<Wanted, DiskError> {
+    let what = || format!("direct volume at {}", mount.destination);
+    let host = Host::by_path(device.as_ref()).map_err(|source| DiskError::Host {
+        what: what(),
+        source,
+    })?;
+    let host = free(host, what())?;
+    let is_read = mount.options.iter().any(|option| option == "ro") || host.is_read_only;
+    if is_read && !system.is_read_only() {
+        system.options.push("ro".to_owned());
+    }
+    Ok(Wanted {
+        host,
+        read_only: system.is_read_only(),
+        purpose: Purpose::Volume(index, system),
+    })
+}
+
+/// The file that would describe a volume; none for what cannot be the path of one.
+fn place(root: &Path, volume: &str) -> Option<PathBuf> {
+    let name = URL_SAFE.encode(volume);
+    (!volume.is_empty() && name.len() <= MAX_NAME).then(|| root.join(name).join(FILE))
+}
+
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(file)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut text)?;
+    match text.len() as u64 > MAX_FILE {
+        true => Err(io::Error::other(format!("has more than {MAX_FILE} bytes"))),
+        false => Ok(text),
+    }
+}
+
+fn system(described: &Description) -> Result<FileSystem, String> {
+    let Description { kind, fstype, .. } = described;
+    if !TYPES.contains(&kind.as_str()) {
+        let known = TYPES.join(", ");
+        return Err(format!(
+            "volume-type {kind:?} is not supported: use one of {known}"
+        ));
+    }
+    if !FILE_SYSTEMS.contains(&fstype.as_str()) {
+        let known = FILE_SYSTEMS.join(", ");
+        return Err(format!(
+            "fstype {fstype:?} is not supported: use one of {known}"
+        ));
+    }
+    let mut metadata = described.metadata.clone().unwrap_or_default();
+    let on_mismatch = match metadata.remove(POLICY).as_deref() {
+        None | Some("" | "Always") => false,
+        Some("OnRootMismatch") => true,
+        Some(other) => return Err(format!("{POLICY} {other:?}: use Always or OnRootMismatch")),
+    };
+    let group = match metadata.remove(GROUP) {
+        None => None,
+        Some(text) => {
+            let id = text.parse().ok().filter(|id| *id != u32::MAX);
+            let id = id.ok_or_else(|| format!("{GROUP} {text:?} is no group's number"))?;
+            Some(Group { id, on_mismatch })
+        }
+    };
+    if let Some(other) = metadata.keys().next() {
+        return Err(format!(
+            "metadata {other:?} is not supported: use {GROUP}, {POLICY}"
+        ));
+    }
+    Ok(FileSystem {
+        kind: fstype.clone(),
+        options: described.options.clone().unwrap_or_default(),
+        group,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const VOLUME: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pv/mount";
+
+    fn planned(json: &str, options: &[&str]) -> (Spec, Result<Vec<Wanted>, DiskError>) {
+        let root = tempfile::tempdir().unwrap();
+        let disk = root.path().join("disk");
+        fs::write(&disk, "x").unwrap();
+        let directory = root.path().join(URL_SAFE.encode(VOLUME));
+        fs::create_dir(&directory).unwrap();
+        let json = json.replace("DISK", disk.to_str().unwrap());
+        fs::write(directory.join(FILE), json).unwrap();
+        let mount = |source: &str| Mount {
+            destination: "/data".into(),
+            source: source.into(),
+            kind: "bind".into(),
+            options: options.iter().map(|one| (*one).to_owned()).collect(),
+        };
+        let mut spec = Spec {
+            mounts: vec![mount("/srv"), mount(VOLUME)],
+            ..Spec::default()
+        };
+        let planned = plan_in(root.path(), &Config::default(), &mut spec);
+        (spec, planned)
+    }
+
+    #[test]
+    fn a_volume_is_described_in_the_words_of_either_runtime() {
+        let go = r#"{"volume-type":"block","device":"DISK","fstype":"ext4",
+            "metadata":{"fsGroup":"2000","fsGroupChangePolicy":"OnRootMismatch"},"options":["noatime"]}"#;
+        let rust = r#"{"volume_type":"directvol","device":"DISK","fs_type":"ext4","metadata":{},"options":[]}"#;
+        let (_, found) = planned(go, &["rbind", "rw"]);
+        let found = found.unwrap();
+        assert_eq!(found.len(), 1);
+        let Purpose::Volume(1, system) = &found[0].purpose else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            (system.kind.as_str(), system.options.as_slice()),
+            ("ext4", ["noatime".to_owned()].as_slice())
+        );
+        assert_eq!(
+            system.group,
+            Some(Group {
+                id: 2000,
+                on_mismatch: true
+            })
+        );
+        assert!(!found[0].read_only);
+        let (spec, found) = planned(rust, &["rbind", "ro"]);
+        let found = found.unwrap();
+        assert!(found[0].read_only);
+        assert_eq!(spec.mounts[1].kind, "bind");
+    }
+
+    #[test]
+    fn what_would_not_be_done_is_refused_by_name() {
+        for (json, told) in [
+            (
+                r#"{"volume-type":"spdkvol","device":"DISK","fstype":"ext4"}"#,
+                "spdkvol",
+            ),
+            (
+                r#"{"volume-type":"block","device":"DISK","fstype":"ntfs"}"#,
+                "ntfs",
+            ),
+            (r#"{"volume-type":"block","device":"DISK"}"#, "fstype"),
+            (
+                r#"{"volume-type":"block","device":"DISK","fstype":"ext4","more":1}"#,
+                "more",
+            ),
+            (
+                r#"{"volume-type":"block","device":"/dev/null","fstype":"ext4"}"#,
+                "neither",
+            ),
+            (
+                r#"{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{"encryptionKey":"k"}}"#,
+                "encryptionKey",
+            ),
+            (
+                r#"{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{"fsGroup":"-1"}}"#,
+                "fsGroup",
+            ),
+            ("{", "EOF"),
+        ] {
+            let (_, refused) = planned(json, &["rbind"]);
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(told) && error.contains("/data"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_kata_are_looked_for_and_only_of_mounts_that_can_be_volumes() {
+        let file = place(Path::new(ROOT), "/a/b?c").unwrap();
+        assert_eq!(
+            file,
+            Path::new("/run/kata-containers/shared/direct-volumes/L2EvYj9j/mountInfo.json")
+        );
+        assert_eq!(place(Path::new(ROOT), ""), None);
+        assert_eq!(place(Path::new(ROOT), &"x".repeat(200)), None);
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"mounts":[{"destination":"/d","type":"directvol","source":"/none"}]}"#,
+        )
+        .unwrap();
+        assert!(plan_in(Path::new("/nowhere"), &Config::default(), &mut spec).is_err());
+    }
+}

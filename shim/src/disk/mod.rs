@@ -1,0 +1,286 @@
+//! Disks of the host that a container gets as disks of the VM: what asks for one, and who uses it.
+//!
+//! ```text
+//!   linux.devices, type b ──────► node ───┐
+//!   mountInfo.json of a volume ─► volume ─┼─► table: one disk for all containers of the pod ─► hypervisor::Disks
+//!   rootfs mount of a device ───► root ───┘            the last user's end takes it away
+//! ```
+//!
+//! Who asks is looked at before the VM boots, and what cannot be is refused by name then. A disk that the
+//! host itself uses (mounted, or a part of a volume group) is refused: two kernels that write to one file
+//! system destroy it.
+
+mod direct;
+mod host;
+mod node;
+mod table;
+
+use agent_api::agent::{Device, FSGroup, Storage};
+use agent_api::types::FSGroupChangePolicy;
+use agent_api::{ErrorCode, GuestError};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
+use hypervisor::Address;
+use thiserror::Error;
+
+pub use host::{Host, HostError, Id};
+pub use table::Table;
+
+use crate::config::Config;
+use crate::rootfs::{GUEST_BUNDLES, Source};
+use crate::spec::Spec;
+use crate::spec::amend::HostBind;
+use crate::spec::group::Role;
+
+/// The driver of the agent: a unit of the VM's SCSI controller.
+const DRIVER: &str = "scsi";
+/// Where the guest mounts volumes that are disks: the place that Kata's agent knows.
+const GUEST_VOLUMES: &str = "/run/kata-containers/sandbox/storage";
+
+/// A disk that a container is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// What it is on the host.
+    pub host: Host,
+    /// Whether nobody may write to it.
+    pub read_only: bool,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+/// What a disk is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// The container's device of this path.
+    Node(String),
+    /// The file system that the mount of this index has.
+    Volume(usize, FileSystem),
+    /// The container's root.
+    Root(FileSystem),
+}
+
+/// A file system on a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its type.
+    pub kind: String,
+    /// Its options.
+    pub options: Vec<String>,
+    /// The group of the pod to which it is given.
+    pub group: Option<Group>,
+}
+
+/// A group, and whether the top's being the group's is enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    id: u32,
+    on_mismatch: bool,
+}
+
+/// Why a container cannot have a disk.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// Nobody covers it in a TEE.
+    #[error(
+        "{0}: a block device of the host cannot go into a confidential guest, which could not keep it from the host: remove it"
+    )]
+    Confidential(String),
+    /// The operator gives none.
+    #[error(
+        "{0}: disable_block_device_use is set in [hypervisor.qemu]: unset it, or remove the device"
+    )]
+    Disabled(String),
+    /// Of the host's device.
+    #[error("{what}: {source}")]
+    Host {
+        /// What asks for it.
+        what: String,
+        /// Why not.
+        source: HostError,
+    },
+    /// A device's place.
+    #[error("device {0}: a node can only be made below /dev: give the device another path")]
+    Place(String),
+    /// The description of a direct volume.
+    #[error("direct volume at {destination} ({file}): {why}")]
+    Direct {
+        /// Where it is mounted.
+        destination: String,
+        /// The file that describes it.
+        file: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl DiskError {
+    /// As it is answered.
+    #[must_use]
+    pub fn told(self) -> GuestError {
+        let code = match self {
+            Self::Place(_) | Self::Direct { .. } => ErrorCode::InvalidArgument,
+            _ => ErrorCode::FailedPrecondition,
+        };
+        GuestError::new(code, "disk", self)
+    }
+}
+
+/// The disks that a container asks for: as devices, as volumes, as its root. Mounts of such volumes are the
+/// guest's afterwards.
+///
+/// # Errors
+/// [`DiskError`] names the device or the mount.
+pub fn plan(
+    config: &Config,
+    role: &Role,
+    source: &Source,
+    spec: &mut Spec,
+) -> Result<Vec<Wanted>, GuestError> {
+    // It runs nothing.
+    if *role == Role::Sandbox {
+        return Ok(Vec::new());
+    }
+    find(config, source, spec).map_err(DiskError::told)
+}
+
+fn find(config: &Config, source: &Source, spec: &mut Spec) -> Result<Vec<Wanted>, DiskError> {
+    let blocks = spec.linux.iter().flat_map(|linux| &linux.devices);
+    let mut blocks = blocks.filter(|device| device.kind == node::BLOCK);
+    if let Some(first) = blocks.next() {
+        check(config, format!("device {}", first.path))?;
+    }
+    let mut wanted = Vec::new();
+    if let Source::Disk(path, system) = source {
+        wanted.push(root(path, system.clone())?);
+    }
+    wanted.extend(node::plan(spec)?);
+    wanted.extend(direct::plan(config, spec)?);
+    Ok(wanted)
+}
+
+/// The host's mounts without those that a disk takes the place of.
+#[must_use]
+pub fn without_volumes(binds: Vec<HostBind>, disks: &[Wanted]) -> Vec<HostBind> {
+    let is_disk = |bind: &HostBind| {
+        let mut volumes = disks.iter().map(|disk| &disk.purpose);
+        volumes.any(|purpose| matches!(purpose, Purpose::Volume(index, _) if *index == bind.index))
+    };
+    binds.into_iter().filter(|bind| !is_disk(bind)).collect()
+}
+
+/// The disk of a root file system.
+fn root(path: &str, system: FileSystem) -> Result<Wanted, DiskError> {
+    let what = || format!("root file system on {path}");
+    let host = Host::by_path(path.as_ref()).map_err(|source| DiskError::Host {
+        what: what(),
+        source,
+    })?;
+    let read_only = system.is_read_only() || host.is_read_only;
+    let host = free(host, what())?;
+    Ok(Wanted {
+        host,
+        read_only,
+        purpose: Purpose::Root(system),
+    })
+}
+
+/// Whether guests may have disks of the host.
+fn check(config: &Config, what: String) -> Result<(), DiskError> {
+    if config.tee.is_confidential() {
+        return Err(DiskError::Confidential(what));
+    }
+    match config.vm.disable_block_devices {
+        true => Err(DiskError::Disabled(what)),
+        false => Ok(()),
+    }
+}
+
+/// A device that nobody on the host uses.
+fn free(host: Host, what: String) -> Result<Host, DiskError> {
+    match host.check_free() {
+        Ok(()) => Ok(host),
+        Err(source) => Err(DiskError::Host { what, source }),
+    }
+}
+
+impl FileSystem {
+    /// Whether nobody may write to it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.options.iter().any(|option| option == "ro")
+    }
+
+    fn storage(&self, address: Address, point: String) -> Storage {
+        let group = self.group.map(|group| FSGroup {
+            group_id: group.id,
+            group_change_policy: match group.on_mismatch {
+                true => FSGroupChangePolicy::OnRootMismatch.into(),
+                false => FSGroupChangePolicy::Always.into(),
+            },
+            ..Default::default()
+        });
+        Storage {
+            driver: DRIVER.to_owned(),
+            source: address.to_string(),
+            fstype: self.kind.clone(),
+            options: self.options.clone(),
+            mount_point: point,
+            fs_group: group.into(),
+            ..Default::default()
+        }
+    }
+}
+
+impl Purpose {
+    /// What the guest is asked for, and what of the specification is the guest's then.
+    pub fn order(&self, address: Address, container: &str, spec: &mut Spec) -> Order {
+        match self {
+            Self::Node(path) => Order::Device(Device {
+                id: address.to_string(),
+                type_: DRIVER.to_owned(),
+                container_path: path.clone(),
+                ..Default::default()
+            }),
+            Self::Volume(index, system) => {
+                let name = URL_SAFE.encode(address.to_string());
+                let point = format!("{GUEST_VOLUMES}/{name}");
+                if let Some(mount) = spec.mounts.get_mut(*index) {
+                    mount.source.clone_from(&point);
+                }
+                Order::Storage(system.storage(address, point))
+            }
+            Self::Root(system) => {
+                let point = format!("{GUEST_BUNDLES}/{container}/rootfs");
+                Order::Storage(system.storage(address, point))
+            }
+        }
+    }
+}
+
+/// What the guest is asked for.
+#[derive(Debug)]
+pub enum Order {
+    /// A device of the container.
+    Device(Device),
+    /// Something that is mounted first.
+    Storage(Storage),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tee;
+
+    #[test]
+    fn the_first_that_asks_is_named_where_no_disk_may_be() {
+        let mut config = Config::default();
+        check(&config, "device /dev/x".into()).unwrap();
+        config.vm.disable_block_devices = true;
+        let error = check(&config, "device /dev/x".into()).unwrap_err();
+        assert!(error.to_string().contains("disable_block_device_use"));
+        config.tee = Tee::Sample;
+        let error = check(&config, "device /dev/x".into()).unwrap_err();
+        assert!(error.to_string().starts_with("device /dev/x: "), "{error}");
+        assert_eq!(error.told().code, ErrorCode::FailedPrecondition);
+    }
+}

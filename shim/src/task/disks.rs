@@ -1,0 +1,58 @@
+//! A container's disks: attached before it is made, and taken away when it is gone.
+
+use std::sync::Arc;
+
+use agent_api::agent::{Device, Storage};
+use agent_api::{ErrorCode, GuestError};
+
+use super::Tasks;
+use super::create::Prepared;
+use crate::container::Container;
+use crate::disk::Order;
+
+/// What the guest is asked for of a container's disks.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    /// File systems, in the order of the specification; a root comes first.
+    pub(super) storages: Vec<Storage>,
+    pub(super) devices: Vec<Device>,
+}
+
+impl Tasks {
+    /// Gives the VM the disks that a container needs.
+    pub(super) async fn attach_disks(
+        self: &Arc<Self>,
+        container: &Container,
+        prepared: &mut Prepared,
+    ) -> Result<Orders, GuestError> {
+        let mut orders = Orders::default();
+        if prepared.disks.is_empty() {
+            return Ok(orders);
+        }
+        let disks = self.sandbox.view().disks.ok_or_else(|| {
+            let text = "the VM of this pod was made without disks that come later";
+            GuestError::new(ErrorCode::FailedPrecondition, "disk", text)
+        })?;
+        let held = self.containers.get(&container.id)?;
+        for wanted in std::mem::take(&mut prepared.disks) {
+            let (tasks, held, disks) = (Arc::clone(self), Arc::clone(&held), disks.clone());
+            let purpose = wanted.purpose.clone();
+            // What was begun is noted with the container also when this call is dropped.
+            let work = async move { tasks.disks.attach(&disks, &held, &wanted).await };
+            let address = tokio::spawn(work)
+                .await
+                .map_err(|error| GuestError::new(ErrorCode::Internal, "disk", error))??;
+            match purpose.order(address, &container.id, &mut prepared.spec) {
+                Order::Device(device) => orders.devices.push(device),
+                Order::Storage(storage) => orders.storages.push(storage),
+            }
+        }
+        Ok(orders)
+    }
+
+    /// Takes away what a container had; the guest has let go of it, or is no more.
+    pub(super) async fn release_disks(&self, container: &Container) {
+        let disks = self.sandbox.view().disks;
+        self.disks.release(disks.as_ref(), container).await;
+    }
+}
