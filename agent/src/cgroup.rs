@@ -1,6 +1,8 @@
 //! A container's cgroup, read and written directly (cgroup v2).
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>
 
+mod devices;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +46,15 @@ impl Cgroup {
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// Lets its processes have the usual devices and these disks, by their numbers, and no other device.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2) and bpf(2).
+    pub fn confine(&self, disks: &[(u32, u32)]) -> io::Result<()> {
+        devices::confine(&fs::File::open(&self.directory)?, disks)
     }
 
     /// Kills every process in it.

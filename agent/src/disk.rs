@@ -211,6 +211,13 @@ impl Disks {
     }
 }
 
+/// A node's number.
+#[must_use]
+pub fn number(node: &LinuxDevice) -> (u32, u32) {
+    let one = |number: i64| u32::try_from(number).unwrap_or_default();
+    (one(node.major()), one(node.minor()))
+}
+
 /// The specification's node for a disk of this guest.
 fn to_node(asked: &oci::LinuxDevice, disk: &Disk) -> Result<LinuxDevice, GuestError> {
     if asked.Type != "b" || !Path::new(&asked.Path).starts_with("/dev") {

@@ -23,6 +23,7 @@ use crate::disk::Disks;
 use crate::fault::OrFail;
 use crate::gate::Gate;
 use crate::host::{Events, HostPort, MirrorDial};
+use crate::huge::Pages;
 use crate::image::{Images, Launch};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
@@ -104,7 +105,8 @@ async fn serve(
     let mirror = Arc::new(MirrorDial(host));
     let images = Images::new(launch, store, Arc::new(host), events.clone())?.with_mirror(mirror);
     let disks = Disks::new(cmdline.tee.is_some(), modules.disks);
-    let sandbox = Arc::new(Sandbox::new(reaper, images, events).with_disks(disks));
+    let pages = Pages::new(cmdline.tee.is_some());
+    let sandbox = Arc::new(Sandbox::new(reaper, images, events).with_hardware(disks, pages));
     hotplug::settle(cmdline.tee.is_some())?;
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {

@@ -32,6 +32,7 @@ pub mod gate;
 pub mod guest;
 pub mod host;
 pub mod hotplug;
+pub mod huge;
 pub mod image;
 pub mod init;
 pub mod jail;

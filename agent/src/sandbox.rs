@@ -20,6 +20,7 @@ use crate::fault::{OrFail, unimplemented};
 use crate::gate::{Allowed, Drain, Leave};
 use crate::guest;
 use crate::host::Events;
+use crate::huge::Pages;
 use crate::image::Images;
 use crate::module::Ability;
 use crate::path::{self, check_id};
@@ -44,6 +45,7 @@ pub struct Sandbox {
     storages: Storages,
     content: Slots,
     disks: Disks,
+    pages: Pages,
     containers: Mutex<HashMap<String, Slot>>,
     /// Set by `CreateSandbox`, once.
     created: OnceLock<String>,
@@ -73,6 +75,7 @@ impl Sandbox {
             storages: Storages::default(),
             content: Slots::default(),
             disks: Disks::new(true, Ability::default()),
+            pages: Pages::new(true),
             containers: Mutex::default(),
             created: OnceLock::new(),
             pid_namespace: Mutex::default(),
@@ -84,10 +87,14 @@ impl Sandbox {
         }
     }
 
-    /// The same with the disks that the host may add; without, it takes none.
+    /// The same with the disks that the host may add and with huge pages; without, it has none of either.
     #[must_use]
-    pub fn with_disks(self, disks: Disks) -> Self {
-        Self { disks, ..self }
+    pub fn with_hardware(self, disks: Disks, pages: Pages) -> Self {
+        Self {
+            disks,
+            pages,
+            ..self
+        }
     }
 
     /// Waits until the pod was destroyed.
@@ -269,6 +276,7 @@ impl Sandbox {
         for address in &held.disks {
             self.disks.release(address).await;
         }
+        self.pages.release(&held.pages);
     }
 
     /// Cancels the making of a container, if it is being made.

@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recu
 
 use crate::disk::Disk;
 use crate::fault::{OrFail, invalid, unimplemented};
+use crate::huge::Limits;
 use crate::path;
 
 const PHASE: &str = "storage";
@@ -40,6 +41,8 @@ const LOCAL: &str = ".local";
 pub const LOCAL_DRIVER: &str = "local";
 /// The option that gives a storage to a group of the pod; Kata's name.
 const GROUP_OPTION: &str = "fsgid=";
+/// The file system of those in huge pages.
+const HUGE: &str = "hugetlbfs";
 /// A directory of one that is the pod's.
 const PART: &str = "part";
 /// The drivers whose storages are the pod's.
@@ -51,13 +54,15 @@ pub struct Storages {
     table: Mutex<HashMap<PathBuf, Use>>,
 }
 
-/// What a container holds: mount points, and the addresses of disks, to release in this order.
+/// What a container holds: mount points, the addresses of disks, huge pages; to release in this order.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
     /// Mount points.
     pub points: Vec<PathBuf>,
     /// Disks.
     pub disks: Vec<String>,
+    /// Huge pages.
+    pub pages: Limits,
 }
 
 impl Held {
@@ -65,6 +70,7 @@ impl Held {
     pub fn extend(&mut self, other: &Self) {
         self.points.extend_from_slice(&other.points);
         self.disks.extend_from_slice(&other.disks);
+        self.pages.extend(&other.pages);
     }
 }
 
@@ -202,7 +208,11 @@ fn attach(storage: &agent::Storage, disk: Option<&Disk>) -> Result<(), GuestErro
             let (group, options) = take_group(&storage.options)?;
             let (flags, data) = mount_options(&options)?;
             let flags = flags | MountFlags::NODEV;
-            mount("tmpfs", &point, "tmpfs", flags, data.as_c_str()).or_internal(PHASE, &failed)?;
+            let kind = match storage.fstype.as_str() {
+                HUGE => HUGE,
+                _ => "tmpfs",
+            };
+            mount(kind, &point, kind, flags, data.as_c_str()).or_internal(PHASE, &failed)?;
             if let Err(error) = give(&point, None, group) {
                 // Nobody would know of it.
                 let _ = unmount(&point, UnmountFlags::DETACH);

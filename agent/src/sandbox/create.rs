@@ -97,6 +97,8 @@ impl Sandbox {
         let id = std::mem::take(&mut request.container_id);
         let bundle = bundle(&id);
         fs::create_dir_all(&bundle).or_internal("create", bundle.display())?;
+        let asked = &request.OCI.Linux.Resources.HugepageLimits;
+        storages.pages = self.pages.reserve(asked)?;
         let root = self.root(&id, &request, storages, maker).await?;
         let oci = request.OCI.mut_or_insert_default();
         let process = oci.Process.mut_or_insert_default();
@@ -131,6 +133,7 @@ impl Sandbox {
         let filtered = oci.Linux.Seccomp.is_some();
         let wanted = &mut oci.Linux.mut_or_insert_default().Devices;
         let nodes = self.disks.nodes(&request.devices, wanted, storages).await?;
+        let disks: Vec<_> = nodes.iter().map(disk::number).collect();
         let mut confined = spec::confine(oci, place)?;
         if let Some(linux) = confined
             .spec
@@ -154,6 +157,8 @@ impl Sandbox {
                 self.runtime.create(&id, &bundle, terminal).await?
             }
         };
+        // Its process waits, and has opened nothing yet.
+        cgroup.confine(&disks).or_internal("create", "devices")?;
         if request.sandbox_pidns || matches!(root, Root::Pause(_)) {
             self.share_pid_namespace(&init);
         }

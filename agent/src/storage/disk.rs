@@ -18,6 +18,8 @@ use super::{PHASE, mount_options};
 use crate::disk::Disk;
 use crate::fault::{OrFail, invalid};
 
+/// Where disks are mounted; the place that Kata's agent knows.
+const PLACE: &str = "/run/kata-containers/sandbox/storage";
 /// File systems that are mounted from a disk.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "erofs"];
 /// What a group may do with its files and directories.
@@ -33,6 +35,10 @@ pub(super) fn mount(
     let kind = storage.fstype.as_str();
     let disk =
         disk.ok_or_else(|| invalid(PHASE, "a disk is of a container, not of the sandbox"))?;
+    if !point.starts_with(PLACE) {
+        // What lies in a container's directory is removed with it.
+        return Err(invalid(PHASE, format!("a disk is mounted below {PLACE}")));
+    }
     if !FILE_SYSTEMS.contains(&kind) {
         let known = FILE_SYSTEMS.join(", ");
         let text = format!("file system {kind:?} of a disk: use one of {known}");

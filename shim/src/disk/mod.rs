@@ -27,7 +27,7 @@ pub use host::{Host, HostError, Id};
 pub use table::Table;
 
 use crate::config::Config;
-use crate::rootfs::{GUEST_BUNDLES, Source};
+use crate::rootfs::Source;
 use crate::spec::Spec;
 use crate::spec::amend::HostBind;
 use crate::spec::group::Role;
@@ -233,7 +233,7 @@ impl FileSystem {
 
 impl Purpose {
     /// What the guest is asked for, and what of the specification is the guest's then.
-    pub fn order(&self, address: Address, container: &str, spec: &mut Spec) -> Order {
+    pub fn order(&self, address: Address, spec: &mut Spec) -> Order {
         match self {
             Self::Node(path) => Order::Device(Device {
                 id: address.to_string(),
@@ -242,19 +242,24 @@ impl Purpose {
                 ..Default::default()
             }),
             Self::Volume(index, system) => {
-                let name = URL_SAFE.encode(address.to_string());
-                let point = format!("{GUEST_VOLUMES}/{name}");
+                let point = point(address);
                 if let Some(mount) = spec.mounts.get_mut(*index) {
                     mount.source.clone_from(&point);
                 }
                 Order::Storage(system.storage(address, point))
             }
             Self::Root(system) => {
-                let point = format!("{GUEST_BUNDLES}/{container}/rootfs");
+                let point = point(address);
+                spec.root.get_or_insert_default().path.clone_from(&point);
                 Order::Storage(system.storage(address, point))
             }
         }
     }
+}
+
+/// Where the guest mounts a disk: not in the container's own directory, which is emptied when it goes.
+fn point(address: Address) -> String {
+    format!("{GUEST_VOLUMES}/{}", URL_SAFE.encode(address.to_string()))
 }
 
 /// What the guest is asked for.
@@ -270,6 +275,47 @@ pub enum Order {
 mod tests {
     use super::*;
     use crate::config::Tee;
+
+    #[test]
+    fn a_volume_and_a_root_are_mounted_where_nothing_is_emptied() {
+        let mut spec = Spec {
+            mounts: vec![crate::spec::oci::Mount::default()],
+            ..Spec::default()
+        };
+        let system = FileSystem {
+            kind: "ext4".into(),
+            options: vec!["ro".into()],
+            group: Some(Group {
+                id: 7,
+                on_mismatch: true,
+            }),
+        };
+        let at = "/run/kata-containers/sandbox/storage/Mzow";
+        let volume = Purpose::Volume(0, system.clone()).order(Address::from(3), &mut spec);
+        let Order::Storage(volume) = volume else {
+            panic!("{volume:?}")
+        };
+        assert_eq!(
+            (volume.driver.as_str(), volume.source.as_str()),
+            ("scsi", "3:0")
+        );
+        assert_eq!(
+            (volume.mount_point.as_str(), spec.mounts[0].source.as_str()),
+            (at, at)
+        );
+        assert_eq!(volume.fs_group.group_id, 7);
+        let root = Purpose::Root(system).order(Address::from(3), &mut spec);
+        assert!(matches!(root, Order::Storage(root) if root.mount_point == at));
+        assert_eq!(spec.root.as_ref().unwrap().path, at);
+        let node = Purpose::Node("/dev/x".into()).order(Address::from(3), &mut spec);
+        let Order::Device(node) = node else {
+            panic!("{node:?}")
+        };
+        assert_eq!(
+            (node.id.as_str(), node.container_path.as_str()),
+            ("3:0", "/dev/x")
+        );
+    }
 
     #[test]
     fn the_first_that_asks_is_named_where_no_disk_may_be() {

@@ -43,9 +43,12 @@ impl Limits {
         let quota = cpu.and_then(|cpu| u64::try_from(cpu.quota?).ok());
         let memory = resources.and_then(|resources| resources.memory.as_ref());
         let bytes = memory.and_then(|memory| u64::try_from(memory.limit?).ok());
+        // Pages that are promised come out of the memory as well.
+        let huge = resources.iter().flat_map(|found| &found.hugepage_limits);
+        let huge = huge.fold(0_u64, |sum, limit| sum.saturating_add(limit.limit));
         Self {
             millicpus: share(quota, cpu.and_then(|cpu| cpu.period)),
-            bytes: bytes.unwrap_or_default(),
+            bytes: bytes.unwrap_or_default().saturating_add(huge),
         }
     }
 

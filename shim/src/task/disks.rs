@@ -42,7 +42,7 @@ impl Tasks {
             let address = tokio::spawn(work)
                 .await
                 .map_err(|error| GuestError::new(ErrorCode::Internal, "disk", error))??;
-            match purpose.order(address, &container.id, &mut prepared.spec) {
+            match purpose.order(address, &mut prepared.spec) {
                 Order::Device(device) => orders.devices.push(device),
                 Order::Storage(storage) => orders.storages.push(storage),
             }

@@ -30,7 +30,7 @@ pub(super) fn storages(
 ) -> Result<Vec<Storage>, VolumeError> {
     let found = rustix::fs::statfs(&volume.source).map(|found| found.f_type);
     let whole = match found {
-        Ok(HUGETLBFS) => return Err(VolumeError::HugePages(destination.to_owned())),
+        Ok(HUGETLBFS) => in_huge_pages(volume),
         Ok(TMPFS) if is_mount(&volume.source) => in_memory(volume),
         _ => on_disk(sandbox, volume),
     };
@@ -81,6 +81,28 @@ fn in_memory(volume: &EmptyDir) -> Storage {
         mount_point: format!("{IN_MEMORY}/{}", volume.name),
         ..Default::default()
     }
+}
+
+/// Pages of the kubelet's size; how many there are is the containers' limit, for which the guest has them.
+fn in_huge_pages(volume: &EmptyDir) -> Storage {
+    let page = rustix::fs::statvfs(&volume.source).map(|found| found.f_frsize);
+    let page = page.ok().map(|bytes| format!("pagesize={bytes}"));
+    let mode = ["mode=0777".to_owned()].into_iter();
+    let options = mode.chain(page).chain(group(&volume.source));
+    Storage {
+        driver: "ephemeral".to_owned(),
+        source: "nodev".to_owned(),
+        fstype: "hugetlbfs".to_owned(),
+        options: options.collect(),
+        mount_point: format!("{IN_MEMORY}/{}", volume.name),
+        ..Default::default()
+    }
+}
+
+/// Whether an emptyDir is one of huge pages, which no shared file system has.
+pub(super) fn is_huge(volume: &EmptyDir) -> bool {
+    let found = rustix::fs::statfs(&volume.source);
+    found.is_ok_and(|found| found.f_type == HUGETLBFS)
 }
 
 fn on_disk(sandbox: &str, volume: &EmptyDir) -> Storage {

@@ -67,9 +67,7 @@ pub enum VolumeError {
     )]
     SubPath(String),
     /// Huge pages.
-    #[error(
-        "mount at {0}: an emptyDir of huge pages is not supported in a guest that shares no files with the host: use medium: Memory"
-    )]
+    #[error("mount at {0}: a confidential guest has no huge pages: use medium: Memory")]
     HugePages(String),
     /// The host's files cannot be sent.
     #[error("mount of {path:?} at {destination}: {source}")]
@@ -102,6 +100,11 @@ pub fn plan(
         };
         let kind = match kind::of(&config.kubelet_root, &bind.source, &mount.destination) {
             Kind::TerminationLog if !takes_words(Path::new(&bind.source), mount) => Kind::Host,
+            Kind::EmptyDir(dir) if empty_dir::is_huge(&dir) => match config.tee.is_confidential() {
+                true => return Err(VolumeError::HugePages(mount.destination.clone())),
+                // The guest's own, whatever is shared.
+                false => Kind::EmptyDir(dir),
+            },
             kind if !shares => kind,
             Kind::Content if goes_by_slot(Path::new(&bind.source)) => Kind::Content,
             _ => Kind::Host,

@@ -4,9 +4,10 @@
 
 mod direct;
 mod disk;
+mod root;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use support::cri::{ContainerConfig, Device, PodSandboxConfig};
 use support::image::{Entry, Recipe};
 use support::kube::{self, Kube};
 use support::pod::Settings;
+use support::run::within;
 use support::{need, skip};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -26,6 +28,8 @@ pub(crate) struct Place<'a> {
     pod: &'a str,
     config: &'a PodSandboxConfig,
     image: &'a str,
+    /// The kubelet's directory of an emptyDir of huge pages, where the host has them.
+    huge: Option<&'a Path>,
 }
 
 impl Place<'_> {
@@ -64,6 +68,26 @@ impl Place<'_> {
     }
 }
 
+/// An emptyDir of huge pages as the kubelet makes it.
+struct Huge(PathBuf);
+
+impl Huge {
+    fn new(state: &State) -> Option<Self> {
+        let path = state.dir("kubelet/pods/0b9c-1/volumes/kubernetes.io~empty-dir/huge");
+        let path = path.unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "hugetlbfs", "-o", "pagesize=2M", "nodev"]);
+        let mounted = within(LIMIT, mount.arg(&path)).unwrap();
+        mounted.ok().is_ok().then_some(Self(path))
+    }
+}
+
+impl Drop for Huge {
+    fn drop(&mut self) {
+        let _ = within(LIMIT, Command::new("umount").arg(&self.0));
+    }
+}
+
 fn with_device(container: &mut ContainerConfig, disk: &Path, path: &str, permissions: &str) {
     container.devices.push(Device {
         container_path: path.to_owned(),
@@ -76,7 +100,7 @@ fn with_device(container: &mut ContainerConfig, disk: &Path, path: &str, permiss
 /// busybox with what the cases call besides.
 fn recipe() -> Recipe {
     let mut recipe = Recipe::busybox("from containerd").unwrap();
-    for applet in ["mkdir", "head", "mount", "mknod", "grep", "id"] {
+    for applet in ["fallocate", "grep", "head", "mknod"] {
         recipe.layers[0].push(Entry::Link(format!("bin/{applet}"), "busybox".into()));
     }
     recipe
@@ -92,7 +116,12 @@ fn block_devices_of_the_host_are_disks_of_the_vm() {
     let Some(raw) = Disk::new(&state, "raw.img") else {
         return skip("needs loop devices");
     };
-    let kube = Kube::start(&Settings::plain()).unwrap();
+    let huge = Huge::new(&state);
+    let settings = Settings {
+        kubelet: Some(state.path().join("kubelet")),
+        ..Settings::plain()
+    };
+    let kube = Kube::start(&settings).unwrap();
     let image = kube.import(&recipe(), "box").unwrap();
     let before = kube.containerd.leftovers();
     let config = kube.pod("blocks");
@@ -103,6 +132,7 @@ fn block_devices_of_the_host_are_disks_of_the_vm() {
         pod: &pod,
         config: &config,
         image: &image,
+        huge: huge.as_ref().map(|huge| huge.0.as_path()),
     };
     let watcher = place.start(&place.container("watcher"));
     assert_eq!(place.says(&watcher, "ls /sys/block | grep sd || true"), "");
@@ -111,6 +141,7 @@ fn block_devices_of_the_host_are_disks_of_the_vm() {
     two_containers_have_one_disk(&place, &raw);
     direct::a_direct_volume_is_mounted_in_the_guest(&place);
     what_is_in_use_on_the_host_is_refused(&place);
+    root::a_root_file_system_on_a_device_is_mounted_in_the_guest(&place, &watcher);
     assert_eq!(
         place.says(&watcher, "ls /sys/block | grep sd || true"),
         "",
@@ -166,6 +197,11 @@ fn two_containers_have_one_disk(place: &Place<'_>, raw: &Disk) {
     );
     assert_eq!(place.says(&two, "head -c 7 /dev/b"), "of both");
     assert_eq!(place.says(&two, "ls /sys/block | grep -c sd"), "1\n");
+    // A third one may make a node of it, and not open it.
+    let third = place.start(&place.container("third"));
+    let line = "mknod /x b 8 0 && head -c 7 /x 2>/dev/null || echo refused; head -c 1 /dev/zero";
+    assert_eq!(place.says(&third, line), "refused\n\0");
+    place.remove(&third);
     place.remove(&one);
     assert_eq!(place.says(&two, "head -c 7 /dev/b"), "of both");
     place.remove(&two);
