@@ -237,6 +237,7 @@ mod tests {
             storages: Vec::new(),
             spec: oci::Spec::new(),
             sandbox_pidns: false,
+            trace: None,
         }
     }
 

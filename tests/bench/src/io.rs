@@ -102,6 +102,7 @@ impl Subject {
             storages,
             spec,
             sandbox_pidns: false,
+            trace: None,
         };
         self.guest.create_container(new).await?;
         self.guest.start_container(CONTAINER).await?;
