@@ -116,28 +116,31 @@ impl Exporter {
     }
 
     async fn post(&self, message: Bytes) -> Result<(), String> {
-        fn told(error: impl std::fmt::Display) -> String {
-            error.to_string()
-        }
+        let told = |error: &dyn std::fmt::Display| error.to_string();
         let host = self.url.host_str().unwrap_or_default();
         // A literal of IPv6 is in brackets, which no resolver takes.
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let port = self.url.port_or_known_default().unwrap_or(PORT);
-        let stream = TcpStream::connect((name, port)).await.map_err(told)?;
+        let stream = TcpStream::connect((name, port))
+            .await
+            .map_err(|error| told(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(told)?;
+            .map_err(|error| told(&error))?;
         let request = Request::post(self.url.path())
             .header(header::HOST, format!("{host}:{port}"))
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::CONNECTION, "close")
             .body(Full::new(message))
-            .map_err(told)?;
+            .map_err(|error| told(&error))?;
         let answered = async {
-            let answer = sender.send_request(request).await.map_err(told)?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|error| told(&error))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect();
-            body.await.map_err(told)?;
+            body.await.map_err(|error| told(&error))?;
             match status.is_success() {
                 true => Ok(()),
                 false => Err(format!("the collector answered {status}")),
@@ -150,7 +153,7 @@ impl Exporter {
             answer = &mut answered => answer,
             ended = connection => match ended {
                 Ok(()) => answered.await,
-                Err(error) => Err(told(error)),
+                Err(error) => Err(told(&error)),
             },
         }
     }

@@ -162,13 +162,11 @@ impl Telemetry {
     /// All that the host knows of the sandbox.
     #[must_use]
     pub fn samples(&self, state: &State, containers: usize) -> Vec<Sample> {
-        let mut all = Vec::new();
-        all.push(Sample::new("cloister_sandbox_state", 1.0).with("state", state_name(state)));
         let containers = u32::try_from(containers).unwrap_or(u32::MAX);
-        all.push(Sample::new(
-            "cloister_sandbox_containers",
-            f64::from(containers),
-        ));
+        let mut all = vec![
+            Sample::new("cloister_sandbox_state", 1.0).with("state", state_name(state)),
+            Sample::new("cloister_sandbox_containers", f64::from(containers)),
+        ];
         process::own("kata_shim", &mut all);
         for (role, family) in PROCESSES {
             let recorded = self.0.directory.recorded(role);
