@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use agent_api::{
-    DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, Phase, Ready, Target,
+    AgentLine, DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, LogLine, Phase, Ready,
+    SpanId, Target,
 };
 use agent_api::{limit, ports};
 use async_trait::async_trait;
@@ -28,16 +29,16 @@ pub struct HostPort {
     key: HostKey,
 }
 
-/// Where finished phases are told.
+/// Where finished phases are told, and the log.
 #[derive(Clone, Debug)]
 pub struct Events {
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<AgentLine>,
 }
 
 /// Events that were told and not yet written.
 #[derive(Debug)]
 pub struct Waiting {
-    receiver: mpsc::Receiver<Event>,
+    receiver: mpsc::Receiver<AgentLine>,
 }
 
 impl HostPort {
@@ -55,8 +56,8 @@ impl HostPort {
     pub async fn ready(self, ready: Ready, mut events: Waiting) -> io::Result<()> {
         let mut stream = self.open(&HostLine::Ready(self.key, ready)).await?;
         tokio::spawn(async move {
-            while let Some(event) = events.receiver.recv().await {
-                if let Err(error) = stream.write_all(event.to_line().as_bytes()).await {
+            while let Some(line) = events.receiver.recv().await {
+                if let Err(error) = stream.write_all(line.to_line().as_bytes()).await {
                     tracing::warn!(%error, "the host takes no more events");
                     return;
                 }
@@ -134,14 +135,34 @@ impl Events {
 
     /// Tells that a phase is over.
     pub fn tell(&self, phase: Phase, took: Duration, container: Option<&str>) {
+        self.tell_span(phase, took, container, None);
+    }
+
+    /// The same for a phase that others in its trace know by a number.
+    pub fn tell_span(
+        &self,
+        phase: Phase,
+        took: Duration,
+        container: Option<&str>,
+        span: Option<SpanId>,
+    ) {
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let event = Event {
             phase,
             ms,
             container: container.map(str::to_owned),
+            span,
         };
-        if self.sender.try_send(event).is_err() {
+        if self.sender.try_send(AgentLine::Event(event)).is_err() {
             tracing::warn!(phase = phase.name(), "event dropped");
+        }
+    }
+
+    /// Tells a line of the log. One that does not fit is on the console alone; saying so would be another.
+    pub fn log(&self, line: LogLine) {
+        // Half of the room is kept for phases.
+        if self.sender.capacity() > MAX_WAITING_EVENTS / 2 {
+            let _ = self.sender.try_send(AgentLine::Log(line));
         }
     }
 }

@@ -36,6 +36,7 @@ use crate::host::Events;
 use crate::path;
 use crate::pulls::Pulls;
 use crate::scratch::ImageStore;
+use crate::trace::PullTrace;
 use keys::BrokerKeys;
 use settings::Settings;
 
@@ -167,14 +168,18 @@ impl Images {
         container: &str,
         image: &str,
         given_up: impl Future<Output = ()>,
+        trace: Option<PullTrace>,
     ) -> Result<Rootfs, GuestError> {
         let reference: Reference = image.parse().map_err(|e| {
             GuestError::new(ErrorCode::ReferenceInvalid, PHASE, format!("{image}: {e}"))
         })?;
+        if let (Some(broker), Some(trace)) = (&self.broker, &trace) {
+            broker.trace(&trace.attest.to_string(), &trace.pull.to_string());
+        }
         let (progress, listed) = self.pulls.list(container);
         let both = async {
-            let fetched = self.fetch(container, &reference, progress);
-            let (rootfs, ()) = tokio::try_join!(fetched, self.attest())?;
+            let fetched = self.fetch(container, &reference, progress, trace);
+            let (rootfs, ()) = tokio::try_join!(fetched, self.attest(trace))?;
             Ok(rootfs)
         };
         let outcome = tokio::select! {
@@ -195,6 +200,7 @@ impl Images {
         container: &str,
         image: &Reference,
         progress: watch::Sender<Progress>,
+        trace: Option<PullTrace>,
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
         let settings = self.settings.get_or_try_init(|| {
@@ -229,8 +235,9 @@ impl Images {
             .await
             .map_err(|error| keys.failure().unwrap_or_else(|| fault::of_pull(&error)))?;
         tracing::info!(container, digest = %pulled.manifest_digest, "pulled");
+        let span = trace.map(|trace| trace.pull.span());
         self.events
-            .tell(Phase::Pull, began.elapsed(), Some(container));
+            .tell_span(Phase::Pull, began.elapsed(), Some(container), span);
         let (layers, config) = (pulled.layers, pulled.config);
         let path = place.mount(&layers)?;
         Ok(Rootfs {
@@ -240,7 +247,7 @@ impl Images {
         })
     }
 
-    async fn attest(&self) -> Result<(), GuestError> {
+    async fn attest(&self, trace: Option<PullTrace>) -> Result<(), GuestError> {
         let Some(broker) = &self.broker else {
             return Ok(());
         };
@@ -249,7 +256,9 @@ impl Images {
             .map_or(0, |attestation| attestation.number);
         let attestation = broker.attest().await.map_err(|e| fault::of_broker(&e))?;
         if attestation.number > before {
-            self.events.tell(Phase::Attest, attestation.took, None);
+            let span = trace.map(|trace| trace.attest.span());
+            self.events
+                .tell_span(Phase::Attest, attestation.took, None, span);
         }
         Ok(())
     }

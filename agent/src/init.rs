@@ -19,6 +19,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cmdline::Cmdline;
+use crate::console::Console;
 use crate::disk::Disks;
 use crate::fault::OrFail;
 use crate::gate::Gate;
@@ -84,7 +85,8 @@ async fn serve(
     host: HostPort,
     started: Duration,
 ) -> Result<(), GuestError> {
-    start_log(cmdline);
+    let (events, waiting) = Events::channel();
+    start_log(cmdline, events.clone());
     let reaper = Reaper::start().or_internal("boot", "watch child processes")?;
     let init_data = find_init_data(cmdline.init_data.as_ref()).await?;
     let content = init_data.as_ref().map(InitData::content).transpose();
@@ -94,7 +96,6 @@ async fn serve(
     let gate = Gate::new(cmdline.tee, content.policy.as_deref())?;
     let choice = Choice::make(content.image.store, cmdline.tee).await?;
     let store = ImageStore::begin(choice, modules.scratch)?;
-    let (events, waiting) = Events::channel();
     let measured = cmdline.init_data.clone();
     let launch = Launch {
         tee: cmdline.tee,
@@ -134,10 +135,10 @@ fn read_cmdline() -> Result<Cmdline, GuestError> {
         .map_err(|e| GuestError::new(ErrorCode::InvalidArgument, "boot", e))
 }
 
-fn start_log(cmdline: &Cmdline) {
+fn start_log(cmdline: &Cmdline, events: Events) {
     let console = tracing_subscriber::fmt()
         .with_max_level(cmdline.log)
-        .with_writer(std::io::stderr)
+        .with_writer(Console(events))
         .with_ansi(false)
         .without_time()
         .finish();

@@ -52,6 +52,65 @@ const STATUS: &[&str] = &[
     "voluntary_ctxt_switches",
     "nonvoluntary_ctxt_switches",
 ];
+/// Columns of a processor's line in `/proc/stat`; Kata's items are the same.
+const PROCESSOR: &[&str] = &[
+    "user",
+    "nice",
+    "system",
+    "idle",
+    "iowait",
+    "irq",
+    "softirq",
+    "steal",
+    "guest",
+    "guest_nice",
+];
+/// Columns of an interface's line in `/proc/net/dev`, as Kata's items.
+const INTERFACE: &[&str] = &[
+    "recv_bytes",
+    "recv_packets",
+    "recv_errs",
+    "recv_drop",
+    "recv_fifo",
+    "recv_frame",
+    "recv_compressed",
+    "recv_multicast",
+    "sent_bytes",
+    "sent_packets",
+    "sent_errs",
+    "sent_drop",
+    "sent_fifo",
+    "sent_colls",
+    "sent_carrier",
+    "sent_compressed",
+];
+/// The first columns of a disk's line in `/proc/diskstats` behind its name, as Kata's items.
+const DISK: &[&str] = &[
+    "reads",
+    "merged",
+    "sectors_read",
+    "time_reading",
+    "writes",
+    "writes_merged",
+    "sectors_written",
+    "time_writing",
+    "in_progress",
+    "time_in_progress",
+    "weighted_time_in_progress",
+];
+/// Of `/proc/vmstat`: what says that memory is short.
+const VM: &[&str] = &[
+    "oom_kill",
+    "pgfault",
+    "pgmajfault",
+    "pgscan_direct",
+    "pgsteal_direct",
+    "workingset_refault_file",
+    "balloon_inflate",
+    "balloon_deflate",
+];
+/// Processors, interfaces and disks that are told, of each: more are of no use on a page.
+const MAX_LISTED: usize = 16;
 const KIB: u64 = 1024;
 
 /// Counts the questions.
@@ -67,6 +126,10 @@ struct Texts {
     io: String,
     loadavg: String,
     meminfo: String,
+    processors: String,
+    interfaces: String,
+    disks: String,
+    vmstat: String,
 }
 
 impl Scrapes {
@@ -85,6 +148,10 @@ impl Scrapes {
             io: read("/proc/self/io"),
             loadavg: read("/proc/loadavg"),
             meminfo: read("/proc/meminfo"),
+            processors: read("/proc/stat"),
+            interfaces: read("/proc/net/dev"),
+            disks: read("/proc/diskstats"),
+            vmstat: read("/proc/vmstat"),
         };
         render(number, &texts, rustix::param::clock_ticks_per_second())
     }
@@ -96,6 +163,7 @@ fn render(scrapes: u64, texts: &Texts, ticks_per_second: u64) -> String {
         .sample("", Some(scrapes));
     agent(&mut page, texts, ticks_per_second);
     guest(&mut page, texts);
+    devices(&mut page, texts);
     page.text
 }
 
@@ -172,6 +240,38 @@ fn guest(page: &mut Page, texts: &Texts) {
     }
 }
 
+/// The guest's processors, interfaces and disks.
+fn devices(page: &mut Page, texts: &Texts) {
+    page.family("kata_guest_cpu_time", "gauge", "CPU time in clock ticks");
+    let processors = texts.processors.lines().filter_map(|line| {
+        let (name, columns) = line.strip_prefix("cpu")?.split_once(' ')?;
+        Some((if name.is_empty() { "total" } else { name }, columns))
+    });
+    // The line of all of them is the first.
+    page.table("cpu", processors.take(MAX_LISTED + 1), PROCESSOR);
+    page.family("kata_guest_netdev_stat", "gauge", "Network interfaces");
+    let interfaces = texts.interfaces.lines().filter_map(|line| {
+        let (name, columns) = line.split_once(':')?;
+        Some((name.trim(), columns))
+    });
+    page.table("interface", interfaces.take(MAX_LISTED), INTERFACE);
+    page.family("kata_guest_diskstat", "gauge", "Disks");
+    let disks = texts.disks.lines().filter_map(|line| {
+        // Its numbers, its name, its columns.
+        let (_, rest) = line.trim_start().split_once(' ')?;
+        let (_, rest) = rest.trim_start().split_once(' ')?;
+        rest.split_once(' ')
+    });
+    let disks = disks.filter(|(name, _)| !name.starts_with("loop") && !name.starts_with("ram"));
+    page.table("disk", disks.take(MAX_LISTED), DISK);
+    page.family("kata_guest_vm_stat", "gauge", "Virtual memory");
+    for item in VM {
+        let mut lines = texts.vmstat.lines().filter_map(|line| line.split_once(' '));
+        let value = lines.find_map(|(name, value)| (name == *item).then_some(value));
+        page.sample(item, value.and_then(|value| value.parse::<u64>().ok()));
+    }
+}
+
 /// The number of a line `<name>: <number>[ kB]`.
 fn value(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
@@ -197,6 +297,32 @@ impl Page {
         self.name = name;
         self.head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
         self
+    }
+
+    /// Samples of the family: a row for each name under `label`, a column for each item.
+    fn table<'a>(
+        &mut self,
+        label: &str,
+        rows: impl Iterator<Item = (&'a str, &'a str)>,
+        items: &[&str],
+    ) {
+        // A name that would have to be escaped is none that the kernel gives by itself.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        for (name, columns) in rows.filter(|(name, _)| name.bytes().all(plain)) {
+            let columns = columns.split_ascii_whitespace();
+            for (item, value) in items.iter().zip(columns) {
+                let Ok(value) = value.parse::<u64>() else {
+                    continue;
+                };
+                self.text.push_str(&std::mem::take(&mut self.head));
+                // A `String` takes everything.
+                let _ = writeln!(
+                    self.text,
+                    "{}{{{label}=\"{name}\",item=\"{item}\"}} {value}",
+                    self.name
+                );
+            }
+        }
     }
 
     /// A sample of the family, under an item where it has several.
@@ -227,6 +353,11 @@ mod tests {
             io: String::new(),
             loadavg: "0.50 0.25 0.10 2/57 99\n".into(),
             meminfo: "MemTotal: 4 kB\nActive(anon): 9 kB\nActive: 5 kB\n".into(),
+            processors: "cpu  10 1 5 70\ncpu0 10 1 5 70\nintr 1 2\n".into(),
+            interfaces: "Inter-|   Receive\n face |bytes\n  eth0: 7 1 0 0 0 0 0 0 9 2\n a\"b: 1\n"
+                .into(),
+            disks: " 254       0 vda 3 0 24 1 2\n   7       0 loop0 1 1 1 1\n".into(),
+            vmstat: "nr_free_pages 9\noom_kill 2\n".into(),
         };
         let text = render(3, &texts, 100);
         for line in [
@@ -243,11 +374,18 @@ mod tests {
             "kata_guest_tasks{item=\"max\"} 57",
             "kata_guest_meminfo{item=\"mem_total\"} 4096",
             "kata_guest_meminfo{item=\"active\"} 5120",
+            "kata_guest_cpu_time{cpu=\"total\",item=\"user\"} 10",
+            "kata_guest_cpu_time{cpu=\"0\",item=\"idle\"} 70",
+            "kata_guest_netdev_stat{interface=\"eth0\",item=\"sent_bytes\"} 9",
+            "kata_guest_diskstat{disk=\"vda\",item=\"sectors_read\"} 24",
+            "kata_guest_vm_stat{item=\"oom_kill\"} 2",
         ] {
             assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
         }
         // What the kernel does not tell is not there, with its head.
-        assert!(!text.contains("kata_agent_io_stat") && !text.contains("vmswap"));
+        for absent in ["kata_agent_io_stat", "vmswap", "loop0", "a\"b"] {
+            assert!(!text.contains(absent), "{absent}");
+        }
         assert_eq!(text.matches("# TYPE kata_guest_meminfo gauge").count(), 1);
     }
 

@@ -23,6 +23,7 @@ use crate::metrics::Scrapes;
 use crate::network::Network;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
+use crate::trace::PullTrace;
 use crate::{copy_file, forward, guest, hotplug, stdio};
 
 /// Any context identifier: the guest has one.
@@ -213,12 +214,12 @@ impl AgentService for Agent {
 
     async fn create_container(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<Empty> {
         done!(
             self.sandbox
-                .create_container(self.gate.admit(request)?)
+                .create_container(self.gate.admit(request)?, PullTrace::of(context))
                 .await
         )
     }

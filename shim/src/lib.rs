@@ -5,7 +5,8 @@
 //!                 │  │      └─ boot ─► network, relay (host port) ─► mirror, virtiofs
 //!                 │  └─► guest ─► the agent's ttRPC
 //!                 ├─ config, spec, rootfs, init_data     what a container becomes
-//!                 └─ process, io, event, stats           what containerd sees
+//!                 ├─ process, io, event, stats           what containerd sees
+//!                 └─ telemetry, log ─► monitor           what an operator sees
 //! ```
 //!
 //! The shim is part of the untrusted host: it moves bytes and names, and knows neither keys nor
@@ -21,7 +22,9 @@ pub mod container;
 pub mod creation;
 pub mod disk;
 pub mod event;
+pub mod exposition;
 pub mod guest;
+pub mod guest_log;
 pub mod init_data;
 pub mod io;
 pub mod log;
@@ -39,6 +42,7 @@ pub mod spec;
 pub mod state_dir;
 pub mod stats;
 pub mod task;
+pub mod telemetry;
 pub mod timeline;
 pub mod virtiofs;
 pub mod volume;

@@ -1,65 +1,148 @@
-//! The shim's log: lines in containerd's own form, written to the `log` FIFO in the bundle, from
-//! which containerd copies them into its log.
+//! The shim's log: lines in containerd's own form, written to the `log` FIFO in the bundle, from which
+//! containerd copies them into its log; or records of journald, where the configuration says so or there is no
+//! such FIFO, as under CRI-O.
 //!
-//! A line that containerd does not take is lost: a full pipe or a containerd that is away must
-//! never stop a pod.
+//! Each names its sandbox. A line that nobody takes is lost and counted: a full pipe or a containerd that is
+//! away must never stop a pod.
 
-use std::fmt::Write as _;
+mod journal;
+mod line;
+
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
-/// A line is at most this long, so that it is written at once (pipe(7): `PIPE_BUF`).
-const MAX_LINE: usize = 4096;
+use crate::config::{LogTo, Observe};
+use journal::Journal;
+use line::Fields;
 
 /// The environment variable that names the level: `error`, `warn`, `info`, `debug` or `trace`.
 pub const LEVEL_VARIABLE: &str = "CLOISTER_LOG";
+/// The levels, by how much is said.
+const LEVELS: [Level; 5] = [
+    Level::ERROR,
+    Level::WARN,
+    Level::INFO,
+    Level::DEBUG,
+    Level::TRACE,
+];
 
-/// Sends the process's `tracing` events to the FIFO of a bundle. Where it cannot be opened, there
-/// is no log: the shim has no terminal.
-pub fn start(bundle: &Path, debug: bool) {
+/// The process's log, once it was started.
+static LOG: OnceLock<Arc<Log>> = OnceLock::new();
+
+/// Who gets lines, and which.
+#[derive(Debug)]
+struct Log {
+    sandbox: String,
+    /// An index of [`LEVELS`].
+    level: AtomicUsize,
+    /// Whether the environment names the level, which then counts.
+    is_named: bool,
+    fifo: Option<Mutex<File>>,
+    journal: Option<Journal>,
+    to: Mutex<LogTo>,
+    lost: AtomicU64,
+}
+
+/// Sends the process's `tracing` events to the FIFO of a bundle, or to the journal. Where there is neither,
+/// there is no log: the shim has no terminal.
+pub fn start(bundle: &Path, sandbox: &str, debug: bool) {
     let named = std::env::var(LEVEL_VARIABLE)
         .ok()
         .and_then(|name| name.parse().ok());
     let level = named.unwrap_or(if debug { Level::DEBUG } else { Level::INFO });
-    let fifo = OpenOptions::new()
-        .write(true)
-        .custom_flags(i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default())
-        .open(bundle.join("log"));
-    let Ok(file) = fifo else { return };
-    // An error means that a test has set another.
-    let _ = tracing::subscriber::set_global_default(FifoLog {
-        level,
-        file: Mutex::new(file),
+    let log = Arc::new(Log {
+        sandbox: sandbox.to_owned(),
+        level: AtomicUsize::new(index(level)),
+        is_named: named.is_some(),
+        fifo: fifo(bundle).map(Mutex::new),
+        journal: Journal::open(),
+        to: Mutex::default(),
+        lost: AtomicU64::new(0),
     });
+    let _ = LOG.set(Arc::clone(&log));
+    // An error means that a test has set another.
+    let _ = tracing::subscriber::set_global_default(Lines(log));
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("the shim panicked: {panic}")
     }));
 }
 
-struct FifoLog {
-    level: Level,
-    file: Mutex<File>,
+/// Applies what the configuration says of the log.
+pub fn configure(observe: &Observe) {
+    let Some(log) = LOG.get() else { return };
+    *lock(&log.to) = observe.log_to;
+    if observe.debug && !log.is_named {
+        let debug = index(Level::DEBUG);
+        log.level.fetch_max(debug, Ordering::Relaxed);
+        // What was asked once is remembered where it is asked.
+        tracing::callsite::rebuild_interest_cache();
+    }
 }
 
-impl Subscriber for FifoLog {
+/// How many lines nobody took.
+#[must_use]
+pub fn lost() -> u64 {
+    LOG.get().map_or(0, |log| log.lost.load(Ordering::Relaxed))
+}
+
+/// The FIFO, if somebody reads it.
+fn fifo(bundle: &Path) -> Option<File> {
+    let fifo = OpenOptions::new()
+        .write(true)
+        .custom_flags(i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default())
+        .open(bundle.join("log"));
+    fifo.ok()
+}
+
+fn index(level: Level) -> usize {
+    let found = LEVELS.iter().position(|known| *known == level);
+    found.unwrap_or_default()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Log {
+    fn level(&self) -> Level {
+        let level = LEVELS.get(self.level.load(Ordering::Relaxed));
+        level.copied().unwrap_or(Level::INFO)
+    }
+
+    fn take(&self, level: Level, fields: &Fields) {
+        let to_fifo = || {
+            let fifo = self.fifo.as_ref()?;
+            let line = fields.line(level, &self.sandbox);
+            // Whole, or not at all: it is no longer than a pipe takes at once.
+            lock(fifo).write_all(line.as_bytes()).ok()
+        };
+        let to_journal = || self.journal.as_ref()?.send(level, &self.sandbox, fields);
+        let taken = match *lock(&self.to) {
+            LogTo::Containerd => to_fifo().or_else(to_journal),
+            LogTo::Journal => to_journal().or_else(to_fifo),
+            LogTo::Both => to_fifo().and(to_journal()),
+        };
+        if taken.is_none() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Lines(Arc<Log>);
+
+impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Others' crates say what they do at every request.
         let ours =
             metadata.target().starts_with("shim") || metadata.target().starts_with("hypervisor");
-        *metadata.level()
-            <= if ours {
-                self.level
-            } else {
-                Level::WARN.min(self.level)
-            }
+        let level = self.0.level();
+        *metadata.level() <= if ours { level } else { Level::WARN.min(level) }
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -71,11 +154,9 @@ impl Subscriber for FifoLog {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let line = line(event.metadata().level(), |visitor| event.record(visitor));
-        if let Ok(mut file) = self.file.lock() {
-            // See above: lost is fine.
-            let _ = file.write(line.as_bytes());
-        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        self.0.take(*event.metadata().level(), &fields);
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -83,76 +164,97 @@ impl Subscriber for FifoLog {
     fn exit(&self, _: &span::Id) {}
 }
 
-#[derive(Default)]
-struct Fields {
-    message: String,
-    others: String,
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "message" {
-            let _ = write!(self.message, "{value:?}");
-        } else {
-            let _ = write!(
-                self.others,
-                " {}={}",
-                field.name(),
-                quote(&format!("{value:?}"))
-            );
-        }
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        let _ = write!(self.others, " {}={}", field.name(), quote(value));
-    }
-}
-
-fn line(level: &Level, record: impl FnOnce(&mut Fields)) -> String {
-    let mut fields = Fields::default();
-    record(&mut fields);
-    let level = match *level {
-        Level::ERROR => "error",
-        Level::WARN => "warning",
-        Level::INFO => "info",
-        Level::DEBUG => "debug",
-        Level::TRACE => "trace",
-    };
-    let time = OffsetDateTime::now_utc()
-        .format(&Rfc3339)
-        .unwrap_or_default();
-    let mut line = format!(
-        "time=\"{time}\" level={level} msg={}{}",
-        quote(&fields.message),
-        fields.others
-    );
-    line.truncate(line.floor_char_boundary(MAX_LINE - 1));
-    line.push('\n');
-    line
-}
-
-/// A JSON string: no quote or line feed in a value can end the field or begin another line.
-fn quote(text: &str) -> String {
-    serde_json::to_string(text).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixDatagram;
+
+    fn log(fifo: Option<File>, journal: Option<Journal>, to: LogTo) -> Log {
+        Log {
+            sandbox: "pod".into(),
+            level: AtomicUsize::new(index(Level::INFO)),
+            is_named: false,
+            fifo: fifo.map(Mutex::new),
+            journal,
+            to: Mutex::new(to),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    fn fields(message: &str) -> Fields {
+        let mut fields = Fields::default();
+        fields.set("message", message.to_owned());
+        fields.set("container", "c".to_owned());
+        fields
+    }
+
+    fn pipe(directory: &Path) -> (File, File) {
+        let path = directory.join("log");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        assert!(fifo(directory).is_none(), "nobody reads it yet");
+        let reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap())
+            .open(&path)
+            .unwrap();
+        (reader, fifo(directory).unwrap())
+    }
 
     #[test]
-    fn a_value_cannot_forge_a_line() {
-        let line = line(&Level::INFO, |fields| {
-            fields.message.push_str("a\ntime=\"x\" level=fatal");
-            fields
-                .others
-                .push_str(&format!(" k={}", quote(&"é\"\n".repeat(4000))));
-        });
-        assert_eq!(line.matches('\n').count(), 1);
-        assert!(line.ends_with('\n') && line.len() <= MAX_LINE);
+    fn a_line_names_its_sandbox_and_a_full_pipe_loses_lines_and_time_never() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut reader, writer) = pipe(root.path());
+        let log = log(Some(writer), None, LogTo::Containerd);
+        log.take(Level::WARN, &fields("hello"));
+        let mut text = [0; 4096];
+        let length = reader.read(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text[..length]).into_owned();
         assert!(
-            line.contains(r#" level=info msg="a\ntime=\"x\" level=fatal""#),
-            "{line}"
+            text.starts_with("time=\"") && text.ends_with('\n'),
+            "{text}"
         );
+        assert!(
+            text.contains(" level=warning msg=\"hello\" container=\"c\" sandbox=\"pod\""),
+            "{text}"
+        );
+        for _ in 0..2000 {
+            log.take(Level::INFO, &fields(&"x".repeat(1000)));
+        }
+        assert!(log.lost.load(Ordering::Relaxed) > 1000);
+        drop(reader);
+        log.take(Level::INFO, &fields("nobody reads any more"));
+    }
+
+    #[test]
+    fn the_journal_gets_fields_where_there_is_no_fifo_or_it_is_wanted() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("socket");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let journal = || Journal::at(&path);
+        log(None, journal(), LogTo::Containerd).take(Level::ERROR, &fields("two\nlines"));
+        let mut bytes = [0; 4096];
+        let length = socket.recv(&mut bytes).unwrap();
+        let record = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        assert!(
+            record.contains("MESSAGE\n\u{9}\0\0\0\0\0\0\0two\nlines\n"),
+            "{record:?}"
+        );
+        for field in [
+            "PRIORITY=3\n",
+            "CLOISTER_SANDBOX=pod\n",
+            "CLOISTER_CONTAINER=c\n",
+        ] {
+            assert!(record.contains(field), "{record:?}");
+        }
+        let (mut reader, writer) = pipe(root.path());
+        log(Some(writer), journal(), LogTo::Both).take(Level::INFO, &fields("both"));
+        assert!(reader.read(&mut bytes).unwrap() > 0 && socket.recv(&mut bytes).unwrap() > 0);
+        // Without either nothing is said, and nothing waits.
+        drop(socket);
+        let log = log(None, journal(), LogTo::Journal);
+        log.take(Level::INFO, &fields("nobody"));
+        assert_eq!(log.lost.load(Ordering::Relaxed), 1);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use agent_api::{
-    DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, Ready, Target, limit,
+    AgentLine, DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, Ready, Target, limit,
 };
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes,
@@ -19,8 +19,9 @@ use tokio::io::{
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use crate::guest_log::GuestLog;
 use crate::mirror::Mirror;
 
 /// How long a peer may take to accept.
@@ -117,13 +118,13 @@ impl HostPort {
 
     async fn follow<S: AsyncRead + Unpin>(&self, mut stream: S, ready: Ready) {
         self.tell(Notice::Ready(ready)).await;
+        let mut log = GuestLog::default();
         while let Ok(line) = read_line(&mut stream).await {
-            match std::str::from_utf8(&line)
-                .ok()
-                .and_then(|line| Event::from_line(line).ok())
-            {
-                Some(event) => self.tell(Notice::Event(event)).await,
-                None => warn!("the agent sent an unknown event"),
+            let text = std::str::from_utf8(&line).ok();
+            match text.and_then(|line| AgentLine::from_line(line).ok()) {
+                Some(AgentLine::Event(event)) => self.tell(Notice::Event(event)).await,
+                Some(AgentLine::Log(line)) => log.take(&line),
+                None => log.odd(),
             }
         }
         self.tell(Notice::Ended).await;

@@ -83,7 +83,11 @@ impl StateDir {
         Self::under(&root(), namespace, sandbox)
     }
 
-    fn under(root: &Path, namespace: &str, sandbox: &str) -> io::Result<Self> {
+    /// The same below a root that is named.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn under(root: &Path, namespace: &str, sandbox: &str) -> io::Result<Self> {
         for name in [namespace, sandbox] {
             if !is_plain_name(name) {
                 let text =
@@ -245,6 +249,25 @@ pub fn root() -> PathBuf {
         .join(USER_NAME)
 }
 
+/// Namespace and id of all sandboxes below a root, sorted.
+#[must_use]
+pub fn sandboxes(root: &Path) -> Vec<(String, String)> {
+    let names = |path: &Path| {
+        let entries = fs::read_dir(path).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<_> = names.filter(|name| is_plain_name(name)).collect();
+        names.sort();
+        names
+    };
+    let mut all = Vec::new();
+    for namespace in names(root) {
+        for sandbox in names(&root.join(&namespace)) {
+            all.push((namespace.clone(), sandbox));
+        }
+    }
+    all
+}
+
 /// Whether a namespace's or sandbox's name is one path component of plain characters.
 #[must_use]
 pub fn is_plain_name(name: &str) -> bool {
@@ -339,6 +362,16 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn only_plain_names_are_sandboxes() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["default/a", "default/b", "@run/default", "@s"] {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let of_default = |id: &str| ("default".to_owned(), id.to_owned());
+        assert_eq!(sandboxes(root.path()), [of_default("a"), of_default("b")]);
     }
 
     #[test]

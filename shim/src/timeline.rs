@@ -7,11 +7,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::state_dir::StateDir;
+use crate::telemetry::{self, Telemetry};
 
 /// The file in the state directory.
 const FILE: &str = "timeline.json";
 /// The phases of a pod's start, in order.
-const ORDER: [&str; 7] = [
+pub const PHASES: [&str; 7] = [
     "vmm", "kernel", "agent", "attest", "pull", "create", "start",
 ];
 /// More entries than any pod has: the guest chooses how many events it sends.
@@ -33,40 +34,63 @@ pub struct Entry {
 pub struct Timeline {
     sandbox: String,
     directory: StateDir,
+    telemetry: Telemetry,
     entries: watch::Sender<Vec<Entry>>,
 }
 
 impl Timeline {
     /// An empty timeline.
     #[must_use]
-    pub fn new(sandbox: &str, directory: StateDir) -> Self {
+    pub fn new(sandbox: &str, directory: StateDir, telemetry: Telemetry) -> Self {
         Self {
             sandbox: sandbox.to_owned(),
             directory,
+            telemetry,
             entries: watch::Sender::new(Vec::new()),
         }
     }
 
     /// Notes a phase.
     pub fn note(&self, phase: &'static str, took: Duration, container: Option<&str>) {
-        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.add(&telemetry::Phase {
+            name: phase,
+            took,
+            ended: Duration::ZERO,
+            container,
+            span: None,
+        });
+    }
+
+    fn add(&self, phase: &telemetry::Phase<'_>) {
         let entry = Entry {
-            phase,
-            ms,
-            container: container.map(str::to_owned),
+            phase: phase.name,
+            ms: u64::try_from(phase.took.as_millis()).unwrap_or(u64::MAX),
+            container: phase.container.map(str::to_owned),
         };
-        self.entries.send_modify(|entries| {
-            if entries.len() < MAX_ENTRIES {
+        let added = self.entries.send_if_modified(|entries| {
+            let has_room = entries.len() < MAX_ENTRIES;
+            if has_room {
                 entries.push(entry);
             }
+            has_room
         });
-        self.save();
+        if added {
+            self.telemetry.phase(phase);
+            self.save();
+        }
     }
 
     /// Notes what the agent says of the guest's boot.
     pub fn note_ready(&self, ready: &Ready) {
-        self.note("kernel", Duration::from_millis(ready.kernel_ms), None);
-        self.note("agent", Duration::from_millis(ready.agent_ms), None);
+        let agent = Duration::from_millis(ready.agent_ms);
+        self.add(&telemetry::Phase {
+            name: "kernel",
+            took: Duration::from_millis(ready.kernel_ms),
+            ended: agent,
+            container: None,
+            span: None,
+        });
+        self.note("agent", agent, None);
     }
 
     /// Notes a phase that the guest measured. Creation and start are measured on this side, where
@@ -77,11 +101,13 @@ impl Timeline {
             agent_api::Phase::Pull => "pull",
             agent_api::Phase::Create | agent_api::Phase::Start => return,
         };
-        self.note(
-            phase,
-            Duration::from_millis(event.ms),
-            event.container.as_deref(),
-        );
+        self.add(&telemetry::Phase {
+            name: phase,
+            took: Duration::from_millis(event.ms),
+            ended: Duration::ZERO,
+            container: event.container.as_deref(),
+            span: event.span,
+        });
     }
 
     /// The line for one container: the pod's phases and its own, in milliseconds.
@@ -89,18 +115,19 @@ impl Timeline {
     pub fn line(&self, container: &str) -> String {
         let entries = self.entries.borrow();
         let mut line = format!("phases sandbox={} container={container}", self.sandbox);
-        for phase in ORDER {
-            let of_this =
-                |entry: &&Entry| entry.container.as_deref().is_none_or(|id| id == container);
-            let entry = entries
-                .iter()
-                .filter(|entry| entry.phase == phase)
-                .find(of_this);
-            if let Some(entry) = entry {
-                line.push_str(&format!(" {phase}={}", alone(entry, &entries)));
-            }
+        for (phase, ms) in of(&entries, |id| id.is_none_or(|id| id == container)) {
+            line.push_str(&format!(" {phase}={ms}"));
         }
         line
+    }
+
+    /// The phases of a container in milliseconds; the pod's are with the one whose id it has.
+    #[must_use]
+    pub fn phases(&self, container: &str) -> Vec<(&'static str, u64)> {
+        let has_pod = container == self.sandbox;
+        of(&self.entries.borrow(), |id| {
+            id.map_or(has_pod, |id| id == container)
+        })
     }
 
     fn save(&self) {
@@ -125,6 +152,16 @@ impl Timeline {
     }
 }
 
+/// The first of each phase whose container is wanted, in order.
+fn of(entries: &[Entry], wanted: impl Fn(Option<&str>) -> bool) -> Vec<(&'static str, u64)> {
+    let of_phase = |phase: &&'static str| {
+        let mut all = entries.iter().filter(|entry| entry.phase == *phase);
+        let entry = all.find(|entry| wanted(entry.container.as_deref()))?;
+        Some((*phase, alone(entry, entries)))
+    };
+    PHASES.iter().filter_map(of_phase).collect()
+}
+
 /// Milliseconds of a phase without the one inside it: a guest pulls its image while it creates the
 /// container. (It attests at the same time, so `attest` is no part of the sum.)
 fn alone(entry: &Entry, all: &[Entry]) -> u64 {
@@ -143,7 +180,9 @@ mod tests {
     #[test]
     fn a_line_has_the_pod_and_the_container_in_order() {
         let root = tempfile::tempdir().unwrap();
-        let timeline = Timeline::new("pod", StateDir::at(root.path()));
+        let directory = StateDir::at(root.path());
+        let telemetry = Telemetry::new(directory.clone());
+        let timeline = Timeline::new("pod", directory, telemetry);
         timeline.note("create", Duration::from_millis(5), Some("a"));
         timeline.note("create", Duration::from_millis(6), Some("b"));
         timeline.note("vmm", Duration::from_millis(7), None);
@@ -152,5 +191,7 @@ mod tests {
             timeline.line("b"),
             "phases sandbox=pod container=b vmm=7 pull=4 create=2"
         );
+        assert_eq!(timeline.phases("b"), [("pull", 4), ("create", 2)]);
+        assert_eq!(timeline.phases("pod"), [("vmm", 7)]);
     }
 }

@@ -1,6 +1,9 @@
-//! What the agent tells about its start: one [`Ready`], then an [`Event`] for each finished phase.
+//! What the agent tells about its start: one [`Ready`], then an [`Event`] for each finished phase, and between
+//! them the lines of its log ([`LogLine`]).
 
 use serde::{Deserialize, Serialize};
+
+use crate::{SpanId, limit};
 
 /// The agent listens. It is the JSON of a `READY` line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,79 @@ pub struct Event {
     /// The container it was for; `None` where it was for the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The phase's span, where others in the trace name it as their parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<SpanId>,
+}
+
+/// A line of the agent's log: what its console has too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogLine {
+    /// How much it matters.
+    pub level: LogLevel,
+    /// What it says.
+    pub text: String,
+}
+
+/// How much a line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Something does not work.
+    Error,
+    /// Something is odd.
+    Warn,
+    /// Something happened.
+    Info,
+    /// For developers.
+    Debug,
+    /// For developers who have time.
+    Trace,
+}
+
+/// A line of JSON on the connection that opened with `READY`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AgentLine {
+    /// A phase is over.
+    Event(Event),
+    /// The agent's log.
+    Log(LogLine),
+}
+
+impl LogLine {
+    /// A line; a text that is longer than a line takes is cut, and control characters become blanks.
+    #[must_use]
+    pub fn new(level: LogLevel, text: &str) -> Self {
+        let text = text.trim_end();
+        let text = &text[..text.floor_char_boundary(limit::MAX_LOG_TEXT)];
+        let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+        Self {
+            level,
+            text: text.chars().map(plain).collect(),
+        }
+    }
+}
+
+impl AgentLine {
+    /// One line for the host port, with its line feed.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        // Strings and numbers always serialize.
+        let mut line = serde_json::to_string(self).unwrap_or_default();
+        line.push('\n');
+        line
+    }
+
+    /// Reads a line, with or without its line feed.
+    ///
+    /// # Errors
+    ///
+    /// The text is not exactly one of them as JSON.
+    pub fn from_line(line: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(line.trim_end_matches('\n'))
+    }
 }
 
 /// A phase of a start that the guest measures.
@@ -84,6 +160,7 @@ mod tests {
             phase: Phase::Pull,
             ms: 17,
             container: Some("c1".into()),
+            span: None,
         };
         assert_eq!(
             event.to_line(),
@@ -94,6 +171,7 @@ mod tests {
             phase: Phase::Attest,
             ms: 1,
             container: None,
+            span: SpanId::new([1; 8]),
         };
         assert_eq!(Event::from_line(&pod.to_line()).unwrap(), pod);
     }
@@ -102,6 +180,25 @@ mod tests {
     fn unknown_phases_and_fields_are_refused() {
         assert!(Event::from_line("{\"phase\":\"lunch\",\"ms\":1}").is_err());
         assert!(Event::from_line("{\"phase\":\"pull\",\"ms\":1,\"x\":1}").is_err());
+        assert!(Event::from_line("{\"phase\":\"pull\",\"ms\":1,\"span\":\"x\"}").is_err());
+    }
+
+    #[test]
+    fn a_log_line_fits_whatever_it_says_and_is_told_from_an_event() {
+        for text in ["plain", &"\"\\\n".repeat(1000), &"\u{1f980}".repeat(1000)] {
+            let line = AgentLine::Log(LogLine::new(LogLevel::Warn, text));
+            let text = line.to_line();
+            assert!(text.len() <= limit::MAX_HOST_LINE, "{}", text.len());
+            assert_eq!(text.matches('\n').count(), 1);
+            assert_eq!(AgentLine::from_line(&text).unwrap(), line);
+        }
+        let event = "{\"phase\":\"pull\",\"ms\":1}";
+        assert!(matches!(
+            AgentLine::from_line(event),
+            Ok(AgentLine::Event(_))
+        ));
+        assert!(AgentLine::from_line("{\"level\":\"fatal\",\"text\":\"\"}").is_err());
+        assert!(AgentLine::from_line("{\"level\":\"info\",\"text\":\"\",\"x\":1}").is_err());
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! - Generated too, and Cloister's own: how far a pull is ([`pull`], [`pull_ttrpc`]), and the host's small
 //!   files ([`content`], [`content_ttrpc`]).
 //! - Written here: ports and caps ([`ports`], [`limit`]), the host port's lines ([`HostLine`],
-//!   [`DialAnswer`]), the stream port's ([`StreamLine`]), phases of a start ([`Ready`], [`Event`]) and the closed list of errors
-//!   ([`ErrorCode`], [`GuestError`]).
+//!   [`DialAnswer`]), the stream port's ([`StreamLine`]), phases of a start ([`Ready`], [`Event`]),
+//!   the trace that a request is of ([`TraceParent`]) and the closed list of errors ([`ErrorCode`], [`GuestError`]).
 //!
 //! It has no logic of either side and does no I/O.
 
@@ -20,12 +20,13 @@ mod host_line;
 mod json;
 mod stream_chunk;
 mod stream_line;
+mod trace;
 
 pub mod limit;
 pub mod ports;
 
 pub use error::{ErrorCode, GuestError, ParseErrorCodeError};
-pub use event::{Event, Phase, Ready};
+pub use event::{AgentLine, Event, LogLevel, LogLine, Phase, Ready};
 pub use generated::{
     agent, agent_ttrpc, content, content_ttrpc, csi, health, health_ttrpc, oci, pull, pull_ttrpc,
     types,
@@ -35,6 +36,7 @@ pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;
 pub use stream_chunk::StreamChunk;
 pub use stream_line::{StreamKind, StreamLine};
+pub use trace::{SpanId, TRACEPARENT, TraceError, TraceParent};
 
 /// The version of this contract, as `Health.Version` answers it in `grpc_version`.
 pub const VERSION: &str = "0.1.0";

@@ -3,6 +3,9 @@
 /// One line on the host port with its line feed, in bytes.
 pub const MAX_HOST_LINE: usize = 1024;
 
+/// The text of a line of the agent's log, in bytes: where each is escaped, a line still fits.
+pub const MAX_LOG_TEXT: usize = 470;
+
 /// One answer to `ReadStdout` or `ReadStderr`, in bytes. Bigger reads gain nothing: a pipe holds
 /// 64 KiB, and some vsock devices lose guest writes above about 32 KiB.
 pub const MAX_STREAM_READ: usize = 32 * 1024;

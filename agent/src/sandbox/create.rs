@@ -20,6 +20,7 @@ use crate::path::{self, check_container_id};
 use crate::process::Process;
 use crate::spec::{self, Place};
 use crate::storage::{self, Held};
+use crate::trace::PullTrace;
 use crate::{disk, oom, pause};
 
 impl Sandbox {
@@ -32,6 +33,7 @@ impl Sandbox {
     pub async fn create_container(
         self: &Arc<Self>,
         request: Allowed<agent::CreateContainerRequest>,
+        trace: Option<PullTrace>,
     ) -> Result<(), GuestError> {
         let id = request.container_id.clone();
         check_container_id("create", &id)?;
@@ -40,6 +42,7 @@ impl Sandbox {
         let (making, maker) = making::pair();
         let _abandon = making.abandon();
         self.reserve(&id, making)?;
+        let maker = maker.traced(trace);
         let (sandbox, request) = (Arc::clone(self), request.into_request());
         // What was begun is undone also when this call is dropped.
         tokio::spawn(async move { sandbox.make_or_undo(id, request, maker).await })
@@ -222,7 +225,7 @@ impl Sandbox {
             return Ok(Root::Pause(target));
         }
         self.images
-            .pull(id, &pull.source, maker.cancelled())
+            .pull(id, &pull.source, maker.cancelled(), maker.trace())
             .await
             .map(|rootfs| Root::Pulled(Box::new(rootfs)))
     }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::trace::PullTrace;
+
 /// The end of those who may want the container gone. Clones are the same.
 #[derive(Clone, Debug)]
 pub(super) struct Making {
@@ -20,6 +22,7 @@ pub(super) struct Making {
 #[derive(Debug)]
 pub(super) struct Maker {
     cancel: watch::Receiver<bool>,
+    trace: Option<PullTrace>,
     _over: watch::Sender<()>,
 }
 
@@ -37,6 +40,7 @@ pub(super) fn pair() -> (Making, Maker) {
     };
     let maker = Maker {
         cancel: cancelled,
+        trace: None,
         _over: sender,
     };
     (making, maker)
@@ -66,6 +70,16 @@ impl Drop for Abandon {
 }
 
 impl Maker {
+    /// The same for a creation that somebody traces.
+    pub(super) fn traced(self, trace: Option<PullTrace>) -> Self {
+        Self { trace, ..self }
+    }
+
+    /// The trace that it is of.
+    pub(super) fn trace(&self) -> Option<PullTrace> {
+        self.trace
+    }
+
     /// Whether the container is not wanted any more.
     pub(super) fn is_cancelled(&self) -> bool {
         *self.cancel.borrow()

@@ -1,5 +1,7 @@
 //! One request and its answer, with caps, and what each status means.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request,
@@ -14,6 +16,8 @@ use super::{
     retry::{Patience, Transient},
 };
 
+/// W3C's header for the span that asks.
+const TRACEPARENT: &str = "traceparent";
 /// Characters of a foreign text that go into an error.
 const SHOWN_CHARS: usize = 256;
 
@@ -21,6 +25,13 @@ const SHOWN_CHARS: usize = 256;
 pub(super) struct Exchange {
     client: Client,
     base: String,
+    trace: Mutex<Option<Spans>>,
+}
+
+/// The callers' spans, for the header.
+struct Spans {
+    attest: HeaderValue,
+    resource: HeaderValue,
 }
 
 /// An answer of status 200.
@@ -48,7 +59,28 @@ pub(super) enum Failure {
 
 impl Exchange {
     pub(super) fn new(client: Client, base: String) -> Self {
-        Self { client, base }
+        Self {
+            client,
+            base,
+            trace: Mutex::default(),
+        }
+    }
+
+    /// Whose spans the next requests are below.
+    pub(super) fn trace(&self, attest: &str, resource: &str) {
+        let header = |text| HeaderValue::from_str(text).ok();
+        let spans = header(attest).zip(header(resource));
+        let mut trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        *trace = spans.map(|(attest, resource)| Spans { attest, resource });
+    }
+
+    fn span(&self, step: Step) -> Option<HeaderValue> {
+        let trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        let spans = trace.as_ref()?;
+        Some(match step {
+            Step::Resource => spans.resource.clone(),
+            _ => spans.attest.clone(),
+        })
     }
 
     /// Sends JSON to an endpoint.
@@ -103,12 +135,15 @@ impl Exchange {
         request: Result<Request<Bytes>, http::Error>,
         cap: usize,
     ) -> Result<Answer, Failure> {
-        let request = request.map_err(|error| {
+        let mut request = request.map_err(|error| {
             Failure::Error(BrokerError::Protocol {
                 step,
                 cause: error.to_string(),
             })
         })?;
+        if let Some(span) = self.span(step) {
+            request.headers_mut().insert(TRACEPARENT, span);
+        }
         let failed = |error| Failure::Error(BrokerError::of_transport(step, error));
         let (head, body) = self
             .client

@@ -90,6 +90,13 @@ impl Broker {
         })
     }
 
+    /// Names the spans (W3C's `traceparent`) under which the broker is asked from now on: for a token, and for
+    /// secrets. It has one pair at a time, that of the pod's work which came last; what does not read as a
+    /// header is left out.
+    pub fn trace(&self, attest: &str, resource: &str) {
+        self.exchange.trace(attest, resource);
+    }
+
     /// Attests now, unless that was done and is still of use.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! `cloister`: the command line. For an owner, where they trust the machine and before a pod starts: encrypts
 //! images and registers their keys, writes init-data and tells its digest, predicts what the hardware will
 //! report, and serves skopeo as a key provider. For an operator, on the pod's host: checks the host and the
-//! shim's configuration, tells what a sandbox counts of itself and how far a creation is. For people without
+//! shim's configuration, tells what sandboxes count of themselves and how far a creation is. For people without
 //! containerd: runs containers and looks after them. It never runs in a guest.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -19,6 +19,7 @@ mod manual;
 mod measure;
 mod metrics;
 mod monitor;
+mod node;
 mod progress;
 mod recipient;
 mod registry;
@@ -89,11 +90,17 @@ enum Command {
     Man(manual::Man),
     /// Predict what the hardware will report of a guest, before it is launched.
     Measure(Box<measure::Measure>),
-    /// Print the metrics of a running sandbox's guest, in Prometheus' text format.
+    /// Print the metrics of a running sandbox and its guest, in Prometheus' text format.
     ///
     /// The same as `curl --unix-socket <state directory>/shim-monitor.sock http://shim/metrics`. A policy
-    /// of the guest's owner may refuse GetMetricsRequest.
+    /// of the guest's owner may refuse GetMetricsRequest; then the guest's own figures are missing.
     Metrics(metrics::Metrics),
+    /// Serve the metrics of all sandboxes of this node to Prometheus, on the paths and with the labels of
+    /// kata-monitor.
+    ///
+    /// It needs the right to read the sandboxes' directories, and asks nobody for a name or a password: listen
+    /// where only those come whom the pods' names concern.
+    Monitor(node::Monitor),
     /// Run a container in a VM of its own, without containerd; the guest pulls the image.
     ///
     /// On a terminal the boot and the pull are shown as bars, else as lines. SIGINT and SIGTERM end the
@@ -158,6 +165,7 @@ impl Cli {
             Command::Man(man) => man.run(Cli::command())?,
             Command::Measure(measure) => measure.run()?,
             Command::Metrics(metrics) => metrics.run().await?,
+            Command::Monitor(monitor) => monitor.run().await?,
             Command::Attach(attach) => return attach.run().await,
             Command::Events(events) => events.run().await?,
             Command::Exec(exec) => return own_failure(exec.run().await),

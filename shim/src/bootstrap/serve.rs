@@ -20,6 +20,7 @@ use super::{BootstrapError, bundle, step};
 use crate::event::Publisher;
 use crate::state_dir::StateDir;
 use crate::task::Tasks;
+use crate::task::observed::Observed;
 use crate::task::service::Service;
 use crate::{config, log, monitor, own_namespace};
 
@@ -53,7 +54,7 @@ fn prepare(flags: &Flags) -> Result<(tokio::runtime::Runtime, StateDir), Bootstr
             cause: "is missing".to_owned(),
         });
     }
-    log::start(&bundle(flags)?, flags.debug);
+    log::start(&bundle(flags)?, &flags.id, flags.debug);
     own_namespace::enter().map_err(step("make a mount namespace"))?;
     let directory =
         StateDir::of(&flags.namespace, &flags.id).map_err(step("name the state directory"))?;
@@ -97,7 +98,7 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
         Err(error) => warn!(%error, "the monitor's socket"),
     }
 
-    let service: Arc<dyn Task + Send + Sync> = Arc::new(Service(Arc::clone(&tasks)));
+    let service: Arc<dyn Task + Send + Sync> = Arc::new(Observed::new(Service(Arc::clone(&tasks))));
     let mut server = Server::new()
         .add_listener(Listener::new(UnixListenerStream::new(listener)))
         .register_service(create_task(Arc::clone(&service)))

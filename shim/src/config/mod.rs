@@ -14,6 +14,7 @@ mod allow;
 pub mod annotation;
 pub mod file;
 mod key;
+mod observe;
 pub mod problem;
 mod source;
 
@@ -28,6 +29,7 @@ use hypervisor::spec::MAX_SCRATCH_MIB;
 use hypervisor::{Accel, Machine};
 
 pub use file::{Inspection, inspect, load};
+pub use observe::{LogTo, Observe};
 pub use problem::{ConfigError, Note, Place, Problem};
 
 use crate::mirror;
@@ -174,6 +176,8 @@ pub struct Config {
     pub relay_allow: Vec<Target>,
     /// The blobs that the node keeps for its guests.
     pub mirror: Mirror,
+    /// What is told of the pod.
+    pub observe: Observe,
 }
 
 /// The mirror's part of [`Config`].
@@ -276,6 +280,7 @@ impl Default for Config {
             scratch_dir: PathBuf::from("/var/lib/cloister/scratch"),
             relay_allow: Vec::new(),
             mirror: Mirror::default(),
+            observe: Observe::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use agent_api::agent::{self as api, Storage};
 use agent_api::content::{PutContentRequest, PutContentResponse};
 use agent_api::oci;
 use agent_api::pull::{PullProgress, WatchPullRequest};
-use agent_api::{GuestError, limit};
+use agent_api::{GuestError, TraceParent, limit};
 use protobuf::MessageField;
 use ttrpc::context::Context;
 
@@ -31,6 +31,8 @@ pub struct NewContainer {
     pub spec: oci::Spec,
     /// Whether it sees the processes of all of the pod.
     pub sandbox_pidns: bool,
+    /// The span that asks for it, where somebody traces it.
+    pub trace: Option<TraceParent>,
 }
 
 impl Guest {
@@ -47,7 +49,11 @@ impl Guest {
             sandbox_pidns: new.sandbox_pidns,
             ..Default::default()
         };
-        let call = self.client.create_container(Context::default(), &request);
+        let context = Context {
+            metadata: new.trace.map(TraceParent::to_metadata).unwrap_or_default(),
+            ..Default::default()
+        };
+        let call = self.client.create_container(context, &request);
         self.unlimited("create", call).await.map(drop)
     }
 

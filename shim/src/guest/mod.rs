@@ -29,8 +29,9 @@ pub use process::{ProcessId, Stream};
 
 /// How long a request may take that only changes something inside the guest.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the guest may take to count itself: Prometheus gives up after ten seconds.
-const METRICS_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the guest may take to count itself: Prometheus gives up after ten seconds, and the node's monitor
+/// before it.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long to wait for the cause after the connection broke: the VMM's end is noticed in
 /// milliseconds, its last console lines a little later.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);

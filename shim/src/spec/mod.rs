@@ -5,6 +5,7 @@ pub mod amend;
 pub mod group;
 pub mod oci;
 pub mod pod;
+pub mod pod_name;
 pub mod proto;
 pub mod refuse;
 pub mod seccomp;

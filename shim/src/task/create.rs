@@ -12,12 +12,12 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::types::mount::Mount;
-use tracing::{info, warn};
+use tracing::warn;
 
+use super::Tasks;
 use super::make::make;
-use super::{Tasks, options};
 use crate::cgroup;
-use crate::config::{self, Config, ConfigError, SharedFs};
+use crate::config::{Config, SharedFs};
 use crate::container::Container;
 use crate::creation::Step;
 use crate::disk;
@@ -29,6 +29,7 @@ use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::spec::amend::{HostBind, amend};
 use crate::spec::group::{self, Role};
 use crate::spec::pod::{self, Processes, Sibling};
+use crate::spec::pod_name::PodName;
 use crate::spec::size::Limits;
 use crate::spec::{self, Spec, proto, refuse};
 use crate::state_dir::is_plain_name;
@@ -153,6 +154,11 @@ impl Tasks {
     ) -> Result<Ready, GuestError> {
         let config = self.config(request, &container.role, &spec).await?;
         let processes = self.processes(container)?;
+        if container.role.owns_vm()
+            && let Some(name) = PodName::of(&spec.annotations)
+        {
+            name.write(&self.directory);
+        }
         if container.role == Role::Sandbox
             && let Some(shm) = pod::shm_source(&spec)
         {
@@ -197,6 +203,7 @@ impl Tasks {
             devices: orders.devices,
             spec: proto::spec(&prepared.spec),
             sandbox_pidns: processes == Processes::Pod,
+            trace: self.telemetry.making(&container.id),
         };
         Ok(Ready {
             guest,
@@ -223,28 +230,6 @@ impl Tasks {
             })
             .collect();
         pod::processes(&private)
-    }
-
-    /// The pod's configuration: read by its first container, and kept for the others.
-    async fn config(
-        &self,
-        request: &CreateRequest,
-        role: &Role,
-        spec: &Spec,
-    ) -> Result<Config, GuestError> {
-        let invalid =
-            |error: ConfigError| GuestError::new(ErrorCode::InvalidArgument, "config", error);
-        let load = || async {
-            let named = options::config_path(request.options.as_ref())?;
-            let path = config::choose(named.as_deref(), self.config_variable.as_deref());
-            info!(path = ?path, "configuration");
-            let config = config::load(path.as_deref()).map_err(invalid)?;
-            match role.owns_vm() {
-                true => config::annotation::apply(config, &spec.annotations).map_err(invalid),
-                false => Ok(config),
-            }
-        };
-        self.config.get_or_try_init(load).await.cloned()
     }
 
     async fn boot(

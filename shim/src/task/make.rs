@@ -238,6 +238,7 @@ mod tests {
             devices: Vec::new(),
             spec: oci::Spec::new(),
             sandbox_pidns: false,
+            trace: None,
         }
     }
 

@@ -5,9 +5,11 @@ mod create;
 mod disks;
 mod grow;
 mod make;
+pub mod observed;
 mod options;
 mod plan;
 pub mod service;
+mod settings;
 mod volumes;
 
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ use crate::clock;
 use crate::container::{Container, Containers, Patience};
 use crate::creation::Creation;
 use crate::event::Publisher;
+use crate::exposition::{self, write};
 use crate::guest::{Guest, ProcessId};
 use crate::io::{self, Connections, Copies, Owner, Stdio, Streams};
 use crate::monitor;
@@ -33,6 +36,7 @@ use crate::sandbox::Sandbox;
 use crate::spec::{oci, proto};
 use crate::state_dir::{StateDir, is_plain_name};
 use crate::stats::{self, CgroupMode};
+use crate::telemetry::{self, Telemetry};
 use crate::timeline::Timeline;
 
 pub use create::CreateRequest;
@@ -46,6 +50,7 @@ pub struct Tasks {
     containers: Containers,
     events: Publisher,
     timeline: Timeline,
+    telemetry: Telemetry,
     config: tokio::sync::OnceCell<crate::config::Config>,
     config_variable: Option<PathBuf>,
     /// The host's directory that is the pod's `/dev/shm`.
@@ -66,10 +71,12 @@ impl Tasks {
         events: Publisher,
         config_variable: Option<PathBuf>,
     ) -> Arc<Self> {
-        let timeline = Timeline::new(sandbox_id, directory.clone());
+        let telemetry = Telemetry::new(directory.clone());
+        let timeline = Timeline::new(sandbox_id, directory.clone(), telemetry.clone());
         Arc::new(Self {
             sandbox_id: sandbox_id.to_owned(),
             sandbox: Sandbox::new(timeline.clone()),
+            telemetry,
             directory,
             containers: Containers::default(),
             events,
@@ -80,6 +87,12 @@ impl Tasks {
             online: grow::Online::default(),
             disks: crate::disk::Table::default(),
         })
+    }
+
+    /// What is counted of it.
+    #[must_use]
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     /// The process id that stands for every process of the sandbox on the host: the VMM's.
@@ -110,9 +123,11 @@ impl Tasks {
         process.hold_stdin(stdin);
         let connections = if exec.is_empty() {
             let connections = Connections::open(&guest, &process.id, &streams).await?;
-            guest.start_container(&id).await?;
+            let began_well = guest.start_container(&id).await;
+            began_well.inspect_err(|error| self.telemetry.failed(error.code))?;
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
+            self.telemetry.started(&self.timeline.phases(&id));
             connections
         } else {
             exec_process(&guest, &process, &streams).await?
@@ -407,6 +422,27 @@ impl Tasks {
             warn!(%error, path = %self.directory.path().display(), "remove the state directory");
         }
         self.events.flush().await;
+        self.telemetry.flush().await;
+    }
+
+    /// What the guest tells of itself, what became of the question, and why as a comment.
+    async fn guests_samples(&self) -> (Vec<exposition::Sample>, &'static str, String) {
+        let answer = match self.sandbox.guest() {
+            Ok(guest) => guest.metrics().await,
+            Err(error) => Err(error),
+        };
+        let none = |outcome, why: &dyn std::fmt::Display| {
+            // The console's last lines, which may follow, are no business of a page.
+            let why = why.to_string();
+            let why = image_rs::shown_up_to(why.lines().next().unwrap_or_default(), SHOWN_WHY);
+            (Vec::new(), outcome, format!("# guest: {why}\n"))
+        };
+        match answer.map(|text| exposition::of_guest(&text)) {
+            Ok(Ok(samples)) => (samples, "taken", String::new()),
+            Ok(Err(fault)) => none("malformed", &fault),
+            Err(error) if error.code == ErrorCode::PolicyDenied => none("denied", &error),
+            Err(error) => none("unreachable", &error),
+        }
     }
 
     /// Tells containerd of containers that run out of memory, until the guest is gone.
@@ -433,8 +469,13 @@ impl Tasks {
 
 #[async_trait]
 impl monitor::Source for Tasks {
-    async fn metrics(&self) -> Result<String, GuestError> {
-        self.sandbox.guest()?.metrics().await
+    async fn metrics(&self) -> String {
+        let (guests, outcome, why) = self.guests_samples().await;
+        let state = self.sandbox.view().state;
+        let mut all = self.telemetry.samples(&state, self.containers.all().len());
+        all.push(telemetry::guest_outcome(outcome));
+        all.extend(guests);
+        format!("{why}{}", write(all))
     }
 
     fn creations(&self) -> Vec<Creation> {
@@ -472,6 +513,8 @@ const PATIENCE: Patience = Patience {
     first: Duration::from_secs(8),
     next: Duration::from_secs(3),
 };
+/// How much is shown of why a guest has no metrics.
+const SHOWN_WHY: usize = 512;
 /// Their numbers on every architecture of Linux.
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;

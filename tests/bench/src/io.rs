@@ -103,6 +103,7 @@ impl Subject {
             devices: Vec::new(),
             spec,
             sandbox_pidns: false,
+            trace: None,
         };
         self.guest.create_container(new).await?;
         self.guest.start_container(CONTAINER).await?;

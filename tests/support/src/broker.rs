@@ -33,6 +33,14 @@ impl Broker {
     /// # Errors
     /// When `kbs` is not built, or does not listen in time.
     pub fn start(state: &State) -> Result<Self> {
+        Self::traced(state, None)
+    }
+
+    /// The same; its spans go to a collector, where one is named.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn traced(state: &State, collector: Option<&str>) -> Result<Self> {
         let kbs = product::bin("kbs")?;
         let dir = state.path().join("kbs");
         let address = format!("127.0.0.1:{}", free_port()?);
@@ -43,6 +51,16 @@ impl Broker {
                 .arg(&dir),
         )?
         .ok()?;
+        if let Some(url) = collector {
+            let config = dir.join("kbs.toml");
+            let text = std::fs::read_to_string(&config)?;
+            let keyed = format!("[telemetry]\notlp_endpoint = \"{url}\"\n");
+            let text = match text.contains("[telemetry]\n") {
+                true => text.replacen("[telemetry]\n", &keyed, 1),
+                false => format!("{text}\n{keyed}"),
+            };
+            std::fs::write(&config, text)?;
+        }
         let mut service = Service::start(
             Command::new(&kbs)
                 .args(["serve", "--config"])

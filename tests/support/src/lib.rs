@@ -9,6 +9,7 @@
 
 pub mod broker;
 pub mod by_hand;
+pub mod collector;
 pub mod containerd;
 pub mod cri;
 pub mod firmware;

@@ -40,6 +40,8 @@ pub struct Settings {
     pub boot_ms: u64,
     /// The kubelet's directory, where a test plays one.
     pub kubelet: Option<PathBuf>,
+    /// The collector that gets traces, where there is one.
+    pub otlp: Option<String>,
 }
 
 impl Settings {
@@ -58,6 +60,7 @@ impl Settings {
             scratch: 0,
             boot_ms: 60_000,
             kubelet: None,
+            otlp: None,
         }
     }
 
@@ -107,6 +110,11 @@ impl Settings {
         }
         if let Some(kubelet) = &self.kubelet {
             let _ = writeln!(text, "kubelet_root_dir = {kubelet:?}");
+        }
+        if let Some(otlp) = &self.otlp {
+            text.push_str("enable_tracing = true\n");
+            let keyed = format!("[cloister]\notlp_endpoint = {otlp:?}\n");
+            text = text.replacen("[cloister]\n", &keyed, 1);
         }
         state.file(name, text)
     }

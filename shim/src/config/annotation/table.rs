@@ -193,6 +193,7 @@ pub(super) const SAME: &[(&str, &str, &[&str])] = &[
             "create_container_timeout",
             "disable_guest_seccomp",
             "disable_new_netns",
+            "enable_debug",
             "enable_pprof",
             "enable_vcpus_pinning",
             "experimental_force_guest_pull",

@@ -61,6 +61,10 @@ const HONOURED: &[Honoured] = &[
 
 const MOOT: &[Moot] = &[
     Moot {
+        why: "the guest's phases are in the shim's traces, which enable_tracing in [runtime] turns on",
+        keys: &[("enable_tracing", Switch)],
+    },
+    Moot {
         why: "the agent says by itself when it is ready, and holds its own deadlines in the guest",
         keys: &[
             ("dial_timeout_ms", Number),
@@ -132,7 +136,6 @@ const ONLY: &[Only] = &[
         why: "there is no such part in Cloister's agent",
         fix: "set it to false",
         keys: &[
-            ("enable_tracing", Switch),
             ("visible_cdi_devices", Switch),
             ("mem_agent.mem_agent_enable", Switch),
             ("mem_agent.enable", Switch),

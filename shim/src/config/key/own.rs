@@ -7,7 +7,7 @@ use hypervisor::Accel;
 use toml::Value;
 
 use super::{Honoured, Keys, Set};
-use crate::config::{Tee, scratch_size};
+use crate::config::{LogTo, Tee, observe, scratch_size};
 
 /// The table of what belongs to no other.
 pub(super) static CLOISTER: Keys = Keys {
@@ -70,6 +70,25 @@ pub(super) static CLOISTER: Keys = Keys {
                 Ok(())
             }),
             get: |config| path_value(Some(&config.scratch_dir)),
+        },
+        Honoured {
+            name: "log",
+            set: Set::Text(|config, word| {
+                config.observe.log_to = LogTo::parse(word)?;
+                Ok(())
+            }),
+            get: |config| Value::from(config.observe.log_to.name()),
+        },
+        Honoured {
+            name: "otlp_endpoint",
+            set: Set::Text(|config, url| {
+                if !url.is_empty() {
+                    observe::endpoint(url)?;
+                    config.observe.otlp_endpoint = Some(url.to_owned());
+                }
+                Ok(())
+            }),
+            get: |config| Value::from(config.observe.otlp_endpoint.clone().unwrap_or_default()),
         },
     ],
     moot: &[],

@@ -67,6 +67,16 @@ const HONOURED: &[Honoured] = &[
         get: |config| Value::from(config.sandbox_cgroup),
     },
     Honoured {
+        name: "enable_debug",
+        set: Set::Switch(|config, on| config.observe.debug = on),
+        get: |config| Value::from(config.observe.debug),
+    },
+    Honoured {
+        name: "enable_tracing",
+        set: Set::Switch(|config, on| config.observe.tracing = on),
+        get: |config| Value::from(config.observe.tracing),
+    },
+    Honoured {
         name: "static_sandbox_resource_mgmt",
         set: Set::Switch(|config, on| config.static_size = on),
         get: |config| Value::from(config.static_size),
@@ -98,8 +108,8 @@ const HONOURED: &[Honoured] = &[
 
 const MOOT: &[Moot] = &[
     Moot {
-        why: "containerd's -debug says how much the shim logs",
-        keys: &[("enable_debug", Switch), ("log_level", Text)],
+        why: "enable_debug and containerd's -debug say how much the shim logs",
+        keys: &[("log_level", Text)],
     },
     Moot {
         why: "no device of the host and no network interface is passed to guests",
@@ -122,7 +132,7 @@ const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "counts for traces, which enable_tracing would ask for",
+        why: "traces are sent as OTLP, which Jaeger takes at its port 4318: otlp_endpoint in [cloister] names it",
         keys: &[
             ("jaeger_endpoint", Text),
             ("jaeger_user", Text),
@@ -173,12 +183,6 @@ const ONLY: &[Only] = &[
         why: "only what a container's specification names is shared with the guest",
         fix: "remove it; name the directory as a volume of the pod",
         keys: &[("sandbox_bind_mounts", Words), ("shared_mounts", Tables)],
-    },
-    Only {
-        allowed: Allowed::Nothing,
-        why: "no traces are sent",
-        fix: "set it to false",
-        keys: &[("enable_tracing", Switch)],
     },
     Only {
         allowed: Allowed::Nothing,
