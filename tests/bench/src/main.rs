@@ -25,6 +25,8 @@ struct Options {
     runc_only: bool,
 }
 
+/// The most MiB of the guest's image.
+const MAX_IMAGE: f64 = 25.0;
 /// A container starts in less than a second, and single ones differ.
 const RUNC_ROUNDS: u32 = 15;
 
@@ -74,7 +76,8 @@ fn print(figures: Vec<Figure>) {
     }
 }
 
-/// What the VMM reads into a guest: its kernel and its initramfs.
+/// What the VMM reads into a guest, as it lies in the guest's memory: the image, which is the agent and modules in an
+/// initramfs, and the kernel.
 fn sizes(manifest: &Manifest) -> Vec<Figure> {
     let mib = |names: &[&str]| {
         let files = manifest
@@ -87,7 +90,7 @@ fn sizes(manifest: &Manifest) -> Vec<Figure> {
     };
     let (kernel, initramfs) = (guest_image::image::VMLINUX, guest_image::image::INITRAMFS);
     vec![
-        Figure::new("guest.image_mib", mib(&[kernel, initramfs]), "MiB"),
-        Figure::new("guest.initramfs_mib", mib(&[initramfs]), "MiB"),
+        Figure::new("guest.image_mib", mib(&[initramfs]), "MiB").at_most(MAX_IMAGE),
+        Figure::new("guest.kernel_mib", mib(&[kernel]), "MiB"),
     ]
 }
