@@ -4,6 +4,7 @@
 mod create;
 mod disks;
 mod grow;
+mod kill;
 mod make;
 pub mod observed;
 mod options;
@@ -31,13 +32,15 @@ use crate::exposition::{self, write};
 use crate::guest::{Guest, ProcessId};
 use crate::io::{self, Connections, Copies, Owner, Stdio, Streams};
 use crate::monitor;
-use crate::process::{Exit, KILLED, Phase, Process};
+use crate::process::{Exit, KILLED, Process};
 use crate::sandbox::Sandbox;
 use crate::spec::{oci, proto};
 use crate::state_dir::{StateDir, is_plain_name};
 use crate::stats::{self, CgroupMode};
 use crate::telemetry::{self, Telemetry};
 use crate::timeline::Timeline;
+
+use kill::SIGKILL;
 
 pub use create::CreateRequest;
 
@@ -237,48 +240,6 @@ impl Tasks {
             ..Default::default()
         };
         self.events.publish(topics::TASK_EXIT_EVENT_TOPIC, &event);
-    }
-
-    async fn kill(&self, id: &str, exec: &str, signal: u32) -> Result<(), GuestError> {
-        let container = self.containers.get(id)?;
-        if !container.is_created() && exec.is_empty() && matches!(signal, SIGKILL | SIGTERM) {
-            container.cancel.cancel();
-            container.settled.cancelled().await;
-            if !container.is_created() {
-                return Ok(());
-            }
-        }
-        container.check_created("kill")?;
-        let process = container.process(exec)?;
-        match process.phase() {
-            Phase::Exited(_) => {
-                let text = format!("{} has ended", process.name());
-                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
-            }
-            Phase::Created if !exec.is_empty() => {
-                let text = format!("{} is not started", process.name());
-                return Err(GuestError::new(ErrorCode::FailedPrecondition, "kill", text));
-            }
-            Phase::Created | Phase::Running => {}
-        }
-        let guest = match self.sandbox.guest() {
-            Ok(guest) => guest,
-            // Without a VM there is no process: it has ended, and who follows it is about to say so.
-            Err(_) => {
-                let text = format!("{} went with its VM", process.name());
-                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
-            }
-        };
-        // The agent ends by SIGKILL what does not handle SIGTERM.
-        if exec.is_empty() && matches!(signal, SIGKILL | SIGTERM) {
-            container.reason.asked();
-        }
-        guest.signal_process(&process.id, signal).await?;
-        if process.phase() == Phase::Created && signal == SIGKILL {
-            // It never ran, so no one follows it.
-            self.ended(&process, KILLED);
-        }
-        Ok(())
     }
 
     fn exec(
@@ -515,9 +476,6 @@ const PATIENCE: Patience = Patience {
 };
 /// How much is shown of why a guest has no metrics.
 const SHOWN_WHY: usize = 512;
-/// Their numbers on every architecture of Linux.
-const SIGKILL: u32 = 9;
-const SIGTERM: u32 = 15;
 
 /// What is told of a process that was deleted before it ran.
 fn never_ran() -> Exit {

@@ -11,4 +11,5 @@ pub mod image;
 pub mod io;
 pub mod kbs;
 pub mod pod;
+pub mod runc;
 pub mod start;

@@ -194,7 +194,8 @@ impl Containerd {
     }
 
     /// Where the shim of a pod listens for us. Others' shims on this host are none of our business.
-    fn shim_socket(&self, id: &str) -> PathBuf {
+    #[must_use]
+    pub fn shim_socket(&self, id: &str) -> PathBuf {
         let name = format!("{}/{}/{id}", self.socket.display(), self.namespace);
         Path::new(SHIM_SOCKETS).join(hex::encode(Sha256::digest(name)))
     }

@@ -33,5 +33,5 @@ pub mod streaming;
 pub mod timeline;
 pub mod tls;
 
-pub use need::{need, skip};
+pub use need::{find, need, skip};
 pub use state::{State, VmTurn};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Where `tool` is in `PATH`, or in the system directories that a user's `PATH` may lack.
 #[must_use]
-fn find(tool: &str) -> Option<PathBuf> {
+pub fn find(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/libexec", "/usr/lib/qemu"].map(PathBuf::from))

@@ -1,0 +1,118 @@
+//! Signals, and what ends a process that takes none.
+//!
+//! ```text
+//! SIGTERM, SIGKILL ─► agent answers in STUCK ─► the process ends in UNKILLABLE ─► its end is told
+//!                       └─ it does not           └─ it does not, after SIGKILL
+//!                            └────────────► the VM is ended ◄┘   and with it every process of the pod
+//! ```
+//!
+//! containerd stops a pod by stopping its containers, and gives up at the first that cannot be. So a guest that
+//! answers no more, or in which a process waits in the kernel for ever, would hold the pod and its memory until
+//! somebody looks. What only the VM can end, ends with the VM; containerd is told of all its processes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::{ErrorCode, GuestError};
+use tokio::time::timeout;
+use tracing::error;
+
+use super::Tasks;
+use crate::guest::Guest;
+use crate::process::{KILLED, Phase, Process};
+
+/// Their numbers on every architecture of Linux.
+pub(super) const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
+/// How long an agent may take to pass a signal on. It takes milliseconds, under emulation too.
+const STUCK: Duration = Duration::from_secs(15);
+/// How long a container may take to die of SIGKILL. What its processes write to disks is let go, and the kernel has
+/// its memory to free; what lasts longer waits for something that does not come.
+const UNKILLABLE: Duration = Duration::from_secs(45);
+
+impl Tasks {
+    pub(super) async fn kill(
+        self: &Arc<Self>,
+        id: &str,
+        exec: &str,
+        signal: u32,
+    ) -> Result<(), GuestError> {
+        let container = self.containers.get(id)?;
+        let is_end = exec.is_empty() && matches!(signal, SIGKILL | SIGTERM);
+        if !container.is_created() && is_end {
+            container.cancel.cancel();
+            container.settled.cancelled().await;
+            if !container.is_created() {
+                return Ok(());
+            }
+        }
+        container.check_created("kill")?;
+        let process = container.process(exec)?;
+        match process.phase() {
+            Phase::Exited(_) => {
+                let text = format!("{} has ended", process.name());
+                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
+            }
+            Phase::Created if !exec.is_empty() => {
+                let text = format!("{} is not started", process.name());
+                return Err(GuestError::new(ErrorCode::FailedPrecondition, "kill", text));
+            }
+            Phase::Created | Phase::Running => {}
+        }
+        let guest = match self.sandbox.guest() {
+            Ok(guest) => guest,
+            // Without a VM there is no process: it has ended, and who follows it is about to say so.
+            Err(_) => {
+                let text = format!("{} went with its VM", process.name());
+                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
+            }
+        };
+        // The agent ends by SIGKILL what does not handle SIGTERM.
+        if is_end {
+            container.reason.asked();
+            self.end(&process, &guest, signal).await?;
+        } else {
+            guest.signal_process(&process.id, signal).await?;
+        }
+        if process.phase() == Phase::Created && signal == SIGKILL {
+            // It never ran, so no one follows it.
+            self.ended(&process, KILLED);
+        }
+        Ok(())
+    }
+
+    /// Ends a container's first process, with the VM if it must be.
+    async fn end(
+        self: &Arc<Self>,
+        process: &Arc<Process>,
+        guest: &Guest,
+        signal: u32,
+    ) -> Result<(), GuestError> {
+        match timeout(STUCK, guest.signal_process(&process.id, signal)).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                error!(
+                    container = process.id.container,
+                    signal, "the guest is stuck: its VM is ended"
+                );
+                self.sandbox.stop().await;
+                return Ok(());
+            }
+        }
+        if signal == SIGKILL && process.phase() == Phase::Running {
+            let (tasks, process) = (Arc::clone(self), Arc::clone(process));
+            tokio::spawn(async move { tasks.see_dead(&process).await });
+        }
+        Ok(())
+    }
+
+    async fn see_dead(&self, process: &Process) {
+        if timeout(UNKILLABLE, process.wait()).await.is_err() {
+            error!(
+                container = process.id.container,
+                "a process cannot be killed: its VM is ended"
+            );
+            self.sandbox.stop().await;
+        }
+    }
+}

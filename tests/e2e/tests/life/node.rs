@@ -1,0 +1,193 @@
+//! The node on which things die, and what a pod could leave on it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::containerd::NAMESPACE;
+use support::host::{Leftovers, processes_of};
+use support::image::Recipe;
+use support::pod::{Pod, Settings};
+use support::stage::{START, Stage};
+
+pub(crate) const SHIM: &str = "containerd-shim-cloister";
+pub(crate) const VMM: &str = "qemu-system";
+pub(crate) const VIRTIOFSD: &str = "virtiofsd";
+
+/// Who dies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Victim {
+    Vmm,
+    /// The guest stands still: its agent, its kernel, all of it.
+    Guest,
+    Shim,
+    Virtiofsd,
+    Containerd,
+}
+
+/// A node with a root file system for its pods.
+pub(crate) struct Node {
+    pub(crate) stage: Stage,
+    pub(crate) config: PathBuf,
+    pub(crate) root: PathBuf,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        let stage = Stage::plain().unwrap();
+        let config = Settings::plain().write(&stage.state, "c.toml").unwrap();
+        let root = stage.state.dir("rootfs").unwrap();
+        Recipe::busybox("alive").unwrap().unpack(&root).unwrap();
+        Self {
+            stage,
+            config,
+            root,
+        }
+    }
+
+    pub(crate) fn pod(&self, id: &str, args: &[&str]) {
+        let pod = Pod::new(id, &self.config, &self.root, args).flag(&["--detach", "--null-io"]);
+        let run = self.stage.run(&pod).unwrap();
+        assert_eq!(run.code, 0, "{}\n{}", run.report(), self.stage.log_tail());
+    }
+
+    /// A container of the pod `pod`.
+    pub(crate) fn member(&self, id: &str, kind: &str) {
+        let kind = format!("io.kubernetes.cri.container-type={kind}");
+        let pod = Pod::new(id, &self.config, &self.root, &["/bin/sleep", "3600"])
+            .flag(&["--annotation", &kind])
+            .flag(&["--annotation", "io.kubernetes.cri.sandbox-id=pod"])
+            .flag(&["--detach", "--null-io"]);
+        let run = self.stage.run(&pod).unwrap();
+        assert_eq!(run.code, 0, "{}\n{}", run.report(), self.stage.log_tail());
+    }
+
+    pub(crate) fn exec(&self, id: &str, name: &str) -> String {
+        let words = ["task", "exec", "--exec-id", name, id, "/bin/cat", "/marker"];
+        let run = self.stage.containerd.ctr_within(START, &words).unwrap();
+        run.ok().unwrap().stdout
+    }
+
+    pub(crate) fn state(&self, id: &str) -> String {
+        let said = self.stage.containerd.ctr(&["task", "list"]).unwrap().stdout;
+        let mut rows = said
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = rows.find(|row| row.first() == Some(&id));
+        row.and_then(|row| row.get(2).map(|state| (*state).to_owned()))
+            .unwrap_or_default()
+    }
+
+    /// Processes of the node by their program's name.
+    pub(crate) fn pids(&self, word: &str) -> Vec<i32> {
+        let all = processes_of(self.stage.state.path());
+        let named = |command: &str| {
+            command
+                .split(' ')
+                .next()
+                .is_some_and(|first| first.contains(word))
+        };
+        all.into_iter()
+            .filter(|process| named(&process.command))
+            .map(|process| process.pid)
+            .collect()
+    }
+
+    pub(crate) fn signal(&self, word: &str, signal: Signal) {
+        for pid in self.pids(word) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    pub(crate) fn strike(&mut self, victim: Victim) {
+        match victim {
+            Victim::Vmm => self.signal(VMM, Signal::SIGKILL),
+            Victim::Guest => self.signal(VMM, Signal::SIGSTOP),
+            Victim::Shim => self.signal(SHIM, Signal::SIGKILL),
+            Victim::Virtiofsd => self.signal(VIRTIOFSD, Signal::SIGKILL),
+            Victim::Containerd => {
+                self.stage.containerd.crash().unwrap();
+                self.stage.containerd.revive().unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn rss_kib(&self) -> u64 {
+        let pid = self.pids(SHIM)[0];
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim()
+            .strip_suffix("kB")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    pub(crate) fn agent_pss_kib(&self, id: &str) -> u64 {
+        let metrics = self.stage.metrics(id).unwrap();
+        let mut lines = metrics.lines();
+        let bytes = lines.find_map(|line| line.strip_prefix("cloister_agent_pss_bytes "));
+        bytes.unwrap().parse::<u64>().unwrap() / 1024
+    }
+}
+
+/// What a pod can leave behind, on a host that other things run on too: [`Leftovers`] of the test's own directory,
+/// loop devices that are open on a file of it, and cgroups of its namespace.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Traces {
+    pub(crate) of_shims: Leftovers,
+    pub(crate) others: BTreeSet<String>,
+}
+
+pub(crate) fn traces(node: &Node) -> Traces {
+    let base = node.stage.state.path();
+    let mut others = BTreeSet::new();
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = fs::read_to_string(device.path().join("loop/backing_file"));
+        if backing.is_ok_and(|file| file.contains(&*base.to_string_lossy())) {
+            others.insert(device.path().display().to_string());
+        }
+    }
+    let hierarchies = fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten();
+    for hierarchy in hierarchies
+        .map(|one| one.path())
+        .chain([PathBuf::from("/sys/fs/cgroup")])
+    {
+        let pods = fs::read_dir(hierarchy.join(NAMESPACE))
+            .into_iter()
+            .flatten()
+            .flatten();
+        others.extend(
+            pods.filter(|pod| pod.path().is_dir())
+                .map(|pod| pod.path().display().to_string()),
+        );
+    }
+    others.extend(below(&base.join("scratch")));
+    Traces {
+        of_shims: node.stage.containerd.leftovers(),
+        others,
+    }
+}
+
+fn below(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path().display().to_string())
+        .collect()
+}
+
+#[track_caller]
+pub(crate) fn settled(node: &Node, before: &Traces, what: &str) {
+    let shims = node.stage.settled(&before.of_shims);
+    shims.unwrap_or_else(|error| panic!("{what}: {error}\n{}", node.stage.log_tail()));
+    assert_eq!(traces(node).others, before.others, "{what}");
+}
