@@ -26,7 +26,7 @@ use crate::network;
 use crate::process::{KILLED, Phase, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::spec::amend::{HostBind, amend};
-use crate::spec::group::{self, Role};
+use crate::spec::group::Role;
 use crate::spec::pod::{self, Processes, Sibling};
 use crate::spec::size::Limits;
 use crate::spec::{self, Spec, proto, refuse};
@@ -67,12 +67,12 @@ pub(super) struct Prepared {
 }
 
 /// What the guest is asked for.
-struct Ready {
-    guest: Guest,
-    new: NewContainer,
+pub(super) struct Ready {
+    pub(super) guest: Guest,
+    pub(super) new: NewContainer,
     /// What the host has mounted for it.
     shared: Option<Shared>,
-    within: Duration,
+    pub(super) within: Duration,
 }
 
 impl Tasks {
@@ -82,10 +82,7 @@ impl Tasks {
             let text = format!("{:?} is not an id", request.id);
             return Err(GuestError::new(ErrorCode::InvalidArgument, "create", text));
         }
-        let spec = spec::read(&request.bundle)
-            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
-        let role = group::role(&spec.annotations)
-            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
+        let (role, spec) = self.read(&request.bundle)?;
         refuse::check(&spec)
             .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "spec", error))?;
         if role.sandbox_of(&request.id) != self.sandbox_id {
@@ -142,7 +139,7 @@ impl Tasks {
     }
 
     /// All that the guest needs for a container, and the guest.
-    async fn make_ready(
+    pub(super) async fn make_ready(
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
@@ -220,7 +217,7 @@ impl Tasks {
     }
 
     /// The pod's configuration: read by its first container, and kept for the others.
-    async fn config(
+    pub(super) async fn config(
         &self,
         request: &CreateRequest,
         role: &Role,

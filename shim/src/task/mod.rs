@@ -4,8 +4,9 @@
 mod create;
 mod grow;
 mod make;
-mod options;
+pub(crate) mod options;
 mod plan;
+pub mod pod;
 pub mod service;
 mod volumes;
 
@@ -51,6 +52,8 @@ pub struct Tasks {
     shm: std::sync::OnceLock<String>,
     /// What of a grown VM is in use.
     online: grow::Online,
+    /// The pod, where it came by the sandbox service.
+    pod: std::sync::OnceLock<Arc<pod::Pod>>,
 }
 
 impl Tasks {
@@ -75,6 +78,7 @@ impl Tasks {
             config_variable,
             shm: std::sync::OnceLock::new(),
             online: grow::Online::default(),
+            pod: std::sync::OnceLock::new(),
         })
     }
 
