@@ -270,15 +270,16 @@ fn pod_config(options: Option<&Any>) -> Result<PodConfig, GuestError> {
         .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, PHASE, error))
 }
 
-/// The agent's own program, which waits in the place of a container's.
+/// Where the agent's own program waits in the place of a container's: what libcontainer wants of every root.
 fn waiter(spec: &mut Spec) {
-    let mount = |kind: &str, destination: &str| oci::Mount {
-        destination: destination.to_owned(),
-        source: kind.to_owned(),
-        kind: kind.to_owned(),
-        options: ["nosuid", "noexec", "nodev"].map(str::to_owned).to_vec(),
-    };
-    spec.mounts.push(mount("proc", "/proc"));
+    for (kind, destination, option) in [("proc", "/proc", "nodev"), ("tmpfs", "/dev", "mode=755")] {
+        spec.mounts.push(oci::Mount {
+            destination: destination.to_owned(),
+            source: kind.to_owned(),
+            kind: kind.to_owned(),
+            options: ["nosuid", "noexec", option].map(str::to_owned).to_vec(),
+        });
+    }
     let root = spec.root.get_or_insert_default();
     root.readonly = true;
     let process = spec.process.get_or_insert_default();
