@@ -21,6 +21,7 @@ pub mod container;
 pub mod creation;
 pub mod event;
 pub mod guest;
+pub mod hooks;
 pub mod init_data;
 pub mod io;
 pub mod log;

@@ -146,4 +146,34 @@ mod tests {
         let torn = options(RUNC_OPTIONS, b"\x1a\xff");
         assert!(Asked::read(&torn, "pod", "k8s.io").is_err());
     }
+
+    /// What containerd 1.6, 1.7 and 2.0 to 2.2 pipe for a handler with `ConfigPath`, and what 2.4 has before it.
+    const OPTIONS: &[u8] = b"\x0a\x19runtimeoptions.v1.Options\x12\x30\x0a\x23io.containerd.runtimeoptions.v1.Opt\x12\x09/c/a.toml";
+    const PARAMS: &[u8] = b"\x0a\x03pod\x12\x06k8s.io\x22\x062.4.2+\x2a\x0a/c.s.ttrpc\x32\x04/c.s\x3a\x0b/containerd\x42\x4f\x0a\x4d";
+
+    #[test]
+    fn a_containerd_of_before_2_3_pipes_options_and_reads_an_address() {
+        let asked = read(OPTIONS);
+        assert_eq!(asked.config, Some(PathBuf::from("/c/a.toml")));
+        assert_eq!((&asked.containerd, &asked.events), (&None, &None));
+        assert_eq!(asked.reply("unix:///s".to_owned()), b"unix:///s");
+        let nothing = read(b"");
+        assert_eq!(nothing, Asked::default());
+        assert_eq!(nothing.reply("unix:///s".to_owned()), b"unix:///s");
+    }
+
+    #[test]
+    fn a_containerd_from_2_3_on_pipes_a_message_and_reads_one() {
+        let input = [PARAMS, OPTIONS, b"\x4a\x05/sock"].concat();
+        let asked = read(&input);
+        assert_eq!(asked.config, Some(PathBuf::from("/c/a.toml")));
+        assert_eq!(asked.containerd.as_deref(), Some("/c.s"));
+        assert_eq!(asked.events.as_deref(), Some("/c.s.ttrpc"));
+        assert_eq!(asked.sockets, Some(PathBuf::from("/sock")));
+        let reply = asked.reply("unix:///s".to_owned());
+        assert_eq!(reply, b"\x08\x02\x12\x09unix:///s\x1a\x05ttrpc");
+        // For another container it is no message, and as options it has no name that counts.
+        let other = Asked::read(&input, "other", "k8s.io").unwrap();
+        assert_eq!(other, Asked::default());
+    }
 }

@@ -13,6 +13,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use super::{BootstrapError, bundle, socket_path, step};
 use crate::cgroup;
 use crate::clock;
+use crate::hooks;
 use crate::network;
 use crate::process::KILLED;
 use crate::spec;
@@ -103,6 +104,7 @@ pub(super) fn clean(directory: &StateDir) {
         std::thread::sleep(LOOK_INTERVAL);
     }
     network::undo(directory);
+    hooks::after_all(directory);
     cgroup::undo(directory);
     // What is left in it is of no use to anyone.
     let _ = directory.remove();

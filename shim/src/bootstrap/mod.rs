@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use containerd_shim::Flags;
 use thiserror::Error;
 
+use crate::hooks;
+
 /// The name that containerd knows this runtime by.
 pub const RUNTIME: &str = "io.containerd.cloister.v2";
 /// Where containerd 1.x lets shims have their sockets.
@@ -93,6 +95,11 @@ pub fn run(arguments: &[std::ffi::OsString]) -> Result<(), BootstrapError> {
     }
     if flags.info {
         return info();
+    }
+    if flags.action == hooks::HOLD {
+        // Whoever started it lets go when the pod is gone, or is dead itself.
+        let copied = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        return copied.map(drop).map_err(step("hold a namespace"));
     }
     check(&flags)?;
     match flags.action.as_str() {

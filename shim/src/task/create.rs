@@ -143,7 +143,7 @@ impl Tasks {
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
-        spec: Spec,
+        mut spec: Spec,
     ) -> Result<Ready, GuestError> {
         let config = self.config(request, &container.role, &spec).await?;
         let processes = self.processes(container)?;
@@ -152,6 +152,7 @@ impl Tasks {
         {
             let _ = self.shm.set(shm);
         }
+        self.hooks_before(container, request, &mut spec).await?;
         let shm = self.shm.get().map(String::as_str);
         let mut prepared = prepare(config, container, request, spec, shm)?;
         if let Processes::Of(other) = &processes {
@@ -320,6 +321,7 @@ impl Tasks {
             let _ = guest.remove_container(&container.id).await;
         }
         container.unmount();
+        self.hooks_after(container).await;
         self.containers.remove(&container.id);
         // Who waits for its end must not wait for ever.
         container.init.exited(KILLED);

@@ -3,6 +3,7 @@
 
 mod create;
 mod grow;
+mod hooked;
 mod make;
 pub(crate) mod options;
 mod plan;
@@ -54,6 +55,8 @@ pub struct Tasks {
     online: grow::Online,
     /// The pod, where it came by the sandbox service.
     pod: std::sync::OnceLock<Arc<pod::Pod>>,
+    /// Holds the network namespace that hooks have set up.
+    holder: std::sync::Mutex<Option<crate::hooks::Holder>>,
 }
 
 impl Tasks {
@@ -79,6 +82,7 @@ impl Tasks {
             shm: std::sync::OnceLock::new(),
             online: grow::Online::default(),
             pod: std::sync::OnceLock::new(),
+            holder: std::sync::Mutex::default(),
         })
     }
 
@@ -120,6 +124,9 @@ impl Tasks {
         let copies = Copies::start(streams, connections, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
+        if exec.is_empty() {
+            self.hooks_started(&container).await?;
+        }
         drop(turn);
         tokio::spawn(Self::follow(
             Arc::clone(&self),
@@ -329,6 +336,7 @@ impl Tasks {
             self.sandbox.stop().await;
         }
         container.unmount();
+        self.hooks_after(&container).await;
         self.containers.remove(&id);
         // Who waits for one that never ran must not wait for ever.
         container.init.exited(exit.status);
@@ -399,6 +407,7 @@ impl Tasks {
         self.sandbox.stop().await;
         for container in self.containers.all() {
             container.unmount();
+            self.hooks_after(&container).await;
         }
         // With the directory goes the record of what was too busy to be removed when the VM ended.
         crate::cgroup::undo(&self.directory);
