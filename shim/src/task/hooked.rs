@@ -34,17 +34,16 @@ impl Tasks {
     }
 
     /// Runs those that follow the start of a container.
-    pub(super) async fn hooks_started(&self, container: &Container) -> Result<(), GuestError> {
-        // Who has none is not read again.
+    pub(super) async fn hooks_started(&self, container: &Container) {
         let Ok(spec) = crate::spec::read(&container.bundle) else {
-            return Ok(());
+            return;
         };
         let Some(all) = spec.hooks.clone().filter(|all| !all.poststart.is_empty()) else {
-            return Ok(());
+            return;
         };
         let told = hooks::told(&container.id, &container.bundle, &spec);
         let (directory, pid) = (self.directory.clone(), self.pid());
-        blocking(move || hooks::started(&directory, &told, &all.poststart, pid)).await
+        let _ = blocking(move || hooks::started(&directory, &told, &all.poststart, pid)).await;
     }
 
     /// Runs those that follow the end of a container.

@@ -125,7 +125,7 @@ impl Tasks {
         process.started();
         self.tell_started(&process, pid);
         if exec.is_empty() {
-            self.hooks_started(&container).await?;
+            self.hooks_started(&container).await;
         }
         drop(turn);
         tokio::spawn(Self::follow(
