@@ -275,7 +275,9 @@ enum Usage {
     Used,
     /// There were.
     Empty,
-    /// There were none when it was closed, and there will be none.
+    /// It lives on without containers, until it is closed.
+    Held,
+    /// There will be no more.
     Closed,
 }
 
@@ -317,7 +319,7 @@ impl Containers {
         }
         let container = Arc::new(container);
         table.insert(container.id.clone(), Arc::clone(&container));
-        self.usage.send_replace(Usage::Used);
+        self.move_on(&[Usage::New, Usage::Empty], Usage::Used);
         Ok(container)
     }
 
@@ -339,17 +341,34 @@ impl Containers {
     pub fn remove(&self, id: &str) {
         let mut table = lock(&self.table);
         if table.remove(id).is_some() && table.is_empty() {
-            self.usage.send_replace(Usage::Empty);
+            self.move_on(&[Usage::Used], Usage::Empty);
         }
     }
 
-    /// Takes no more, if there is none: returns whether that is so.
+    /// Lives on without containers, until it is closed.
+    pub fn hold(&self) {
+        self.move_on(&[Usage::New, Usage::Used, Usage::Empty], Usage::Held);
+    }
+
+    /// Takes no more, whatever is there.
+    pub fn close(&self) {
+        let _table = lock(&self.table);
+        self.usage.send_replace(Usage::Closed);
+    }
+
+    fn move_on(&self, from: &[Usage], to: Usage) {
+        self.usage
+            .send_if_modified(|usage| from.contains(usage) && std::mem::replace(usage, to) != to);
+    }
+
+    /// Takes no more, if there is none and none may come: returns whether that is so.
     pub fn close_if_empty(&self) -> bool {
         let table = lock(&self.table);
-        if table.is_empty() {
+        let closes = table.is_empty() && *self.usage.borrow() != Usage::Held;
+        if closes {
             self.usage.send_replace(Usage::Closed);
         }
-        table.is_empty()
+        closes
     }
 
     /// Waits until it is closed, and closes it when it has been without containers for too long.
@@ -359,7 +378,7 @@ impl Containers {
             let seen = *usage.borrow_and_update();
             let wait = match seen {
                 Usage::Closed => return,
-                Usage::Used => None,
+                Usage::Used | Usage::Held => None,
                 Usage::New => Some(patience.first),
                 Usage::Empty => Some(patience.next),
             };
@@ -471,6 +490,26 @@ mod tests {
         let began = tokio::time::Instant::now();
         containers.closed(PATIENCE).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_that_is_held_ends_when_it_is_closed_and_not_before() {
+        let containers = Containers::default();
+        containers.hold();
+        let busy = async {
+            tokio::time::sleep(PATIENCE.first * 9).await;
+            containers.insert(container()).unwrap();
+            containers.remove("c");
+            assert!(!containers.close_if_empty());
+            tokio::time::sleep(PATIENCE.next * 9).await;
+            containers.insert(container()).unwrap();
+            containers.close();
+        };
+        let began = tokio::time::Instant::now();
+        tokio::join!(containers.closed(PATIENCE), busy);
+        assert_eq!(began.elapsed(), PATIENCE.first * 9 + PATIENCE.next * 9);
+        containers.remove("c");
+        assert!(containers.insert(container()).is_err(), "closed is closed");
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod event;
 pub mod exposition;
 pub mod guest;
 pub mod guest_log;
+pub mod hooks;
 pub mod init_data;
 pub mod io;
 pub mod log;

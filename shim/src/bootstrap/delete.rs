@@ -3,6 +3,7 @@
 //! any number of times, at any moment.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim::Flags;
@@ -12,6 +13,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use super::{BootstrapError, bundle, socket_path, step};
 use crate::cgroup;
 use crate::clock;
+use crate::hooks;
 use crate::network;
 use crate::process::KILLED;
 use crate::spec;
@@ -43,8 +45,7 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
     // A container of a pod whose server lives is that server's to clean up.
     if role.owns_vm() || !serves {
         clean(&directory);
-        let socket = socket_path(&flags.address, &flags.namespace, sandbox);
-        match std::fs::remove_file(&socket) {
+        match std::fs::remove_file(socket_of(flags, sandbox)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(step("remove the socket")(error));
             }
@@ -63,6 +64,21 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
     std::io::stdout()
         .write_all(&bytes)
         .map_err(step("write the answer"))
+}
+
+/// Where the server listened: as `start` noted it, which was told a directory that nobody tells here.
+fn socket_of(flags: &Flags, sandbox: &str) -> PathBuf {
+    let noted = bundle(flags).and_then(|bundle| {
+        std::fs::read_to_string(bundle.join("address")).map_err(step("read the address"))
+    });
+    match noted
+        .ok()
+        .as_deref()
+        .and_then(|text| text.strip_prefix("unix://"))
+    {
+        Some(path) => PathBuf::from(path),
+        None => socket_path(&flags.address, &flags.namespace, sandbox, None),
+    }
 }
 
 /// Kills every process that belongs to a sandbox, the server first, so that it starts no other.
@@ -88,6 +104,7 @@ pub(super) fn clean(directory: &StateDir) {
         std::thread::sleep(LOOK_INTERVAL);
     }
     network::undo(directory);
+    hooks::after_all(directory);
     cgroup::undo(directory);
     // What is left in it is of no use to anyone.
     let _ = directory.remove();

@@ -6,14 +6,17 @@
 //! does not give, and it reaps children that others here wait for.
 //! <https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md>
 
+mod asked;
 mod delete;
 mod serve;
 mod start;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use containerd_shim::Flags;
 use thiserror::Error;
+
+use crate::hooks;
 
 /// The name that containerd knows this runtime by.
 pub const RUNTIME: &str = "io.containerd.cloister.v2";
@@ -46,6 +49,9 @@ pub enum BootstrapError {
     /// The bundle's specification cannot be read.
     #[error("bundle: {0}")]
     Spec(#[source] std::io::Error),
+    /// The runtime's options cannot be read.
+    #[error("{0}")]
+    Options(String),
     /// The annotations make no sense.
     #[error(transparent)]
     Group(#[from] crate::spec::group::GroupError),
@@ -90,6 +96,11 @@ pub fn run(arguments: &[std::ffi::OsString]) -> Result<(), BootstrapError> {
     if flags.info {
         return info();
     }
+    if flags.action == hooks::HOLD {
+        // Whoever started it lets go when the pod is gone, or is dead itself.
+        let copied = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        return copied.map(drop).map_err(step("hold a namespace"));
+    }
     check(&flags)?;
     match flags.action.as_str() {
         "start" => start::start(&flags),
@@ -131,13 +142,20 @@ fn bundle(flags: &Flags) -> Result<PathBuf, BootstrapError> {
 }
 
 /// The path of a sandbox's socket: short, and the same for all who know containerd, namespace and
-/// id. It is the address that containerd's own shims use.
-fn socket_path(containerd: &str, namespace: &str, sandbox: &str) -> PathBuf {
+/// id. It is the address that containerd's own shims use, in the directory that containerd names or in theirs.
+fn socket_path(
+    containerd: &str,
+    namespace: &str,
+    sandbox: &str,
+    directory: Option<&Path>,
+) -> PathBuf {
     use sha2::Digest;
     let name = format!("{containerd}/{namespace}/{sandbox}");
     let mut name = hex::encode(sha2::Sha256::digest(name));
     let Some(directory) = std::env::var_os(SOCKETS_VARIABLE) else {
-        return PathBuf::from(SOCKET_DIRECTORY).join(name);
+        return directory
+            .unwrap_or_else(|| Path::new(SOCKET_DIRECTORY))
+            .join(name);
     };
     name.truncate(SHORT_NAME);
     PathBuf::from(directory).join(name)
@@ -149,10 +167,12 @@ mod tests {
 
     #[test]
     fn the_socket_is_where_containerds_shims_have_it() {
-        let path = socket_path("/run/containerd/containerd.sock", "default", "123");
+        let path = socket_path("/run/containerd/containerd.sock", "default", "123", None);
         let expected =
             "/run/containerd/s/0ddfbd72d02b3551e75f3a0ed90b9965b533401be618f43a568bc522764e0ad0";
         assert_eq!(path, PathBuf::from(expected));
+        let named = socket_path("c", "n", "s", Some(Path::new("/run/other")));
+        assert!(named.starts_with("/run/other"));
     }
 
     #[test]

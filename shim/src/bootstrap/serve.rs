@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim::Flags;
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +22,7 @@ use crate::event::Publisher;
 use crate::state_dir::StateDir;
 use crate::task::Tasks;
 use crate::task::observed::Observed;
+use crate::task::pod::service::PodService;
 use crate::task::service::Service;
 use crate::{config, log, monitor, own_namespace};
 
@@ -102,7 +104,8 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
     let mut server = Server::new()
         .add_listener(Listener::new(UnixListenerStream::new(listener)))
         .register_service(create_task(Arc::clone(&service)))
-        .register_service(under_v2(service));
+        .register_service(under_v2(service))
+        .register_service(create_sandbox(Arc::new(PodService(Arc::clone(&tasks)))));
     server
         .start()
         .await

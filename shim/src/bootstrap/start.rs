@@ -1,8 +1,5 @@
 //! `start`: one server for each pod. The pod's first container gets a new one, the others its
-//! address.
-//!
-//! containerd pipes the runtime's options in. Of runc's, which it sends to shims that it does not know,
-//! one counts here: the cgroup in which it wants the shim.
+//! address. A pod without a sandbox container has a bundle without a specification.
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,15 +8,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use containerd_shim::Flags;
-use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
-use containerd_shim_protos::protobuf::rt::WireType;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, Message};
 
+use super::asked::Asked;
 use super::{BootstrapError, bundle, socket_path, step};
-use crate::cgroup;
-use crate::spec;
 use crate::spec::group::{self, Role};
+use crate::{cgroup, config, spec};
 
 /// What containerd pipes to a shim is at most this large.
 const MAX_INPUT: u64 = 10 * 1024 * 1024;
@@ -27,29 +20,27 @@ const MAX_INPUT: u64 = 10 * 1024 * 1024;
 pub(super) const LISTENING: &str = "listening\n";
 /// What a server that fails says is at most this long.
 const MAX_COMPLAINT: u64 = 64 * 1024;
-/// The version of the task service that every containerd since 1.3 speaks.
-const TASK_VERSION: i32 = 2;
-/// The name of runc's options, and the tag of their `shim_cgroup`: number << 3 | 2.
-const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
-const SHIM_CGROUP: u32 = 3 << 3 | 2;
 /// The environment variable for the address to which events go.
 const EVENTS_VARIABLE: &str = "TTRPC_ADDRESS";
 
 /// Starts a server or finds it, and writes its address for containerd.
 pub(super) fn start(flags: &Flags) -> Result<(), BootstrapError> {
     let bundle = bundle(flags)?;
-    let input = input()?;
-    let params = bootstrap_params(flags, &input);
-    let containerd = match &params {
-        Some(params) if !params.containerd_grpc_address.is_empty() => {
-            &params.containerd_grpc_address
-        }
-        _ => &flags.address,
+    let asked = Asked::read(&input()?, &flags.id, &flags.namespace)?;
+    let containerd = asked.containerd.as_ref().unwrap_or(&flags.address);
+    let role = match spec::read(&bundle) {
+        Ok(spec) => group::role(&spec.annotations)?,
+        // What a pod is that has no sandbox container comes with CreateSandbox.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Role::Sandbox,
+        Err(error) => return Err(BootstrapError::Spec(error)),
     };
-    let spec = spec::read(&bundle).map_err(BootstrapError::Spec)?;
-    let role = group::role(&spec.annotations)?;
     let sandbox = role.sandbox_of(&flags.id);
-    let socket = socket_path(containerd, &flags.namespace, sandbox);
+    let socket = socket_path(
+        containerd,
+        &flags.namespace,
+        sandbox,
+        asked.sockets.as_deref(),
+    );
     let address = format!("unix://{}", socket.display());
     let answers = UnixStream::connect(&socket).is_ok();
     let pid = match (&role, answers) {
@@ -64,17 +55,7 @@ pub(super) fn start(flags: &Flags) -> Result<(), BootstrapError> {
             return Err(BootstrapError::Running(sandbox.to_owned()));
         }
         (Role::Single | Role::Sandbox, false) => {
-            let events = params
-                .as_ref()
-                .map(|params| params.containerd_ttrpc_address.as_str());
-            let cgroup = shim_cgroup(&input)?;
-            Some(spawn_server(
-                flags,
-                &bundle,
-                &socket,
-                events,
-                cgroup.as_deref(),
-            )?)
+            Some(spawn_server(flags, &bundle, &socket, &asked)?)
         }
     };
     // containerd finds the server again by this file after a restart.
@@ -83,18 +64,7 @@ pub(super) fn start(flags: &Flags) -> Result<(), BootstrapError> {
         std::fs::write(bundle.join("shim.pid"), pid.to_string())
             .map_err(step("write the pid file"))?;
     }
-    let reply = match params {
-        None => address.into_bytes(),
-        Some(_) => {
-            let result = BootstrapResult {
-                version: TASK_VERSION,
-                address,
-                protocol: "ttrpc".to_owned(),
-                ..Default::default()
-            };
-            result.write_to_bytes().unwrap_or_default()
-        }
-    };
+    let reply = asked.reply(address);
     std::io::stdout()
         .write_all(&reply)
         .map_err(step("write the answer"))
@@ -115,47 +85,12 @@ fn input() -> Result<Vec<u8>, BootstrapError> {
     Ok(input)
 }
 
-/// What containerd 2.3 and later pipe in. Earlier ones pipe in the runtime's options, or nothing.
-fn bootstrap_params(flags: &Flags, input: &[u8]) -> Option<BootstrapParams> {
-    let params = BootstrapParams::parse_from_bytes(input).ok();
-    // Options decode as this message too, with odd values.
-    params.filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace)
-}
-
-/// `ShimCgroup` of runc's options (`containerd.runc.v1.Options`).
-fn shim_cgroup(input: &[u8]) -> Result<Option<String>, BootstrapError> {
-    let Some(options) = Any::parse_from_bytes(input).ok() else {
-        return Ok(None);
-    };
-    if !options.type_url.ends_with(RUNC_OPTIONS) {
-        return Ok(None);
-    }
-    let malformed = |error: containerd_shim_protos::protobuf::Error| {
-        step("read the runtime's options")(std::io::Error::other(error))
-    };
-    let mut stream = CodedInputStream::from_bytes(&options.value);
-    let mut path = None;
-    while let Some(tag) = stream.read_raw_tag_or_eof().map_err(malformed)? {
-        if tag == SHIM_CGROUP {
-            path = Some(stream.read_string().map_err(malformed)?);
-            continue;
-        }
-        let odd = || std::io::Error::other("unknown wire type");
-        let wire_type = WireType::new(tag & 7)
-            .ok_or_else(odd)
-            .map_err(step("read the runtime's options"))?;
-        stream.skip_field(wire_type).map_err(malformed)?;
-    }
-    Ok(path.filter(|path| !path.is_empty()))
-}
-
 /// Starts the server and waits until it listens or says why it does not.
 fn spawn_server(
     flags: &Flags,
     bundle: &Path,
     socket: &Path,
-    events: Option<&str>,
-    shim_cgroup: Option<&str>,
+    asked: &Asked,
 ) -> Result<u32, BootstrapError> {
     let program = std::env::current_exe().map_err(step("find the shim's own program"))?;
     let mut command = Command::new(program);
@@ -181,15 +116,19 @@ fn spawn_server(
     if flags.debug {
         command.arg("-debug");
     }
-    if let Some(events) = events.filter(|events| !events.is_empty()) {
+    if let Some(events) = &asked.events {
         command.env(EVENTS_VARIABLE, events);
     }
-    if let Some(path) = shim_cgroup {
+    // A pod without a sandbox container is asked for without options.
+    if let Some(path) = &asked.config {
+        command.env(config::PATH_VARIABLE, path);
+    }
+    if let Some(path) = &asked.shim_cgroup {
         command.env(cgroup::SHIM_VARIABLE, path);
     }
     let mut server = command.spawn().map_err(step("start the server"))?;
     let pid = server.id();
-    if let Some(path) = shim_cgroup
+    if let Some(path) = &asked.shim_cgroup
         && let Err(error) = cgroup::join(path, pid)
     {
         let _ = server.kill();
@@ -216,29 +155,4 @@ fn spawn_server(
         said.trim().to_owned()
     };
     Err(BootstrapError::Server(text))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(type_url: &str, value: &[u8]) -> Vec<u8> {
-        let any = Any {
-            type_url: type_url.into(),
-            value: value.into(),
-            ..Default::default()
-        };
-        any.write_to_bytes().unwrap()
-    }
-
-    #[test]
-    fn the_shims_cgroup_is_read_from_runcs_options_and_no_others() {
-        let value = b"\x08\x01\x1a\x05/shim\x48\x01";
-        let of = |input: &[u8]| shim_cgroup(input).unwrap();
-        assert_eq!(of(&options(RUNC_OPTIONS, value)).as_deref(), Some("/shim"));
-        assert_eq!(of(&options("runtimeoptions.v1.Options", value)), None);
-        assert_eq!(of(&options(RUNC_OPTIONS, b"\x1a\x00")), None);
-        assert_eq!(of(b""), None);
-        assert!(shim_cgroup(&options(RUNC_OPTIONS, b"\x1a\xff")).is_err());
-    }
 }

@@ -15,6 +15,7 @@
 mod hierarchy;
 mod place;
 mod record;
+mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ use place::Place;
 use record::Record;
 
 pub use place::PlaceError;
+pub use usage::usage;
 
 /// The environment variable by which `start` tells the server in which cgroup containerd wants the shim.
 pub const SHIM_VARIABLE: &str = "CLOISTER_SHIM_CGROUP";

@@ -31,6 +31,7 @@ mod user;
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 use agent_api::{ErrorCode, GuestError};
 use hypervisor::Nic;
@@ -204,6 +205,24 @@ pub fn attach(path: &Path, directory: &StateDir) -> Result<Attached, NetworkErro
             told: plan.told,
         })
     })
+}
+
+/// Starts a program in the namespace at a path, or in a new one.
+///
+/// # Errors
+/// [`NetworkError`]; the host's namespace is none for a pod.
+pub fn spawn_in(path: Option<&Path>, mut command: Command) -> Result<Child, NetworkError> {
+    let start = move || {
+        command.spawn().map_err(|source| NetworkError::Namespace {
+            path: PathBuf::new(),
+            step: "start a program in it",
+            source,
+        })
+    };
+    match path {
+        Some(path) => Namespace::open(path)?.inside(start),
+        None => namespace::inside_new(start),
+    }
 }
 
 /// A tap that has every frame of the wire, and the other way round.

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::NetworkError;
 use super::record::{Identity, Record};
@@ -95,6 +95,32 @@ impl Namespace {
                 io::ErrorKind::Other.into(),
             )),
         }
+    }
+}
+
+/// Does something in a new namespace, in which nothing is, and returns when it is done.
+///
+/// # Errors
+/// That of the work, or why there is no namespace.
+pub(super) fn inside_new<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let failed = |step, source| NetworkError::Namespace {
+        path: PathBuf::new(),
+        step,
+        source,
+    };
+    let thread = std::thread::Builder::new()
+        .name("network".to_owned())
+        .spawn(move || unshare(CloneFlags::CLONE_NEWNET).map(|()| work()))
+        .map_err(|source| failed("start a thread for it", source))?;
+    match thread.join() {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(errno)) => Err(failed("make it", errno.into())),
+        Err(_) => Err(failed(
+            "the thread in it ended early",
+            io::ErrorKind::Other.into(),
+        )),
     }
 }
 

@@ -77,6 +77,15 @@ impl Sandbox {
         let _ = self.ask(driver::Request::Stop).await;
     }
 
+    /// Waits for the end of the VM, whoever brought it about.
+    pub async fn ended(&self) {
+        let mut view = self.view.clone();
+        // An error means that the driver, and so the VM, is gone.
+        let _ = view
+            .wait_for(|view| matches!(view.state, State::Stopped(_)))
+            .await;
+    }
+
     /// The agent.
     ///
     /// # Errors

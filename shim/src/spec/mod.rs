@@ -2,6 +2,7 @@
 //! what the guest gets.
 
 pub mod amend;
+pub mod cri;
 pub mod group;
 pub mod oci;
 pub mod pod;

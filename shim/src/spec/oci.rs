@@ -42,10 +42,21 @@ wire! {
         root: Option<Root>,
         hostname: String,
         mounts: Vec<Mount>,
-        hooks: Option<serde_json::Value>,
+        hooks: Option<Hooks>,
         annotations: BTreeMap<String, String>,
         linux: Option<Linux>,
     }
+    /// `hooks`.
+    Hooks {
+        prestart: Vec<Hook>,
+        create_runtime: Vec<Hook>,
+        create_container: Vec<Hook>,
+        start_container: Vec<Hook>,
+        poststart: Vec<Hook>,
+        poststop: Vec<Hook>,
+    }
+    /// A program of the host; `timeout` is in seconds.
+    Hook { path: String, args: Vec<String>, env: Vec<String>, timeout: Option<u64>, }
     /// `root`.
     Root { path: String, readonly: bool, }
     /// One of `mounts`.

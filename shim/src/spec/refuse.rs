@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use super::oci::{Linux, Mount, Spec};
+use super::oci::{Hooks, Linux, Mount, Spec};
 
 /// Devices that are named in an error.
 const SHOWN: usize = 3;
@@ -47,6 +47,11 @@ pub enum Refused {
         /// Where it is mounted.
         destination: String,
     },
+    /// Programs of the host that are to run inside.
+    #[error(
+        "hooks.{0}: its programs run in the container's namespaces, and those are in a VM that the host's programs are not in: use createRuntime, poststart or poststop, or remove the hook"
+    )]
+    Hook(&'static str),
     /// Users of the container that are others of the host.
     #[error(
         "hostUsers: false (linux.uidMappings): a user namespace inside of a VM is not supported: remove hostUsers; the pod has a kernel of its own already"
@@ -62,7 +67,21 @@ pub fn check(spec: &Spec) -> Result<(), Refused> {
     if let Some(linux) = &spec.linux {
         check_linux(linux)?;
     }
+    if let Some(hooks) = &spec.hooks {
+        check_hooks(hooks)?;
+    }
     spec.mounts.iter().try_for_each(check_mount)
+}
+
+fn check_hooks(hooks: &Hooks) -> Result<(), Refused> {
+    let inside = [
+        ("createContainer", &hooks.create_container),
+        ("startContainer", &hooks.start_container),
+    ];
+    match inside.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
+        Some((name, _)) => Err(Refused::Hook(name)),
+        None => Ok(()),
+    }
 }
 
 fn check_linux(linux: &Linux) -> Result<(), Refused> {
@@ -136,6 +155,10 @@ mod tests {
             (
                 r#"{"mounts":[{"destination":"/x","options":["rbind","rslave"]}]}"#,
                 "mountPropagation HostToContainer",
+            ),
+            (
+                r#"{"hooks":{"startContainer":[{"path":"/x"}]}}"#,
+                "hooks.startContainer",
             ),
             (
                 r#"{"mounts":[{"destination":"/x","options":["rbind","rshared"]}]}"#,

@@ -11,9 +11,9 @@ use super::oci::{Resources, Spec};
 use crate::config::Vm;
 
 /// The pod's limits as containerd (from 1.6 on) sums them up for the sandbox.
-const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+pub(super) const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+pub(super) const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub(super) const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 const MIB: u64 = 1024 * 1024;
 const MILLI: u64 = 1000;

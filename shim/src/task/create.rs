@@ -27,7 +27,7 @@ use crate::network;
 use crate::process::{KILLED, Phase, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::spec::amend::{HostBind, amend};
-use crate::spec::group::{self, Role};
+use crate::spec::group::Role;
 use crate::spec::pod::{self, Processes, Sibling};
 use crate::spec::pod_name::PodName;
 use crate::spec::size::Limits;
@@ -71,12 +71,12 @@ pub(super) struct Prepared {
 }
 
 /// What the guest is asked for.
-struct Ready {
-    guest: Guest,
-    new: NewContainer,
+pub(super) struct Ready {
+    pub(super) guest: Guest,
+    pub(super) new: NewContainer,
     /// What the host has mounted for it.
     shared: Option<Shared>,
-    within: Duration,
+    pub(super) within: Duration,
 }
 
 impl Tasks {
@@ -86,10 +86,7 @@ impl Tasks {
             let text = format!("{:?} is not an id", request.id);
             return Err(GuestError::new(ErrorCode::InvalidArgument, "create", text));
         }
-        let spec = spec::read(&request.bundle)
-            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
-        let role = group::role(&spec.annotations)
-            .map_err(|error| GuestError::new(ErrorCode::InvalidArgument, "create", error))?;
+        let (role, spec) = self.read(&request.bundle)?;
         refuse::check(&spec)
             .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "spec", error))?;
         if role.sandbox_of(&request.id) != self.sandbox_id {
@@ -146,11 +143,11 @@ impl Tasks {
     }
 
     /// All that the guest needs for a container, and the guest.
-    async fn make_ready(
+    pub(super) async fn make_ready(
         self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
-        spec: Spec,
+        mut spec: Spec,
     ) -> Result<Ready, GuestError> {
         let config = self.config(request, &container.role, &spec).await?;
         let processes = self.processes(container)?;
@@ -164,6 +161,7 @@ impl Tasks {
         {
             let _ = self.shm.set(shm);
         }
+        self.hooks_before(container, request, &mut spec).await?;
         let shm = self.shm.get().map(String::as_str);
         let mut prepared = prepare(config, container, request, spec, shm)?;
         if let Processes::Of(other) = &processes {
@@ -315,6 +313,7 @@ impl Tasks {
         }
         self.release_disks(container).await;
         container.unmount();
+        self.hooks_after(container).await;
         self.containers.remove(&container.id);
         // Who waits for its end must not wait for ever.
         container.init.exited(KILLED);

@@ -4,11 +4,13 @@
 mod create;
 mod disks;
 mod grow;
+mod hooked;
 mod kill;
 mod make;
 pub mod observed;
-mod options;
+pub(crate) mod options;
 mod plan;
+pub mod pod;
 pub mod service;
 mod settings;
 mod volumes;
@@ -62,6 +64,10 @@ pub struct Tasks {
     online: grow::Online,
     /// The disks of the host that the VM has.
     disks: crate::disk::Table,
+    /// The pod, where it came by the sandbox service.
+    pod: std::sync::OnceLock<Arc<pod::Pod>>,
+    /// Holds the network namespace that hooks have set up.
+    holder: std::sync::Mutex<Option<crate::hooks::Holder>>,
 }
 
 impl Tasks {
@@ -89,6 +95,8 @@ impl Tasks {
             shm: std::sync::OnceLock::new(),
             online: grow::Online::default(),
             disks: crate::disk::Table::default(),
+            pod: std::sync::OnceLock::new(),
+            holder: std::sync::Mutex::default(),
         })
     }
 
@@ -138,6 +146,9 @@ impl Tasks {
         let copies = Copies::start(streams, connections, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
+        if exec.is_empty() {
+            self.hooks_started(&container).await;
+        }
         drop(turn);
         tokio::spawn(Self::follow(
             Arc::clone(&self),
@@ -306,6 +317,7 @@ impl Tasks {
         }
         self.release_disks(&container).await;
         container.unmount();
+        self.hooks_after(&container).await;
         self.containers.remove(&id);
         // Who waits for one that never ran must not wait for ever.
         container.init.exited(exit.status);
@@ -376,6 +388,7 @@ impl Tasks {
         self.sandbox.stop().await;
         for container in self.containers.all() {
             container.unmount();
+            self.hooks_after(&container).await;
         }
         // With the directory goes the record of what was too busy to be removed when the VM ended.
         crate::cgroup::undo(&self.directory);

@@ -20,7 +20,7 @@ const CONFIG_BODY: u32 = 3 << 3 | 2;
 ///
 /// # Errors
 /// The options are malformed, or hold the configuration itself.
-pub(super) fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, GuestError> {
+pub(crate) fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, GuestError> {
     let Some(options) = options.filter(|options| options.type_url.ends_with(NAME)) else {
         return Ok(None);
     };

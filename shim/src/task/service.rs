@@ -48,7 +48,7 @@ fn time_for_work(within: Duration) -> Duration {
 }
 
 /// Runs work to its end, whether or not someone still waits for it.
-async fn to_the_end<T: Send + 'static>(
+pub(super) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, GuestError>> + Send + 'static,
 ) -> Result<T, GuestError> {
     tokio::spawn(work).await.unwrap_or_else(|error| {

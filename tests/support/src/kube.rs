@@ -50,6 +50,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What a deletion may take after the runtime has answered.
 const SETTLE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
+/// The environment variable by which somebody who runs a test by hand has a containerd of version 2 ask the shim
+/// for pods (`shim`), and make no sandbox containers.
+const SANDBOXER: &str = "CLOISTER_TEST_SANDBOXER";
 
 /// The node. Fields are in the order in which they must end.
 #[derive(Debug)]
@@ -333,9 +336,13 @@ fn own_processes() -> MessageField<NamespaceOption> {
 /// What containerd must be told of a runtime handler, whose pods are as `config` says.
 #[must_use]
 pub fn handler(name: &str, config: &Path) -> String {
+    let sandboxer = match std::env::var(SANDBOXER) {
+        Ok(sandboxer) => format!("  sandboxer = {sandboxer:?}\n"),
+        Err(_) => String::new(),
+    };
     format!(
         "[{CRI}.containerd.runtimes.{name}]\n  runtime_type = \"{RUNTIME}\"\n  \
-         privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n\
+         privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n{sandboxer}\
          [{CRI}.containerd.runtimes.{name}.options]\n  ConfigPath = \"{}\"\n",
         config.display(),
     )

@@ -1,0 +1,79 @@
+//! Hooks that are real programs.
+
+use super::*;
+
+struct Stage {
+    root: tempfile::TempDir,
+    state: StateDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::at(&root.path().join("state"));
+        state.create().unwrap();
+        Self { root, state }
+    }
+
+    /// A specification whose hooks append what they are told to a file each.
+    fn spec(&self, script: &str) -> Spec {
+        let hook = |name: &str| {
+            let line = format!("{script}; cat >> {}/{name}", self.root.path().display());
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", line], "env": ["A=1"], "timeout": 5}])
+        };
+        let spec = json!({
+            "annotations": {"k": "v"},
+            "hooks": {"createRuntime": hook("created"), "poststop": hook("stopped")},
+        });
+        serde_json::from_value(spec).unwrap()
+    }
+
+    fn said(&self, name: &str) -> String {
+        std::fs::read_to_string(self.root.path().join(name)).unwrap_or_default()
+    }
+
+    fn before(&self, spec: &Spec) -> Result<(), GuestError> {
+        before(&self.state, "c", self.root.path(), spec, 77)
+    }
+}
+
+#[test]
+fn hooks_are_told_of_their_container_and_what_follows_its_end_runs_once() {
+    let stage = Stage::new();
+    let spec = stage.spec("[ $A = 1 ] && [ -z $HOME ]");
+    assert!(any(&spec) && any_before(&spec) && !any(&Spec::default()));
+    stage.before(&spec).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&stage.said("created")).unwrap();
+    assert_eq!(state["pid"], 77);
+    assert_eq!(state["status"], "creating");
+    assert_eq!(state["annotations"]["k"], "v");
+    assert_eq!(state["bundle"], stage.root.path().display().to_string());
+    assert!(stage.said("stopped").is_empty());
+    after_all(&stage.state);
+    after(&stage.state, "c");
+    let state: serde_json::Value = serde_json::from_str(&stage.said("stopped")).unwrap();
+    assert_eq!(state["status"], "stopped");
+}
+
+#[test]
+fn a_hook_that_fails_is_named_with_what_it_said_and_what_undoes_it_runs() {
+    let stage = Stage::new();
+    let spec = stage.spec("[ -e gone ] || { echo no network >&2; exit 3; }");
+    let error = stage.before(&spec).unwrap_err().to_string();
+    assert!(
+        error.contains("/bin/sh") && error.contains("no network"),
+        "{error}"
+    );
+    std::fs::write(stage.root.path().join("gone"), "").unwrap();
+    after(&stage.state, "c");
+    assert!(stage.said("stopped").contains("stopped"));
+}
+
+#[test]
+fn a_hook_that_hangs_is_ended() {
+    let stage = Stage::new();
+    let mut spec = stage.spec("exec sleep 600");
+    spec.hooks.as_mut().unwrap().create_runtime[0].timeout = Some(0);
+    let error = stage.before(&spec).unwrap_err().to_string();
+    assert!(error.contains("did not end"), "{error}");
+}
