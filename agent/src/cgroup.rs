@@ -12,6 +12,8 @@ use agent_api::{GuestError, agent, oci};
 
 use crate::fault::OrFail;
 
+pub use devices::Access;
+
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 /// All containers lie below, from the root of the hierarchy.
@@ -53,7 +55,7 @@ impl Cgroup {
     /// # Errors
     ///
     /// Those of open(2) and bpf(2).
-    pub fn confine(&self, disks: &[(u32, u32)]) -> io::Result<()> {
+    pub fn confine(&self, disks: &[Access]) -> io::Result<()> {
         devices::confine(&fs::File::open(&self.directory)?, disks)
     }
 

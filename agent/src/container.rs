@@ -34,8 +34,8 @@ pub struct Container {
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     started: Mutex<bool>,
     filtered: bool,
-    /// To release.
-    storages: Held,
+    /// To release. Who takes the container away has the lock.
+    held: tokio::sync::Mutex<Held>,
     /// What its image shares with others.
     _layers: Layers,
     _oom: Option<oom::Watch>,
@@ -87,7 +87,7 @@ impl Container {
             execs: Mutex::default(),
             started: Mutex::new(false),
             filtered: parts.filtered,
-            storages: parts.storages,
+            held: tokio::sync::Mutex::new(parts.storages),
             _layers: parts.layers,
             _oom: parts.oom,
             joins_pid: parts.joins_pid,
@@ -100,10 +100,10 @@ impl Container {
         &self.cgroup
     }
 
-    /// The mount points and disks that it uses.
+    /// What it holds of the pod's; less and less while it is taken away, for which the lock is the turn.
     #[must_use]
-    pub fn storages(&self) -> &Held {
-        &self.storages
+    pub fn held(&self) -> &tokio::sync::Mutex<Held> {
+        &self.held
     }
 
     /// Lets the first process go.

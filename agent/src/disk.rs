@@ -6,7 +6,7 @@
 //!
 //! A confidential guest takes none: what is on such a disk is the host's to read and to change.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,12 +20,16 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
+use crate::cgroup::Access;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::module::{self, Ability};
+use crate::places::Places;
 use crate::storage::Held;
 
 /// Their driver, as storages and devices name it.
 pub const DRIVER: &str = "scsi";
+/// The option of a device that a container may not write to, whoever else may.
+const READ_ONLY: &str = "ro";
 /// The image's name for the controller's modules.
 const ABILITY: &str = "scsi";
 /// The controller's number (virtio 1.3 §5).
@@ -76,6 +80,12 @@ struct Address {
     unit: u16,
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}:{}", self.target, self.unit)
+    }
+}
+
 impl Address {
     fn parse(text: &str) -> Result<Self, GuestError> {
         let parsed = text.split_once(':').and_then(|(target, unit)| {
@@ -97,16 +107,17 @@ impl Address {
 
 /// The disks in use; none in a guest that takes none.
 #[derive(Debug)]
-pub struct Disks(Option<Mutex<Known>>);
+pub struct Disks(Option<Known>);
 
 #[derive(Debug)]
 struct Known {
-    modules: Option<Ability>,
-    used: HashMap<Address, Use>,
+    modules: Mutex<Option<Ability>>,
+    used: Places<Address, Use>,
 }
 
 #[derive(Debug)]
 struct Use {
+    /// None of a disk that nobody uses and that the kernel did not let go of.
     count: usize,
     disk: Disk,
 }
@@ -115,14 +126,13 @@ impl Disks {
     /// Those of a guest that has just started, with what its controller needs.
     #[must_use]
     pub fn new(is_confidential: bool, modules: Ability) -> Self {
-        let known = Known {
-            modules: Some(modules),
-            used: HashMap::new(),
-        };
-        Self((!is_confidential).then(|| Mutex::new(known)))
+        Self((!is_confidential).then(|| Known {
+            modules: Mutex::new(Some(modules)),
+            used: Places::new(MAX_DISKS),
+        }))
     }
 
-    fn known(&self) -> Result<&Mutex<Known>, GuestError> {
+    fn known(&self) -> Result<&Known, GuestError> {
         self.0.as_ref().ok_or_else(|| {
             let text = "a confidential guest takes no disk of the host: what is on it is the host's to \
                         read and to change";
@@ -134,49 +144,35 @@ impl Disks {
     ///
     /// # Errors
     ///
-    /// The guest is confidential, the address is none, or no disk comes there in time.
+    /// The guest is confidential, the address is none, no disk comes there in time, or the one that is in use
+    /// there has gone.
     pub async fn acquire(&self, address: &str) -> Result<Disk, GuestError> {
-        let mut known = self.known()?.lock().await;
+        let known = self.known()?;
         let address = Address::parse(address)?;
-        if let Some(used) = known.used.get_mut(&address) {
-            used.count += 1;
-            return Ok(used.disk.clone());
-        }
-        if known.used.len() >= MAX_DISKS {
+        let place = known.used.place(&address).ok_or_else(|| {
             let text = format!("more than {MAX_DISKS} disks");
-            return Err(GuestError::new(ErrorCode::ResourceExhausted, PHASE, text));
-        }
-        if let Some(modules) = known.modules.take() {
-            modules.load().or_internal(PHASE, "load")?;
-        }
-        scan(Path::new(HOSTS), address).or_internal(PHASE, "look for disks")?;
-        let disk = arrived(Path::new(DISKS), address).await?;
-        let first = Use {
-            count: 1,
-            disk: disk.clone(),
-        };
-        known.used.insert(address, first);
-        Ok(disk)
+            GuestError::new(ErrorCode::ResourceExhausted, PHASE, text)
+        })?;
+        let acquired = known.acquire(&mut *place.lock().await, address).await;
+        drop(place);
+        known.used.sweep(&address);
+        acquired
     }
 
     /// Ends one use; after the last the kernel forgets the disk.
-    pub async fn release(&self, address: &str) {
-        let (Ok(known), Ok(address)) = (self.known(), Address::parse(address)) else {
-            return;
+    ///
+    /// # Errors
+    ///
+    /// The disk is in use still, or what was not written cannot be. It is tried again with the next call.
+    pub async fn release(&self, address: &str) -> Result<(), GuestError> {
+        let (known, parsed) = (self.known()?, Address::parse(address)?);
+        let Some(place) = known.used.find(&parsed) else {
+            return Ok(());
         };
-        let mut known = known.lock().await;
-        let Some(used) = known.used.get_mut(&address) else {
-            return;
-        };
-        used.count = used.count.saturating_sub(1);
-        if used.count > 0 {
-            return;
-        }
-        if let Some(Use { disk, .. }) = known.used.remove(&address)
-            && let Err(error) = let_go(disk).await
-        {
-            tracing::warn!(?address, %error, "a disk is not let go");
-        }
+        let released = release(&mut *place.lock().await).await;
+        drop(place);
+        known.used.sweep(&parsed);
+        released.or_internal(PHASE, format!("disk {address} is not let go"))
     }
 
     /// The nodes that a container is to have: those of its specification, with the numbers that the request's
@@ -190,7 +186,7 @@ impl Disks {
         devices: &[agent::Device],
         wanted: &mut Vec<oci::LinuxDevice>,
         held: &mut Held,
-    ) -> Result<Vec<LinuxDevice>, GuestError> {
+    ) -> Result<Vec<Node>, GuestError> {
         let mut nodes = Vec::new();
         for device in devices {
             let path = &device.container_path;
@@ -198,6 +194,7 @@ impl Disks {
                 let text = format!("device {path}: type {:?}: use {DRIVER}", device.type_);
                 return Err(unimplemented(PHASE, text));
             }
+            let is_read_only = is_read_only(device)?;
             let at = wanted.iter().position(|node| node.Path == *path);
             let at = at.ok_or_else(|| {
                 invalid(PHASE, format!("device {path} is not in OCI.Linux.Devices"))
@@ -205,17 +202,92 @@ impl Disks {
             let node = wanted.remove(at);
             let disk = self.acquire(&device.id).await?;
             held.disks.push(device.id.clone());
-            nodes.push(to_node(&node, &disk)?);
+            nodes.push(Node {
+                device: to_node(&node, &disk)?,
+                access: Access {
+                    major: disk.major,
+                    minor: disk.minor,
+                    writes: !is_read_only,
+                },
+            });
         }
         Ok(nodes)
     }
 }
 
-/// A node's number.
-#[must_use]
-pub fn number(node: &LinuxDevice) -> (u32, u32) {
-    let one = |number: i64| u32::try_from(number).unwrap_or_default();
-    (one(node.major()), one(node.minor()))
+impl Known {
+    async fn acquire(&self, place: &mut Option<Use>, address: Address) -> Result<Disk, GuestError> {
+        let there = find(Path::new(DISKS), address);
+        match place {
+            Some(used) if used.count > 0 => {
+                // The host may have taken it away, and put another in its place.
+                if there.as_ref() != Some(&used.disk) {
+                    let text = format!("disk {address} went away while a container has it");
+                    return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
+                }
+                used.count += 1;
+                return Ok(used.disk.clone());
+            }
+            Some(_) => release(place)
+                .await
+                .or_internal(PHASE, "an earlier disk is not let go")?,
+            // What is there before it is looked for is an earlier one, under whose name the next would be taken.
+            None => {
+                if let Some(earlier) = there {
+                    let_go(earlier)
+                        .await
+                        .or_internal(PHASE, "an earlier disk is not let go")?;
+                }
+            }
+        }
+        if let Some(modules) = self.modules.lock().await.take() {
+            modules.load().or_internal(PHASE, "load")?;
+        }
+        // The kernel asks the device, and waits for the answer.
+        tokio::task::spawn_blocking(move || scan(Path::new(HOSTS), address))
+            .await
+            .or_internal(PHASE, "look for disks")?
+            .or_internal(PHASE, "look for disks")?;
+        let disk = arrived(Path::new(DISKS), address).await?;
+        *place = Some(Use {
+            count: 1,
+            disk: disk.clone(),
+        });
+        Ok(disk)
+    }
+}
+
+async fn release(place: &mut Option<Use>) -> io::Result<()> {
+    let Some(used) = place else { return Ok(()) };
+    used.count = used.count.saturating_sub(1);
+    if used.count > 0 {
+        return Ok(());
+    }
+    let_go(used.disk.clone()).await?;
+    *place = None;
+    Ok(())
+}
+
+/// A node of a container, and what its processes may do with the disk.
+#[derive(Debug)]
+pub struct Node {
+    /// As libcontainer makes it.
+    pub device: LinuxDevice,
+    /// What the device filter lets through.
+    pub access: Access,
+}
+
+/// What a request's device says of writing: nothing, or [`READ_ONLY`].
+fn is_read_only(device: &agent::Device) -> Result<bool, GuestError> {
+    match device.options.as_slice() {
+        [] => Ok(false),
+        [option] if option == READ_ONLY => Ok(true),
+        _ => {
+            let path = &device.container_path;
+            let text = format!("device {path}: the one option is {READ_ONLY}");
+            Err(unimplemented(PHASE, text))
+        }
+    }
 }
 
 /// The specification's node for a disk of this guest.
@@ -291,18 +363,29 @@ async fn let_go(disk: Disk) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
                 sleep(POLL).await;
             }
-            other => break other,
+            // The host took it away, with the node.
+            Err(error) if is_gone(&error) => return Ok(()),
+            other => break other?,
         }
     };
     // A disk may be slow.
     let forget = move || {
-        let written = alone.and_then(|file| file.sync_all());
+        let written = alone.sync_all();
+        drop(alone);
         let delete = Path::new(BLOCKS).join(&disk.name).join("device/delete");
-        fs::write(delete, "1").and(written)
+        match fs::write(delete, "1") {
+            Err(error) if !is_gone(&error) => Err(error),
+            _ => written,
+        }
     };
     tokio::task::spawn_blocking(forget)
         .await
         .map_err(io::Error::other)?
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    const NO_DEVICE: i32 = rustix::io::Errno::NXIO.raw_os_error();
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(NO_DEVICE)
 }
 
 #[cfg(test)]

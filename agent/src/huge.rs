@@ -4,15 +4,16 @@
 //! back when it does. The cgroup holds a container to its own.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fs, io};
 
 use agent_api::{ErrorCode, GuestError, oci};
 
 use crate::fault::{OrFail, invalid};
 
 const POOLS: &str = "/sys/kernel/mm/hugepages";
+const MEMORY: &str = "/proc/meminfo";
 const PHASE: &str = "hugepages";
 /// Sizes of pages that one request names.
 const MAX_SIZES: usize = 8;
@@ -23,8 +24,16 @@ pub type Limits = BTreeMap<u64, u64>;
 /// The pages that containers have; none in a confidential guest, whose memory is not made for them.
 #[derive(Debug)]
 pub struct Pages {
-    pools: Option<PathBuf>,
-    turn: Mutex<()>,
+    pools: Option<Pools>,
+}
+
+#[derive(Debug)]
+struct Pools {
+    directory: PathBuf,
+    /// Where the kernel tells of its memory.
+    memory: PathBuf,
+    /// Bytes that the containers there are have been promised together, by size.
+    promised: Mutex<Limits>,
 }
 
 impl Pages {
@@ -32,9 +41,18 @@ impl Pages {
     #[must_use]
     pub fn new(is_confidential: bool) -> Self {
         Self {
-            pools: (!is_confidential).then(|| PathBuf::from(POOLS)),
-            turn: Mutex::default(),
+            pools: (!is_confidential).then(|| Pools {
+                directory: PathBuf::from(POOLS),
+                memory: PathBuf::from(MEMORY),
+                promised: Mutex::default(),
+            }),
         }
+    }
+
+    /// Whether there can be none.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.pools.is_none()
     }
 
     /// Makes pages for a container; answers what to give back.
@@ -53,25 +71,87 @@ impl Pages {
                 }
             };
         };
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut made = Limits::new();
-        for (size, bytes) in limits {
-            if let Err(error) = more(pools, size, bytes / size) {
-                give_back(pools, &made);
+        let mut promised = pools.promised();
+        let before = promised.clone();
+        for (size, bytes) in &limits {
+            let more = sum(&promised, *size).saturating_add(*bytes);
+            promised.insert(*size, more);
+        }
+        for size in limits.keys() {
+            if let Err(error) = pools.set(*size, sum(&promised, *size)) {
+                for size in limits.keys() {
+                    let _ = pools.set(*size, sum(&before, *size));
+                }
+                *promised = before;
                 return Err(error);
             }
-            made.insert(size, bytes);
         }
-        Ok(made)
+        Ok(limits)
     }
 
     /// Gives a container's pages back to the memory.
     pub fn release(&self, held: &Limits) {
-        if let Some(pools) = &self.pools {
-            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            give_back(pools, held);
+        let Some(pools) = &self.pools else { return };
+        let mut promised = pools.promised();
+        for (size, bytes) in held {
+            let left = sum(&promised, *size).saturating_sub(*bytes);
+            promised.insert(*size, left);
+            if let Err(error) = pools.set(*size, left) {
+                tracing::warn!(%error, "huge pages are not given back");
+            }
         }
     }
+}
+
+impl Pools {
+    fn promised(&self) -> MutexGuard<'_, Limits> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the kernel keep as many pages of a size as these bytes are. Pages that files of a volume hold still
+    /// are beyond that; the kernel counts them out as they go.
+    fn set(&self, size: u64, bytes: u64) -> Result<(), GuestError> {
+        let pool = self
+            .directory
+            .join(format!("hugepages-{}kB/nr_hugepages", size >> 10));
+        let (wanted, kib) = (bytes / size, size >> 10);
+        let before = read(&pool).ok_or_else(|| {
+            let text = format!("the guest's kernel has no pages of {kib} KiB");
+            GuestError::new(ErrorCode::Unimplemented, PHASE, text)
+        })?;
+        let new = wanted.saturating_sub(before);
+        let short = |got: u64| {
+            let text = format!(
+                "the guest's memory has room for {got} of {new} more pages of {kib} KiB: raise the memory of the VM"
+            );
+            GuestError::new(ErrorCode::ResourceExhausted, PHASE, text)
+        };
+        // The kernel would swap, write back and kill for them.
+        let room = available(&self.memory).or_internal(PHASE, self.memory.display())? / kib.max(1);
+        if new > room {
+            return Err(short(room));
+        }
+        fs::write(&pool, wanted.to_string()).or_internal(PHASE, pool.display())?;
+        let there = read(&pool).unwrap_or_default();
+        match there >= wanted {
+            true => Ok(()),
+            false => Err(short(there.saturating_sub(before))),
+        }
+    }
+}
+
+fn sum(limits: &Limits, size: u64) -> u64 {
+    limits.get(&size).copied().unwrap_or_default()
+}
+
+/// KiB that the kernel can give without taking them from anybody (proc_meminfo(5)).
+fn available(memory: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(memory)?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+    number.ok_or_else(|| io::Error::other("it has no MemAvailable"))
 }
 
 /// The limits that ask for pages at all.
@@ -103,43 +183,8 @@ fn size(text: &str) -> Option<u64> {
     number.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
 }
 
-fn pool(pools: &Path, size: u64) -> PathBuf {
-    pools.join(format!("hugepages-{}kB/nr_hugepages", size >> 10))
-}
-
 fn read(pool: &Path) -> Option<u64> {
     fs::read_to_string(pool).ok()?.trim().parse().ok()
-}
-
-fn more(pools: &Path, size: u64, count: u64) -> Result<(), GuestError> {
-    let pool = pool(pools, size);
-    let kib = size >> 10;
-    let before = read(&pool).ok_or_else(|| {
-        let text = format!("the guest's kernel has no pages of {kib} KiB");
-        GuestError::new(ErrorCode::Unimplemented, PHASE, text)
-    })?;
-    let wanted = before.saturating_add(count);
-    fs::write(&pool, wanted.to_string()).or_internal(PHASE, pool.display())?;
-    let there = read(&pool).unwrap_or_default();
-    if there >= wanted {
-        return Ok(());
-    }
-    let _ = fs::write(&pool, before.to_string());
-    let got = there.saturating_sub(before);
-    let text = format!(
-        "the guest's memory has room for {got} of {count} pages of {kib} KiB: raise the memory of the VM"
-    );
-    Err(GuestError::new(ErrorCode::ResourceExhausted, PHASE, text))
-}
-
-fn give_back(pools: &Path, held: &Limits) {
-    for (size, bytes) in held {
-        let pool = pool(pools, *size);
-        let left = read(&pool).unwrap_or_default().saturating_sub(bytes / size);
-        if let Err(error) = fs::write(&pool, left.to_string()) {
-            tracing::warn!(%error, pool = %pool.display(), "huge pages are not given back");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -162,9 +207,14 @@ mod tests {
         fs::create_dir(&pool).unwrap();
         let file = pool.join("nr_hugepages");
         fs::write(&file, "0\n").unwrap();
+        let memory = root.path().join("meminfo");
+        fs::write(&memory, "MemFree: 1 kB\nMemAvailable:   20480 kB\n").unwrap();
         let pages = Pages {
-            pools: Some(root.path().to_owned()),
-            turn: Mutex::default(),
+            pools: Some(Pools {
+                directory: root.path().to_owned(),
+                memory,
+                promised: Mutex::default(),
+            }),
         };
         let one = pages
             .reserve(&asked(&[("2MB", 4 << 20), ("1GB", 0)]))
@@ -176,8 +226,15 @@ mod tests {
         let error = pages.reserve(&asked(&[("2MB", 2 << 20), ("1GB", 1 << 30)]));
         assert_eq!(error.unwrap_err().code, ErrorCode::Unimplemented);
         assert_eq!(read(&file), Some(3), "what was made is given back");
+        let error = pages.reserve(&asked(&[("2MB", 64 << 20)])).unwrap_err();
+        assert!(error.message.contains("10 of 32 more"), "{error}");
+        assert_eq!(read(&file), Some(3));
+        // What a volume holds beyond its container is not promised twice when that one comes again.
+        fs::write(&file, "4\n").unwrap();
         pages.release(&two);
         assert_eq!(read(&file), Some(0));
+        pages.reserve(&asked(&[("2MB", 6 << 20)])).unwrap();
+        assert_eq!(read(&file), Some(3));
     }
 
     #[test]

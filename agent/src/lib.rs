@@ -43,6 +43,7 @@ pub mod network;
 pub mod oom;
 pub mod path;
 pub mod pause;
+pub mod places;
 pub mod polled;
 pub mod power;
 pub mod process;

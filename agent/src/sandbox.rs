@@ -4,11 +4,12 @@
 
 mod create;
 mod making;
+mod remove;
 
 use std::collections::HashMap;
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agent_api::{ErrorCode, GuestError, Phase, agent};
 use tokio::sync::{mpsc, watch};
@@ -28,15 +29,13 @@ use crate::process::{OutputKind, Process};
 use crate::pulls::Pulls;
 use crate::reaper::Reaper;
 use crate::runtime::{self, Runtime};
-use crate::storage::{Held, Storages};
+use crate::storage::Storages;
 use making::Making;
 
 /// Containers of one pod.
 const MAX_CONTAINERS: usize = 256;
 /// Kills that wait to be told.
 const MAX_OOM_EVENTS: usize = 64;
-/// How long the containers get to end when the pod is destroyed.
-const DESTROY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The pod.
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl Sandbox {
         let (oom_sender, oom_events) = mpsc::channel(MAX_OOM_EVENTS);
         Self {
             runtime: Runtime::new(reaper),
-            storages: Storages::default(),
+            storages: Storages::new(true),
             content: Slots::default(),
             disks: Disks::new(true, Ability::default()),
             pages: Pages::new(true),
@@ -91,6 +90,7 @@ impl Sandbox {
     #[must_use]
     pub fn with_hardware(self, disks: Disks, pages: Pages) -> Self {
         Self {
+            storages: Storages::new(pages.is_none()),
             disks,
             pages,
             ..self
@@ -111,7 +111,10 @@ impl Sandbox {
     /// # Errors
     ///
     /// It was called before, or a part cannot be set up.
-    pub fn create(&self, request: &Allowed<agent::CreateSandboxRequest>) -> Result<(), GuestError> {
+    pub async fn create(
+        &self,
+        request: &Allowed<agent::CreateSandboxRequest>,
+    ) -> Result<(), GuestError> {
         let phase = "sandbox";
         check_id(phase, "sandbox_id", &request.sandbox_id)?;
         if !request.guest_hook_path.is_empty() {
@@ -140,7 +143,7 @@ impl Sandbox {
         }
         guest::write_resolv_conf(&request.dns)?;
         for storage in &request.storages {
-            self.storages.attach(storage)?;
+            self.storages.attach(storage).await?;
         }
         Ok(())
     }
@@ -231,64 +234,6 @@ impl Sandbox {
         let status = container.process(&request.exec_id)?.wait().await;
         container.forget_spent(&request.exec_id);
         Ok(status)
-    }
-
-    /// Ends a container and takes it away; one that is being made is not made.
-    ///
-    /// # Errors
-    ///
-    /// There is no such container, or it does not end in time.
-    pub async fn remove_container(
-        &self,
-        request: Allowed<agent::RemoveContainerRequest>,
-    ) -> Result<(), GuestError> {
-        let id = &request.container_id;
-        let removed = self.remove(id);
-        if request.timeout == 0 {
-            return removed.await;
-        }
-        let timeout = Duration::from_secs(request.timeout.into());
-        let removed = tokio::time::timeout(timeout, removed).await;
-        removed.or_fail(ErrorCode::DeadlineExceeded, "remove", id)?
-    }
-
-    async fn remove(&self, id: &str) -> Result<(), GuestError> {
-        if let Some(making) = self.cancel(id) {
-            making.over().await;
-            return Ok(());
-        }
-        let container = self.container(id).inspect_err(|_| {
-            // The host may have given up before it asked for the container.
-            self.content.release(id);
-        })?;
-        container.remove().await?;
-        self.containers().remove(id);
-        self.content.release(id);
-        self.let_go(container.storages()).await;
-        Ok(())
-    }
-
-    /// Ends the use of what a container held.
-    async fn let_go(&self, held: &Held) {
-        for point in &held.points {
-            self.storages.release(point);
-        }
-        for address in &held.disks {
-            self.disks.release(address).await;
-        }
-        self.pages.release(&held.pages);
-    }
-
-    /// Cancels the making of a container, if it is being made.
-    fn cancel(&self, id: &str) -> Option<Making> {
-        // Under the lock: who makes it looks under the lock too, before it says that it is there.
-        match self.containers().get(id) {
-            Some(Slot::Making(making)) => {
-                making.cancel();
-                Some(making.clone())
-            }
-            Some(Slot::Made(_)) | None => None,
-        }
     }
 
     /// Writes to a process's stdin.
@@ -435,27 +380,6 @@ impl Sandbox {
     ) -> Result<String, GuestError> {
         let event = self.oom_events.lock().await.recv().await;
         event.ok_or_else(|| GuestError::new(ErrorCode::Cancelled, "oom", "the pod has ended"))
-    }
-
-    /// Kills all containers. The guest powers off then.
-    pub async fn destroy(&self, _request: Allowed<agent::DestroySandboxRequest>) {
-        let slots: Vec<_> = self.containers().drain().map(|(_, slot)| slot).collect();
-        for slot in slots {
-            let container = match slot {
-                Slot::Made(container) => container,
-                Slot::Making(making) => {
-                    making.cancel();
-                    continue;
-                }
-            };
-            if tokio::time::timeout(DESTROY_TIMEOUT, container.remove())
-                .await
-                .is_err()
-            {
-                tracing::warn!("a container did not end");
-            }
-        }
-        self.destroyed.send_replace(true);
     }
 
     /// The process whose stream is to be carried.

@@ -200,7 +200,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<Empty> {
-        done!(self.sandbox.create(&self.gate.admit(request)?))
+        done!(self.sandbox.create(&self.gate.admit(request)?).await)
     }
 
     async fn destroy_sandbox(

@@ -309,9 +309,8 @@ fn namespaces(linux: &oci::Linux, place: Place<'_>) -> Result<Vec<Value>, GuestE
     Ok(namespaces)
 }
 
-/// Device rules are left out: they name the host's devices by numbers that mean others in the guest,
-/// and cgroup v2 enforces them only by a program of its own. So a container with `CAP_MKNOD` can
-/// reach the devices of its VM, which are its pod's alone.
+/// Device rules are left out: they name the host's devices by numbers that mean others in the guest. What a
+/// container may open the filter of its cgroup says ([`crate::cgroup`]).
 fn resources_json(resources: &oci::LinuxResources) -> Value {
     let mut json = Object::new();
     if let Some(memory) = resources.Memory.as_ref() {

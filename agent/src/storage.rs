@@ -8,12 +8,11 @@
 mod disk;
 mod part;
 
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use agent_api::{ErrorCode, GuestError, agent};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
@@ -22,6 +21,7 @@ use crate::disk::Disk;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::huge::Limits;
 use crate::path;
+use crate::places::{Place, Places};
 
 const PHASE: &str = "storage";
 /// The drivers of this file, as `GetGuestDetails` lists them.
@@ -43,15 +43,18 @@ pub const LOCAL_DRIVER: &str = "local";
 const GROUP_OPTION: &str = "fsgid=";
 /// The file system of those in huge pages.
 const HUGE: &str = "hugetlbfs";
+/// Those in memory, and where nothing is said.
+const TMPFS: &str = "tmpfs";
 /// A directory of one that is the pod's.
 const PART: &str = "part";
 /// The drivers whose storages are the pod's.
 const OF_POD: [&str; 2] = ["ephemeral", LOCAL_DRIVER];
 
 /// The storages in use.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Storages {
-    table: Mutex<HashMap<PathBuf, Use>>,
+    places: Arc<Places<PathBuf, Use>>,
+    is_confidential: bool,
 }
 
 /// What a container holds: mount points, the addresses of disks, huge pages; to release in this order.
@@ -78,19 +81,27 @@ impl Held {
 struct Use {
     count: usize,
     /// What was mounted, to find out that a second use means the same.
-    driver: String,
-    source: String,
-    options: Vec<String>,
+    storage: agent::Storage,
 }
 
 impl Storages {
-    /// Mounts a storage, or counts one use more. Gives the mount point, to release later.
+    /// None yet.
+    #[must_use]
+    pub fn new(is_confidential: bool) -> Self {
+        Self {
+            places: Arc::new(Places::new(MAX_STORAGES)),
+            is_confidential,
+        }
+    }
+
+    /// Mounts a storage, or counts one use more. Gives the mount point, to release later. A mount may wait for a
+    /// disk, and only those wait with it who want the same point.
     ///
     /// # Errors
     ///
     /// The driver is unknown, the place is taken by another storage, or mount(2) fails.
-    pub fn attach(&self, storage: &agent::Storage) -> Result<PathBuf, GuestError> {
-        self.hold(storage, None)
+    pub async fn attach(&self, storage: &agent::Storage) -> Result<PathBuf, GuestError> {
+        self.hold(storage, None).await
     }
 
     /// The same for one that is on a disk, which is there.
@@ -98,88 +109,122 @@ impl Storages {
     /// # Errors
     ///
     /// As [`Storages::attach`], or the kernel does not know the file system.
-    pub fn attach_disk(
+    pub async fn attach_disk(
         &self,
         storage: &agent::Storage,
         disk: &Disk,
     ) -> Result<PathBuf, GuestError> {
-        self.hold(storage, Some(disk))
+        self.hold(storage, Some(disk.clone())).await
     }
 
-    fn hold(&self, storage: &agent::Storage, disk: Option<&Disk>) -> Result<PathBuf, GuestError> {
+    async fn hold(
+        &self,
+        storage: &agent::Storage,
+        disk: Option<Disk>,
+    ) -> Result<PathBuf, GuestError> {
         if storage.fs_group.is_some() && disk.is_none() {
             return Err(unimplemented(
                 PHASE,
                 "fs_group is not supported: set the group in the pod",
             ));
         }
+        if self.is_confidential && storage.fstype == HUGE {
+            let text = "a confidential guest has no huge pages: use an emptyDir of another medium";
+            return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
+        }
         let point = path::lexical(PHASE, &storage.mount_point)?;
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = table.get_mut(&point) {
-            if !known.is(storage) {
-                let message = format!("{} holds another storage", point.display());
-                return Err(GuestError::new(ErrorCode::AlreadyExists, PHASE, message));
-            }
-            known.count += 1;
-            return Ok(point);
-        }
-        if table.len() >= MAX_STORAGES {
+        let place = self.places.place(&point).ok_or_else(|| {
             let message = format!("more than {MAX_STORAGES} storages");
-            return Err(GuestError::new(
-                ErrorCode::ResourceExhausted,
-                PHASE,
-                message,
-            ));
-        }
-        if storage.driver == PART {
-            let whole = path::lexical(PHASE, &storage.source)?;
-            let is_pods = |known: &Use| OF_POD.contains(&known.driver.as_str());
-            if !table.get(&whole).is_some_and(is_pods) {
-                let message = format!("{} is no volume of the pod", whole.display());
-                return Err(invalid(PHASE, message));
-            }
-        }
-        attach(storage, disk)?;
-        table.insert(
-            point.clone(),
-            Use {
-                count: 1,
-                driver: storage.driver.clone(),
-                source: storage.source.clone(),
-                options: storage.options.clone(),
-            },
-        );
+            GuestError::new(ErrorCode::ResourceExhausted, PHASE, message)
+        })?;
+        let (places, storage, at) = (Arc::clone(&self.places), storage.clone(), point.clone());
+        let work = move || {
+            let held = hold_at(&places, &place, &at, &storage, disk.as_ref());
+            drop(place);
+            places.sweep(&at);
+            held
+        };
+        let held = tokio::task::spawn_blocking(work).await;
+        held.or_internal(PHASE, "mount")??;
         Ok(point)
     }
 
-    /// Ends one use.
-    pub fn release(&self, point: &Path) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = table.get_mut(point) else {
+    /// Ends one use; after the last, what a disk's file system had not written is written when this returns.
+    pub async fn release(&self, point: &Path) {
+        let Some(place) = self.places.find(&point.to_owned()) else {
             return;
         };
-        known.count = known.count.saturating_sub(1);
-        if known.count > 0 || OF_POD.contains(&known.driver.as_str()) {
-            return;
-        }
-        let is_disk = known.driver == crate::disk::DRIVER;
-        table.remove(point);
-        let unmounted = match is_disk {
-            // What it had not written yet is written first.
-            true => tokio::task::block_in_place(|| unmount(point, UnmountFlags::DETACH)),
-            false => unmount(point, UnmountFlags::DETACH),
+        let (places, at) = (Arc::clone(&self.places), point.to_owned());
+        let work = move || {
+            release_at(&place, &at);
+            drop(place);
+            places.sweep(&at);
         };
-        if let Err(error) = unmounted {
-            tracing::warn!(point = %point.display(), %error, "not unmounted");
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::warn!(point = %point.display(), %error, "not released");
         }
     }
 }
 
 impl Use {
     fn is(&self, storage: &agent::Storage) -> bool {
-        self.driver == storage.driver
-            && self.source == storage.source
-            && self.options == storage.options
+        let known = &self.storage;
+        known.driver == storage.driver
+            && known.source == storage.source
+            && known.fstype == storage.fstype
+            && known.fs_group == storage.fs_group
+            && known.options == storage.options
+    }
+
+    fn is_of_pod(&self) -> bool {
+        OF_POD.contains(&self.storage.driver.as_str())
+    }
+}
+
+fn hold_at(
+    places: &Places<PathBuf, Use>,
+    place: &Place<Use>,
+    point: &Path,
+    storage: &agent::Storage,
+    disk: Option<&Disk>,
+) -> Result<(), GuestError> {
+    // Before the own place is locked: two that name each other must not wait for each other.
+    if storage.driver == PART {
+        let whole = path::lexical(PHASE, &storage.source)?;
+        let is_pods =
+            |volume: Place<Use>| volume.blocking_lock().as_ref().is_some_and(Use::is_of_pod);
+        if !places.find(&whole).is_some_and(is_pods) {
+            let message = format!("{} is no volume of the pod", whole.display());
+            return Err(invalid(PHASE, message));
+        }
+    }
+    let mut found = place.blocking_lock();
+    if let Some(known) = &mut *found {
+        if !known.is(storage) {
+            let message = format!("{} holds another storage", point.display());
+            return Err(GuestError::new(ErrorCode::AlreadyExists, PHASE, message));
+        }
+        known.count += 1;
+        return Ok(());
+    }
+    attach(storage, disk)?;
+    *found = Some(Use {
+        count: 1,
+        storage: storage.clone(),
+    });
+    Ok(())
+}
+
+fn release_at(place: &Place<Use>, point: &Path) {
+    let mut found = place.blocking_lock();
+    let Some(known) = &mut *found else { return };
+    known.count = known.count.saturating_sub(1);
+    if known.count > 0 || known.is_of_pod() {
+        return;
+    }
+    *found = None;
+    if let Err(error) = unmount(point, UnmountFlags::DETACH) {
+        tracing::warn!(point = %point.display(), %error, "not unmounted");
     }
 }
 
@@ -210,7 +255,11 @@ fn attach(storage: &agent::Storage, disk: Option<&Disk>) -> Result<(), GuestErro
             let flags = flags | MountFlags::NODEV;
             let kind = match storage.fstype.as_str() {
                 HUGE => HUGE,
-                _ => "tmpfs",
+                TMPFS | "" => TMPFS,
+                other => {
+                    let text = format!("file system {other:?} in memory: use {TMPFS} or {HUGE}");
+                    return Err(unimplemented(PHASE, text));
+                }
             };
             mount(kind, &point, kind, flags, data.as_c_str()).or_internal(PHASE, &failed)?;
             if let Err(error) = give(&point, None, group) {
@@ -349,21 +398,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn unknown_drivers_and_places_are_refused() {
+    #[tokio::test]
+    async fn what_is_unknown_or_not_for_this_guest_is_refused() {
+        let refused =
+            async |storage: &agent::Storage| Storages::new(true).attach(storage).await.unwrap_err();
         let mut storage = agent::Storage::new();
         storage.driver = "nvdimm".into();
         storage.mount_point = "/run/kata-containers/x".into();
-        let error = Storages::default().attach(&storage).unwrap_err();
+        let error = refused(&storage).await;
         assert_eq!(error.code, ErrorCode::Unimplemented);
         assert!(error.message.contains("nvdimm"), "{error}");
         storage.driver = PART.into();
-        storage.source = "/run/kata-containers/sandbox".into();
-        let error = Storages::default().attach(&storage).unwrap_err();
-        assert!(error.message.contains("no volume of the pod"), "{error}");
+        for source in ["/run/kata-containers/sandbox", "/run/kata-containers/x"] {
+            storage.source = source.into();
+            let error = refused(&storage).await;
+            assert!(error.message.contains("no volume of the pod"), "{error}");
+        }
+        storage.driver = "ephemeral".into();
+        storage.fstype = HUGE.into();
+        let error = refused(&storage).await;
+        assert!(error.message.contains("confidential"), "{error}");
         storage.driver = "nvdimm".into();
+        storage.fstype.clear();
         storage.mount_point = "/etc".into();
-        let error = Storages::default().attach(&storage).unwrap_err();
+        let error = refused(&storage).await;
         assert_eq!(error.code, ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn a_second_use_must_mean_the_same() {
+        let storage = agent::Storage {
+            driver: crate::disk::DRIVER.into(),
+            fstype: "ext4".into(),
+            ..Default::default()
+        };
+        let known = Use {
+            count: 1,
+            storage: storage.clone(),
+        };
+        assert!(known.is(&storage));
+        let (mut other, mut given) = (storage.clone(), storage);
+        other.fstype = "xfs".into();
+        given.fs_group.mut_or_insert_default().group_id = 7;
+        assert!(!known.is(&other) && !known.is(&given));
     }
 }

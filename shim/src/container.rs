@@ -56,6 +56,7 @@ struct State {
     limits: Limits,
     volumes: Volumes,
     disks: Vec<disk::Id>,
+    is_doubtful: bool,
 }
 
 impl Container {
@@ -136,6 +137,17 @@ impl Container {
     #[must_use]
     pub fn take_disks(&self) -> Vec<disk::Id> {
         std::mem::take(&mut lock(&self.state).disks)
+    }
+
+    /// Notes that the guest did not say that it has let go of what this one had.
+    pub fn doubt(&self) {
+        lock(&self.state).is_doubtful = true;
+    }
+
+    /// Whether the guest may have kept something of it.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        lock(&self.state).is_doubtful
     }
 
     /// Whether it may have something in slots.

@@ -30,6 +30,7 @@ const INSTRUCTION: usize = 8;
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 const MAKE: i32 = 1;
+const READ: i32 = 2;
 const ALL: i32 = 7;
 
 /// What runc lets every container have: null, zero, full, random, urandom, tty, console, ptmx, terminals and
@@ -47,6 +48,17 @@ const USUAL: [(u32, Option<u32>); 10] = [
     (10, Some(200)),
 ];
 
+/// What a container may do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// The disk's number.
+    pub major: u32,
+    /// The same.
+    pub minor: u32,
+    /// Whether it may be written to; it may be read in any case.
+    pub writes: bool,
+}
+
 /// A rule that lets a device be had.
 struct Rule {
     kind: i32,
@@ -60,7 +72,7 @@ struct Rule {
 /// # Errors
 ///
 /// Those of bpf(2).
-pub(super) fn confine(cgroup: &File, disks: &[(u32, u32)]) -> io::Result<()> {
+pub(super) fn confine(cgroup: &File, disks: &[Access]) -> io::Result<()> {
     let program = load(&program(&rules(disks)))?;
     let mut request = [0; REQUEST];
     put(&mut request, 0, &descriptor(cgroup)?.to_ne_bytes());
@@ -70,23 +82,25 @@ pub(super) fn confine(cgroup: &File, disks: &[(u32, u32)]) -> io::Result<()> {
     bpf(PROG_ATTACH, &request).map(drop)
 }
 
-fn rules(disks: &[(u32, u32)]) -> Vec<Rule> {
+fn rules(disks: &[Access]) -> Vec<Rule> {
     let made = |kind| Rule {
         kind,
         access: MAKE,
         major: None,
         minor: None,
     };
-    let all = |kind, major, minor| Rule {
-        kind,
+    let usual = USUAL.map(|(major, minor)| Rule {
+        kind: CHARACTER,
         access: ALL,
         major: Some(major),
         minor,
-    };
-    let usual = USUAL.map(|(major, minor)| all(CHARACTER, major, minor));
-    let disks = disks
-        .iter()
-        .map(|(major, minor)| all(BLOCK, *major, Some(*minor)));
+    });
+    let disks = disks.iter().map(|disk| Rule {
+        kind: BLOCK,
+        access: if disk.writes { ALL } else { MAKE | READ },
+        major: Some(disk.major),
+        minor: Some(disk.minor),
+    });
     let made = [made(BLOCK), made(CHARACTER)];
     made.into_iter().chain(usual).chain(disks).collect()
 }
@@ -231,7 +245,12 @@ mod tests {
 
     #[test]
     fn a_container_has_the_usual_devices_its_disks_and_no_other() {
-        let code = program(&rules(&[(8, 16)]));
+        let of = |minor, writes| Access {
+            major: 8,
+            minor,
+            writes,
+        };
+        let code = program(&rules(&[of(16, true), of(32, false)]));
         let (block, character, read, write) = (1, 2, 2, 4);
         for (kind, access, major, minor, expected) in [
             (character, read | write, 1, 3, 1),
@@ -240,6 +259,9 @@ mod tests {
             (character, read, 10, 229, 0),
             (block, read | write, 8, 16, 1),
             (block, read, 8, 0, 0),
+            (block, read, 8, 32, 1),
+            (block, read | write, 8, 32, 0),
+            (block, write, 8, 32, 0),
             (block, read, 254, 0, 0),
             (character, read, 8, 16, 0),
             // A node may be made of any device; to open it is another thing.

@@ -68,7 +68,7 @@ impl Sandbox {
                     if let Err(error) = unwanted.remove().await {
                         tracing::warn!(container = id, %error, "not wanted any more");
                     }
-                    storages.extend(unwanted.storages());
+                    storages.extend(&*unwanted.held().lock().await);
                     let message = format!("container {id} is not wanted any more");
                     GuestError::new(ErrorCode::Cancelled, "create", message)
                 }
@@ -76,7 +76,7 @@ impl Sandbox {
             Err(error) => error,
         };
         // The id stays taken until nothing is left of it.
-        self.undo(&id, &storages).await;
+        self.undo(&id, &mut storages).await;
         self.containers().remove(&id);
         Err(error)
     }
@@ -136,7 +136,7 @@ impl Sandbox {
         let filtered = oci.Linux.Seccomp.is_some();
         let wanted = &mut oci.Linux.mut_or_insert_default().Devices;
         let nodes = self.disks.nodes(&request.devices, wanted, storages).await?;
-        let disks: Vec<_> = nodes.iter().map(disk::number).collect();
+        let disks: Vec<_> = nodes.iter().map(|node| node.access).collect();
         let mut confined = spec::confine(oci, place)?;
         if let Some(linux) = confined
             .spec
@@ -144,7 +144,7 @@ impl Sandbox {
             .as_mut()
             .filter(|_| !nodes.is_empty())
         {
-            linux.set_devices(Some(nodes));
+            linux.set_devices(Some(nodes.into_iter().map(|node| node.device).collect()));
         }
         for (name, value) in &confined.sysctls {
             spec::set_sysctl(name, value)?;
@@ -202,9 +202,9 @@ impl Sandbox {
                 disk::DRIVER => {
                     let disk = self.disks.acquire(&storage.source).await?;
                     storages.disks.push(storage.source.clone());
-                    self.storages.attach_disk(storage, &disk)?
+                    self.storages.attach_disk(storage, &disk).await?
                 }
-                _ => self.storages.attach(storage)?,
+                _ => self.storages.attach(storage).await?,
             };
             storages.points.push(point);
         }
@@ -231,14 +231,15 @@ impl Sandbox {
     }
 
     /// Takes away what a container that could not be made has left.
-    async fn undo(&self, id: &str, storages: &Held) {
+    async fn undo(&self, id: &str, storages: &mut Held) {
         if let Err(error) = Cgroup::of(id).remove().await {
             tracing::warn!(container = id, %error, "cgroup left behind");
         }
         if let Err(error) = remove_state(id.to_owned(), bundle(id)).await {
             tracing::warn!(container = id, %error, "state left behind");
         }
-        self.let_go(storages).await;
+        // A warning says what is not let go; the disk's address is looked at before it is used again.
+        let _ = self.let_go(storages).await;
         self.content().release(id);
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use agent_api::agent;
 use agent_api::types::FSGroupChangePolicy;
@@ -22,6 +22,8 @@ use crate::fault::{OrFail, invalid};
 const PLACE: &str = "/run/kata-containers/sandbox/storage";
 /// File systems that are mounted from a disk.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "erofs"];
+/// The most files that are looked at to give a volume to its group: a creation waits for it.
+const MAX_GIVEN: usize = 4_000_000;
 /// What a group may do with its files and directories.
 const FILE: u32 = 0o660;
 const DIRECTORY: u32 = 0o2770;
@@ -91,19 +93,27 @@ fn give(top: &Path, group: &agent::FSGroup) -> std::io::Result<()> {
         return Ok(());
     }
     // The top comes last: what was given in part is not taken for given.
-    let mut left: Vec<PathBuf> = below(top)?;
-    while let Some(path) = left.pop() {
-        if give_one(&path, id)? {
-            left.extend(below(&path)?);
-        }
-    }
+    give_below(top, id, MAX_GIVEN)?;
     give_one(top, id).map(drop)
 }
 
-fn below(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
-    fs::read_dir(directory)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect()
+fn give_below(top: &Path, id: u32, max: usize) -> std::io::Result<()> {
+    let mut directories = vec![top.to_owned()];
+    let mut left = max;
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            left = left.checked_sub(1).ok_or_else(|| {
+                let policy =
+                    "use fsGroupChangePolicy OnRootMismatch, and give it to the group once";
+                std::io::Error::other(format!("it has more than {max} files: {policy}"))
+            })?;
+            let path = entry?.path();
+            if give_one(&path, id)? {
+                directories.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Gives one file to a group, and answers whether it is a directory.
@@ -161,6 +171,10 @@ mod tests {
         fs::set_permissions(at("in/file"), Permissions::from_mode(0o400)).unwrap();
         give(root.path(), &group(FSGroupChangePolicy::OnRootMismatch)).unwrap();
         assert_eq!(mode(&at("in/file")), 0o400);
+        let own = rustix::process::getegid().as_raw();
+        let error = give_below(root.path(), own, 2).unwrap_err();
+        assert!(error.to_string().contains("more than 2"), "{error}");
+        give_below(root.path(), own, 3).unwrap();
     }
 
     #[test]

@@ -6,11 +6,17 @@
 //!
 //! | | QEMU |
 //! |---|---|
-//! | comes | `blockdev-add` (raw over the device or the file), `device_add scsi-hd` |
+//! | comes | `blockdev-add` (raw over what the shim has open), `device_add scsi-hd` |
 //! | goes | `device_del`, then `blockdev-del`, which has written everything when it answers |
+//!
+//! What a path leads to may change between a look and the next. So whoever adds a disk has it open, QEMU opens
+//! that very thing (`/proc/<shim>/fd/<n>` leads to it, whatever its path does), and it stays open until the disk
+//! is gone: where it was opened alone (`O_EXCL`), nobody on the host mounts it meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,9 +38,11 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_POLL: Duration = Duration::from_millis(10);
 
 /// A disk that is to come.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct HotDisk {
     /// The block device or the file, whose bytes are the disk's.
+    pub file: File,
+    /// Its path, for those who read of it.
     pub path: PathBuf,
     /// Whether it is a block device.
     pub is_device: bool,
@@ -66,9 +74,6 @@ pub enum DiskError {
     /// Too many.
     #[error("{MAX_HOT_DISKS} disks were added to the VM already: use fewer volumes")]
     TooMany,
-    /// The path is no text.
-    #[error("the path {0:?} is not valid UTF-8: rename it")]
-    Path(PathBuf),
     /// QEMU's refusal.
     #[error("disk {path:?}: {source}")]
     Qmp {
@@ -91,31 +96,60 @@ pub enum DiskError {
 #[derive(Debug, Clone)]
 pub struct Disks {
     qmp: Qmp,
-    used: Arc<Mutex<BTreeSet<Address>>>,
+    places: Arc<Mutex<Places>>,
+}
+
+/// The controller's targets.
+#[derive(Debug, Default)]
+struct Places {
+    /// Those with a disk, and what QEMU has opened for it.
+    taken: BTreeMap<Address, File>,
+    /// Those of which nobody knows whether the guest has let go: what it has there may be an earlier disk.
+    lost: BTreeSet<Address>,
+}
+
+impl Places {
+    fn free(&self) -> Option<Address> {
+        let mut all = (0..=u8::MAX).map(Address);
+        let is_free = |one: &Address| !self.taken.contains_key(one) && !self.lost.contains(one);
+        all.find(is_free)
+            .filter(|_| self.taken.len() < MAX_HOT_DISKS)
+    }
+
+    /// What QEMU refused it has not done; of all else nobody knows.
+    fn lose_unless_refused(&mut self, address: Address, error: &QmpError) {
+        if !matches!(error, QmpError::Refused { .. }) {
+            self.lost.insert(address);
+        }
+    }
 }
 
 impl Disks {
     pub(crate) fn new(qmp: &Qmp, spec: &VmSpec) -> Option<Self> {
         spec.hot_disks.then(|| Self {
             qmp: qmp.clone(),
-            used: Arc::default(),
+            places: Arc::default(),
         })
+    }
+
+    /// Whether there is one.
+    pub async fn has_any(&self) -> bool {
+        !self.places.lock().await.taken.is_empty()
     }
 
     /// Adds a disk.
     ///
     /// # Errors
     /// [`DiskError`]; nothing of the disk is left then.
-    pub async fn attach(&self, disk: &HotDisk) -> Result<Address, DiskError> {
-        let mut used = self.used.lock().await;
-        let address = free(&used).ok_or(DiskError::TooMany)?;
-        let path = disk.path.to_str();
-        let path = path.ok_or_else(|| DiskError::Path(disk.path.clone()))?;
+    pub async fn attach(&self, disk: HotDisk) -> Result<Address, DiskError> {
+        let mut places = self.places.lock().await;
+        let address = places.free().ok_or(DiskError::TooMany)?;
         let failed = |source| DiskError::Qmp {
             path: disk.path.clone(),
             source,
         };
         let name = node(address);
+        let opened = format!("/proc/{}/fd/{}", std::process::id(), disk.file.as_raw_fd());
         let read_only = disk.read_only;
         let driver = match disk.is_device {
             true => "host_device",
@@ -125,11 +159,14 @@ impl Disks {
         let node = json!({
             "driver": "raw", "node-name": name, "read-only": read_only, "discard": discard,
             "file": {
-                "driver": driver, "filename": path, "read-only": read_only, "auto-read-only": false,
+                "driver": driver, "filename": opened, "read-only": read_only, "auto-read-only": false,
                 "discard": discard,
             },
         });
-        self.qmp.ask("blockdev-add", node).await.map_err(failed)?;
+        if let Err(error) = self.qmp.ask("blockdev-add", node).await {
+            places.lose_unless_refused(address, &error);
+            return Err(failed(error));
+        }
         // A host without room is the guest's I/O error; QEMU's default is a VM that stands still.
         let device = json!({
             "driver": "scsi-hd", "id": name, "drive": name, "bus": "scsi.0", "channel": 0,
@@ -137,24 +174,26 @@ impl Disks {
             "rerror": "report", "werror": "report",
         });
         if let Err(error) = self.qmp.ask("device_add", device).await {
+            places.lose_unless_refused(address, &error);
             let _ = self
                 .qmp
                 .ask("blockdev-del", json!({ "node-name": name }))
                 .await;
             return Err(failed(error));
         }
-        used.insert(address);
+        places.taken.insert(address, disk.file);
         Ok(address)
     }
 
     /// Takes a disk away. What the guest wrote to it is on the host's device afterwards; what the guest still
-    /// kept back is lost, so it is asked first to let go of it.
+    /// kept back is lost, so it is asked first to let go of it. `is_let_go` says that it has answered that it did:
+    /// without, no other disk comes to the same place.
     ///
     /// # Errors
     /// [`DiskError::Held`]; the address stays taken.
-    pub async fn detach(&self, address: Address) -> Result<(), DiskError> {
-        let mut used = self.used.lock().await;
-        if !used.contains(&address) {
+    pub async fn detach(&self, address: Address, is_let_go: bool) -> Result<(), DiskError> {
+        let mut places = self.places.lock().await;
+        if !places.taken.contains_key(&address) {
             return Ok(());
         }
         let name = node(address);
@@ -180,16 +219,12 @@ impl Disks {
                 Err(error) => return Err(held(error)),
             }
         }
-        used.remove(&address);
+        places.taken.remove(&address);
+        if !is_let_go {
+            places.lost.insert(address);
+        }
         Ok(())
     }
-}
-
-fn free(used: &BTreeSet<Address>) -> Option<Address> {
-    (0..=u8::MAX)
-        .take(MAX_HOT_DISKS)
-        .map(Address)
-        .find(|address| !used.contains(address))
 }
 
 /// The name of the disk and of what is behind it.
@@ -203,10 +238,17 @@ mod tests {
 
     #[test]
     fn the_lowest_free_place_is_taken_and_there_is_a_last_one() {
-        let mut used = BTreeSet::from([Address(0), Address(2)]);
-        assert_eq!(free(&used), Some(Address(1)));
+        let file = || tempfile::tempfile().unwrap();
+        let taken = |list: &[u8]| list.iter().map(|one| (Address(*one), file())).collect();
+        let mut places = Places {
+            taken: taken(&[0, 2]),
+            lost: BTreeSet::from([Address(1)]),
+        };
+        assert_eq!(places.free(), Some(Address(3)), "what is lost is not free");
+        places.lost.clear();
+        assert_eq!(places.free(), Some(Address(1)));
         let most = u8::try_from(MAX_HOT_DISKS).unwrap();
-        used.extend((0..most).map(Address));
-        assert_eq!(free(&used), None);
+        places.taken = taken(&(100..100 + most).collect::<Vec<_>>());
+        assert_eq!(places.free(), None);
     }
 }

@@ -9,6 +9,7 @@
 //! unknown reply ends the connection with a named error.
 
 use std::io;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 /// The longest line of QEMU that is read. The replies we ask for have a few hundred bytes.
@@ -25,6 +27,9 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 const MAX_EVENTS: usize = 64;
 /// Commands waiting for QEMU.
 const MAX_COMMANDS: usize = 16;
+
+/// How long QEMU may take to answer. It opens and closes devices of the host meanwhile, which may be slow.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a command or the connection failed.
 #[derive(Debug, Error)]
@@ -35,6 +40,9 @@ pub enum QmpError {
     /// QEMU closed the socket: it is ending.
     #[error("QEMU closed its control socket")]
     Closed,
+    /// QEMU did not answer in time. What it was asked for may be done later.
+    #[error("QEMU did not answer {0} in {seconds} s", seconds = ANSWER_TIMEOUT.as_secs())]
+    Silent(&'static str),
     /// A line was longer than [`MAX_MESSAGE`].
     #[error("QEMU sent a control message of more than {MAX_MESSAGE} bytes")]
     TooLong,
@@ -204,11 +212,16 @@ impl Qmp {
             arguments,
             reply,
         };
-        self.commands
-            .send(command)
-            .await
-            .map_err(|_| QmpError::Closed)?;
-        answer.await.map_err(|_| QmpError::Closed)?
+        let answered = async {
+            let sent = self.commands.send(command).await;
+            sent.map_err(|_| QmpError::Closed)?;
+            answer.await.map_err(|_| QmpError::Closed)?
+        };
+        // An answer that comes later is the one of this command still, and nobody's.
+        match timeout(ANSWER_TIMEOUT, answered).await {
+            Ok(answer) => answer,
+            Err(_) => Err(QmpError::Silent(name)),
+        }
     }
 }
 
@@ -398,6 +411,18 @@ mod tests {
             connect(&[&long]).await.unwrap_err(),
             QmpError::TooLong
         ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_qemu_that_says_nothing_is_named_with_the_command() {
+        let (qmp, ..) = connect(&[GREETING, r#"{"return":{},"id":0}"#])
+            .await
+            .unwrap();
+        let error = qmp.query_status().await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "QEMU did not answer query-status in 60 s"
+        );
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 //! ask for would not be done.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE;
 use serde::Deserialize;
 
 use super::host::Host;
-use super::{DiskError, FileSystem, Group, Purpose, Wanted, check, free};
+use super::{DiskError, FileSystem, Group, Purpose, Wanted, check};
 use crate::config::Config;
 use crate::spec::Spec;
 use crate::spec::oci::Mount;
@@ -27,10 +27,14 @@ const FILE: &str = "mountInfo.json";
 const MOUNT_TYPE: &str = "directvol";
 /// What the volume's type may be: a device, or a file, as it is.
 const TYPES: [&str; 2] = ["block", "directvol"];
-/// File systems that the guest mounts.
-const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
+/// File systems that the guest's kernel has.
+const FILE_SYSTEMS: [&str; 1] = ["ext4"];
 const GROUP: &str = "fsGroup";
 const POLICY: &str = "fsGroupChangePolicy";
+/// The kubelet's directory of parts of a pod's volumes.
+const PARTS: &str = "volume-subpaths";
+/// Plugins whose volumes a pod has.
+const MAX_PLUGINS: usize = 64;
 /// The longest description.
 const MAX_FILE: u64 = 64 * 1024;
 /// The longest name of a directory.
@@ -65,13 +69,20 @@ fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>,
         let Some(file) = place(root, &mount.source) else {
             continue;
         };
+        refuse_part(root, mount)?;
         let refused = |why: String| DiskError::Direct {
             destination: mount.destination.clone(),
             file: file.display().to_string(),
             why,
         };
         let text = match read(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_direct => continue,
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && !is_direct
+                    && !file.parent().is_some_and(Path::exists) =>
+            {
+                continue;
+            }
             read => read.map_err(|error| refused(error.to_string()))?,
         };
         check(config, format!("direct volume at {}", mount.destination))?;
@@ -92,6 +103,46 @@ fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>,
     Ok(wanted)
 }
 
+/// Refuses what is a part of such a volume: a directory below it, of which the host has nothing, and what the
+/// kubelet makes of a `subPath`, which would be the host's empty directory.
+fn refuse_part(root: &Path, mount: &Mount) -> Result<(), DiskError> {
+    let source = Path::new(&mount.source);
+    let above = source.ancestors().skip(1).map(Path::to_owned);
+    let described = |volume: PathBuf| {
+        let file = place(root, volume.to_str()?)?;
+        file.parent().is_some_and(Path::exists).then_some(file)
+    };
+    match above.chain(volumes_of_part(source)).find_map(described) {
+        None => Ok(()),
+        Some(file) => Err(DiskError::Direct {
+            destination: mount.destination.clone(),
+            file: file.display().to_string(),
+            why: "a part of a volume (subPath) is not mounted: mount it whole".to_owned(),
+        }),
+    }
+}
+
+/// The volumes of which `<pod>/volume-subpaths/<volume>/<container>/<n>` may be a part: the pod has each below
+/// the name of its plugin.
+fn volumes_of_part(source: &Path) -> Vec<PathBuf> {
+    let named = || {
+        let volume = source.parent()?.parent()?;
+        let parts = volume.parent()?;
+        let pod = parts.parent()?;
+        (parts.file_name()? == PARTS).then_some((pod, volume.file_name()?))
+    };
+    let Some((pod, name)) = named() else {
+        return Vec::new();
+    };
+    let plugins = fs::read_dir(pod.join("volumes")).into_iter().flatten();
+    plugins
+        .flatten()
+        .take(MAX_PLUGINS)
+        .map(|plugin| plugin.path().join(name))
+        .flat_map(|volume| [volume.join("mount"), volume])
+        .collect()
+}
+
 fn volume(
     index: usize,
     mount: &Mount,
@@ -103,12 +154,12 @@ fn volume(
         what: what(),
         source,
     })?;
-    let host = free(host, what())?;
-    let is_read = mount.options.iter().any(|option| option == "ro") || host.is_read_only;
-    if is_read && !system.is_read_only() {
+    // Whether this container may write is a matter of its own mount of it; another may.
+    if host.is_read_only && !system.is_read_only() {
         system.options.push("ro".to_owned());
     }
     Ok(Wanted {
+        what: what(),
         host,
         read_only: system.is_read_only(),
         purpose: Purpose::Volume(index, system),
@@ -175,7 +226,6 @@ fn system(described: &Description) -> Result<FileSystem, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     const VOLUME: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pv/mount";
 
@@ -226,8 +276,13 @@ mod tests {
         assert!(!found[0].read_only);
         let (spec, found) = planned(rust, &["rbind", "ro"]);
         let found = found.unwrap();
-        assert!(found[0].read_only);
+        assert!(!found[0].read_only, "another container may write");
         assert_eq!(spec.mounts[1].kind, "bind");
+        assert!(spec.mounts[1].options.iter().any(|option| option == "ro"));
+        let described =
+            r#"{"volume-type":"block","device":"DISK","fstype":"ext4","options":["ro"]}"#;
+        let (_, found) = planned(described, &["rbind", "rw"]);
+        assert!(found.unwrap()[0].read_only);
     }
 
     #[test]
@@ -264,6 +319,41 @@ mod tests {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains(told) && error.contains("/data"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_part_of_a_volume_and_a_directory_without_a_description_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("pods/u");
+        let volume = pod.join("volumes/kubernetes.io~csi/pv/mount");
+        fs::create_dir_all(&volume).unwrap();
+        let described = place(root.path(), volume.to_str().unwrap()).unwrap();
+        fs::create_dir(described.parent().unwrap()).unwrap();
+        let refused = |source: &Path| {
+            let mount = Mount {
+                destination: "/data".into(),
+                source: source.display().to_string(),
+                kind: "bind".into(),
+                ..Mount::default()
+            };
+            let mut spec = Spec {
+                mounts: vec![mount],
+                ..Spec::default()
+            };
+            let planned = plan_in(root.path(), &Config::default(), &mut spec);
+            planned.err().map(|error| error.to_string())
+        };
+        let error = refused(&volume).unwrap();
+        assert!(error.contains("mountInfo.json"), "{error}");
+        for part in [volume.join("a"), pod.join("volume-subpaths/pv/main/0")] {
+            let error = refused(&part).unwrap();
+            assert!(
+                error.contains("subPath") && error.contains("/data"),
+                "{error}"
+            );
+        }
+        assert_eq!(refused(&pod.join("volume-subpaths/other/main/0")), None);
+        assert_eq!(refused(&pod.join("volumes/kubernetes.io~csi/other")), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Block devices and images of the host: found by number or by path, and looked at before a guest gets them.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use thiserror::Error;
 
 /// Where the kernel tells of block devices by their numbers.
 const NUMBERS: &str = "/sys/dev/block";
+/// Where it tells of all of them.
+const DEVICES: &str = "/sys/block";
 
 /// Something on the host that can be a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,17 @@ pub enum HostError {
         "{0:?} is in use on the host (mounted, or part of another device): two kernels that write to it would destroy what is on it"
     )]
     Busy(PathBuf),
+    /// A loop device has it.
+    #[error("{path:?} is behind the host's {device}: name the device, or detach the file from it")]
+    Loop {
+        /// The file.
+        path: PathBuf,
+        /// The device.
+        device: String,
+    },
+    /// The path leads to something else than it did.
+    #[error("{0:?} is another disk now than when it was asked for")]
+    Changed(PathBuf),
 }
 
 impl Host {
@@ -94,16 +107,13 @@ impl Host {
         // Links lead to the device; the path of the guest's disk is the device's own.
         let path = fs::canonicalize(path).map_err(failed)?;
         let found = fs::metadata(&path).map_err(failed)?;
-        let kind = found.file_type();
-        let (id, is_read_only) = match (kind.is_block_device(), kind.is_file()) {
-            (true, _) => {
-                let number = found.rdev();
+        let id = id(&found).ok_or_else(|| HostError::Kind(path.clone()))?;
+        let is_read_only = match id {
+            Id::Device(number) => {
                 let file = format!("{NUMBERS}/{}:{}/ro", major(number), minor(number));
-                let is_read_only = fs::read_to_string(file).is_ok_and(|text| text.trim() == "1");
-                (Id::Device(number), is_read_only)
+                fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
             }
-            (_, true) => (Id::File(found.dev(), found.ino()), false),
-            _ => return Err(HostError::Kind(path)),
+            Id::File(..) => false,
         };
         Ok(Self {
             path,
@@ -118,32 +128,63 @@ impl Host {
         matches!(self.id, Id::Device(_))
     }
 
-    /// Checks that nobody on the host uses a device. Of a file only QEMU can say.
+    /// Opens it, and sees that it still is what it was. For as long as a device is open `alone`, nobody on the
+    /// host mounts it; of a file only QEMU's lock says who uses it.
     ///
     /// # Errors
-    /// [`HostError::Busy`], or it cannot be opened.
-    pub fn check_free(&self) -> Result<(), HostError> {
-        if !self.is_device() {
-            return Ok(());
-        }
+    /// [`HostError::Busy`], [`HostError::Loop`], [`HostError::Changed`], or it cannot be opened.
+    pub fn open(&self, alone: bool) -> Result<File, HostError> {
         let failed = |source| HostError::Read {
             path: self.path.clone(),
             source,
         };
-        let flags = OFlags::EXCL | OFlags::NONBLOCK;
+        let mut flags = OFlags::NONBLOCK;
+        flags.set(OFlags::EXCL, alone && self.is_device());
         let flags = i32::try_from(flags.bits()).map_err(|error| failed(io::Error::other(error)))?;
         let opened = OpenOptions::new()
             .read(true)
             .custom_flags(flags)
             .open(&self.path);
-        match opened {
-            Ok(_) => Ok(()),
+        let file = match opened {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                Err(HostError::Busy(self.path.clone()))
+                return Err(HostError::Busy(self.path.clone()));
             }
-            Err(error) => Err(failed(error)),
+            opened => opened.map_err(failed)?,
+        };
+        if id(&file.metadata().map_err(failed)?) != Some(self.id) {
+            return Err(HostError::Changed(self.path.clone()));
+        }
+        match loop_of(Path::new(DEVICES), self.id) {
+            Some(device) => Err(HostError::Loop {
+                path: self.path.clone(),
+                device,
+            }),
+            None => Ok(file),
         }
     }
+}
+
+fn id(found: &Metadata) -> Option<Id> {
+    let kind = found.file_type();
+    match (kind.is_block_device(), kind.is_file()) {
+        (true, _) => Some(Id::Device(found.rdev())),
+        (_, true) => Some(Id::File(found.dev(), found.ino())),
+        _ => None,
+    }
+}
+
+/// The loop device that a file is behind. One whose file has no name any more is not found.
+fn loop_of(devices: &Path, file: Id) -> Option<String> {
+    if matches!(file, Id::Device(_)) {
+        return None;
+    }
+    let is_behind = |device: &fs::DirEntry| {
+        let backing = fs::read_to_string(device.path().join("loop/backing_file"));
+        let found = backing.and_then(|path| fs::metadata(path.trim_end_matches('\n')));
+        found.is_ok_and(|found| id(&found) == Some(file))
+    };
+    let mut all = fs::read_dir(devices).ok()?.flatten();
+    all.find(is_behind)?.file_name().into_string().ok()
 }
 
 fn is(number: u64, wanted_major: i64, wanted_minor: i64) -> bool {
@@ -163,7 +204,16 @@ mod tests {
         let found = Host::by_path(&file).unwrap();
         assert_eq!(found, Host::by_path(&root.path().join("link")).unwrap());
         assert!(!found.is_device() && !found.is_read_only);
-        found.check_free().unwrap();
+        found.open(true).unwrap();
+        let devices = tempfile::tempdir().unwrap();
+        fs::create_dir_all(devices.path().join("loop7/loop")).unwrap();
+        let backing = devices.path().join("loop7/loop/backing_file");
+        fs::write(backing, format!("{}\n", file.display())).unwrap();
+        assert_eq!(loop_of(devices.path(), found.id).as_deref(), Some("loop7"));
+        assert_eq!(loop_of(devices.path(), Id::File(0, 0)), None);
+        fs::write(root.path().join("other"), "y").unwrap();
+        fs::rename(root.path().join("other"), &file).unwrap();
+        assert!(matches!(found.open(true), Err(HostError::Changed(_))));
         for other in [root.path(), Path::new("/dev/null")] {
             let refused = Host::by_path(other);
             assert!(matches!(refused, Err(HostError::Kind(_))), "{other:?}");

@@ -42,11 +42,16 @@ const GUEST_VOLUMES: &str = "/run/kata-containers/sandbox/storage";
 pub struct Wanted {
     /// What it is on the host.
     pub host: Host,
-    /// Whether nobody may write to it.
+    /// Whether this container may not write to it.
     pub read_only: bool,
     /// What it is for.
     pub purpose: Purpose,
+    /// What asks for it, for those who read why it cannot be had.
+    pub what: String,
 }
+
+/// What a device that a container may not write to is told to the guest with.
+const READ_ONLY: &str = "ro";
 
 /// What a disk is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,11 +181,11 @@ fn root(path: &str, system: FileSystem) -> Result<Wanted, DiskError> {
         source,
     })?;
     let read_only = system.is_read_only() || host.is_read_only;
-    let host = free(host, what())?;
     Ok(Wanted {
         host,
         read_only,
         purpose: Purpose::Root(system),
+        what: what(),
     })
 }
 
@@ -192,14 +197,6 @@ fn check(config: &Config, what: String) -> Result<(), DiskError> {
     match config.vm.disable_block_devices {
         true => Err(DiskError::Disabled(what)),
         false => Ok(()),
-    }
-}
-
-/// A device that nobody on the host uses.
-fn free(host: Host, what: String) -> Result<Host, DiskError> {
-    match host.check_free() {
-        Ok(()) => Ok(host),
-        Err(source) => Err(DiskError::Host { what, source }),
     }
 }
 
@@ -232,23 +229,39 @@ impl FileSystem {
 }
 
 impl Purpose {
+    /// The file system, of what is none as a device.
+    fn system(&self) -> Option<&FileSystem> {
+        match self {
+            Self::Node(_) => None,
+            Self::Volume(_, system) | Self::Root(system) => Some(system),
+        }
+    }
+}
+
+impl Wanted {
     /// What the guest is asked for, and what of the specification is the guest's then.
     pub fn order(&self, address: Address, spec: &mut Spec) -> Order {
-        match self {
-            Self::Node(path) => Order::Device(Device {
+        match &self.purpose {
+            Purpose::Node(path) => Order::Device(Device {
                 id: address.to_string(),
                 type_: DRIVER.to_owned(),
                 container_path: path.clone(),
+                // Another container of the pod may write to it.
+                options: self
+                    .read_only
+                    .then(|| READ_ONLY.to_owned())
+                    .into_iter()
+                    .collect(),
                 ..Default::default()
             }),
-            Self::Volume(index, system) => {
+            Purpose::Volume(index, system) => {
                 let point = point(address);
                 if let Some(mount) = spec.mounts.get_mut(*index) {
                     mount.source.clone_from(&point);
                 }
                 Order::Storage(system.storage(address, point))
             }
-            Self::Root(system) => {
+            Purpose::Root(system) => {
                 let point = point(address);
                 spec.root.get_or_insert_default().path.clone_from(&point);
                 Order::Storage(system.storage(address, point))
@@ -291,7 +304,14 @@ mod tests {
             }),
         };
         let at = "/run/kata-containers/sandbox/storage/Mzow";
-        let volume = Purpose::Volume(0, system.clone()).order(Address::from(3), &mut spec);
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        let wanted = |purpose| Wanted {
+            host: Host::by_path(disk.path()).unwrap(),
+            read_only: true,
+            purpose,
+            what: String::new(),
+        };
+        let volume = wanted(Purpose::Volume(0, system.clone())).order(Address::from(3), &mut spec);
         let Order::Storage(volume) = volume else {
             panic!("{volume:?}")
         };
@@ -304,10 +324,10 @@ mod tests {
             (at, at)
         );
         assert_eq!(volume.fs_group.group_id, 7);
-        let root = Purpose::Root(system).order(Address::from(3), &mut spec);
+        let root = wanted(Purpose::Root(system)).order(Address::from(3), &mut spec);
         assert!(matches!(root, Order::Storage(root) if root.mount_point == at));
         assert_eq!(spec.root.as_ref().unwrap().path, at);
-        let node = Purpose::Node("/dev/x".into()).order(Address::from(3), &mut spec);
+        let node = wanted(Purpose::Node("/dev/x".into())).order(Address::from(3), &mut spec);
         let Order::Device(node) = node else {
             panic!("{node:?}")
         };
@@ -315,6 +335,7 @@ mod tests {
             (node.id.as_str(), node.container_path.as_str()),
             ("3:0", "/dev/x")
         );
+        assert_eq!(node.options, ["ro"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! stands in the rules of the device cgroup, of which the last that fits counts, as for the kernel.
 
 use super::host::Host;
-use super::{DiskError, Purpose, Wanted, free};
+use super::{DiskError, Purpose, Wanted};
 use crate::spec::Spec;
 use crate::spec::oci::{DeviceRule, Linux};
 
@@ -37,13 +37,13 @@ fn one(linux: &Linux, device: &crate::spec::oci::Device) -> Result<Wanted, DiskE
         what: what(),
         source,
     })?;
-    let host = free(host, what())?;
     let rules = linux.resources.iter().flat_map(|found| &found.devices);
     let writes = may_write(rules, device.major, device.minor);
     let read_only = !writes || host.is_read_only;
     Ok(Wanted {
         host,
         read_only,
+        what: what(),
         purpose: Purpose::Node(path),
     })
 }

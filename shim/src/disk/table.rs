@@ -2,17 +2,23 @@
 //!
 //! The table is locked while QEMU works: who wants a disk that is going waits until it is gone, and gets it
 //! anew. What is attached is noted with its container before the lock is let go, so that a creation that is
-//! given up in the middle leaves nothing.
+//! given up in the middle leaves nothing. A disk that does not go stays in the table, with its last user.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
 use hypervisor::{Address, Disks, HotDisk};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{Id, Purpose, Wanted};
+use super::{FileSystem, Id, Wanted};
 use crate::container::Container;
+
+/// How long a device of the host may take to be opened.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The table.
 #[derive(Debug, Default)]
@@ -22,24 +28,77 @@ pub struct Table(Mutex<BTreeMap<Id, Attached>>);
 struct Attached {
     address: Address,
     read_only: bool,
-    is_node: bool,
+    /// What the guest mounts; nothing of a device as it is.
+    system: Option<FileSystem>,
     users: usize,
+    /// Whether the guest may have kept what it had there, because one of the users did not end as it should.
+    is_doubtful: bool,
+    /// It was to go, and did not.
+    is_stuck: bool,
+}
+
+/// A disk that does not go.
+#[derive(Debug)]
+pub struct Stuck {
+    /// As it is answered.
+    pub error: GuestError,
+    /// Whether it did not go before, either.
+    pub again: bool,
 }
 
 impl Attached {
     /// Why one more cannot use it.
     fn refuses(&self, wanted: &Wanted) -> Option<&'static str> {
+        if self.is_stuck {
+            return Some("it is to go from the VM, and does not: remove the pod");
+        }
         if self.read_only && !wanted.read_only {
             return Some("a container of the pod has it read-only: mount it so in all of them");
         }
-        let is_node = matches!(wanted.purpose, Purpose::Node(_));
-        (self.is_node != is_node).then_some(
-            "a container of the pod has it in another way: as a device, or as a file system",
-        )
+        match (&self.system, wanted.purpose.system()) {
+            (None, None) => None,
+            (Some(known), Some(other)) => (known != other).then_some(
+                "a container of the pod has it with another file system, other options or another group",
+            ),
+            _ => Some(
+                "a container of the pod has it in another way: as a device, or as a file system",
+            ),
+        }
+    }
+}
+
+/// What a call does to the host's device may wait for it.
+async fn open(wanted: &Wanted, alone: bool) -> Result<File, GuestError> {
+    let host = wanted.host.clone();
+    let failed = |text: String| {
+        let text = format!("{}: {text}", wanted.what);
+        GuestError::new(ErrorCode::FailedPrecondition, "disk", text)
+    };
+    let opened = tokio::task::spawn_blocking(move || host.open(alone));
+    match timeout(OPEN_TIMEOUT, opened).await {
+        Ok(Ok(opened)) => opened.map_err(|error| failed(error.to_string())),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_) => {
+            let (path, seconds) = (wanted.host.path.display(), OPEN_TIMEOUT.as_secs());
+            Err(failed(format!("{path} could not be opened in {seconds} s")))
+        }
     }
 }
 
 impl Table {
+    /// Checks that nobody on the host uses what a container asks for, beside the pod itself.
+    ///
+    /// # Errors
+    /// Names what asks for it, and who has it.
+    pub async fn check_free(&self, all: &[Wanted]) -> Result<(), GuestError> {
+        for wanted in all {
+            if !self.0.lock().await.contains_key(&wanted.host.id) {
+                open(wanted, true).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a container a disk; answers where the guest has it.
     ///
     /// # Errors
@@ -65,23 +124,27 @@ impl Table {
             container.hold_disk(id);
             return Ok(known.address);
         }
-        let is_node = matches!(wanted.purpose, Purpose::Node(_));
+        let system = wanted.purpose.system();
         let disk = HotDisk {
+            // A file system has one kernel: nobody mounts it for as long as the VM has it.
+            file: open(wanted, system.is_some()).await?,
             path: path.clone(),
             is_device: wanted.host.is_device(),
             read_only: wanted.read_only,
-            // Who shares a device as it is knows how; a file system has one kernel.
-            is_shared: is_node,
+            // Who shares a device as it is knows how.
+            is_shared: system.is_none(),
         };
-        let attached = disks.attach(&disk).await;
+        let attached = disks.attach(disk).await;
         let address = attached
             .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "disk", error))?;
         info!(path = %path.display(), %address, read_only = wanted.read_only, "a disk came");
         let first = Attached {
             address,
             read_only: wanted.read_only,
-            is_node,
+            system: system.cloned(),
             users: 1,
+            is_doubtful: false,
+            is_stuck: false,
         };
         table.insert(id, first);
         container.hold_disk(id);
@@ -89,31 +152,44 @@ impl Table {
     }
 
     /// Takes from a container what it has, and from the VM what nobody has any more; without a VM all is gone.
-    pub async fn release(&self, disks: Option<&Disks>, container: &Container) {
+    ///
+    /// # Errors
+    /// A disk does not go. The container has it still, so this can be called again.
+    pub async fn release(&self, disks: Option<&Disks>, container: &Container) -> Result<(), Stuck> {
         let mut table = self.0.lock().await;
+        let mut outcome = Ok(());
         for id in container.take_disks() {
             let Some(known) = table.get_mut(&id) else {
                 continue;
             };
-            known.users = known.users.saturating_sub(1);
-            if known.users > 0 {
+            known.is_doubtful |= container.is_doubtful();
+            if known.users > 1 {
+                known.users -= 1;
                 continue;
             }
             let address = known.address;
-            table.remove(&id);
-            if let Some(disks) = disks
-                && let Err(error) = disks.detach(address).await
-            {
-                warn!(%error, %address, "a disk does not go");
-            }
+            let gone = match disks {
+                Some(disks) => disks.detach(address, !known.is_doubtful).await,
+                None => Ok(()),
+            };
+            let Err(error) = gone else {
+                table.remove(&id);
+                continue;
+            };
+            warn!(%error, %address, "a disk does not go");
+            let again = std::mem::replace(&mut known.is_stuck, true);
+            container.hold_disk(id);
+            let error = GuestError::new(ErrorCode::FailedPrecondition, "disk", error);
+            outcome = Err(Stuck { error, again });
         }
+        outcome
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{FileSystem, Host};
+    use crate::disk::{Host, Purpose};
 
     #[test]
     fn a_disk_is_used_in_one_way_by_all_of_a_pod() {
@@ -124,20 +200,40 @@ mod tests {
             host: Host::by_path(&path).unwrap(),
             read_only,
             purpose,
+            what: String::new(),
         };
         let node = || Purpose::Node("/dev/x".into());
-        let volume = || Purpose::Volume(0, FileSystem::default());
-        let known = |read_only, is_node| Attached {
+        let volume = |kind: &str| {
+            let kind = kind.to_owned();
+            Purpose::Volume(
+                0,
+                FileSystem {
+                    kind,
+                    ..FileSystem::default()
+                },
+            )
+        };
+        let known = |read_only, purpose: Purpose| Attached {
             address: Address::from(0),
             read_only,
-            is_node,
+            system: purpose.system().cloned(),
             users: 1,
+            is_doubtful: false,
+            is_stuck: false,
         };
-        assert_eq!(known(false, true).refuses(&wanted(false, node())), None);
-        assert_eq!(known(false, false).refuses(&wanted(true, volume())), None);
-        let why = known(true, true).refuses(&wanted(false, node()));
-        assert!(why.unwrap().contains("read-only"));
-        let why = known(false, true).refuses(&wanted(false, volume()));
-        assert!(why.unwrap().contains("another way"));
+        let why = |known: Attached, other| known.refuses(&other).unwrap_or_default();
+        let of = |read_only| wanted(read_only, node());
+        assert_eq!(why(known(false, node()), of(false)), "");
+        assert_eq!(why(known(false, node()), of(true)), "");
+        let ext4 = wanted(true, volume("ext4"));
+        assert_eq!(why(known(false, volume("ext4")), ext4.clone()), "");
+        assert!(why(known(false, volume("xfs")), ext4.clone()).contains("another file system"));
+        assert!(why(known(true, node()), of(false)).contains("read-only"));
+        assert!(why(known(false, node()), ext4).contains("another way"));
+        let stuck = Attached {
+            is_stuck: true,
+            ..known(false, node())
+        };
+        assert!(why(stuck, of(true)).contains("does not"));
     }
 }

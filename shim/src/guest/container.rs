@@ -10,7 +10,7 @@ use agent_api::{GuestError, TraceParent, limit};
 use protobuf::MessageField;
 use ttrpc::context::Context;
 
-use super::{Guest, REQUEST_TIMEOUT};
+use super::{Guest, REMOVE_TIMEOUT, REQUEST_TIMEOUT};
 
 /// How long the guest may take to tell how far a pull is: it waits for news itself.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(limit::PULL_WAIT_SECONDS + 10);
@@ -114,7 +114,7 @@ impl Guest {
         self.call("start", REQUEST_TIMEOUT, call).await.map(drop)
     }
 
-    /// Kills what is left of a container and forgets it.
+    /// Kills what is left of a container and forgets it. What it wrote to disks is written then.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
@@ -124,7 +124,7 @@ impl Guest {
             ..Default::default()
         };
         let call = self.client.remove_container(Context::default(), &request);
-        self.call("delete", REQUEST_TIMEOUT, call).await.map(drop)
+        self.call("delete", REMOVE_TIMEOUT, call).await.map(drop)
     }
 
     /// Changes a container's limits.

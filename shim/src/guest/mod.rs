@@ -35,6 +35,8 @@ const METRICS_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long to wait for the cause after the connection broke: the VMM's end is noticed in
 /// milliseconds, its last console lines a little later.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the guest may take to end a container, and to write what the container wrote to its disks.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a guest may take to end all its containers before it is ended from outside.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -107,14 +109,19 @@ impl Guest {
         self.call("agent", REQUEST_TIMEOUT, call).await.map(drop)
     }
 
-    /// Asks the guest to end its containers and power off.
+    /// Asks the guest to end its containers and power off. One that has disks of the host may take longer: what
+    /// is not written when the VM ends is lost.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
-    pub async fn destroy_sandbox(&self) -> Result<(), GuestError> {
+    pub async fn destroy_sandbox(&self, has_disks: bool) -> Result<(), GuestError> {
+        let within = match has_disks {
+            true => REMOVE_TIMEOUT,
+            false => DESTROY_TIMEOUT,
+        };
         let request = api::DestroySandboxRequest::new();
         let call = self.client.destroy_sandbox(Context::default(), &request);
-        self.call("stop", DESTROY_TIMEOUT, call).await.map(drop)
+        self.call("stop", within, call).await.map(drop)
     }
 
     /// Waits for a container to run out of memory, without limit; returns its id.

@@ -295,7 +295,11 @@ impl Live {
 
     /// Ends the guest: politely, then not.
     pub(super) async fn end(self) {
-        if let Err(error) = self.guest.destroy_sandbox().await {
+        let has_disks = match self.vm.disks() {
+            Some(disks) => disks.has_any().await,
+            None => false,
+        };
+        if let Err(error) = self.guest.destroy_sandbox(has_disks).await {
             debug!(%error, "the guest does not end by itself");
             self.vm.kill().await;
         } else {

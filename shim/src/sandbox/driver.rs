@@ -25,6 +25,8 @@ type Boot = Pin<Box<dyn Future<Output = Result<Live, GuestError>> + Send>>;
 pub(super) enum Request {
     Boot(Box<Plan>, Answer),
     Stop(Answer),
+    /// The same for a guest that is known not to answer.
+    Kill(Answer),
 }
 
 /// The driver.
@@ -39,6 +41,8 @@ pub(super) struct Driver {
     directory: Option<StateDir>,
     booting: Option<Boot>,
     live: Option<Live>,
+    /// The guest is not asked when it ends.
+    is_stuck: bool,
 }
 
 impl Driver {
@@ -53,6 +57,7 @@ impl Driver {
             directory: None,
             booting: None,
             live: None,
+            is_stuck: false,
         }
     }
 
@@ -79,6 +84,11 @@ impl Driver {
                 Input::Boot
             }
             Request::Stop(answer) => {
+                self.queue.push(Goal::Stopped, answer);
+                Input::Stop
+            }
+            Request::Kill(answer) => {
+                self.is_stuck = true;
                 self.queue.push(Goal::Stopped, answer);
                 Input::Stop
             }
@@ -116,8 +126,10 @@ impl Driver {
                     self.publish();
                     // Dropping a boot under way kills what it has started.
                     self.booting = None;
-                    if let Some(live) = self.live.take() {
-                        live.end().await;
+                    match self.live.take() {
+                        Some(live) if self.is_stuck => live.discard().await,
+                        Some(live) => live.end().await,
+                        None => {}
                     }
                     input = Some(Input::Ended);
                 }

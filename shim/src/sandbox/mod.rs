@@ -77,6 +77,11 @@ impl Sandbox {
         let _ = self.ask(driver::Request::Stop).await;
     }
 
+    /// The same without a word to the guest, which is known not to answer.
+    pub async fn kill(&self) {
+        let _ = self.ask(driver::Request::Kill).await;
+    }
+
     /// Waits for the end of the VM, whoever brought it about.
     pub async fn ended(&self) {
         let mut view = self.view.clone();

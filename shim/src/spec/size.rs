@@ -33,6 +33,8 @@ pub struct Limits {
     pub millicpus: u64,
     /// Bytes of memory.
     pub bytes: u64,
+    /// Bytes in huge pages, which come out of the memory as well.
+    pub huge: u64,
 }
 
 impl Limits {
@@ -43,12 +45,12 @@ impl Limits {
         let quota = cpu.and_then(|cpu| u64::try_from(cpu.quota?).ok());
         let memory = resources.and_then(|resources| resources.memory.as_ref());
         let bytes = memory.and_then(|memory| u64::try_from(memory.limit?).ok());
-        // Pages that are promised come out of the memory as well.
         let huge = resources.iter().flat_map(|found| &found.hugepage_limits);
         let huge = huge.fold(0_u64, |sum, limit| sum.saturating_add(limit.limit));
         Self {
             millicpus: share(quota, cpu.and_then(|cpu| cpu.period)),
-            bytes: bytes.unwrap_or_default().saturating_add(huge),
+            bytes: bytes.unwrap_or_default(),
+            huge,
         }
     }
 
@@ -68,6 +70,8 @@ impl Limits {
                 true => new.bytes,
                 false => self.bytes,
             },
+            // Pages are promised for as long as the container is there.
+            huge: self.huge,
         }
     }
 
@@ -77,6 +81,7 @@ impl Limits {
         all.fold(Self::default(), |sum, one| Self {
             millicpus: sum.millicpus.saturating_add(one.millicpus),
             bytes: sum.bytes.saturating_add(one.bytes),
+            huge: sum.huge.saturating_add(one.huge),
         })
     }
 }
@@ -102,8 +107,9 @@ pub fn needed(vm: &Vm, limits: Limits) -> Size {
         };
         vcpus = u32::try_from(cpus).unwrap_or(u32::MAX).max(1);
     }
-    if limits.bytes > 0 {
-        let mib = u32::try_from(limits.bytes.div_ceil(MIB)).unwrap_or(u32::MAX);
+    let bytes = limits.bytes.saturating_add(limits.huge);
+    if bytes > 0 {
+        let mib = u32::try_from(bytes.div_ceil(MIB)).unwrap_or(u32::MAX);
         memory_mib = match vm.overhead_mib {
             Some(overhead) => overhead.saturating_add(mib).max(MIN_GUEST_MIB),
             None => memory_mib.saturating_add(mib),
@@ -152,7 +158,11 @@ fn of_pod(spec: &Spec) -> Limits {
         None => own.millicpus,
     };
     let bytes = number(&spec.annotations, MEMORY).unwrap_or(own.bytes);
-    Limits { millicpus, bytes }
+    Limits {
+        millicpus,
+        bytes,
+        huge: own.huge,
+    }
 }
 
 /// Thousandths of a processor; no period is the kernel's own.
@@ -274,6 +284,7 @@ mod tests {
         let limits = Limits {
             millicpus: 500,
             bytes: 1 << 20,
+            huge: 0,
         };
         let memory = resources(r#"{"memory":{"limit":2097152}}"#);
         let changed = limits.changed(&memory);
@@ -283,6 +294,8 @@ mod tests {
         assert_eq!((changed.millicpus, changed.bytes), (1500, 1 << 20));
         let none = resources(r#"{"cpu":{"quota":-1,"period":100000},"memory":{"limit":-1}}"#);
         assert_eq!(limits.changed(&none), Limits::default());
+        let paged = Limits { huge: 7, ..limits };
+        assert_eq!(paged.changed(&memory).huge, 7);
     }
 
     #[test]
@@ -294,7 +307,8 @@ mod tests {
         };
         let one = Limits {
             millicpus: 800,
-            bytes: 100 << 20,
+            bytes: 60 << 20,
+            huge: 40 << 20,
         };
         let size = |count| {
             let size = needed(&vm, Limits::sum(std::iter::repeat_n(one, count)));

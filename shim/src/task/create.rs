@@ -168,6 +168,7 @@ impl Tasks {
             pod::join(&mut prepared.spec, other);
         }
         io::check(&container.init.stdio)?;
+        self.disks.check_free(&prepared.disks).await?;
         if container.role.owns_vm() {
             container.note(|progress| progress.enter(Step::Boot));
             self.boot(container, &prepared).await?;
@@ -311,7 +312,10 @@ impl Tasks {
             // It may know no such container; the content goes all the same.
             let _ = guest.remove_container(&container.id).await;
         }
-        self.release_disks(container).await;
+        if self.release_disks(container).await.is_err() {
+            // Nobody else will ask again.
+            let _ = self.release_disks(container).await;
+        }
         container.unmount();
         self.hooks_after(container).await;
         self.containers.remove(&container.id);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use agent_api::agent::{Device, Storage};
 use agent_api::{ErrorCode, GuestError};
+use tracing::error;
 
 use super::Tasks;
 use super::create::Prepared;
@@ -36,13 +37,13 @@ impl Tasks {
         let held = self.containers.get(&container.id)?;
         for wanted in std::mem::take(&mut prepared.disks) {
             let (tasks, held, disks) = (Arc::clone(self), Arc::clone(&held), disks.clone());
-            let purpose = wanted.purpose.clone();
+            let asked = wanted.clone();
             // What was begun is noted with the container also when this call is dropped.
             let work = async move { tasks.disks.attach(&disks, &held, &wanted).await };
             let address = tokio::spawn(work)
                 .await
                 .map_err(|error| GuestError::new(ErrorCode::Internal, "disk", error))??;
-            match purpose.order(address, &mut prepared.spec) {
+            match asked.order(address, &mut prepared.spec) {
                 Order::Device(device) => orders.devices.push(device),
                 Order::Storage(storage) => orders.storages.push(storage),
             }
@@ -50,9 +51,20 @@ impl Tasks {
         Ok(orders)
     }
 
-    /// Takes away what a container had; the guest has let go of it, or is no more.
-    pub(super) async fn release_disks(&self, container: &Container) {
+    /// Takes away what a container had; the guest has let go of it, or is no more. A disk that does not go when it
+    /// is asked for again goes with the VM: nobody else on the host could use it.
+    pub(super) async fn release_disks(&self, container: &Container) -> Result<(), GuestError> {
         let disks = self.sandbox.view().disks;
-        self.disks.release(disks.as_ref(), container).await;
+        match self.disks.release(disks.as_ref(), container).await {
+            Ok(()) => Ok(()),
+            Err(stuck) if stuck.again => {
+                let error = stuck.error;
+                error!(%error, container = container.id, "a disk does not go: its VM is ended");
+                self.sandbox.stop().await;
+                let gone = self.disks.release(None, container).await;
+                gone.map_err(|stuck| stuck.error)
+            }
+            Err(stuck) => Err(stuck.error),
+        }
     }
 }

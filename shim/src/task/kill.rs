@@ -1,10 +1,13 @@
 //! Signals, and what ends a process that takes none.
 //!
 //! ```text
-//! SIGTERM, SIGKILL ─► agent answers in STUCK ─► the process ends in UNKILLABLE ─► its end is told
-//!                       └─ it does not           └─ it does not, after SIGKILL
-//!                            └────────────► the VM is ended ◄┘   and with it every process of the pod
+//! a signal to a first process ─► agent answers in STUCK ─► the process ends in UNKILLABLE ─► its end is told
+//!                                  └─ it does not           └─ it does not, after SIGKILL
+//!                                       └────────────► the VM is ended ◄┘   and with it every process of the pod
 //! ```
+//!
+//! Which signal stops a container its image says, so none is told from another here. Who asks may give up sooner
+//! than the guest is given up: what was begun goes on.
 //!
 //! containerd stops a pod by stopping its containers, and gives up at the first that cannot be. So a guest that
 //! answers no more, or in which a process waits in the kernel for ever, would hold the pod and its memory until
@@ -18,7 +21,7 @@ use tokio::time::timeout;
 use tracing::error;
 
 use super::Tasks;
-use crate::guest::Guest;
+use crate::guest::{Guest, ProcessId};
 use crate::process::{KILLED, Phase, Process};
 
 /// Their numbers on every architecture of Linux.
@@ -32,6 +35,18 @@ const UNKILLABLE: Duration = Duration::from_secs(45);
 
 impl Tasks {
     pub(super) async fn kill(
+        self: &Arc<Self>,
+        id: &str,
+        exec: &str,
+        signal: u32,
+    ) -> Result<(), GuestError> {
+        let (tasks, id, exec) = (Arc::clone(self), id.to_owned(), exec.to_owned());
+        tokio::spawn(async move { tasks.pass_on(&id, &exec, signal).await })
+            .await
+            .map_err(|error| GuestError::new(ErrorCode::Internal, "kill", error))?
+    }
+
+    async fn pass_on(
         self: &Arc<Self>,
         id: &str,
         exec: &str,
@@ -70,9 +85,10 @@ impl Tasks {
         // The agent ends by SIGKILL what does not handle SIGTERM.
         if is_end {
             container.reason.asked();
-            self.end(&process, &guest, signal).await?;
-        } else {
-            guest.signal_process(&process.id, signal).await?;
+        }
+        match exec.is_empty() {
+            true => self.signal_first(&process, &guest, signal).await?,
+            false => guest.signal_process(&process.id, signal).await?,
         }
         if process.phase() == Phase::Created && signal == SIGKILL {
             // It never ran, so no one follows it.
@@ -81,35 +97,38 @@ impl Tasks {
         Ok(())
     }
 
-    /// Ends a container's first process, with the VM if it must be.
-    async fn end(
+    /// Signals a container's first process, and ends it with the VM if it must be.
+    async fn signal_first(
         self: &Arc<Self>,
         process: &Arc<Process>,
         guest: &Guest,
         signal: u32,
     ) -> Result<(), GuestError> {
-        match timeout(STUCK, guest.signal_process(&process.id, signal)).await {
+        let id = &process.id;
+        match timeout(STUCK, guest.signal_process(id, signal)).await {
             Ok(answer) => answer?,
             Err(_) => {
                 error!(
-                    container = process.id.container,
+                    container = id.container,
                     signal, "the guest is stuck: its VM is ended"
                 );
-                self.sandbox.stop().await;
+                self.sandbox.kill().await;
                 return Ok(());
             }
         }
         if signal == SIGKILL && process.phase() == Phase::Running {
-            let (tasks, process) = (Arc::clone(self), Arc::clone(process));
-            tokio::spawn(async move { tasks.see_dead(&process).await });
+            let (tasks, id, guest) = (Arc::clone(self), id.clone(), guest.clone());
+            tokio::spawn(async move { tasks.see_dead(&id, &guest).await });
         }
         Ok(())
     }
 
-    async fn see_dead(&self, process: &Process) {
-        if timeout(UNKILLABLE, process.wait()).await.is_err() {
+    /// Output that is read slowly keeps a process's end from being told, and not the process: what counts is what
+    /// the guest says.
+    async fn see_dead(&self, id: &ProcessId, guest: &Guest) {
+        if timeout(UNKILLABLE, guest.wait_process(id)).await.is_err() {
             error!(
-                container = process.id.container,
+                container = id.container,
                 "a process cannot be killed: its VM is ended"
             );
             self.sandbox.stop().await;

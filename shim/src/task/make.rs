@@ -45,6 +45,7 @@ pub(super) async fn make(
     if !container.role.owns_vm() {
         let taken = timeout(UNDO_TIMEOUT, take_back(guest, &container.id, call)).await;
         if taken.is_err() {
+            container.doubt();
             warn!(
                 container = container.id,
                 "the guest does not forget a container in time"

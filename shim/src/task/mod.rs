@@ -315,7 +315,7 @@ impl Tasks {
         if container.role.owns_vm() {
             self.sandbox.stop().await;
         }
-        self.release_disks(&container).await;
+        self.release_disks(&container).await?;
         container.unmount();
         self.hooks_after(&container).await;
         self.containers.remove(&id);

@@ -106,20 +106,21 @@ async fn is_taken(machine: Machine) {
 async fn come_and_go(qmp: &Qmp, disks: &Disks, image: &Path) {
     std::fs::write(image, [0; 4096]).unwrap();
     let disk = |read_only, is_shared| HotDisk {
+        file: std::fs::File::open(image).unwrap(),
         path: image.to_owned(),
         is_device: false,
         read_only,
         is_shared,
     };
-    let first = disks.attach(&disk(false, false)).await.unwrap();
+    let first = disks.attach(disk(false, false)).await.unwrap();
     assert_eq!(first.to_string(), "0:0");
     // The file is locked: two guests that write to one file system would destroy it.
-    let second = disks.attach(&disk(false, false)).await.unwrap_err();
+    let second = disks.attach(disk(false, false)).await.unwrap_err();
     assert!(second.to_string().contains("lock"), "{second}");
-    disks.detach(first).await.unwrap();
-    let again = disks.attach(&disk(true, false)).await.unwrap();
+    disks.detach(first, true).await.unwrap();
+    let again = disks.attach(disk(true, false)).await.unwrap();
     assert_eq!(again, first, "what failed or is gone takes no place");
-    let reader = disks.attach(&disk(true, false)).await.unwrap();
+    let reader = disks.attach(disk(true, false)).await.unwrap();
     assert_eq!(reader.to_string(), "1:0");
     let blocks = qmp.ask("query-block", json!({})).await.unwrap();
     let listed = blocks.as_array().unwrap().iter();
@@ -133,14 +134,14 @@ async fn come_and_go(qmp: &Qmp, disks: &Disks, image: &Path) {
         .collect();
     assert_eq!(ours, [("hot0", true), ("hot1", true)]);
     for address in [again, reader] {
-        disks.detach(address).await.unwrap();
+        disks.detach(address, true).await.unwrap();
     }
     let mut writers = Vec::new();
     for _ in 0..2 {
-        writers.push(disks.attach(&disk(false, true)).await.unwrap());
+        writers.push(disks.attach(disk(false, true)).await.unwrap());
     }
     for address in writers {
-        disks.detach(address).await.unwrap();
+        disks.detach(address, true).await.unwrap();
     }
 }
 

@@ -80,19 +80,41 @@ pub(crate) fn a_direct_volume_is_mounted_in_the_guest(place: &Place<'_>) {
     place.says(&main, "echo from the guest >/data/d/back");
     assert_eq!(place.says(&side, "cat /data/d/back"), "from the guest\n");
     assert_eq!(fs::read_dir(&volume).unwrap().count(), 0, "on the host");
+    // One that only reads, beside those that write.
+    let reader = place.start(&with_mount(place.container("reader"), &volume, true));
+    assert_eq!(place.says(&reader, "cat /data/d/back"), "from the guest\n");
+    let line = "echo no 2>/dev/null >/data/d/back || echo refused";
+    assert_eq!(place.says(&reader, line), "refused\n");
+    // Nobody on the host mounts it meanwhile.
+    let mut mount = Command::new("mount");
+    mount.arg(&disk.device).arg(place.state.path());
+    let mounted = support::run::within(LIMIT, &mut mount).unwrap();
+    assert_ne!(mounted.code, 0, "{}", mounted.report());
+    place.remove(&reader);
     place.remove(&main);
     assert_eq!(place.says(&side, "cat /data/d/back"), "from the guest\n");
     place.remove(&side);
     assert_eq!(disk.file("/d/back"), "from the guest\n");
 
-    // The same in the living pod, for reading alone.
-    let reader = place.start(&with_mount(place.container("reader"), &volume, true));
+    // A disk that its driver gives for reading alone.
+    let mut read_only = description.clone();
+    read_only["options"] = json!(["ro"]);
+    drop(described);
+    let described = Described::new(&volume, &read_only);
+    let reader = place.start(&container("reader-alone"));
     assert_eq!(place.says(&reader, "cat /data/d/back"), "from the guest\n");
-    let line = "echo no 2>/dev/null >/data/d/back || echo refused";
     assert_eq!(place.says(&reader, line), "refused\n");
     assert_eq!(place.says(&reader, "cat /sys/block/sd*/ro"), "1\n");
     place.remove(&reader);
 
+    fs::create_dir(volume.join("part")).unwrap();
+    let error = place.refused(&with_mount(
+        place.container("part"),
+        &volume.join("part"),
+        false,
+    ));
+    fs::remove_dir(volume.join("part")).unwrap();
+    assert!(error.contains("subPath"), "{error}");
     drop(described);
     let unknown = json!({"volume-type": "vfiovol", "device": disk.device, "fstype": "ext4"});
     let _described = Described::new(&volume, &unknown);

@@ -12,6 +12,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use disk::{Disk, said};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::State;
 use support::cri::{ContainerConfig, Device, PodSandboxConfig};
 use support::image::{Entry, Recipe};
@@ -148,7 +150,13 @@ fn block_devices_of_the_host_are_disks_of_the_vm() {
         "what is not used is gone"
     );
     place.remove(&watcher);
+    a_vm_that_is_killed_holds_no_disk(&place, &raw);
     kube.remove_pod(&pod).unwrap();
+    said(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F"])
+            .arg(&raw.device),
+    );
     kube.settled(&before).unwrap();
 }
 
@@ -197,6 +205,14 @@ fn two_containers_have_one_disk(place: &Place<'_>, raw: &Disk) {
     );
     assert_eq!(place.says(&two, "head -c 7 /dev/b"), "of both");
     assert_eq!(place.says(&two, "ls /sys/block | grep -c sd"), "1\n");
+    // One that is given it for reading, while its neighbours write.
+    let mut reader = place.container("beside");
+    with_device(&mut reader, &raw.device, "/dev/c", "r");
+    let reader = place.start(&reader);
+    assert_eq!(place.says(&reader, "head -c 7 /dev/c"), "of both");
+    let line = "echo no 2>/dev/null | dd of=/dev/c conv=notrunc,fsync 2>/dev/null || echo refused";
+    assert_eq!(place.says(&reader, line), "refused\n");
+    place.remove(&reader);
     // A third one may make a node of it, and not open it.
     let third = place.start(&place.container("third"));
     let line = "mknod /x b 8 0 && head -c 7 /x 2>/dev/null || echo refused; head -c 1 /dev/zero";
@@ -208,6 +224,20 @@ fn two_containers_have_one_disk(place: &Place<'_>, raw: &Disk) {
     // Nobody holds it.
     let mut fence = Command::new("mkfs.ext4");
     said(fence.arg("-q").arg(&raw.device));
+}
+
+/// The last of the pod's cases: its VM dies with a disk.
+fn a_vm_that_is_killed_holds_no_disk(place: &Place<'_>, raw: &Disk) {
+    let mut container = place.container("killed");
+    with_device(&mut container, &raw.device, "/dev/xvda", "rwm");
+    let id = place.start(&container);
+    place.says(&id, "head -c 1 /dev/xvda");
+    let all = support::host::processes_of(place.kube.state.path());
+    let is_vmm =
+        |command: &str| command.starts_with("qemu-system") || command.contains("/qemu-system");
+    let vmm = all.iter().find(|process| is_vmm(&process.command)).unwrap();
+    kill(Pid::from_raw(vmm.pid), Signal::SIGKILL).unwrap();
+    place.remove(&id);
 }
 
 fn what_is_in_use_on_the_host_is_refused(place: &Place<'_>) {

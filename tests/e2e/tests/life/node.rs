@@ -17,7 +17,7 @@ pub(crate) const VMM: &str = "qemu-system";
 pub(crate) const VIRTIOFSD: &str = "virtiofsd";
 
 /// Who dies.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Victim {
     Vmm,
     /// The guest stands still: its agent, its kernel, all of it.
@@ -95,13 +95,21 @@ impl Node {
             .collect()
     }
 
-    pub(crate) fn signal(&self, word: &str, signal: Signal) {
-        for pid in self.pids(word) {
-            let _ = kill(Pid::from_raw(pid), signal);
-        }
+    /// Signals all of a name that there are, and answers how many.
+    pub(crate) fn signal(&self, word: &str, signal: Signal) -> usize {
+        let pids = self.pids(word);
+        let hit = |pid: &&i32| kill(Pid::from_raw(**pid), signal).is_ok();
+        pids.iter().filter(hit).count()
     }
 
-    pub(crate) fn strike(&mut self, victim: Victim) {
+    /// The same where there must be one.
+    #[track_caller]
+    pub(crate) fn must_signal(&self, word: &str, signal: Signal) {
+        assert_ne!(self.signal(word, signal), 0, "there is no {word}");
+    }
+
+    /// Answers how many were struck.
+    pub(crate) fn strike(&mut self, victim: Victim) -> usize {
         match victim {
             Victim::Vmm => self.signal(VMM, Signal::SIGKILL),
             Victim::Guest => self.signal(VMM, Signal::SIGSTOP),
@@ -110,6 +118,7 @@ impl Node {
             Victim::Containerd => {
                 self.stage.containerd.crash().unwrap();
                 self.stage.containerd.revive().unwrap();
+                1
             }
         }
     }
