@@ -173,9 +173,10 @@ impl Images {
         let reference: Reference = image.parse().map_err(|e| {
             GuestError::new(ErrorCode::ReferenceInvalid, PHASE, format!("{image}: {e}"))
         })?;
-        if let (Some(broker), Some(trace)) = (&self.broker, &trace) {
-            broker.trace(&trace.attest.to_string(), &trace.pull.to_string());
-        }
+        // For as long as this pull lasts: who asks later is none of its.
+        let _traced = self.broker.as_ref().zip(trace).map(|(broker, trace)| {
+            broker.trace(&trace.attest.to_string(), &trace.pull.to_string())
+        });
         let (progress, listed) = self.pulls.list(container);
         let both = async {
             let fetched = self.fetch(container, &reference, progress, trace);

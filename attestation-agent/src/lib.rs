@@ -16,5 +16,5 @@ mod broker;
 mod token;
 
 pub use attester::{AttestError, Attester};
-pub use broker::{Attestation, Broker, BrokerConfig, BrokerError, ConfigError, Step};
+pub use broker::{Attestation, Broker, BrokerConfig, BrokerError, ConfigError, Step, Traced};
 pub use kbs_protocol::{ResourceError, ResourcePath, ResourceUri, Secret};

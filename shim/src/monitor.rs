@@ -2,6 +2,9 @@
 //! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl. `GET
 //! /creations` is ours: how far the containers are that are being created.
 //!
+//! `GET /metrics/shim` and `GET /metrics/guest` are the two halves of the page, so that a guest that does not
+//! answer keeps back nothing of what the host knows.
+//!
 //! Only root reaches the socket: the directory is its own. The shim always tells what the host knows of the
 //! sandbox. What the guest tells is the guest's business: its owner's policy may refuse `GetMetricsRequest`,
 //! and then `cloister_guest_metrics` and a comment say so.
@@ -32,6 +35,10 @@ use crate::state_dir::StateDir;
 const SOCKET: &str = "shim-monitor.sock";
 /// Kata's path.
 pub const METRICS: &str = "/metrics";
+/// What the host knows of the sandbox: answered at once.
+pub const OWN_METRICS: &str = "/metrics/shim";
+/// What the guest tells of itself, and what became of the question.
+pub const GUEST_METRICS: &str = "/metrics/guest";
 /// How far the containers are that are being created: JSON, an array of [`Creation`].
 pub const CREATIONS: &str = "/creations";
 /// Prometheus' text format.
@@ -47,8 +54,11 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Who knows the metrics.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// The metrics as of now, in Prometheus' text format.
-    async fn metrics(&self) -> String;
+    /// What the host knows as of now, in Prometheus' text format.
+    fn own_metrics(&self) -> String;
+
+    /// The same of what the guest tells, of other families.
+    async fn guest_metrics(&self) -> String;
 
     /// The containers that are being created, and how far that is.
     fn creations(&self) -> Vec<Creation>;
@@ -114,14 +124,21 @@ async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<B
             let text = serde_json::to_string(&source.creations()).unwrap_or_default();
             (StatusCode::OK, text)
         }
-        (&Method::GET, METRICS) => (StatusCode::OK, source.metrics().await),
-        (_, METRICS | CREATIONS) => (
+        (&Method::GET, METRICS) => {
+            let guests = source.guest_metrics().await;
+            (StatusCode::OK, guests + &source.own_metrics())
+        }
+        (&Method::GET, OWN_METRICS) => (StatusCode::OK, source.own_metrics()),
+        (&Method::GET, GUEST_METRICS) => (StatusCode::OK, source.guest_metrics().await),
+        (_, METRICS | OWN_METRICS | GUEST_METRICS | CREATIONS) => (
             StatusCode::METHOD_NOT_ALLOWED,
             "only GET is answered\n".to_owned(),
         ),
         _ => (
             StatusCode::NOT_FOUND,
-            format!("there is nothing but {METRICS} and {CREATIONS}\n"),
+            format!(
+                "there is nothing but {METRICS}, {OWN_METRICS}, {GUEST_METRICS} and {CREATIONS}\n"
+            ),
         ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
@@ -175,8 +192,12 @@ mod tests {
 
     #[async_trait]
     impl Source for Fixed {
-        async fn metrics(&self) -> String {
+        fn own_metrics(&self) -> String {
             self.0.to_owned()
+        }
+
+        async fn guest_metrics(&self) -> String {
+            "g 2\n".to_owned()
         }
 
         fn creations(&self) -> Vec<Creation> {
@@ -212,8 +233,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_metrics_are_the_sources() {
-        let answer = ask(Fixed("a 1\n"), Method::GET, METRICS).await;
-        assert_eq!(answer, (200, "a 1\n".to_owned()));
+        for (path, page) in [
+            (METRICS, "g 2\na 1\n"),
+            (OWN_METRICS, "a 1\n"),
+            (GUEST_METRICS, "g 2\n"),
+        ] {
+            let answer = ask(Fixed("a 1\n"), Method::GET, path).await;
+            assert_eq!(answer, (200, page.to_owned()));
+        }
     }
 
     #[tokio::test]

@@ -1,8 +1,13 @@
 //! How long each phase of a start took: one line on the log, and a file that tools read.
+//!
+//! What a guest says of its phases is held to this side's clock: nothing in it took longer than the VM is there,
+//! or than the creation that it was a part of.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use agent_api::{Event, Ready};
+use agent_api::{Event, Ready, TraceParent};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -29,6 +34,23 @@ pub struct Entry {
     pub container: Option<String>,
 }
 
+/// What a guest is asked to make, by this side's clock.
+#[derive(Debug, Clone, Copy)]
+struct Making {
+    since: Instant,
+    /// How long it took, where it is over.
+    took: Option<Duration>,
+}
+
+/// The times within which a guest did what it tells.
+#[derive(Debug, Default)]
+struct Clock {
+    /// When the VM was spawned.
+    spawned: Option<Instant>,
+    /// By container.
+    makings: BTreeMap<String, Making>,
+}
+
 /// The phases of one sandbox, written down as they end.
 #[derive(Debug, Clone)]
 pub struct Timeline {
@@ -36,6 +58,7 @@ pub struct Timeline {
     directory: StateDir,
     telemetry: Telemetry,
     entries: watch::Sender<Vec<Entry>>,
+    clock: Arc<Mutex<Clock>>,
 }
 
 impl Timeline {
@@ -47,10 +70,42 @@ impl Timeline {
             directory,
             telemetry,
             entries: watch::Sender::new(Vec::new()),
+            clock: Arc::default(),
         }
     }
 
-    /// Notes a phase.
+    /// The VM is spawned now.
+    pub fn spawned(&self) {
+        self.clock().spawned = Some(Instant::now());
+    }
+
+    /// The guest is asked to make a container: what it is to know of the trace.
+    #[must_use]
+    pub fn making(&self, container: &str) -> Option<TraceParent> {
+        let mut clock = self.clock();
+        if clock.makings.len() < MAX_ENTRIES || clock.makings.contains_key(container) {
+            let making = Making {
+                since: Instant::now(),
+                took: None,
+            };
+            clock.makings.insert(container.to_owned(), making);
+        }
+        drop(clock);
+        self.telemetry.making(container)
+    }
+
+    /// The guest has made it, or has not.
+    pub fn made(&self, container: &str) {
+        if let Some(making) = self.clock().makings.get_mut(container) {
+            making.took = Some(making.since.elapsed());
+        }
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a phase that this side measured.
     pub fn note(&self, phase: &'static str, took: Duration, container: Option<&str>) {
         self.add(&telemetry::Phase {
             name: phase,
@@ -61,7 +116,18 @@ impl Timeline {
         });
     }
 
+    /// Adds a phase; one that the guest measured took no longer than it can have.
     fn add(&self, phase: &telemetry::Phase<'_>) {
+        let most = self.clock().most(phase.name, phase.container);
+        let took = most.map_or(phase.took, |most| {
+            phase.took.min(most.saturating_sub(phase.ended))
+        });
+        let ended = most.map_or(phase.ended, |most| phase.ended.min(most));
+        let phase = &telemetry::Phase {
+            took,
+            ended,
+            ..*phase
+        };
         let entry = Entry {
             phase: phase.name,
             ms: u64::try_from(phase.took.as_millis()).unwrap_or(u64::MAX),
@@ -152,6 +218,22 @@ impl Timeline {
     }
 }
 
+impl Clock {
+    /// How long a phase may have taken that the guest tells; `None` for one that this side measured.
+    fn most(&self, phase: &str, container: Option<&str>) -> Option<Duration> {
+        let of = |making: &Making| making.took.unwrap_or_else(|| making.since.elapsed());
+        match (phase, container) {
+            ("kernel" | "agent", _) => Some(self.spawned.map_or(Duration::ZERO, |at| at.elapsed())),
+            ("pull", Some(container)) => {
+                Some(self.makings.get(container).map_or(Duration::ZERO, of))
+            }
+            // The guest attests for the pod while it makes some container of it.
+            ("attest" | "pull", _) => Some(self.makings.values().map(of).max().unwrap_or_default()),
+            _ => None,
+        }
+    }
+}
+
 /// The first of each phase whose container is wanted, in order.
 fn of(entries: &[Entry], wanted: impl Fn(Option<&str>) -> bool) -> Vec<(&'static str, u64)> {
     let of_phase = |phase: &&'static str| {
@@ -186,6 +268,9 @@ mod tests {
         timeline.note("create", Duration::from_millis(5), Some("a"));
         timeline.note("create", Duration::from_millis(6), Some("b"));
         timeline.note("vmm", Duration::from_millis(7), None);
+        let _ = timeline.making("b");
+        let hour = Duration::from_secs(3600);
+        timeline.clock().makings.get_mut("b").unwrap().took = Some(hour);
         timeline.note("pull", Duration::from_millis(4), Some("b"));
         assert_eq!(
             timeline.line("b"),
@@ -193,5 +278,35 @@ mod tests {
         );
         assert_eq!(timeline.phases("b"), [("pull", 4), ("create", 2)]);
         assert_eq!(timeline.phases("pod"), [("vmm", 7)]);
+    }
+
+    #[test]
+    fn a_guest_cannot_say_that_it_took_longer_than_it_was_there() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDir::at(root.path());
+        let timeline = Timeline::new("pod", directory.clone(), Telemetry::new(directory));
+        let began = Instant::now();
+        timeline.spawned();
+        timeline.note_ready(&Ready {
+            version: String::new(),
+            kernel_ms: u64::MAX,
+            agent_ms: 1 << 50,
+        });
+        let event = |phase, container: Option<&str>| Event {
+            phase,
+            container: container.map(str::to_owned),
+            ms: u64::MAX,
+            span: None,
+        };
+        let _ = timeline.making("c");
+        timeline.note_event(&event(agent_api::Phase::Attest, None));
+        timeline.note_event(&event(agent_api::Phase::Pull, Some("c")));
+        timeline.made("c");
+        timeline.note_event(&event(agent_api::Phase::Pull, Some("nobody")));
+        let whole = u64::try_from(began.elapsed().as_millis()).unwrap();
+        let entries = timeline.entries.borrow();
+        assert_eq!(entries.len(), 5);
+        assert!(entries.iter().all(|entry| entry.ms <= whole), "{entries:?}");
+        assert_eq!(entries[4].ms, 0, "what nobody asked for took no time");
     }
 }

@@ -1,6 +1,7 @@
 //! One request and its answer, with caps, and what each status means.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::{
@@ -25,13 +26,33 @@ const SHOWN_CHARS: usize = 256;
 pub(super) struct Exchange {
     client: Client,
     base: String,
-    trace: Mutex<Option<Spans>>,
+    /// By the work that they are of, in the order in which it began.
+    traces: Mutex<BTreeMap<u64, Spans>>,
 }
 
 /// The callers' spans, for the header.
 struct Spans {
     attest: HeaderValue,
     resource: HeaderValue,
+}
+
+/// Work that is traced: its requests name its spans for as long as this is there.
+#[must_use = "nothing is traced when it is dropped"]
+pub struct Traced<'a> {
+    exchange: &'a Exchange,
+    number: u64,
+}
+
+impl Drop for Traced<'_> {
+    fn drop(&mut self) {
+        self.exchange.traces().remove(&self.number);
+    }
+}
+
+impl std::fmt::Debug for Traced<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Traced").field(&self.number).finish()
+    }
 }
 
 /// An answer of status 200.
@@ -62,21 +83,33 @@ impl Exchange {
         Self {
             client,
             base,
-            trace: Mutex::default(),
+            traces: Mutex::default(),
         }
     }
 
-    /// Whose spans the next requests are below.
-    pub(super) fn trace(&self, attest: &str, resource: &str) {
+    /// Whose spans requests are below, until what is returned is dropped.
+    pub(super) fn trace(&self, attest: &str, resource: &str) -> Traced<'_> {
         let header = |text| HeaderValue::from_str(text).ok();
         let spans = header(attest).zip(header(resource));
-        let mut trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
-        *trace = spans.map(|(attest, resource)| Spans { attest, resource });
+        let mut traces = self.traces();
+        let number = traces.last_key_value().map_or(0, |(last, _)| last + 1);
+        if let Some((attest, resource)) = spans {
+            traces.insert(number, Spans { attest, resource });
+        }
+        drop(traces);
+        Traced {
+            exchange: self,
+            number,
+        }
+    }
+
+    fn traces(&self) -> MutexGuard<'_, BTreeMap<u64, Spans>> {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn span(&self, step: Step) -> Option<HeaderValue> {
-        let trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
-        let spans = trace.as_ref()?;
+        let traces = self.traces();
+        let (_, spans) = traces.last_key_value()?;
         Some(match step {
             Step::Resource => spans.resource.clone(),
             _ => spans.attest.clone(),

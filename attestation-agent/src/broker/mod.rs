@@ -31,6 +31,7 @@ pub use config::{BrokerConfig, ConfigError};
 pub use error::{BrokerError, Step};
 
 use crate::Attester;
+pub use exchange::Traced;
 use exchange::{Exchange, Failure, Refusal};
 use handshake::{Attested, Challenged, Identity};
 use retry::Deadline;
@@ -90,11 +91,11 @@ impl Broker {
         })
     }
 
-    /// Names the spans (W3C's `traceparent`) under which the broker is asked from now on: for a token, and for
-    /// secrets. It has one pair at a time, that of the pod's work which came last; what does not read as a
-    /// header is left out.
-    pub fn trace(&self, attest: &str, resource: &str) {
-        self.exchange.trace(attest, resource);
+    /// Names the spans (W3C's `traceparent`) under which the broker is asked, for a token and for secrets, until
+    /// what is returned is dropped. Of works at the same time the one that began last counts; what does not read
+    /// as a header is left out.
+    pub fn trace(&self, attest: &str, resource: &str) -> Traced<'_> {
+        self.exchange.trace(attest, resource)
     }
 
     /// Attests now, unless that was done and is still of use.

@@ -93,7 +93,14 @@ fn announce(address: &str) -> anyhow::Result<()> {
 }
 
 /// A socket in the file system, removed when dropped.
-struct Socket(PathBuf);
+pub(super) struct Socket(PathBuf);
+
+impl Socket {
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for Socket {
     fn drop(&mut self) {
@@ -102,7 +109,7 @@ impl Drop for Socket {
 }
 
 /// Binds a socket that only its owner may open. One that nobody listens on any more is taken over.
-fn bind(path: &Path) -> anyhow::Result<(UnixListener, Socket)> {
+pub(super) fn bind(path: &Path) -> anyhow::Result<(UnixListener, Socket)> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
         fs::remove_file(path).with_context(|| format!("remove the old {}", path.display()))?;

@@ -33,6 +33,8 @@ const WORKERS: usize = 2;
 const MAX_BLOCKING: usize = 8;
 /// How long the last answers may take to be read.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long calls that block may take at the end.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// The name under which the crate registers the service, and the one that containerd 1.x asks for.
 const TASK_V3: &str = "containerd.task.v3.Task";
 const TASK_V2: &str = "containerd.task.v2.Task";
@@ -40,7 +42,12 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 /// Serves until containerd asks for the end.
 pub(super) fn serve(flags: &Flags) -> Result<(), BootstrapError> {
     match prepare(flags) {
-        Ok((runtime, directory)) => runtime.block_on(run(flags, directory)),
+        Ok((runtime, directory)) => {
+            let outcome = runtime.block_on(run(flags, directory));
+            // What still blocks then, blocks nobody.
+            runtime.shutdown_timeout(END_TIMEOUT);
+            outcome
+        }
         Err(error) => {
             // `start` reads it, and containerd shows it.
             println!("{error}");
@@ -101,11 +108,12 @@ async fn run(flags: &Flags, directory: StateDir) -> Result<(), BootstrapError> {
     }
 
     let service: Arc<dyn Task + Send + Sync> = Arc::new(Observed::new(Service(Arc::clone(&tasks))));
+    let pod = PodService(Arc::clone(&tasks));
     let mut server = Server::new()
         .add_listener(Listener::new(UnixListenerStream::new(listener)))
         .register_service(create_task(Arc::clone(&service)))
         .register_service(under_v2(service))
-        .register_service(create_sandbox(Arc::new(PodService(Arc::clone(&tasks)))));
+        .register_service(create_sandbox(Arc::new(Observed::of_pod(pod))));
     server
         .start()
         .await

@@ -53,8 +53,6 @@ impl Kind {
     }
 }
 
-/// Labels that a guest's samples may have: Kata's agent has no others.
-pub const GUEST_LABELS: &[&str] = &["item", "cpu", "disk", "interface"];
 /// Labels that the monitor adds, and that no page may bring.
 pub const NODE_LABELS: &[&str] = &[
     "sandbox_id",
@@ -120,6 +118,7 @@ pub const FAMILIES: &[Family] = families! {
     Shim Counter "cloister_shim_rpc_errors_total" "Calls of containerd that failed, by method and code"
     Shim Counter "cloister_shim_log_lines_lost_total" "Lines of the log that nobody took"
     Shim Counter "cloister_shim_spans_lost_total" "Spans that could not be sent"
+    Shim Gauge "cloister_guest_samples_left_out" "Samples of the guest with names that are not taken"
     Shim Gauge "cloister_guest_metrics" "1 for what became of the question to the guest"
 
     Node Gauge "kata_monitor_running_shim_count" "Sandboxes whose shim runs"

@@ -7,16 +7,18 @@
 //! ```
 //!
 //! What a guest says is a stranger's text: it is taken whole or not at all, within caps, and only families
-//! that a guest has ([`known`]). So no guest can speak for its shim, add a label that means another pod, or
+//! that a guest has ([`known`]), with items of closed lists and names of a form ([`Guests`]). So no guest can speak for its shim, add a label that means another pod, or
 //! make a page that Prometheus does not read.
 
+mod guest;
 mod histogram;
 pub mod known;
 mod parse;
 mod write;
 
+pub use guest::Guests;
 pub use histogram::{Histogram, MILLISECONDS, SECONDS};
-pub use parse::{Fault, Limits, of_guest, of_shim, parse};
+pub use parse::{Fault, Limits, of_shim, parse};
 pub use write::{Group, write, write_groups};
 
 /// One number.

@@ -109,10 +109,12 @@ mod tests {
     #[test]
     fn what_is_written_reads_back_whatever_a_label_holds() {
         let odd = "a\"b\\c\nd} 1\n# TYPE x counter\u{1f980}";
-        let samples = vec![Sample::new("x", -0.5).with("l", odd).with("m", "")];
+        let samples = vec![Sample::new("x", -0.5).with("l", odd)];
         assert_eq!(
             parse(&write(samples.clone()), &Limits::SHIM).unwrap(),
             samples
         );
+        let empty = vec![samples[0].clone().with("m", "")];
+        assert_eq!(parse(&write(empty), &Limits::SHIM).unwrap(), samples);
     }
 }

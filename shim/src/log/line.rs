@@ -12,6 +12,8 @@ const MAX_LINE: usize = 4096;
 /// The field in which the text is.
 const MESSAGE: &str = "message";
 const SANDBOX: &str = "sandbox";
+/// Where a value goes on.
+const CUT: &str = "…";
 
 /// What an event says.
 #[derive(Debug, Default)]
@@ -37,7 +39,8 @@ impl Fields {
         others.map(|(name, value)| (*name, value.as_str()))
     }
 
-    /// Its line, as logrus writes lines.
+    /// Its line, as logrus writes lines. What is too long is cut inside its quotes, the longest last: time, level
+    /// and sandbox are whole, and what has no room is not there.
     pub(super) fn line(&self, level: Level, sandbox: &str) -> String {
         let level = match level {
             Level::ERROR => "error",
@@ -49,17 +52,27 @@ impl Fields {
         let time = OffsetDateTime::now_utc()
             .format(&Rfc3339)
             .unwrap_or_default();
-        let message = quote(&self.message);
-        let mut line = format!("time=\"{time}\" level={level} msg={message}");
-        let sandbox =
-            (!self.others.iter().any(|(name, _)| *name == SANDBOX)).then_some((SANDBOX, sandbox));
-        // A `String` takes everything.
-        for (name, value) in self.others().chain(sandbox) {
-            let _ = write!(line, " {name}={}", quote(value));
+        let named = self.others().find(|(name, _)| *name == SANDBOX);
+        let sandbox = named.map_or(sandbox, |(_, named)| named);
+        let mut line = format!("time=\"{time}\" level={level}");
+        push(&mut line, SANDBOX, sandbox, MAX_LINE / 4);
+        push(&mut line, "msg", &self.message, MAX_LINE / 2);
+        for (name, value) in self.others().filter(|(name, _)| *name != SANDBOX) {
+            push(&mut line, name, value, MAX_LINE);
         }
-        line.truncate(line.floor_char_boundary(MAX_LINE - 1));
         line.push('\n');
         line
+    }
+}
+
+/// Adds a field that has so many bytes at most, if there is room for some of it.
+fn push(line: &mut String, name: &str, value: &str, most: usize) {
+    // Behind all is a line feed.
+    let room = MAX_LINE.saturating_sub(1 + line.len()).min(most);
+    let room = room.saturating_sub(" =".len() + name.len());
+    if let Some(value) = quote(value, room) {
+        // A `String` takes everything.
+        let _ = write!(line, " {name}={value}");
     }
 }
 
@@ -73,9 +86,27 @@ impl Visit for Fields {
     }
 }
 
-/// A JSON string: no quote or line feed in a value can end the field or begin another line.
-fn quote(text: &str) -> String {
-    serde_json::to_string(text).unwrap_or_default()
+/// A JSON string of at most `room` bytes: no quote or line feed in a value can end the field or begin another
+/// line. One that was cut says so.
+fn quote(text: &str, room: usize) -> Option<String> {
+    // Quoted it is never shorter.
+    let whole = || serde_json::to_string(text).ok();
+    if let Some(whole) = (text.len() <= room).then(whole).flatten()
+        && whole.len() <= room
+    {
+        return Some(whole);
+    }
+    let mut room = room.checked_sub(CUT.len() + "\"\"".len())?;
+    let mut end = 0;
+    for letter in text.chars() {
+        let escaped = serde_json::to_string(letter.encode_utf8(&mut [0; 4])).ok()?;
+        match room.checked_sub(escaped.len() - "\"\"".len()) {
+            Some(left) => room = left,
+            None => break,
+        }
+        end += letter.len_utf8();
+    }
+    serde_json::to_string(&format!("{}{CUT}", text.get(..end)?)).ok()
 }
 
 #[cfg(test)]
@@ -87,13 +118,33 @@ mod tests {
         let mut fields = Fields::default();
         fields.set(MESSAGE, "a\ntime=\"x\" level=fatal".to_owned());
         fields.set("k", "é\"\n".repeat(4000));
+        fields.set("behind", "it".to_owned());
         let line = fields.line(Level::INFO, "pod");
         assert_eq!(line.matches('\n').count(), 1);
-        assert!(line.ends_with('\n') && line.len() <= MAX_LINE);
+        assert!(line.ends_with("…\"\n") && line.len() <= MAX_LINE);
+        assert!(line.len() > MAX_LINE - 8 && !line.contains("behind"));
         assert!(
-            line.contains(r#" level=info msg="a\ntime=\"x\" level=fatal""#),
+            line.contains(r#" level=info sandbox="pod" msg="a\ntime=\"x\" level=fatal""#),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_long_message_leaves_room_for_who_says_it_and_each_quote_is_closed() {
+        let mut fields = Fields::default();
+        fields.set(MESSAGE, "\u{1}é\\".repeat(5000));
+        fields.set("container", "c".to_owned());
+        let line = fields.line(Level::WARN, &"p".repeat(5000));
+        assert!(line.len() <= MAX_LINE);
+        assert!(line.ends_with(" container=\"c\"\n"), "{line}");
+        let open = line.replace("\\\\", "").replace("\\\"", "");
+        assert_eq!(open.matches('"').count() % 2, 0, "{line}");
+        for room in 0..40 {
+            let cut = quote("\u{1}é\"\\abc", room);
+            assert!(cut.is_none_or(
+                |cut| cut.len() <= room && serde_json::from_str::<String>(&cut).is_ok()
+            ));
+        }
     }
 
     #[test]

@@ -117,6 +117,7 @@ pub(super) async fn boot(
         None => Attached::default(),
     };
     spec.nics = nics;
+    timeline.spawned();
     let mut vm = Vm::boot(spec).await.map_err(|error| boot_error(&error))?;
     timeline.note("vmm", started.elapsed(), None);
     if let Err(error) = plan.directory.record("vmm", vm.pid()) {

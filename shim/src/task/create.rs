@@ -136,7 +136,9 @@ impl Tasks {
             ready = self.make_ready(container, request, spec) => ready?,
         };
         let began = Instant::now();
-        make(&ready.guest, container, ready.new, ready.within).await?;
+        let made = make(&ready.guest, container, ready.new, ready.within).await;
+        self.timeline.made(&container.id);
+        made?;
         self.timeline
             .note("create", began.elapsed(), Some(&container.id));
         Ok(ready.shared)
@@ -202,7 +204,7 @@ impl Tasks {
             devices: orders.devices,
             spec: proto::spec(&prepared.spec),
             sandbox_pidns: processes == Processes::Pod,
-            trace: self.telemetry.making(&container.id),
+            trace: self.timeline.making(&container.id),
         };
         Ok(Ready {
             guest,

@@ -16,7 +16,7 @@ mod settings;
 mod volumes;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
@@ -56,6 +56,8 @@ pub struct Tasks {
     events: Publisher,
     timeline: Timeline,
     telemetry: Telemetry,
+    /// What was taken of the guest's metrics.
+    guests: std::sync::Mutex<exposition::Guests>,
     config: tokio::sync::OnceCell<crate::config::Config>,
     config_variable: Option<PathBuf>,
     /// The host's directory that is the pod's `/dev/shm`.
@@ -90,6 +92,7 @@ impl Tasks {
             containers: Containers::default(),
             events,
             timeline,
+            guests: std::sync::Mutex::default(),
             config: tokio::sync::OnceCell::new(),
             config_variable,
             shm: std::sync::OnceLock::new(),
@@ -113,6 +116,18 @@ impl Tasks {
 
     /// Starts a container's first process, or a further one.
     async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, GuestError> {
+        let is_first = exec.is_empty();
+        let telemetry = self.telemetry.clone();
+        let started = self.start_process(id, exec).await;
+        // An exec that fails is no start.
+        started.inspect_err(|error| {
+            if is_first {
+                telemetry.failed(error.code);
+            }
+        })
+    }
+
+    async fn start_process(self: Arc<Self>, id: String, exec: String) -> Result<u32, GuestError> {
         let container = self.containers.get(&id)?;
         container.check_created("start")?;
         let process = container.process(&exec)?;
@@ -134,8 +149,7 @@ impl Tasks {
         process.hold_stdin(stdin);
         let connections = if exec.is_empty() {
             let connections = Connections::open(&guest, &process.id, &streams).await?;
-            let began_well = guest.start_container(&id).await;
-            began_well.inspect_err(|error| self.telemetry.failed(error.code))?;
+            guest.start_container(&id).await?;
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
             self.telemetry.started(&self.timeline.phases(&id));
@@ -401,6 +415,10 @@ impl Tasks {
 
     /// What the guest tells of itself, what became of the question, and why as a comment.
     async fn guests_samples(&self) -> (Vec<exposition::Sample>, &'static str, String) {
+        let take = |text: String| {
+            let guests = self.guests.lock();
+            guests.unwrap_or_else(PoisonError::into_inner).take(&text)
+        };
         let answer = match self.sandbox.guest() {
             Ok(guest) => guest.metrics().await,
             Err(error) => Err(error),
@@ -411,8 +429,11 @@ impl Tasks {
             let why = image_rs::shown_up_to(why.lines().next().unwrap_or_default(), SHOWN_WHY);
             (Vec::new(), outcome, format!("# guest: {why}\n"))
         };
-        match answer.map(|text| exposition::of_guest(&text)) {
-            Ok(Ok(samples)) => (samples, "taken", String::new()),
+        match answer.map(take) {
+            Ok(Ok((mut samples, left_out))) => {
+                samples.push(telemetry::guest_left_out(left_out));
+                (samples, "taken", String::new())
+            }
             Ok(Err(fault)) => none("malformed", &fault),
             Err(error) if error.code == ErrorCode::PolicyDenied => none("denied", &error),
             Err(error) => none("unreachable", &error),
@@ -443,12 +464,14 @@ impl Tasks {
 
 #[async_trait]
 impl monitor::Source for Tasks {
-    async fn metrics(&self) -> String {
-        let (guests, outcome, why) = self.guests_samples().await;
+    fn own_metrics(&self) -> String {
         let state = self.sandbox.view().state;
-        let mut all = self.telemetry.samples(&state, self.containers.all().len());
+        write(self.telemetry.samples(&state, self.containers.all().len()))
+    }
+
+    async fn guest_metrics(&self) -> String {
+        let (mut all, outcome, why) = self.guests_samples().await;
         all.push(telemetry::guest_outcome(outcome));
-        all.extend(guests);
         format!("{why}{}", write(all))
     }
 

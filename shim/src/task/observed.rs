@@ -1,22 +1,25 @@
-//! The task service with each call counted: how long it took, and how it ended.
+//! The services of tasks and of the pod with each call counted: how long it took, and how it ended.
 
 use async_trait::async_trait;
 use containerd_shim_protos::api as wire;
 use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
+use containerd_shim_protos::sandbox_api as pod;
+use containerd_shim_protos::sandbox_async::Sandbox;
 use containerd_shim_protos::shim_async::Task;
 use ttrpc::r#async::TtrpcContext;
 
+use super::pod::service::PodService;
 use super::service::Service;
 use crate::telemetry::Telemetry;
 
-/// The service of one sandbox, watched.
+/// A service of one sandbox, watched.
 #[derive(Debug, Clone)]
-pub struct Observed {
-    service: Service,
+pub struct Observed<S> {
+    service: S,
     telemetry: Telemetry,
 }
 
-impl Observed {
+impl Observed<Service> {
     /// The service whose calls are counted.
     #[must_use]
     pub fn new(service: Service) -> Self {
@@ -25,17 +28,26 @@ impl Observed {
     }
 }
 
+impl Observed<PodService> {
+    /// The pod's service whose calls are counted.
+    #[must_use]
+    pub fn of_pod(service: PodService) -> Self {
+        let telemetry = service.0.telemetry().clone();
+        Self { service, telemetry }
+    }
+}
+
 macro_rules! observed {
-    ($($method:ident $request:ident -> $answer:ty,)*) => {
+    ($trait:ident for $service:ident by $id:ident: $($method:ident $request:ty => $answer:ty,)*) => {
         #[async_trait]
-        impl Task for Observed {
+        impl $trait for Observed<$service> {
             $(async fn $method(
                 &self,
                 context: &TtrpcContext,
-                request: wire::$request,
+                request: $request,
             ) -> ttrpc::Result<$answer> {
                 let method = stringify!($method);
-                let mut call = self.telemetry.call(method, &request.id, &context.metadata);
+                let mut call = self.telemetry.call(method, &request.$id, &context.metadata);
                 let answer = self.service.$method(context, request).await;
                 call.ended(&answer);
                 answer
@@ -45,23 +57,37 @@ macro_rules! observed {
 }
 
 observed! {
-    state StateRequest -> wire::StateResponse,
-    create CreateTaskRequest -> wire::CreateTaskResponse,
-    start StartRequest -> wire::StartResponse,
-    delete DeleteRequest -> wire::DeleteResponse,
-    pids PidsRequest -> wire::PidsResponse,
-    pause PauseRequest -> Empty,
-    resume ResumeRequest -> Empty,
-    checkpoint CheckpointTaskRequest -> Empty,
-    kill KillRequest -> Empty,
-    exec ExecProcessRequest -> Empty,
-    resize_pty ResizePtyRequest -> Empty,
-    close_io CloseIORequest -> Empty,
-    update UpdateTaskRequest -> Empty,
-    wait WaitRequest -> wire::WaitResponse,
-    stats StatsRequest -> wire::StatsResponse,
-    connect ConnectRequest -> wire::ConnectResponse,
-    shutdown ShutdownRequest -> Empty,
+    Task for Service by id:
+    state wire::StateRequest => wire::StateResponse,
+    create wire::CreateTaskRequest => wire::CreateTaskResponse,
+    start wire::StartRequest => wire::StartResponse,
+    delete wire::DeleteRequest => wire::DeleteResponse,
+    pids wire::PidsRequest => wire::PidsResponse,
+    pause wire::PauseRequest => Empty,
+    resume wire::ResumeRequest => Empty,
+    checkpoint wire::CheckpointTaskRequest => Empty,
+    kill wire::KillRequest => Empty,
+    exec wire::ExecProcessRequest => Empty,
+    resize_pty wire::ResizePtyRequest => Empty,
+    close_io wire::CloseIORequest => Empty,
+    update wire::UpdateTaskRequest => Empty,
+    wait wire::WaitRequest => wire::WaitResponse,
+    stats wire::StatsRequest => wire::StatsResponse,
+    connect wire::ConnectRequest => wire::ConnectResponse,
+    shutdown wire::ShutdownRequest => Empty,
+}
+
+observed! {
+    Sandbox for PodService by sandbox_id:
+    create_sandbox pod::CreateSandboxRequest => pod::CreateSandboxResponse,
+    start_sandbox pod::StartSandboxRequest => pod::StartSandboxResponse,
+    platform pod::PlatformRequest => pod::PlatformResponse,
+    stop_sandbox pod::StopSandboxRequest => pod::StopSandboxResponse,
+    wait_sandbox pod::WaitSandboxRequest => pod::WaitSandboxResponse,
+    sandbox_status pod::SandboxStatusRequest => pod::SandboxStatusResponse,
+    ping_sandbox pod::PingRequest => pod::PingResponse,
+    shutdown_sandbox pod::ShutdownSandboxRequest => pod::ShutdownSandboxResponse,
+    sandbox_metrics pod::SandboxMetricsRequest => pod::SandboxMetricsResponse,
 }
 
 #[cfg(test)]
@@ -69,6 +95,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use containerd_shim_protos::sandbox_async::{SandboxClient, create_sandbox};
     use containerd_shim_protos::shim_async::{TaskClient, create_task};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -144,21 +171,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_collector_that_says_nothing_holds_up_nobody() {
-        let directory = tempfile::tempdir().unwrap();
-        let telemetry = Telemetry::new(StateDir::at(&directory.path().join("ns/pod")));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
-        telemetry.trace_to(url.parse().ok());
-        for _ in 0..1000 {
-            drop(telemetry.call("create", "c", &std::collections::HashMap::new()));
-        }
-        telemetry.flush().await;
-        let state = crate::sandbox::State::New;
-        let samples = telemetry.samples(&state, 0);
-        let lost = samples
-            .iter()
-            .find(|it| it.name == "cloister_shim_spans_lost_total");
-        assert!(lost.unwrap().value > 0.0);
+    async fn a_pod_that_does_not_start_is_counted_and_reported() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::at(&root.path().join("ns/pod"));
+        let reports = crate::telemetry::report::listen(root.path()).unwrap();
+        let tasks = Tasks::new("pod", state, Publisher::new(None, "ns"), None);
+        let address = format!("unix://{}/shim", root.path().display());
+        let service = Arc::new(Observed::of_pod(PodService(Arc::clone(&tasks))));
+        let mut server = Server::new().bind(&address).unwrap();
+        server = server.register_service(create_sandbox(service));
+        server.start().await.unwrap();
+        let client = SandboxClient::new(Client::connect(&address).await.unwrap());
+        let request = pod::StartSandboxRequest {
+            sandbox_id: "pod".into(),
+            ..Default::default()
+        };
+        let started = client.start_sandbox(Context::default(), &request).await;
+        assert!(started.is_err());
+        let mut bytes = [0; crate::telemetry::report::MAX_REPORT];
+        let length = reports.socket.recv(&mut bytes).unwrap();
+        let report = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        assert!(report.contains("not-found"), "{report}");
+        let samples = tasks.telemetry().samples(&crate::sandbox::State::New, 0);
+        let page = crate::exposition::write(samples);
+        let line = "cloister_shim_rpc_errors_total{action=\"start_sandbox\",code=\"not-found\"} 1";
+        assert!(page.contains(line), "{page}");
     }
 }

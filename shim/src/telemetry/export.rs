@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use url::Url;
 
 use super::Telemetry;
+use super::resolve::Resolver;
 use super::span::{Item, Service, Span};
 
 /// Spans of one message.
@@ -42,6 +43,7 @@ pub(super) struct Exporter {
     sandbox: String,
     telemetry: Telemetry,
     failing: bool,
+    resolver: Resolver,
 }
 
 impl Exporter {
@@ -52,12 +54,17 @@ impl Exporter {
         sandbox: &str,
         telemetry: &Telemetry,
     ) -> Self {
+        let host = url.host_str().unwrap_or_default();
+        // A literal of IPv6 is in brackets, which no resolver takes.
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let resolver = Resolver::new(name, url.port_or_known_default().unwrap_or(PORT));
         Self {
             waiting,
             url,
             sandbox: sandbox.to_owned(),
             telemetry: telemetry.clone(),
             failing: false,
+            resolver,
         }
     }
 
@@ -115,13 +122,12 @@ impl Exporter {
         }
     }
 
-    async fn post(&self, message: Bytes) -> Result<(), String> {
+    async fn post(&mut self, message: Bytes) -> Result<(), String> {
         let told = |error: &dyn std::fmt::Display| error.to_string();
         let host = self.url.host_str().unwrap_or_default();
-        // A literal of IPv6 is in brackets, which no resolver takes.
-        let name = host.trim_start_matches('[').trim_end_matches(']');
         let port = self.url.port_or_known_default().unwrap_or(PORT);
-        let stream = TcpStream::connect((name, port))
+        let addresses = self.resolver.addresses().await?;
+        let stream = TcpStream::connect(addresses.as_slice())
             .await
             .map_err(|error| told(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))

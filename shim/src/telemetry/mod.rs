@@ -13,6 +13,7 @@
 mod export;
 mod process;
 pub mod report;
+mod resolve;
 mod span;
 
 use std::collections::{BTreeMap, HashMap};
@@ -226,10 +227,18 @@ impl Drop for Call {
             self.telemetry.0.traces.end(span, self.outcome);
         }
         // An exec that fails is no start; a start of a container is told where it is one.
-        if let ("create", Err(code)) = (self.method, self.outcome) {
+        let is_start = matches!(self.method, "create" | "create_sandbox" | "start_sandbox");
+        if let (true, Err(code)) = (is_start, self.outcome) {
             self.telemetry.failed(code);
         }
     }
+}
+
+/// Samples of the guest that were left out.
+#[must_use]
+pub fn guest_left_out(samples: usize) -> Sample {
+    let samples = u64::try_from(samples).unwrap_or(u64::MAX);
+    Sample::new("cloister_guest_samples_left_out", number(samples))
 }
 
 /// What became of the question to the guest for its own figures.
@@ -286,6 +295,29 @@ mod tests {
         };
         assert!(own("kata_shim_process_resident_memory_bytes") > 100_000.0);
         assert!(own("kata_shim_threads") >= 1.0 && own("kata_shim_fds") >= 3.0);
+    }
+
+    /// The clock stands still but where somebody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_collector_that_says_nothing_holds_up_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let telemetry = Telemetry::new(StateDir::at(&directory.path().join("ns/pod")));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+        telemetry.trace_to(url.parse().ok());
+        // A few, which all find room, and a flood.
+        for calls in [10, 1000] {
+            let began = tokio::time::Instant::now();
+            for _ in 0..calls {
+                drop(telemetry.call("create", "c", &HashMap::new()));
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(began.elapsed(), Duration::ZERO, "a call waited");
+            telemetry.flush().await;
+            // A timer has milliseconds.
+            assert!(began.elapsed() <= FLUSH_TIMEOUT + Duration::from_millis(1));
+        }
+        assert!(telemetry.0.traces.lost() > 0);
     }
 
     #[test]

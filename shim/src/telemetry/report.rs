@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,13 @@ use crate::timeline::PHASES;
 
 /// The socket below the directory of all sandboxes; no namespace of containerd has this name.
 const SOCKET: &str = "@monitor.sock";
+/// The file whose lock the monitor holds.
+const LOCK: &str = "@monitor.lock";
 /// The largest report, in bytes.
 pub const MAX_REPORT: usize = 1024;
+
+/// A phase takes no longer: a sum that one report could spoil would say nothing of the others.
+const MAX_PHASE_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// What became of a start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,16 +45,20 @@ pub enum Report {
 }
 
 impl Report {
-    /// Reads one.
+    /// Reads one. Each phase in it took a day at most.
     ///
     /// # Errors
     /// Where it is none, or names a phase that there is not.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let report = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let mut report = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if let Self::Started { phases } = &report
             && let Some(phase) = phases.keys().find(|name| !PHASES.contains(&name.as_str()))
         {
             return Err(format!("there is no phase {phase:?}"));
+        }
+        if let Self::Started { phases } = &mut report {
+            let all = phases.values_mut();
+            all.for_each(|ms| *ms = MAX_PHASE_MS.min(*ms));
         }
         Ok(report)
     }
@@ -79,17 +89,37 @@ impl Reporter {
     }
 }
 
-/// Where the monitor of a node gets reports. Another that listened there gets none any more.
+/// Where the monitor of a node gets reports. There is one: it holds a lock for as long as it has this.
+#[derive(Debug)]
+pub struct Reports {
+    /// Where they arrive.
+    pub socket: UnixDatagram,
+    _lock: File,
+}
+
+/// Takes the reports of a node.
 ///
 /// # Errors
-/// As bind(2) fails.
-pub fn listen(root: &Path) -> io::Result<UnixDatagram> {
+/// [`io::ErrorKind::WouldBlock`] where another monitor has them, else as bind(2) fails.
+pub fn listen(root: &Path) -> io::Result<Reports> {
     let directory = File::open(root)?;
+    let lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(root.join(LOCK))?;
+    lock.try_lock()?;
+    // Whoever had it is dead, or would hold the lock.
     match std::fs::remove_file(root.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    UnixDatagram::bind(at(&directory))
+    let socket = UnixDatagram::bind(at(&directory))?;
+    Ok(Reports {
+        socket,
+        _lock: lock,
+    })
 }
 
 /// The socket by an open directory: a socket's address is short (unix(7)), and a path may be long.
@@ -113,16 +143,29 @@ mod tests {
             code: ErrorCode::VmmExited,
         };
         reporter.send(&report);
-        let socket = listen(&root).unwrap();
+        let reports = listen(&root).unwrap();
+        // A second one takes nothing away.
+        let second = listen(&root).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
         // A full socket takes no more, and the sender goes on.
         for _ in 0..5000 {
             reporter.send(&report);
         }
         let mut bytes = [0; MAX_REPORT];
-        let length = socket.recv(&mut bytes).unwrap();
+        let length = reports.socket.recv(&mut bytes).unwrap();
         assert_eq!(Report::parse(&bytes[..length]).unwrap(), report);
+        drop(reports);
         drop(listen(&root).unwrap());
         reporter.send(&report);
+    }
+
+    #[test]
+    fn a_phase_of_ages_is_a_day() {
+        let text = "{\"outcome\":\"started\",\"phases\":{\"vmm\":18446744073709551615,\"pull\":7}}";
+        let Ok(Report::Started { phases }) = Report::parse(text.as_bytes()) else {
+            unreachable!("it reads")
+        };
+        assert_eq!((phases["vmm"], phases["pull"]), (MAX_PHASE_MS, 7));
     }
 
     #[test]

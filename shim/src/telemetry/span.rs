@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   containerd's span
-//!   └─ containerd.task.Task/Create             a call
+//!   └─ containerd.task.Task/Create             a call (or containerd.sandbox.Sandbox/StartSandbox)
 //!      ├─ vmm, kernel, agent                   phases of the pod
 //!      └─ create ─traceparent─► the agent      a phase of the container
 //!         ├─ attest ─traceparent─► the broker's own spans
@@ -31,7 +31,7 @@ const MAX_UNDER_WAY: usize = 256;
 /// The guest's part of a creation.
 const CREATE: &str = "create";
 /// Calls that make no trace of their own: they change nothing, and are made all the time.
-const QUIET: [&str; 7] = [
+const QUIET: [&str; 12] = [
     "state",
     "pids",
     "stats",
@@ -39,7 +39,14 @@ const QUIET: [&str; 7] = [
     "wait",
     "close_io",
     "resize_pty",
+    "platform",
+    "wait_sandbox",
+    "sandbox_status",
+    "ping_sandbox",
+    "sandbox_metrics",
 ];
+/// Methods of the pod's service without the pod in their name.
+const PLATFORM: &str = "platform";
 
 /// Who did what a span tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +182,7 @@ impl Traces {
             None => TraceParent::new(self.own_trace()?, span, true)?,
         };
         let start = SystemTime::now();
-        if matches!(method, "create" | "start") {
+        if matches!(method, "create" | "start" | "start_sandbox") {
             let mut calls = lock(&self.calls);
             if calls.len() < MAX_UNDER_WAY {
                 let call = UnderWay {
@@ -222,7 +229,7 @@ impl Traces {
         self.put(Span {
             context: open.context,
             parent: open.parent,
-            name: format!("containerd.task.Task/{}", camel(open.method)),
+            name: full_name(open.method),
             service: Service::Shim,
             is_server: true,
             start: open.start,
@@ -266,7 +273,13 @@ impl Traces {
         });
         let call = call.clone();
         drop(calls);
-        let Some(span) = making.or(phase.span).or_else(|| SpanId::new(random()?)) else {
+        // A guest that gave a span of ours for its own would make two of one.
+        let is_ours = |span: &SpanId| {
+            let made = call.making.map(|making| making.span);
+            *span == call.context.span() || Some(*span) == made
+        };
+        let told = phase.span.filter(|span| !is_ours(span));
+        let Some(span) = making.or(told).or_else(|| SpanId::new(random()?)) else {
             return;
         };
         let now = SystemTime::now();
@@ -323,6 +336,18 @@ impl Traces {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A method with its service.
+fn full_name(method: &str) -> String {
+    let service = match method == PLATFORM
+        || method.ends_with("_sandbox")
+        || method.starts_with("sandbox_")
+    {
+        true => "containerd.sandbox.Sandbox",
+        false => "containerd.task.Task",
+    };
+    format!("{service}/{}", camel(method))
 }
 
 /// `resize_pty` as `ResizePty`.

@@ -1,6 +1,10 @@
-//! Asks shims for their pages: many at once, each for so long and for so many bytes.
+//! Asks shims for their pages: many at once, each for so long and for so many bytes, and all together for no
+//! more than the node has room for.
+//!
+//! What a shim knows is asked first and apart: guests that do not answer keep back nothing of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,14 +15,17 @@ use shim::exposition::{self, Limits, Sample};
 use shim::monitor;
 use shim::spec::pod_name::PodName;
 use shim::state_dir::StateDir;
+use shim::telemetry;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Shims that are asked at a time.
-const AT_ONCE: usize = 128;
+pub(super) const AT_ONCE: usize = 128;
+/// Bytes of all pages of a scrape: some 1000 pods as they are.
+const NODE_BYTES: usize = 64 * 1024 * 1024;
 /// States that a shim may tell.
-const STATES: [&str; 5] = ["new", "booting", "running", "stopping", "stopped"];
+pub(super) const STATES: [&str; 5] = ["new", "booting", "running", "stopping", "stopped"];
 /// Those that the monitor finds: the shim is gone, or gave no page.
 pub(super) const DEAD: &str = "dead";
 pub(super) const UNREACHABLE: &str = "unreachable";
@@ -26,8 +33,10 @@ pub(super) const UNREACHABLE: &str = "unreachable";
 /// How long shims are waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// One.
-    pub(super) one: Duration,
+    /// What one knows.
+    pub(super) own: Duration,
+    /// What its guest tells.
+    pub(super) guest: Duration,
     /// All of them.
     pub(super) all: Duration,
 }
@@ -36,7 +45,8 @@ impl Default for Patience {
     /// A shim waits four seconds for its guest, and Prometheus ten for all.
     fn default() -> Self {
         Self {
-            one: Duration::from_secs(6),
+            own: Duration::from_secs(3),
+            guest: Duration::from_secs(5),
             all: Duration::from_secs(8),
         }
     }
@@ -53,28 +63,35 @@ pub(super) struct Asked {
     pub(super) page: Result<Vec<Sample>, String>,
 }
 
+/// What the asking of one scrape shares.
+#[derive(Debug)]
+struct Asking {
+    patience: Patience,
+    deadline: Instant,
+    own: Semaphore,
+    guest: Semaphore,
+    /// Bytes that there is room for yet.
+    room: AtomicUsize,
+}
+
 /// Asks all of these sandboxes; the answers are in their order.
 pub(super) async fn all(
     sandboxes: &[(String, String, StateDir)],
     patience: Patience,
 ) -> Vec<Asked> {
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
-    let deadline = Instant::now() + patience.all;
+    let asking = Arc::new(Asking {
+        patience,
+        deadline: Instant::now() + patience.all,
+        own: Semaphore::new(AT_ONCE),
+        guest: Semaphore::new(AT_ONCE),
+        room: AtomicUsize::new(NODE_BYTES),
+    });
     let mut tasks = JoinSet::new();
     for (index, (_, _, directory)) in sandboxes.iter().enumerate() {
-        let (slots, directory) = (Arc::clone(&slots), directory.clone());
-        tasks.spawn(async move {
-            let asking = async {
-                let _slot = slots.acquire().await;
-                timeout(patience.one, one(&directory))
-                    .await
-                    .unwrap_or_else(|_| late())
-            };
-            let page = timeout_at(deadline, asking).await;
-            (index, page.unwrap_or_else(|_| late()))
-        });
+        let (asking, directory) = (Arc::clone(&asking), directory.clone());
+        tasks.spawn(async move { (index, asking.one(&directory).await) });
     }
-    let mut pages: Vec<_> = sandboxes.iter().map(|_| late()).collect();
+    let mut pages: Vec<_> = sandboxes.iter().map(|_| Err(late())).collect();
     while let Some(done) = tasks.join_next().await {
         // One that panics is as one that says nothing.
         if let Ok((index, page)) = done
@@ -94,8 +111,63 @@ pub(super) async fn all(
     .collect()
 }
 
-fn late() -> Result<Vec<Sample>, String> {
-    Err("its shim did not answer in time".to_owned())
+impl Asking {
+    /// The samples of one shim; its guest's are among them where they came in time.
+    async fn one(&self, directory: &StateDir) -> Result<Vec<Sample>, String> {
+        let asked = self.ask(
+            directory,
+            monitor::OWN_METRICS,
+            &self.own,
+            self.patience.own,
+        );
+        let own = asked.await?;
+        let asked = self.ask(
+            directory,
+            monitor::GUEST_METRICS,
+            &self.guest,
+            self.patience.guest,
+        );
+        let outcome = match asked.await {
+            // As one page, so that neither says again what the other says.
+            Ok(guests) => match exposition::of_shim(&format!("{own}\n{guests}")) {
+                Ok(samples) => return Ok(samples),
+                Err(_) => "malformed",
+            },
+            Err(_) => "unreachable",
+        };
+        let mut samples =
+            exposition::of_shim(&own).map_err(|fault| format!("its page: {fault}"))?;
+        let outcome = telemetry::guest_outcome(outcome);
+        samples.retain(|sample| sample.name != outcome.name);
+        samples.push(outcome);
+        Ok(samples)
+    }
+
+    async fn ask(
+        &self,
+        directory: &StateDir,
+        path: &str,
+        slots: &Semaphore,
+        patience: Duration,
+    ) -> Result<String, String> {
+        let asking = async {
+            let _slot = slots.acquire().await;
+            let text = timeout(patience, text(directory, path)).await;
+            text.unwrap_or_else(|_| Err(late()))
+        };
+        let text = timeout_at(self.deadline, asking).await;
+        let text = text.unwrap_or_else(|_| Err(late()))?;
+        let take = |room: usize| room.checked_sub(text.len());
+        let order = Ordering::Relaxed;
+        match self.room.fetch_update(order, order, take) {
+            Ok(_) => Ok(text),
+            Err(_) => Err("the sandboxes of the node tell too much".to_owned()),
+        }
+    }
+}
+
+fn late() -> String {
+    "its shim did not answer in time".to_owned()
 }
 
 fn state(directory: &StateDir, page: &Result<Vec<Sample>, String>) -> &'static str {
@@ -111,12 +183,7 @@ fn state(directory: &StateDir, page: &Result<Vec<Sample>, String>) -> &'static s
     told.unwrap_or_else(|| if lives() { UNREACHABLE } else { DEAD })
 }
 
-async fn one(directory: &StateDir) -> Result<Vec<Sample>, String> {
-    let text = text(directory).await?;
-    exposition::of_shim(&text).map_err(|fault| format!("its page: {fault}"))
-}
-
-async fn text(directory: &StateDir) -> Result<String, String> {
+async fn text(directory: &StateDir, path: &str) -> Result<String, String> {
     let told = |error: &dyn std::fmt::Display| format!("its shim: {error}");
     let stream = monitor::connect(directory)
         .await
@@ -124,7 +191,7 @@ async fn text(directory: &StateDir) -> Result<String, String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| told(&error))?;
-    let request = Request::get(monitor::METRICS)
+    let request = Request::get(path)
         .header(http::header::HOST, "shim")
         .body(Empty::<Bytes>::new())
         .map_err(|error| told(&error))?;

@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use transport::BoxedStream;
 
+use crate::keyprovider::{self, Socket};
 use page::Node;
 
 /// Collectors at a time; more wait.
@@ -84,7 +85,8 @@ impl FromStr for Place {
 
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    /// With the socket, which is removed at the end.
+    Unix(UnixListener, Socket),
 }
 
 impl Monitor {
@@ -95,13 +97,14 @@ impl Monitor {
             .mode(0o700)
             .create(&root);
         made.with_context(|| format!("make {}", root.display()))?;
-        let reports = report::listen(&root)
-            .and_then(|socket| {
-                socket.set_nonblocking(true)?;
-                UnixDatagram::from_std(socket)
-            })
-            .with_context(|| format!("take reports of starts in {}", root.display()))?;
+        // One that cannot serve takes nothing from one that does.
         let listener = Listener::bind(&self.listen).await?;
+        let reports = report::listen(&root).with_context(|| {
+            let place = root.display();
+            format!("take reports of starts in {place} (one monitor of a node does)")
+        })?;
+        reports.socket.set_nonblocking(true)?;
+        let socket = UnixDatagram::from_std(reports.socket.try_clone()?)?;
         println!("{listener}");
         let node = Arc::new(Node::new(root));
         let (mut terminate, mut interrupt) = (
@@ -110,12 +113,9 @@ impl Monitor {
         );
         tokio::select! {
             () = serve(&listener, &node) => {}
-            () = take_reports(&reports, &node) => {}
+            () = take_reports(&socket, &node) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-        }
-        if let Listener::Unix(_, path) = listener {
-            let _ = std::fs::remove_file(path);
         }
         Ok(())
     }
@@ -131,16 +131,9 @@ impl Listener {
                     .with_context(|| format!("listen on {address}"))
             }
             Place::Socket(path) => {
-                // Nobody who lives may be pushed aside.
-                if std::os::unix::net::UnixStream::connect(path)
-                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-                {
-                    std::fs::remove_file(path)?;
-                }
-                let bound = UnixListener::bind(path)
-                    .with_context(|| format!("listen on {}", path.display()))?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-                Ok(Self::Unix(bound, path.clone()))
+                // Nobody who lives is pushed aside, and nothing that is no socket.
+                let (bound, socket) = keyprovider::bind(path)?;
+                Ok(Self::Unix(bound, socket))
             }
         }
     }
@@ -148,7 +141,7 @@ impl Listener {
     async fn accept(&self) -> io::Result<BoxedStream> {
         Ok(match self {
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix(listener, _) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener, ..) => Box::new(listener.accept().await?.0),
         })
     }
 }
@@ -160,7 +153,7 @@ impl fmt::Display for Listener {
                 Ok(address) => write!(f, "http://{address}/metrics"),
                 Err(error) => write!(f, "{error}"),
             },
-            Self::Unix(_, path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(_, socket) => write!(f, "unix:{}", socket.path().display()),
         }
     }
 }
@@ -219,10 +212,10 @@ async fn answer<B>(request: &Request<B>, node: &Node) -> Response<Full<Bytes>> {
         values.next().map(|(_, value)| value.to_owned())
     };
     let mut kind = PLAIN;
-    let (status, text) = match (request.method(), request.uri().path()) {
+    let (status, text): (_, Bytes) = match (request.method(), request.uri().path()) {
         (method, _) if method != Method::GET => (
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET is answered\n".to_owned(),
+            "only GET is answered\n".into(),
         ),
         (_, "/metrics") => match wanted("sandbox") {
             None => {
@@ -232,20 +225,20 @@ async fn answer<B>(request: &Request<B>, node: &Node) -> Response<Full<Bytes>> {
             Some(sandbox) => match node.page_of(&sandbox, wanted("namespace").as_deref()).await {
                 Ok(text) => {
                     kind = METRICS;
-                    (StatusCode::OK, text)
+                    (StatusCode::OK, text.into())
                 }
-                Err((status, why)) => (status, format!("{why}\n")),
+                Err((status, why)) => (status, format!("{why}\n").into()),
             },
         },
-        (_, "/sandboxes") => (StatusCode::OK, node.list()),
+        (_, "/sandboxes") => (StatusCode::OK, node.list().into()),
         (_, "/agent-url") => (
             StatusCode::NOT_FOUND,
-            "no agent has an address on the host: its shim alone has the connection\n".to_owned(),
+            "no agent has an address on the host: its shim alone has the connection\n".into(),
         ),
-        (_, "/") => (StatusCode::OK, INDEX.to_owned()),
-        _ => (StatusCode::NOT_FOUND, INDEX.to_owned()),
+        (_, "/") => (StatusCode::OK, INDEX.into()),
+        _ => (StatusCode::NOT_FOUND, INDEX.into()),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(Full::new(text));
     *response.status_mut() = status;
     let kind = http::HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -255,6 +248,7 @@ async fn answer<B>(request: &Request<B>, node: &Node) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn a_place_is_an_address_or_a_path() {
@@ -265,6 +259,24 @@ mod tests {
             assert!(matches!(place(path), Ok(Place::Socket(path)) if path.ends_with("m.sock")));
         }
         assert!(place("8090").is_err() && place("m.sock").is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        assert!(Listener::bind(&Place::Socket(path.clone())).await.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+        // A dead one's socket is taken over, a living one's is not.
+        let path = root.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let first = Listener::bind(&Place::Socket(path.clone())).await.unwrap();
+        let mode = std::fs::symlink_metadata(&path).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(Listener::bind(&Place::Socket(path.clone())).await.is_err());
+        drop(first);
+        assert!(!path.exists());
     }
 
     #[tokio::test]

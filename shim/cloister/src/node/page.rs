@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use agent_api::ErrorCode;
+use bytes::Bytes;
 use http::StatusCode;
 use shim::exposition::{Group, Histogram, MILLISECONDS, SECONDS, Sample, number, write_groups};
 use shim::state_dir::{self, StateDir};
 use shim::telemetry::report::Report;
 use shim::timeline::PHASES;
 
-use super::ask::{self, Asked, DEAD, Patience};
+use super::ask::{self, AT_ONCE, Asked, DEAD, Patience, STATES, UNREACHABLE};
 
 /// Sandboxes that are asked; those beyond are counted.
 const MAX_SANDBOXES: usize = 1024;
@@ -22,6 +25,9 @@ pub(super) struct Node {
     root: PathBuf,
     patience: Patience,
     counts: Mutex<Counts>,
+    /// The last page, and how many there were: who asks while one is made gets that one, with all who wait.
+    last: tokio::sync::Mutex<Bytes>,
+    made: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -51,6 +57,8 @@ impl Node {
             root,
             patience: Patience::default(),
             counts: Mutex::new(counts),
+            last: tokio::sync::Mutex::default(),
+            made: AtomicU64::new(0),
         }
     }
 
@@ -84,10 +92,26 @@ impl Node {
             .collect()
     }
 
-    /// All there is.
-    pub(super) async fn page(&self) -> String {
+    /// All there is: made for all that wait for it by the first of them.
+    pub(super) async fn page(&self) -> Bytes {
+        let order = Ordering::Relaxed;
+        let before = self.made.load(order);
+        let mut last = self.last.lock().await;
+        if self.made.load(order) == before {
+            *last = self.scrape().await.into();
+            self.made.fetch_add(1, order);
+        }
+        last.clone()
+    }
+
+    async fn scrape(&self) -> String {
         let began = Instant::now();
         let mut places = self.places(|_, _| true);
+        // Where there is not time or room for all, each has its turn.
+        let made = usize::try_from(self.made.load(Ordering::Relaxed)).unwrap_or_default();
+        if let Some(turn) = made.wrapping_mul(AT_ONCE).checked_rem(places.len()) {
+            places.rotate_left(turn);
+        }
         let left_out = places.len().saturating_sub(MAX_SANDBOXES);
         places.truncate(MAX_SANDBOXES);
         let asked = ask::all(&places, self.patience).await;
@@ -145,7 +169,9 @@ impl Node {
             .durations
             .observe(began.elapsed().as_secs_f64() * 1000.0);
         let running = asked.iter().filter(|one| one.state != DEAD).count();
-        let mut states = BTreeMap::<&str, usize>::new();
+        // What never was is told too: the first failure is to be seen as one more than none.
+        let known = STATES.into_iter().chain([UNREACHABLE, DEAD]);
+        let mut states: BTreeMap<&str, usize> = known.map(|state| (state, 0)).collect();
         for one in asked {
             *states.entry(one.state).or_default() += 1;
         }
@@ -165,8 +191,9 @@ impl Node {
         for (state, sandboxes) in states {
             all.push(Sample::new("cloister_node_sandboxes", count(sandboxes)).with("state", state));
         }
-        for (code, failures) in &counts.failures {
-            let sample = Sample::new("cloister_node_start_failures_total", number(*failures));
+        for code in ErrorCode::ALL.iter().map(|code| code.name()) {
+            let failures = counts.failures.get(code).copied().unwrap_or_default();
+            let sample = Sample::new("cloister_node_start_failures_total", number(failures));
             all.push(sample.with("code", code));
         }
         for (phase, histogram) in &counts.phases {

@@ -155,6 +155,7 @@ impl Tasks {
         drop(turn);
         tokio::spawn(Arc::clone(&self).follow_pod(Arc::clone(&pod)));
         info!("{}", self.timeline.line(&id));
+        self.telemetry.started(&self.timeline.phases(&id));
         self.pod_status(&id)
     }
 
@@ -171,7 +172,9 @@ impl Tasks {
         waiter(&mut spec);
         let ready = self.make_ready(&pod.container, &pod.request, spec).await?;
         if pod.waits {
-            make(&ready.guest, &pod.container, ready.new, ready.within).await?;
+            let made = make(&ready.guest, &pod.container, ready.new, ready.within).await;
+            self.timeline.made(&pod.container.id);
+            made?;
             ready.guest.start_container(&pod.container.id).await?;
         }
         Ok(())

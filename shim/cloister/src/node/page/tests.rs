@@ -10,8 +10,19 @@ use shim::spec::pod_name::PodName;
 
 use super::*;
 
-/// A shim's socket that answers each question with these bytes and then keeps the connection open.
+/// A shim's socket that answers each question with these bytes and then keeps the connection open. Its guest has
+/// nothing to tell.
 fn stand_in(root: &Path, sandbox: &str, answer: Vec<u8>) -> StateDir {
+    with_guest(
+        root,
+        sandbox,
+        answer,
+        ok("cloister_guest_metrics{outcome=\"denied\"} 1\n"),
+    )
+}
+
+/// The same with a guest.
+fn with_guest(root: &Path, sandbox: &str, answer: Vec<u8>, guests: Vec<u8>) -> StateDir {
     let directory = StateDir::under(root, "k8s.io", sandbox).unwrap();
     directory.create().unwrap();
     directory.record("shim", std::process::id()).unwrap();
@@ -20,12 +31,18 @@ fn stand_in(root: &Path, sandbox: &str, answer: Vec<u8>) -> StateDir {
         let mut open = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let _ = stream.read(&mut [0; 1024]);
-            let _ = stream.write_all(&answer);
+            let mut asked = [0; 1024];
+            let length = stream.read(&mut asked).unwrap_or_default();
+            let is_guests = asked[..length].starts_with(b"GET /metrics/guest ");
+            let _ = stream.write_all(if is_guests { &guests } else { &answer });
             open.push(stream);
         }
     });
     directory
+}
+
+async fn text(node: &Node) -> String {
+    String::from_utf8(node.page().await.to_vec()).unwrap()
 }
 
 fn ok(page: &str) -> Vec<u8> {
@@ -39,14 +56,16 @@ fn ok(page: &str) -> Vec<u8> {
 #[tokio::test]
 async fn each_sandbox_has_its_labels_and_the_hostile_and_the_dead_are_told_apart() {
     let root = tempfile::tempdir().unwrap();
-    let good = "cloister_sandbox_state{state=\"running\"} 1\n# TYPE kata_guest_load counter\n\
-        kata_guest_load{item=\"load1\"} 0.5\n";
+    let good = "cloister_sandbox_state{state=\"running\"} 1\n";
+    let guests = "# TYPE kata_guest_load counter\nkata_guest_load{item=\"load1\"} 0.5\n";
     let pod = PodName {
         name: "web".into(),
         namespace: "shop".into(),
         uid: "u-1".into(),
     };
-    pod.write(&stand_in(root.path(), "good", ok(good)));
+    pod.write(&with_guest(root.path(), "good", ok(good), ok(guests)));
+    let again = "cloister_sandbox_state{state=\"stopped\"} 1\ncloister_sandbox_state{state=\"running\"} 2\n";
+    with_guest(root.path(), "again", ok(good), ok(again));
     stand_in(
         root.path(),
         "other",
@@ -67,7 +86,7 @@ async fn each_sandbox_has_its_labels_and_the_hostile_and_the_dead_are_told_apart
     let dead = StateDir::under(root.path(), "k8s.io", "dead").unwrap();
     dead.create().unwrap();
     let node = Node::new(root.path().to_owned());
-    let page = node.page().await;
+    let page = text(&node).await;
     parse(
         &page,
         &Limits {
@@ -84,17 +103,20 @@ async fn each_sandbox_has_its_labels_and_the_hostile_and_the_dead_are_told_apart
         "# TYPE kata_guest_load gauge",
         "cloister_sandbox_up{sandbox_id=\"liar\",namespace=\"k8s.io\"} 0",
         "cloister_sandbox_up{sandbox_id=\"twice\",namespace=\"k8s.io\"} 0",
-        "cloister_node_sandboxes{state=\"running\"} 1",
+        "cloister_node_sandboxes{state=\"running\"} 2",
+        "cloister_guest_metrics{outcome=\"malformed\",sandbox_id=\"again\",namespace=\"k8s.io\"} 1",
+        "cloister_node_sandboxes{state=\"stopping\"} 0",
+        "cloister_node_start_failures_total{code=\"internal\"} 0",
         "cloister_node_sandboxes{state=\"booting\"} 1",
         "cloister_node_sandboxes{state=\"dead\"} 1",
         "cloister_node_sandboxes{state=\"unreachable\"} 4",
-        "kata_monitor_running_shim_count 6",
+        "kata_monitor_running_shim_count 7",
         "kata_monitor_scrape_failed_count 5",
     ] {
         assert!(page.lines().any(|it| it == line), "no `{line}` in:\n{page}");
     }
     assert!(!page.contains("424242"));
-    assert_eq!(node.list().lines().count(), 7);
+    assert_eq!(node.list().lines().count(), 8);
     let one = node.page_of("good", None).await.unwrap();
     assert!(one.contains("kata_guest_load") && !one.contains("kata_monitor"));
     assert_eq!(node.page_of("liar", None).await.unwrap_err().0, 502);
@@ -117,15 +139,45 @@ async fn who_says_nothing_holds_up_nobody() {
     for number in 0..40 {
         stand_in(root.path(), &format!("a-stuck-{number}"), Vec::new());
     }
+    let good = ok("cloister_sandbox_state{state=\"running\"} 1\n");
+    with_guest(root.path(), "stalled", good, Vec::new());
     let mut node = Node::new(root.path().to_owned());
-    node.patience.one = Duration::from_millis(500);
-    let page = node.page().await;
+    node.patience.own = Duration::from_millis(500);
+    node.patience.guest = Duration::from_millis(500);
+    let page = text(&node).await;
     for line in [
         "cloister_sandbox_up{sandbox_id=\"good\",namespace=\"k8s.io\"} 1",
-        "cloister_node_sandboxes{state=\"running\"} 1",
+        "cloister_sandbox_up{sandbox_id=\"stalled\",namespace=\"k8s.io\"} 1",
+        "cloister_guest_metrics{outcome=\"unreachable\",sandbox_id=\"stalled\",namespace=\"k8s.io\"} 1",
+        "cloister_node_sandboxes{state=\"running\"} 2",
         "cloister_node_sandboxes{state=\"unreachable\"} 41",
     ] {
         assert!(page.lines().any(|it| it == line), "no `{line}` in:\n{page}");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_page_shares_it_and_who_comes_later_has_a_new_one() {
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::new(root.path().to_owned());
+    let held = node.last.lock().await;
+    let mut all = Box::pin(async { tokio::join!(node.page(), node.page(), node.page()) });
+    // All three wait now.
+    assert!(polled(&mut all).await.is_none());
+    drop(held);
+    let (first, second, third) = all.await;
+    assert!(first == second && second == third);
+    assert_eq!(node.counts().scrapes, 1);
+    assert_ne!(node.page().await, first);
+    assert_eq!(node.counts().scrapes, 2);
+}
+
+/// Polls once.
+async fn polled<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = future => Some(done),
+        () = std::future::ready(()) => None,
     }
 }
 
