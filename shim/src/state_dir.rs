@@ -214,6 +214,30 @@ impl StateDir {
         })
     }
 
+    /// Removes what is in the directory, but for the files whose names are to be kept. Mounts that are left
+    /// in it are detached first.
+    ///
+    /// # Errors
+    /// As a removal fails.
+    pub fn remove_but(&self, kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        detach_mounts_under(&self.0)?;
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(&kept) {
+                continue;
+            }
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the directory with all that is in it, and the namespace's if it is the last. Mounts
     /// that are left in it are detached first. What is gone already is no error.
     ///
