@@ -103,16 +103,18 @@ fn remove_socket(path: &Path) -> io::Result<()> {
 pub(super) fn clean(directory: &StateDir) -> io::Result<()> {
     let began = Instant::now();
     let own = std::process::id();
-    for role in ["shim", "vmm", "virtiofsd"] {
-        if let Some(process) = directory
-            .recorded(role)
-            .filter(|process| process.pid != own)
-        {
-            process.kill();
-        }
+    let recorded: Vec<_> = ["shim", "vmm", "virtiofsd"]
+        .into_iter()
+        .filter_map(|role| directory.recorded(role))
+        .filter(|process| process.pid != own)
+        .collect();
+    for process in &recorded {
+        process.kill();
     }
     loop {
-        let owned = directory.owned_processes();
+        let mut owned = directory.owned_processes();
+        // The shim is in its bundle, and answers at its socket until it is gone.
+        owned.extend(recorded.iter().filter(|process| process.is_alive()));
         if owned.is_empty() || began.elapsed() >= DEATH_TIMEOUT {
             break;
         }
