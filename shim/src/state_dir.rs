@@ -325,7 +325,9 @@ fn detach_mounts_under(directory: &Path) -> io::Result<()> {
 /// # Errors
 /// As the write fails.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // After the whole name: an id may have dots, and another be like it up to the last.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
