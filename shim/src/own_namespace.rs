@@ -34,6 +34,18 @@ pub fn enter() -> io::Result<()> {
     Ok(())
 }
 
+/// Leaves the host's name and IPC, as a process does that others are to find no way into the host by. The mounts
+/// that it has are the shim's already, and a copy of them would keep busy what the shim unmounts; its network is
+/// the caller's business.
+///
+/// # Errors
+/// As the kernel refuses.
+pub fn leave_host() -> io::Result<()> {
+    Ok(unshare(
+        CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
+    )?)
+}
+
 /// The virtio-fs daemon of QEMU before 8.0 notes its sockets in a directory that is root's. Where it is
 /// there, it gets an empty one in its place, which nobody else sees; later daemons know none.
 fn lend_directory_to_old_daemons() {

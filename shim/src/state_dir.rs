@@ -214,6 +214,30 @@ impl StateDir {
         })
     }
 
+    /// Removes what is in the directory, but for the files whose names are to be kept. Mounts that are left
+    /// in it are detached first.
+    ///
+    /// # Errors
+    /// As a removal fails.
+    pub fn remove_but(&self, kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        detach_mounts_under(&self.0)?;
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(&kept) {
+                continue;
+            }
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the directory with all that is in it, and the namespace's if it is the last. Mounts
     /// that are left in it are detached first. What is gone already is no error.
     ///
@@ -301,7 +325,9 @@ fn detach_mounts_under(directory: &Path) -> io::Result<()> {
 /// # Errors
 /// As the write fails.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // After the whole name: an id may have dots, and another be like it up to the last.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)

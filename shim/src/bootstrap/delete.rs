@@ -2,13 +2,16 @@
 //! sockets, the pod's cgroup, what stands in its network namespace, and the state directory. It can be run
 //! any number of times, at any moment.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim::Flags;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use tracing::warn;
 
 use super::{BootstrapError, bundle, socket_path, step};
 use crate::cgroup;
@@ -24,6 +27,11 @@ use crate::state_dir::StateDir;
 const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to look.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How long all may take before programs of others end: containerd kills a `delete` after 5 s.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The record of where a server listens, in the sandbox's directory, and the longest path in it.
+const SOCKET: &str = "socket.json";
+const MAX_SOCKET: u64 = 4096;
 
 /// Cleans up after the server of a container's sandbox, and tells containerd that the container
 /// was killed.
@@ -44,16 +52,12 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
         .is_some_and(|shim| shim.is_alive());
     // A container of a pod whose server lives is that server's to clean up.
     if role.owns_vm() || !serves {
-        clean(&directory);
-        match std::fs::remove_file(socket_of(flags, sandbox)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(step("remove the socket")(error));
-            }
-            _ => {}
-        }
-        directory
-            .remove()
-            .map_err(step("remove the state directory"))?;
+        // The record goes with the directory.
+        let socket = recorded_socket(&directory)
+            .unwrap_or_else(|| socket_path(&flags.address, &flags.namespace, sandbox, None));
+        let cleaned = clean(&directory);
+        remove_socket(&socket).map_err(step("remove the socket"))?;
+        cleaned.map_err(step("remove the state directory"))?;
     }
     let response = DeleteResponse {
         exit_status: KILLED,
@@ -66,36 +70,52 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
         .map_err(step("write the answer"))
 }
 
-/// Where the server listened: as `start` noted it, which was told a directory that nobody tells here.
-fn socket_of(flags: &Flags, sandbox: &str) -> PathBuf {
-    let noted = bundle(flags).and_then(|bundle| {
-        std::fs::read_to_string(bundle.join("address")).map_err(step("read the address"))
-    });
-    match noted
-        .ok()
-        .as_deref()
-        .and_then(|text| text.strip_prefix("unix://"))
-    {
-        Some(path) => PathBuf::from(path),
-        None => socket_path(&flags.address, &flags.namespace, sandbox, None),
+/// Notes where a server is going to listen: containerd tells the directory to `start` alone. The bundle
+/// says it too, but each container's says it of the whole pod's server.
+pub(super) fn record_socket(directory: &StateDir, socket: &Path) -> io::Result<()> {
+    directory.write_json(SOCKET, &socket)
+}
+
+fn recorded_socket(directory: &StateDir) -> Option<PathBuf> {
+    directory.read_json(SOCKET, MAX_SOCKET)
+}
+
+/// Removes the socket of a dead server, and nothing else: one at which somebody answers is in use.
+fn remove_socket(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+    let refused = UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if !is_socket || !refused {
+        return Ok(());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
-/// Kills every process that belongs to a sandbox, the server first, so that it starts no other.
-pub(super) fn clean(directory: &StateDir) {
+/// Kills every process that belongs to a sandbox, the server first, so that it starts no other, and takes
+/// away what it has on the host. Hooks come last: they are others' programs, and may take the time that is
+/// left or be cut off with us. What then has not run stays on record, for whoever cleans up next.
+///
+/// # Errors
+/// The directory cannot be removed.
+pub(super) fn clean(directory: &StateDir) -> io::Result<()> {
+    let began = Instant::now();
     let own = std::process::id();
-    for role in ["shim", "vmm", "virtiofsd"] {
-        if let Some(process) = directory
-            .recorded(role)
-            .filter(|process| process.pid != own)
-        {
-            process.kill();
-        }
+    let recorded: Vec<_> = ["shim", "vmm", "virtiofsd"]
+        .into_iter()
+        .filter_map(|role| directory.recorded(role))
+        .filter(|process| process.pid != own)
+        .collect();
+    for process in &recorded {
+        process.kill();
     }
-    let until = Instant::now() + DEATH_TIMEOUT;
     loop {
-        let owned = directory.owned_processes();
-        if owned.is_empty() || Instant::now() >= until {
+        let mut owned = directory.owned_processes();
+        // The shim is in its bundle, and answers at its socket until it is gone.
+        owned.extend(recorded.iter().filter(|process| process.is_alive()));
+        if owned.is_empty() || began.elapsed() >= DEATH_TIMEOUT {
             break;
         }
         for process in owned {
@@ -104,10 +124,14 @@ pub(super) fn clean(directory: &StateDir) {
         std::thread::sleep(LOOK_INTERVAL);
     }
     network::undo(directory);
-    hooks::after_all(directory);
     cgroup::undo(directory);
-    // What is left in it is of no use to anyone.
-    let _ = directory.remove();
+    let removed = directory.remove_but(hooks::is_record);
+    if hooks::after_all(directory, PATIENCE.saturating_sub(began.elapsed())) {
+        directory.remove()
+    } else {
+        warn!(path = %directory.path().display(), "hooks had no time to run: their record stays");
+        removed
+    }
 }
 
 #[cfg(test)]
@@ -131,13 +155,50 @@ mod tests {
         directory.record("vmm", recorded.id()).unwrap();
         // Reaped meanwhile, as the kernel's init does it for a dead shim's children.
         let reaper = std::thread::spawn(move || (recorded.wait().unwrap(), stray.wait().unwrap()));
-        clean(&directory);
-        clean(&directory);
+        clean(&directory).unwrap();
+        clean(&directory).unwrap();
         let (recorded, stray) = reaper.join().unwrap();
         assert!(!recorded.success() && !stray.success());
         assert!(other.try_wait().unwrap().is_none());
         assert!(!directory.path().exists());
         other.kill().unwrap();
         other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_socket_goes_only_when_nobody_answers_at_it() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDir::at(&root.path().join("pod"));
+        directory.create().unwrap();
+        let socket = root.path().join("s");
+        record_socket(&directory, &socket).unwrap();
+        assert_eq!(recorded_socket(&directory), Some(socket.clone()));
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        remove_socket(&socket).unwrap();
+        assert!(socket.exists(), "a live server's");
+        drop(listener);
+        remove_socket(&socket).unwrap();
+        assert!(!socket.exists());
+        remove_socket(&socket).unwrap();
+        let file = root.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        remove_socket(&file).unwrap();
+        assert!(file.exists(), "no socket");
+    }
+
+    #[test]
+    fn what_a_hook_has_no_time_for_stays_on_record_and_all_else_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDir::at(&root.path().join("pod"));
+        directory.create().unwrap();
+        directory.write("other", b"x").unwrap();
+        std::fs::create_dir_all(directory.shared().join("c")).unwrap();
+        directory.write("poststop-c", b"x").unwrap();
+        directory.remove_but(hooks::is_record).unwrap();
+        let left: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["poststop-c"]);
     }
 }

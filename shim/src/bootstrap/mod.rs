@@ -97,9 +97,7 @@ pub fn run(arguments: &[std::ffi::OsString]) -> Result<(), BootstrapError> {
         return info();
     }
     if flags.action == hooks::HOLD {
-        // Whoever started it lets go when the pod is gone, or is dead itself.
-        let copied = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        return copied.map(drop).map_err(step("hold a namespace"));
+        return hooks::hold().map_err(step("hold a namespace"));
     }
     check(&flags)?;
     match flags.action.as_str() {

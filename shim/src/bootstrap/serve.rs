@@ -68,10 +68,14 @@ fn prepare(flags: &Flags) -> Result<(tokio::runtime::Runtime, StateDir), Bootstr
     let directory =
         StateDir::of(&flags.namespace, &flags.id).map_err(step("name the state directory"))?;
     // A server that died and was not deleted may have left things under this name.
-    super::delete::clean(&directory);
+    if let Err(error) = super::delete::clean(&directory) {
+        warn!(%error, "remove what a dead shim left");
+    }
     directory
         .create()
         .map_err(step("make the state directory"))?;
+    super::delete::record_socket(&directory, Path::new(&flags.socket))
+        .map_err(step("record the socket"))?;
     directory
         .record("shim", std::process::id())
         .map_err(step("record the shim's pid"))?;

@@ -86,7 +86,7 @@ impl Tasks {
             let text = format!("{:?} is not an id", request.id);
             return Err(GuestError::new(ErrorCode::InvalidArgument, "create", text));
         }
-        let (role, spec) = self.read(&request.bundle)?;
+        let (role, spec) = self.read(&request.id, &request.bundle)?;
         refuse::check(&spec)
             .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "spec", error))?;
         if role.sandbox_of(&request.id) != self.sandbox_id {

@@ -3,11 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use agent_api::{ErrorCode, GuestError};
+use tracing::warn;
 
 use super::{CreateRequest, Tasks};
 use crate::container::Container;
 use crate::hooks::{self, Holder};
+use crate::network;
 use crate::spec::Spec;
+use crate::spec::oci::Namespace;
+
+/// What hooks are led to.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    /// The pod's network namespace, as its first container names it: what further ones name is the VMM's.
+    network: Option<PathBuf>,
+    /// The process whose id they are told. It is there once a container has hooks.
+    holder: Option<Holder>,
+}
 
 impl Tasks {
     /// Runs the hooks that come before a container. One that brings the VM gets its network namespace from
@@ -18,19 +30,32 @@ impl Tasks {
         request: &CreateRequest,
         spec: &mut Spec,
     ) -> Result<(), GuestError> {
+        let owns_vm = container.role.owns_vm();
+        if owns_vm {
+            self.way().network = named(spec);
+        }
         if !hooks::any(spec) {
             return Ok(());
         }
-        let mut pid = self.pid();
-        if container.role.owns_vm() && hooks::any_before(spec) {
-            let holder = Holder::start(named(spec).as_deref(), &self.directory)?;
-            pid = holder.pid();
-            name(spec, &holder.namespace());
-            *self.holder() = Some(holder);
+        let (pid, namespace) = self.hold()?;
+        if owns_vm {
+            name(spec, &namespace);
         }
         let (directory, id) = (self.directory.clone(), container.id.clone());
         let (bundle, spec) = (request.bundle.clone(), spec.clone());
         blocking(move || hooks::before(&directory, &id, &bundle, &spec, pid)).await?
+    }
+
+    /// The process that stands for the pod on the host, and its network namespace.
+    fn hold(&self) -> Result<(u32, PathBuf), GuestError> {
+        let mut way = self.way();
+        let holder = match way.holder.take() {
+            Some(holder) => holder,
+            None => Holder::start(way.network.as_deref(), &self.directory)?,
+        };
+        let found = (holder.pid(), holder.namespace());
+        way.holder = Some(holder);
+        Ok(found)
     }
 
     /// Runs those that follow the start of a container.
@@ -41,23 +66,29 @@ impl Tasks {
         let Some(all) = spec.hooks.clone().filter(|all| !all.poststart.is_empty()) else {
             return;
         };
+        let Some(pid) = self.way().holder.as_ref().map(Holder::pid) else {
+            return warn!(container = container.id, "it is gone: no poststart");
+        };
         let told = hooks::told(&container.id, &container.bundle, &spec);
-        let (directory, pid) = (self.directory.clone(), self.pid());
-        let _ = blocking(move || hooks::started(&directory, &told, &all.poststart, pid)).await;
+        let _ = blocking(move || hooks::started(&told, &all.poststart, pid)).await;
     }
 
     /// Runs those that follow the end of a container.
     pub(super) async fn hooks_after(&self, container: &Container) {
         if container.role.owns_vm() {
-            // With it goes the namespace, and what hooks have put into it.
-            drop(self.holder().take());
+            self.release_hooks();
         }
         let (directory, id) = (self.directory.clone(), container.id.clone());
         let _ = blocking(move || hooks::after(&directory, &id)).await;
     }
 
-    fn holder(&self) -> std::sync::MutexGuard<'_, Option<Holder>> {
-        self.holder
+    /// Lets go of the namespace, with what hooks have put into it.
+    pub(super) fn release_hooks(&self) {
+        drop(self.way().holder.take());
+    }
+
+    fn way(&self) -> std::sync::MutexGuard<'_, Way> {
+        self.way
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -71,10 +102,13 @@ async fn blocking<T: Send + 'static>(
         .map_err(|error| GuestError::new(ErrorCode::Internal, "hook", error))
 }
 
-/// The network namespace that a specification names.
+/// The network namespace that a specification names. QEMU's own network is in none.
 fn named(spec: &Spec) -> Option<PathBuf> {
     let mut all = spec.linux.iter().flat_map(|linux| &linux.namespaces);
     let network = all.find(|one| one.kind == "network" && !one.path.is_empty())?;
+    if network.path == network::USER {
+        return None;
+    }
     Some(PathBuf::from(&network.path))
 }
 
@@ -83,7 +117,8 @@ fn name(spec: &mut Spec, path: &Path) {
         .linux
         .iter_mut()
         .flat_map(|linux| &mut linux.namespaces);
-    for network in all.filter(|one| one.kind == "network") {
+    let is_namespace = |one: &&mut Namespace| one.kind == "network" && one.path != network::USER;
+    for network in all.filter(is_namespace) {
         network.path = path.display().to_string();
     }
 }

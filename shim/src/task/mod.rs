@@ -68,8 +68,8 @@ pub struct Tasks {
     disks: crate::disk::Table,
     /// The pod, where it came by the sandbox service.
     pod: std::sync::OnceLock<Arc<pod::Pod>>,
-    /// Holds the network namespace that hooks have set up.
-    holder: std::sync::Mutex<Option<crate::hooks::Holder>>,
+    /// Holds the namespaces that hooks are led to.
+    way: std::sync::Mutex<hooked::Way>,
 }
 
 impl Tasks {
@@ -99,7 +99,7 @@ impl Tasks {
             online: grow::Online::default(),
             disks: crate::disk::Table::default(),
             pod: std::sync::OnceLock::new(),
-            holder: std::sync::Mutex::default(),
+            way: std::sync::Mutex::default(),
         })
     }
 
@@ -160,17 +160,13 @@ impl Tasks {
         let copies = Copies::start(streams, connections, &guest, &process.id);
         process.started();
         self.tell_started(&process, pid);
-        if exec.is_empty() {
-            self.hooks_started(&container).await;
-        }
         drop(turn);
-        tokio::spawn(Self::follow(
-            Arc::clone(&self),
-            container,
-            process,
-            guest,
-            copies,
-        ));
+        if exec.is_empty() {
+            // Who asked for the start, and the container's end, wait for no program of the host.
+            let (tasks, container) = (Arc::clone(&self), Arc::clone(&container));
+            tokio::spawn(async move { tasks.hooks_started(&container).await });
+        }
+        tokio::spawn(self.follow(container, process, guest, copies));
         Ok(pid)
     }
 
@@ -404,6 +400,7 @@ impl Tasks {
             container.unmount();
             self.hooks_after(&container).await;
         }
+        self.release_hooks();
         // With the directory goes the record of what was too busy to be removed when the VM ended.
         crate::cgroup::undo(&self.directory);
         if let Err(error) = self.directory.remove() {

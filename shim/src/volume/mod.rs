@@ -10,7 +10,8 @@
 //!
 //! What a volume is shows in its path: the kubelet has a directory for each pod, and in it one for each kind.
 //! A guest with a shared file system gets all through that but ConfigMaps and their like: they go into slots
-//! there too, because no program in a guest is told (inotify) of what the host changes in a shared one.
+//! there too, because no program in a guest is told (inotify) of what the host changes in a shared one; and so
+//! do files of the sandbox's own directory, which nobody but the shim writes.
 
 pub mod content;
 mod empty_dir;
@@ -29,6 +30,7 @@ use crate::guest::Guest;
 use crate::spec::Spec;
 use crate::spec::amend::HostBind;
 use crate::spec::oci::Mount;
+use crate::state_dir;
 use content::{ContentError, Set};
 use kind::Kind;
 use watch::{Seen, Watch};
@@ -106,7 +108,11 @@ pub fn plan(
                 false => Kind::EmptyDir(dir),
             },
             kind if !shares => kind,
-            Kind::Content if goes_by_slot(Path::new(&bind.source)) => Kind::Content,
+            Kind::Content
+                if goes_by_slot(Path::new(&bind.source)) || is_own(Path::new(&bind.source)) =>
+            {
+                Kind::Content
+            }
             _ => Kind::Host,
         };
         let is_log = match kind {
@@ -151,6 +157,11 @@ fn takes_words(source: &Path, mount: &Mount) -> bool {
 /// Whether a directory changes as one, and is small enough for a slot.
 fn goes_by_slot(directory: &Path) -> bool {
     content::is_replaced_as_one(directory) && content::set(directory).is_ok()
+}
+
+/// Whether it is a file of ours, in the host's memory: no container writes to it.
+fn is_own(source: &Path) -> bool {
+    source.starts_with(state_dir::root())
 }
 
 /// Reads the host's files where it holds nobody up.
@@ -404,6 +415,20 @@ mod tests {
         for other in ["directory", "link", "fifo", "nothing"] {
             assert_eq!(logs(other, &["rbind", "rw"]), 0, "{other}");
         }
+    }
+
+    #[test]
+    fn a_file_of_ours_is_copied_for_each_container() {
+        let own = state_dir::root().join("ns/pod/pod/hosts");
+        let mounts = [
+            (own.to_str().unwrap(), "/etc/hosts"),
+            ("/srv/hosts", "/etc/hostname"),
+        ];
+        let (_, planned) = planned(&Config::default(), &mounts);
+        let planned = planned.unwrap();
+        let slots: Vec<_> = planned.slots.iter().map(|slot| &slot.source).collect();
+        assert_eq!(slots, [&own]);
+        assert_eq!(planned.binds.len(), 1);
     }
 
     #[test]

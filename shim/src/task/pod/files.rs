@@ -1,8 +1,8 @@
 //! The files that containerd makes for a pod with a sandbox container, and leaves to the runtime for one
 //! without: name servers, host names, and the shared memory of its containers.
 //!
-//! They are files of the host in the sandbox's directory, mounted where a container has none of its own, and
-//! take the way into the guest that all such mounts take.
+//! They are files of the host in the sandbox's directory, mounted where a container has none of its own. That
+//! directory is the host's memory, so each container gets copies in the guest, shared file system or not.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -117,6 +117,13 @@ impl Tasks {
             spec,
             created_at: SystemTime::now(),
         };
+        if !self.containers.all().is_empty() {
+            let text = format!(
+                "sandbox {} has tasks, and came without this service",
+                self.sandbox_id
+            );
+            return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
+        }
         self.pod.set(Arc::new(pod)).map_err(|_| {
             let text = format!("sandbox {} exists", self.sandbox_id);
             GuestError::new(ErrorCode::AlreadyExists, PHASE, text)
@@ -218,16 +225,27 @@ impl Tasks {
 
     /// Ends the pod and the shim. One that was never made ends too: nobody would ask again.
     pub(super) async fn shutdown_pod(self: Arc<Self>, id: String) -> Result<(), GuestError> {
-        if self.pod(&id).is_ok() {
-            Arc::clone(&self).stop_pod(id).await?;
+        if id == self.sandbox_id && self.pod.get().is_none() {
+            if self.containers.close_if_empty() {
+                return Ok(());
+            }
+            let text = format!("sandbox {id} came without this service: delete its tasks");
+            return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
         }
+        Arc::clone(&self).stop_pod(id).await?;
         self.containers.close();
         Ok(())
     }
 
-    /// Checks that there is such a pod.
+    /// Checks that there is such a pod, and that its VM has not ended.
     pub(super) fn check_pod(&self, id: &str) -> Result<(), GuestError> {
-        self.pod(id).map(drop)
+        match self.pod(id)?.container.init.phase() {
+            Phase::Created | Phase::Running => Ok(()),
+            Phase::Exited(_) => {
+                let text = format!("sandbox {id} has ended");
+                Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text))
+            }
+        }
     }
 
     /// What the pod costs the host, as the host's cgroup of the pod counts it.
@@ -244,7 +262,7 @@ impl Tasks {
 
     /// A container's specification, and what it is in its pod. One of a pod that came by this service is given
     /// what no container engine did, and the role that nobody wrote down where `ctr` makes it.
-    pub(super) fn read(&self, bundle: &Path) -> Result<(Role, Spec), GuestError> {
+    pub(super) fn read(&self, id: &str, bundle: &Path) -> Result<(Role, Spec), GuestError> {
         let invalid = |error: &dyn std::fmt::Display| {
             GuestError::new(ErrorCode::InvalidArgument, "create", error)
         };
@@ -253,6 +271,10 @@ impl Tasks {
         let Some(pod) = self.pod.get() else {
             return Ok((role, spec));
         };
+        if role == Role::Sandbox || id == self.sandbox_id {
+            let text = format!("container {id} would be the sandbox, which is there");
+            return Err(GuestError::new(ErrorCode::AlreadyExists, "create", text));
+        }
         pod.files.add_to(&mut spec);
         let role = match role {
             Role::Single => Role::Member {
