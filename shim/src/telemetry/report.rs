@@ -5,7 +5,7 @@
 //! nobody listens, nobody counts.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -100,7 +100,7 @@ pub struct Reports {
 /// Takes the reports of a node.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] where another monitor has them, else as bind(2) fails.
+/// [`io::ErrorKind::AddrInUse`] where another monitor has them, else as bind(2) fails.
 pub fn listen(root: &Path) -> io::Result<Reports> {
     let directory = File::open(root)?;
     let lock = File::options()
@@ -109,7 +109,13 @@ pub fn listen(root: &Path) -> io::Result<Reports> {
         .truncate(false)
         .mode(0o600)
         .open(root.join(LOCK))?;
-    lock.try_lock()?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another monitor runs on this node",
+        ),
+        TryLockError::Error(error) => error,
+    })?;
     // Whoever had it is dead, or would hold the lock.
     match std::fs::remove_file(root.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -146,7 +152,7 @@ mod tests {
         let reports = listen(&root).unwrap();
         // A second one takes nothing away.
         let second = listen(&root).unwrap_err();
-        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         // A full socket takes no more, and the sender goes on.
         for _ in 0..5000 {
             reporter.send(&report);

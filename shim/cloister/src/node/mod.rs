@@ -99,10 +99,8 @@ impl Monitor {
         made.with_context(|| format!("make {}", root.display()))?;
         // One that cannot serve takes nothing from one that does.
         let listener = Listener::bind(&self.listen).await?;
-        let reports = report::listen(&root).with_context(|| {
-            let place = root.display();
-            format!("take reports of starts in {place} (one monitor of a node does)")
-        })?;
+        let reports = report::listen(&root)
+            .with_context(|| format!("take reports of starts in {}", root.display()))?;
         reports.socket.set_nonblocking(true)?;
         let socket = UnixDatagram::from_std(reports.socket.try_clone()?)?;
         println!("{listener}");
