@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod container;
+pub mod containers;
 pub mod creation;
 pub mod disk;
 pub mod event;

@@ -27,7 +27,8 @@ use containerd_shim_protos::topics;
 use tracing::{debug, info, warn};
 
 use crate::clock;
-use crate::container::{Container, Containers, Patience};
+use crate::container::Container;
+use crate::containers::{Containers, Patience};
 use crate::creation::Creation;
 use crate::event::Publisher;
 use crate::exposition::{self, write};
