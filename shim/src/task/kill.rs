@@ -76,20 +76,21 @@ impl Tasks {
         }
         let guest = match self.sandbox.guest() {
             Ok(guest) => guest,
-            // Without a VM there is no process: it has ended, and who follows it is about to say so.
-            Err(_) => {
-                let text = format!("{} went with its VM", process.name());
-                return Err(GuestError::new(ErrorCode::NotFound, "kill", text));
-            }
+            Err(_) => return Err(went(&process)),
         };
         // The agent ends by SIGKILL what does not handle SIGTERM.
         if is_end {
             container.reason.asked();
         }
-        match exec.is_empty() {
-            true => self.signal_first(&process, &guest, signal).await?,
-            false => guest.signal_process(&process.id, signal).await?,
-        }
+        let signalled = match exec.is_empty() {
+            true => self.signal_first(&process, &guest, signal).await,
+            false => guest.signal_process(&process.id, signal).await,
+        };
+        // Its VM may end in the middle of this; the driver is about to say so where it has not yet.
+        signalled.map_err(|error| match error.code {
+            ErrorCode::VmmExited | ErrorCode::GuestPanicked => went(&process),
+            _ => error,
+        })?;
         if process.phase() == Phase::Created && signal == SIGKILL {
             // It never ran, so no one follows it.
             self.ended(&process, KILLED);
@@ -134,4 +135,10 @@ impl Tasks {
             self.sandbox.stop().await;
         }
     }
+}
+
+/// Without a VM there is no process: it has ended, and who follows it is about to say so.
+fn went(process: &Process) -> GuestError {
+    let text = format!("{} went with its VM", process.name());
+    GuestError::new(ErrorCode::NotFound, "kill", text)
 }
