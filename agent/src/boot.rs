@@ -11,7 +11,7 @@ use std::{fs, io};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::module::{self, Ability};
-use crate::{disk, hotplug, scratch};
+use crate::{cgroup, disk, hotplug, scratch};
 
 /// Where the new root is while the old one is still `/`.
 const NEW_ROOT: &str = "/newroot";
@@ -235,14 +235,20 @@ fn mount_configfs() -> Result<(), Error> {
     Ok(())
 }
 
-/// Containers get the controllers that the root passes down.
+/// Containers get the controllers that the root and their parent pass down. The parent is made here: of two containers
+/// that begin at once each would find it missing, and only one could make it.
 fn enable_controllers() -> Result<(), Error> {
-    let root = Path::new("/sys/fs/cgroup");
+    let root = Path::new(cgroup::MOUNT);
+    let parent = format!("{}{}", cgroup::MOUNT, cgroup::PARENT);
+    let parent = Path::new(&parent);
     let available = fs::read_to_string(root.join("cgroup.controllers")).map_err(step("cgroup"))?;
-    for controller in available.split_ascii_whitespace() {
-        let control = root.join("cgroup.subtree_control");
-        fs::write(control, format!("+{controller}"))
-            .map_err(step(&format!("cgroup controller {controller}")))?;
+    fs::create_dir(parent).map_err(step("cgroup of the containers"))?;
+    for directory in [root, parent] {
+        let control = directory.join("cgroup.subtree_control");
+        for controller in available.split_ascii_whitespace() {
+            fs::write(&control, format!("+{controller}"))
+                .map_err(step(&format!("cgroup controller {controller}")))?;
+        }
     }
     Ok(())
 }

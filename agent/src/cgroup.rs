@@ -15,9 +15,9 @@ use crate::fault::OrFail;
 pub use devices::Access;
 
 /// Where cgroup v2 is mounted.
-const MOUNT: &str = "/sys/fs/cgroup";
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 /// All containers lie below, from the root of the hierarchy.
-const PARENT: &str = "/cloister";
+pub(crate) const PARENT: &str = "/cloister";
 /// How long the kernel may take to freeze, or to empty a killed cgroup.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTLE_POLL: Duration = Duration::from_millis(5);
