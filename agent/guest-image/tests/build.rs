@@ -21,6 +21,9 @@ const MODULES: &[(&str, &str)] = &[
         "vmw_vsock_virtio_transport_common,vsock",
     ),
     ("drivers/block/virtio_blk.ko", ""),
+    ("drivers/scsi/scsi_mod.ko", ""),
+    ("drivers/scsi/virtio_scsi.ko", "scsi_mod"),
+    ("drivers/scsi/sd_mod.ko", "scsi_mod"),
     ("drivers/net/virtio_net.ko", ""),
     ("drivers/char/hw_random/virtio-rng.ko", ""),
     ("drivers/virtio/virtio_balloon.ko", ""),
@@ -123,6 +126,8 @@ fn the_initramfs_has_the_agent_and_the_modules_in_load_order_and_nothing_else() 
     let tee = "\nsev-guest /modules/configfs.ko,/modules/tsm.ko,/modules/sev_guest.ko\n";
     assert!(text.contains(tee));
     assert!(text.contains("\nballoon /modules/virtio_balloon.ko\n"));
+    let scsi = "\nscsi /modules/scsi_mod.ko,/modules/virtio_scsi.ko,/modules/sd_mod.ko\n";
+    assert!(text.contains(scsi));
     assert!(!text.contains("unwanted"));
     assert!(!text.contains("aesni_intel.ko"), "it is built in");
 }
