@@ -25,6 +25,8 @@ const ALLOW_MULTI: u32 = 2;
 /// Bytes of a request, and of an instruction.
 const REQUEST: usize = 48;
 const INSTRUCTION: usize = 8;
+/// How often a program is offered: the kernel stops looking at it when a signal arrives, and says so by `EAGAIN`.
+const OFFERS: usize = 16;
 
 /// `BPF_DEVCG_DEV_*` and `BPF_DEVCG_ACC_*`.
 const BLOCK: i32 = 1;
@@ -113,7 +115,16 @@ fn load(program: &[u8]) -> io::Result<OwnedFd> {
     put(&mut request, 4, &count.to_ne_bytes());
     put(&mut request, 8, &address(program.as_ptr()));
     put(&mut request, 16, &address(license.as_ptr().cast()));
-    let descriptor = bpf(PROG_LOAD, &request)?;
+    let mut loaded = bpf(PROG_LOAD, &request);
+    for _ in 1..OFFERS {
+        match &loaded {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                loaded = bpf(PROG_LOAD, &request);
+            }
+            _ => break,
+        }
+    }
+    let descriptor = loaded?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
