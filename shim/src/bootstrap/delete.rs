@@ -29,6 +29,8 @@ const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How long all may take before programs of others end: containerd kills a `delete` after 5 s.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a server that ends may go on answering: its own last answers have a second.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// The record of where a server listens, in the sandbox's directory, and the longest path in it.
 const SOCKET: &str = "socket.json";
 const MAX_SOCKET: u64 = 4096;
@@ -80,13 +82,20 @@ fn recorded_socket(directory: &StateDir) -> Option<PathBuf> {
     directory.read_json(SOCKET, MAX_SOCKET)
 }
 
-/// Removes the socket of a dead server, and nothing else: one at which somebody answers is in use.
+/// Removes the socket of a dead server, and nothing else: one at which somebody goes on answering is in use. A server
+/// that ends is given a moment: the kernel lets go of its socket with its last thread, after it counts as dead.
 fn remove_socket(path: &Path) -> io::Result<()> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
-    let refused = UnixStream::connect(path)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if !is_socket || !refused {
-        return Ok(());
+    let until = Instant::now() + LAST_ANSWERS;
+    loop {
+        let is_socket = std::fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+        if !is_socket {
+            return Ok(());
+        }
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => break,
+            _ if Instant::now() >= until => return Ok(()),
+            _ => std::thread::sleep(LOOK_INTERVAL),
+        }
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
