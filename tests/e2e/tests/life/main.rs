@@ -103,8 +103,9 @@ fn die(node: &mut Node, victim: Victim, moment: Duration) -> bool {
     running.finish(START).unwrap();
     if victim == Victim::Guest && struck {
         // It was killed last, which a guest that stands still does not outlive.
+        let killed = Instant::now();
         while !node.pids(VMM).is_empty() {
-            assert!(since.elapsed() < BOUND, "{}", node.stage.log_tail());
+            assert!(killed.elapsed() < BOUND, "{}", node.stage.log_tail());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
