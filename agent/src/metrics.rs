@@ -9,106 +9,10 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_api::agent;
+use agent_api::metric::{DISK, INTERFACE, IO, LOAD, MEMORY, PROCESSOR, STAT, STATUS, TASKS, VM};
 
 use crate::gate::Allowed;
 
-/// Kernel's name in `/proc/meminfo`, and Kata's item. In bytes.
-const MEMORY: &[(&str, &str)] = &[
-    ("MemTotal", "mem_total"),
-    ("MemFree", "mem_free"),
-    ("MemAvailable", "mem_available"),
-    ("Buffers", "buffers"),
-    ("Cached", "cached"),
-    ("Active", "active"),
-    ("Inactive", "inactive"),
-    ("Dirty", "dirty"),
-    ("AnonPages", "anon_pages"),
-    ("Mapped", "mapped"),
-    ("Shmem", "shmem"),
-    ("Slab", "slab"),
-    ("SReclaimable", "s_reclaimable"),
-    ("SUnreclaim", "s_unreclaim"),
-    ("KernelStack", "kernel_stack"),
-    ("PageTables", "page_tables"),
-    ("Committed_AS", "committed_as"),
-];
-/// Names in `/proc/self/status`; Kata's items are the same in lower case. Those of memory are in KiB.
-const STATUS: &[&str] = &[
-    "VmPeak",
-    "VmSize",
-    "VmLck",
-    "VmPin",
-    "VmHWM",
-    "VmRSS",
-    "RssAnon",
-    "RssFile",
-    "RssShmem",
-    "VmData",
-    "VmStk",
-    "VmExe",
-    "VmLib",
-    "VmPTE",
-    "VmSwap",
-    "voluntary_ctxt_switches",
-    "nonvoluntary_ctxt_switches",
-];
-/// Columns of a processor's line in `/proc/stat`; Kata's items are the same.
-const PROCESSOR: &[&str] = &[
-    "user",
-    "nice",
-    "system",
-    "idle",
-    "iowait",
-    "irq",
-    "softirq",
-    "steal",
-    "guest",
-    "guest_nice",
-];
-/// Columns of an interface's line in `/proc/net/dev`, as Kata's items.
-const INTERFACE: &[&str] = &[
-    "recv_bytes",
-    "recv_packets",
-    "recv_errs",
-    "recv_drop",
-    "recv_fifo",
-    "recv_frame",
-    "recv_compressed",
-    "recv_multicast",
-    "sent_bytes",
-    "sent_packets",
-    "sent_errs",
-    "sent_drop",
-    "sent_fifo",
-    "sent_colls",
-    "sent_carrier",
-    "sent_compressed",
-];
-/// The first columns of a disk's line in `/proc/diskstats` behind its name, as Kata's items.
-const DISK: &[&str] = &[
-    "reads",
-    "merged",
-    "sectors_read",
-    "time_reading",
-    "writes",
-    "writes_merged",
-    "sectors_written",
-    "time_writing",
-    "in_progress",
-    "time_in_progress",
-    "weighted_time_in_progress",
-];
-/// Of `/proc/vmstat`: what says that memory is short.
-const VM: &[&str] = &[
-    "oom_kill",
-    "pgfault",
-    "pgmajfault",
-    "pgscan_direct",
-    "pgsteal_direct",
-    "workingset_refault_file",
-    "balloon_inflate",
-    "balloon_deflate",
-];
 /// Processors, interfaces and disks that are told, of each: more are of no use on a page.
 const MAX_LISTED: usize = 16;
 const KIB: u64 = 1024;
@@ -198,25 +102,16 @@ fn agent(page: &mut Page, texts: &Texts, ticks_per_second: u64) {
         "Proportional set: the resident set, with each shared page divided by those who share it",
     )
     .sample("", pss);
-    page.family("kata_agent_proc_stat", "gauge", "CPU time in clock ticks")
-        .sample("utime", user)
-        .sample("stime", system)
-        .sample("cutime", field(16))
-        .sample("cstime", field(17));
+    page.family("kata_agent_proc_stat", "gauge", "CPU time in clock ticks");
+    for (item, number) in STAT {
+        page.sample(item, field(*number));
+    }
     page.family("kata_agent_proc_status", "gauge", "Agent process status");
     for name in STATUS {
         page.sample(&name.to_ascii_lowercase(), value(&texts.status, name));
     }
     page.family("kata_agent_io_stat", "gauge", "Agent process I/O");
-    for item in [
-        "rchar",
-        "wchar",
-        "syscr",
-        "syscw",
-        "read_bytes",
-        "write_bytes",
-        "cancelled_write_bytes",
-    ] {
+    for item in IO {
         page.sample(item, value(&texts.io, item));
     }
 }
@@ -225,15 +120,17 @@ fn agent(page: &mut Page, texts: &Texts, ticks_per_second: u64) {
 fn guest(page: &mut Page, texts: &Texts) {
     let words: Vec<&str> = texts.loadavg.split_ascii_whitespace().collect();
     let load = |index: usize| words.get(index)?.parse::<f64>().ok();
-    page.family("kata_guest_load", "gauge", "Guest system load")
-        .sample("load1", load(0))
-        .sample("load5", load(1))
-        .sample("load15", load(2));
+    page.family("kata_guest_load", "gauge", "Guest system load");
+    for (index, item) in LOAD.iter().enumerate() {
+        page.sample(item, load(index));
+    }
     let tasks = words.get(3).and_then(|word| word.split_once('/'));
     let count = |text: &str| text.parse::<u64>().ok();
-    page.family("kata_guest_tasks", "gauge", "Tasks that run, and all")
-        .sample("cur", tasks.and_then(|(running, _)| count(running)))
-        .sample("max", tasks.and_then(|(_, all)| count(all)));
+    let tasks = tasks.map_or([None; 2], |(running, all)| [count(running), count(all)]);
+    page.family("kata_guest_tasks", "gauge", "Tasks that run, and all");
+    for (item, value) in TASKS.iter().zip(tasks) {
+        page.sample(item, value);
+    }
     page.family("kata_guest_meminfo", "gauge", "Memory in bytes");
     for (name, item) in MEMORY {
         page.sample(item, value(&texts.meminfo, name).map(bytes));

@@ -130,57 +130,37 @@ impl Phase {
     }
 }
 
-impl Event {
-    /// One line for the host port, with its line feed.
-    #[must_use]
-    pub fn to_line(&self) -> String {
-        // Strings and numbers always serialize.
-        let mut line = serde_json::to_string(self).unwrap_or_default();
-        line.push('\n');
-        line
-    }
-
-    /// Reads a line, with or without its line feed.
-    ///
-    /// # Errors
-    ///
-    /// The text is not exactly one event as JSON.
-    pub fn from_line(line: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(line.trim_end_matches('\n'))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn events_come_back_from_their_line() {
-        let event = Event {
+        let event = AgentLine::Event(Event {
             phase: Phase::Pull,
             ms: 17,
             container: Some("c1".into()),
             span: None,
-        };
+        });
         assert_eq!(
             event.to_line(),
             "{\"phase\":\"pull\",\"ms\":17,\"container\":\"c1\"}\n"
         );
-        assert_eq!(Event::from_line(&event.to_line()).unwrap(), event);
-        let pod = Event {
+        assert_eq!(AgentLine::from_line(&event.to_line()).unwrap(), event);
+        let pod = AgentLine::Event(Event {
             phase: Phase::Attest,
             ms: 1,
             container: None,
             span: SpanId::new([1; 8]),
-        };
-        assert_eq!(Event::from_line(&pod.to_line()).unwrap(), pod);
+        });
+        assert_eq!(AgentLine::from_line(&pod.to_line()).unwrap(), pod);
     }
 
     #[test]
     fn unknown_phases_and_fields_are_refused() {
-        assert!(Event::from_line("{\"phase\":\"lunch\",\"ms\":1}").is_err());
-        assert!(Event::from_line("{\"phase\":\"pull\",\"ms\":1,\"x\":1}").is_err());
-        assert!(Event::from_line("{\"phase\":\"pull\",\"ms\":1,\"span\":\"x\"}").is_err());
+        assert!(AgentLine::from_line("{\"phase\":\"lunch\",\"ms\":1}").is_err());
+        assert!(AgentLine::from_line("{\"phase\":\"pull\",\"ms\":1,\"x\":1}").is_err());
+        assert!(AgentLine::from_line("{\"phase\":\"pull\",\"ms\":1,\"span\":\"x\"}").is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   to the JSON that a policy reads.
 //! - Generated too, and Cloister's own: how far a pull is ([`pull`], [`pull_ttrpc`]), and the host's small
 //!   files ([`content`], [`content_ttrpc`]).
-//! - Written here: ports and caps ([`ports`], [`limit`]), the host port's lines ([`HostLine`],
+//! - Written here: ports and caps ([`ports`], [`limit`]), items of metrics ([`metric`]), the host port's lines ([`HostLine`],
 //!   [`DialAnswer`]), the stream port's ([`StreamLine`]), phases of a start ([`Ready`], [`Event`]),
 //!   the trace that a request is of ([`TraceParent`]) and the closed list of errors ([`ErrorCode`], [`GuestError`]).
 //!
@@ -23,6 +23,7 @@ mod stream_line;
 mod trace;
 
 pub mod limit;
+pub mod metric;
 pub mod ports;
 
 pub use error::{ErrorCode, GuestError, ParseErrorCodeError};

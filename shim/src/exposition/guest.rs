@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use agent_api::metric;
+
 use super::Sample;
 use super::known::{self, Whose};
 use super::parse::{Fault, Limits, parse};
@@ -18,143 +20,29 @@ const MAX_DIGITS: usize = 5;
 /// Disks of a pod's life, and interfaces: twice what an agent tells at a time.
 const MAX_NAMES: usize = 32;
 
-/// Items of families that have no other label.
-const ITEMS: &[(&str, &[&str])] = &[
-    (
-        "kata_agent_proc_stat",
-        &["utime", "stime", "cutime", "cstime"],
-    ),
-    (
-        "kata_agent_proc_status",
-        &[
-            "vmpeak",
-            "vmsize",
-            "vmlck",
-            "vmpin",
-            "vmhwm",
-            "vmrss",
-            "rssanon",
-            "rssfile",
-            "rssshmem",
-            "vmdata",
-            "vmstk",
-            "vmexe",
-            "vmlib",
-            "vmpte",
-            "vmswap",
-            "hugetlbpages",
-            "voluntary_ctxt_switches",
-            "nonvoluntary_ctxt_switches",
-        ],
-    ),
-    (
-        "kata_agent_io_stat",
-        &[
-            "rchar",
-            "wchar",
-            "syscr",
-            "syscw",
-            "read_bytes",
-            "write_bytes",
-            "cancelled_write_bytes",
-        ],
-    ),
-    ("kata_guest_load", &["load1", "load5", "load15"]),
-    ("kata_guest_tasks", &["cur", "max"]),
-    (
-        "kata_guest_meminfo",
-        &[
-            "mem_total",
-            "mem_free",
-            "mem_available",
-            "buffers",
-            "cached",
-            "active",
-            "inactive",
-            "dirty",
-            "anon_pages",
-            "mapped",
-            "shmem",
-            "slab",
-            "s_reclaimable",
-            "s_unreclaim",
-            "kernel_stack",
-            "page_tables",
-            "committed_as",
-        ],
-    ),
-    (
-        "kata_guest_vm_stat",
-        &[
-            "oom_kill",
-            "pgfault",
-            "pgmajfault",
-            "pgscan_direct",
-            "pgsteal_direct",
-            "workingset_refault_file",
-            "balloon_inflate",
-            "balloon_deflate",
-        ],
-    ),
-];
 /// Families of a row for each thing: the label that names it, and the items.
 const TABLES: &[(&str, &str, &[&str])] = &[
-    (
-        "kata_guest_cpu_time",
-        "cpu",
-        &[
-            "user",
-            "nice",
-            "system",
-            "idle",
-            "iowait",
-            "irq",
-            "softirq",
-            "steal",
-            "guest",
-            "guest_nice",
-        ],
-    ),
-    (
-        "kata_guest_netdev_stat",
-        "interface",
-        &[
-            "recv_bytes",
-            "recv_packets",
-            "recv_errs",
-            "recv_drop",
-            "recv_fifo",
-            "recv_frame",
-            "recv_compressed",
-            "recv_multicast",
-            "sent_bytes",
-            "sent_packets",
-            "sent_errs",
-            "sent_drop",
-            "sent_fifo",
-            "sent_colls",
-            "sent_carrier",
-            "sent_compressed",
-        ],
-    ),
-    (
-        "kata_guest_diskstat",
-        "disk",
-        &[
-            "reads",
-            "merged",
-            "sectors_read",
-            "time_reading",
-            "writes",
-            "writes_merged",
-            "sectors_written",
-            "time_writing",
-            "in_progress",
-            "time_in_progress",
-            "weighted_time_in_progress",
-        ],
-    ),
+    ("kata_guest_cpu_time", "cpu", metric::PROCESSOR),
+    ("kata_guest_netdev_stat", "interface", metric::INTERFACE),
+    ("kata_guest_diskstat", "disk", metric::DISK),
 ];
+
+/// Whether an item is one of a family that has no other label; `None` where the family has no items.
+fn is_item(family: &str, item: &str) -> Option<bool> {
+    Some(match family {
+        "kata_agent_proc_stat" => metric::STAT.iter().any(|(name, _)| *name == item),
+        "kata_agent_proc_status" => {
+            let mut names = metric::STATUS.iter();
+            names.any(|name| name.to_ascii_lowercase() == item)
+        }
+        "kata_agent_io_stat" => metric::IO.contains(&item),
+        "kata_guest_load" => metric::LOAD.contains(&item),
+        "kata_guest_tasks" => metric::TASKS.contains(&item),
+        "kata_guest_meminfo" => metric::MEMORY.iter().any(|(_, name)| *name == item),
+        "kata_guest_vm_stat" => metric::VM.contains(&item),
+        _ => return None,
+    })
+}
 
 /// What was taken of one guest so far.
 #[derive(Debug, Default)]
@@ -207,10 +95,8 @@ impl Guests {
                 _ => Verdict::Refused,
             };
         }
-        let is_known = match ITEMS.iter().find(|(family, _)| *family == name) {
-            Some((_, items)) => {
-                sample.labels.len() == 1 && item.is_some_and(|item| items.contains(&item))
-            }
+        let is_known = match is_item(name, item.unwrap_or_default()) {
+            Some(is_one_of_them) => sample.labels.len() == 1 && is_one_of_them,
             None => {
                 let family = known::of_sample(name);
                 sample.labels.is_empty() && family.is_some_and(|it| it.whose == Whose::Guest)

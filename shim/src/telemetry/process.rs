@@ -2,42 +2,13 @@
 
 use std::fs;
 
+use agent_api::metric::{IO, STAT, STATUS};
+
 use crate::exposition::{Sample, number};
 
-/// Items of `proc_status`; the kernel's names (proc(5)) are those of [`STATUS`] in other case.
-const STATUS: [&str; 18] = [
-    "VmPeak",
-    "VmSize",
-    "VmLck",
-    "VmPin",
-    "VmHWM",
-    "VmRSS",
-    "RssAnon",
-    "RssFile",
-    "RssShmem",
-    "VmData",
-    "VmStk",
-    "VmExe",
-    "VmLib",
-    "VmPTE",
-    "VmSwap",
-    "HugetlbPages",
-    "voluntary_ctxt_switches",
-    "nonvoluntary_ctxt_switches",
-];
 /// Fields of `stat`, counted as in proc(5).
-const STAT: [(&str, usize); 4] = [("utime", 14), ("stime", 15), ("cutime", 16), ("cstime", 17)];
 const THREADS: usize = 20;
 const ADDRESS_SPACE: usize = 23;
-const IO: [&str; 7] = [
-    "rchar",
-    "wchar",
-    "syscr",
-    "syscw",
-    "read_bytes",
-    "write_bytes",
-    "cancelled_write_bytes",
-];
 const KIB: u64 = 1024;
 
 /// This process: Kata's families, and those that every exporter of Prometheus has.
@@ -108,7 +79,7 @@ impl Texts {
         add("threads", "", self.stat(THREADS));
         add("fds", "", self.descriptors);
         for (item, field) in STAT {
-            add("proc_stat", item, self.stat(field));
+            add("proc_stat", item, self.stat(*field));
         }
         for name in STATUS {
             let value = line(&self.status, name);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use agent_api::pull::pull_progress::Phase;
 use agent_api::pull::{PullLayer, PullProgress};
-use agent_api::{DialAnswer, ErrorCode, Event, GuestError, HostLine, limit};
+use agent_api::{AgentLine, DialAnswer, ErrorCode, GuestError, HostLine, limit};
 use protobuf::Message as _;
 use shim::config::{Config, annotation, file};
 use shim::creation::{Clock, Progress};
@@ -67,8 +67,8 @@ fn dial_answer(data: &[u8]) {
 }
 
 fn guest_event(data: &[u8]) {
-    if let Some(event) = text(data).and_then(|text| Event::from_line(text).ok()) {
-        assert_eq!(Event::from_line(&event.to_line()).ok(), Some(event));
+    if let Some(line) = text(data).and_then(|text| AgentLine::from_line(text).ok()) {
+        assert_eq!(AgentLine::from_line(&line.to_line()).ok(), Some(line));
     }
 }
 
