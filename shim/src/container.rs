@@ -273,7 +273,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::guest::ProcessId;
     use crate::io::Stdio;
@@ -289,7 +289,7 @@ mod tests {
         )
     }
 
-    fn container() -> Container {
+    pub(crate) fn container() -> Container {
         Container::new("c", PathBuf::from("/b"), Role::Single, process(""))
     }
 

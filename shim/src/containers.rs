@@ -162,28 +162,8 @@ impl Containers {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::guest::ProcessId;
-    use crate::io::Stdio;
-    use crate::process::Process;
-    use crate::spec::group::Role;
-
-    fn process(exec: &str) -> Process {
-        Process::new(
-            ProcessId {
-                container: "c".into(),
-                exec: exec.into(),
-            },
-            Stdio::default(),
-            None,
-        )
-    }
-
-    fn container() -> Container {
-        Container::new("c", PathBuf::from("/b"), Role::Single, process(""))
-    }
+    use crate::container::tests::container;
 
     #[test]
     fn ids_are_taken_once_and_free_again() {
