@@ -79,7 +79,8 @@ pub fn path_variable() -> OsString {
 }
 
 /// The workspace.
-pub(crate) fn top() -> PathBuf {
+#[must_use]
+pub fn top() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
