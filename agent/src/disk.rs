@@ -222,7 +222,9 @@ impl Known {
             Some(used) if used.count > 0 => {
                 // The host may have taken it away, and put another in its place.
                 if there.as_ref() != Some(&used.disk) {
-                    let text = format!("disk {address} went away while a container has it");
+                    let text = format!(
+                        "disk {address} went away while a container has it: remove that container first"
+                    );
                     return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
                 }
                 used.count += 1;
@@ -324,7 +326,7 @@ async fn arrived(disks: &Path, address: Address) -> Result<Disk, GuestError> {
         }
         if Instant::now() >= until {
             let Address { target, unit } = address;
-            let text = format!("no disk came at {target}:{unit}");
+            let text = format!("no disk came at {target}:{unit}: the shim's log has QEMU's words");
             return Err(GuestError::new(ErrorCode::DeadlineExceeded, PHASE, text));
         }
         sleep(POLL).await;

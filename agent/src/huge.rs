@@ -116,7 +116,7 @@ impl Pools {
             .join(format!("hugepages-{}kB/nr_hugepages", size >> 10));
         let (wanted, kib) = (bytes / size, size >> 10);
         let before = read(&pool).ok_or_else(|| {
-            let text = format!("the guest's kernel has no pages of {kib} KiB");
+            let text = format!("the guest's kernel has no pages of {kib} KiB: use hugepages-2Mi");
             GuestError::new(ErrorCode::Unimplemented, PHASE, text)
         })?;
         let new = wanted.saturating_sub(before);
@@ -163,7 +163,10 @@ fn limits(asked: &[oci::LinuxHugepageLimit]) -> Result<Limits, GuestError> {
     for limit in asked.iter().filter(|limit| limit.Limit > 0) {
         let size = size(&limit.Pagesize).ok_or_else(|| {
             let shown: String = limit.Pagesize.chars().take(16).collect();
-            invalid(PHASE, format!("{shown:?} is no size of pages"))
+            invalid(
+                PHASE,
+                format!("{shown:?} is no size of pages: use 2MB or 1GB"),
+            )
         })?;
         limits.insert(size, limit.Limit);
     }

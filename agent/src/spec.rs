@@ -115,7 +115,7 @@ fn refuse_unsupported(oci: &oci::Spec) -> Result<(), GuestError> {
         ),
         (
             !linux.Devices.is_empty(),
-            "devices: the host's numbers mean nothing in the guest",
+            "devices: the host's numbers mean nothing in the guest; name disks in the request's devices",
         ),
         (!linux.IntelRdt.L3CacheSchema.is_empty(), "IntelRdt"),
         (

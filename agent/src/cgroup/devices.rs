@@ -8,7 +8,7 @@
 //! The rules are those that runc gives to every container (the usual character devices; nodes may be made of
 //! any device), and the disks that the request names. The host's own rules name its devices by numbers that
 //! mean others here. The call has no safe wrapper without a compiler for C at build time.
-//! <https://docs.kernel.org/bpf/prog_cgroup_sysctl.html>, `linux/bpf.h`
+//! <https://docs.kernel.org/admin-guide/cgroup-v2.html#device-controller>, `linux/bpf.h`
 
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 

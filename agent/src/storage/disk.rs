@@ -11,7 +11,6 @@ use std::path::Path;
 use agent_api::agent;
 use agent_api::types::FSGroupChangePolicy;
 use agent_api::{ErrorCode, GuestError};
-use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
 use super::{PHASE, mount_options};
@@ -20,8 +19,8 @@ use crate::fault::{OrFail, invalid};
 
 /// Where disks are mounted; the place that Kata's agent knows.
 const PLACE: &str = "/run/kata-containers/sandbox/storage";
-/// File systems that are mounted from a disk.
-const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "erofs"];
+/// The file system that is mounted from a disk: the guest's kernel has no other that can be written to.
+const FILE_SYSTEM: &str = "ext4";
 /// The most files that are looked at to give a volume to its group: a creation waits for it.
 const MAX_GIVEN: usize = 4_000_000;
 /// What a group may do with its files and directories.
@@ -35,17 +34,16 @@ pub(super) fn mount(
     point: &Path,
 ) -> Result<(), GuestError> {
     let kind = storage.fstype.as_str();
-    let disk =
-        disk.ok_or_else(|| invalid(PHASE, "a disk is of a container, not of the sandbox"))?;
     if !point.starts_with(PLACE) {
         // What lies in a container's directory is removed with it.
         return Err(invalid(PHASE, format!("a disk is mounted below {PLACE}")));
     }
-    if !FILE_SYSTEMS.contains(&kind) {
-        let known = FILE_SYSTEMS.join(", ");
-        let text = format!("file system {kind:?} of a disk: use one of {known}");
+    if kind != FILE_SYSTEM {
+        let text = format!("file system {kind:?} of a disk: use {FILE_SYSTEM}");
         return Err(invalid(PHASE, text));
     }
+    let disk =
+        disk.ok_or_else(|| invalid(PHASE, "a disk is of a container, not of the sandbox"))?;
     let (flags, data) = mount_options(&storage.options)?;
     let node = disk.node();
     let mounted = rustix::mount::mount(
@@ -55,23 +53,9 @@ pub(super) fn mount(
         flags | MountFlags::NODEV,
         data.as_c_str(),
     );
-    match mounted {
-        Err(Errno::NODEV) => {
-            let text = format!(
-                "the guest's kernel has no file system {kind}: use ext4, or disable_block_device_use"
-            );
-            return Err(GuestError::new(ErrorCode::Unimplemented, PHASE, text));
-        }
-        mounted => mounted.or_fail(
-            ErrorCode::FailedPrecondition,
-            PHASE,
-            format!(
-                "mount {kind} of disk {} on {}",
-                storage.source,
-                point.display()
-            ),
-        )?,
-    }
+    let source = &storage.source;
+    let text = format!("mount {kind} of disk {source} on {}", point.display());
+    mounted.or_fail(ErrorCode::FailedPrecondition, PHASE, text)?;
     let given = match storage.fs_group.as_ref() {
         Some(group) if !flags.contains(MountFlags::RDONLY) => give(point, group),
         _ => Ok(()),
@@ -80,7 +64,8 @@ pub(super) fn mount(
         // Nobody would know of it.
         let _ = unmount(point, UnmountFlags::DETACH);
     }
-    given.or_internal(PHASE, format!("give {} to its group", point.display()))
+    let text = format!("give {} to its group", point.display());
+    given.or_fail(ErrorCode::FailedPrecondition, PHASE, text)
 }
 
 /// Gives a tree to a group.
@@ -178,15 +163,21 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_needs_a_file_system_that_is_known() {
-        let mut storage = agent::Storage {
-            driver: crate::disk::DRIVER.into(),
-            fstype: "vfat".into(),
-            ..Default::default()
-        };
-        let error = mount(&storage, None, Path::new("/x")).unwrap_err();
-        assert!(error.message.contains("not of the sandbox"), "{error}");
-        storage.fstype.clear();
-        assert!(mount(&storage, None, Path::new("/x")).is_err());
+    fn a_disk_is_refused_by_its_place_its_file_system_and_its_owner() {
+        let below = Path::new(PLACE).join("x");
+        for (kind, point, refusal) in [
+            ("ext4", Path::new("/x"), "is mounted below"),
+            ("vfat", &below, "\"vfat\" of a disk: use ext4"),
+            ("", &below, "use ext4"),
+            ("ext4", &below, "not of the sandbox"),
+        ] {
+            let storage = agent::Storage {
+                driver: crate::disk::DRIVER.into(),
+                fstype: kind.into(),
+                ..Default::default()
+            };
+            let error = mount(&storage, None, point).unwrap_err();
+            assert!(error.message.contains(refusal), "{error}");
+        }
     }
 }
