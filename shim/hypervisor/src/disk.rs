@@ -13,7 +13,7 @@
 //! that very thing (`/proc/<shim>/fd/<n>` leads to it, whatever its path does), and it stays open until the disk
 //! is gone: where it was opened alone (`O_EXCL`), nobody on the host mounts it meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -104,22 +104,23 @@ pub struct Disks {
 struct Places {
     /// Those with a disk, and what QEMU has opened for it.
     taken: BTreeMap<Address, File>,
-    /// Those of which nobody knows whether the guest has let go: what it has there may be an earlier disk.
-    lost: BTreeSet<Address>,
+    /// Those of which nobody knows whether the guest has let go: what it has there may be an earlier disk. Where nobody
+    /// knows either what QEMU will open yet, the file stays what it is told to open.
+    lost: BTreeMap<Address, Option<File>>,
 }
 
 impl Places {
     fn free(&self) -> Option<Address> {
         let mut all = (0..=u8::MAX).map(Address);
-        let is_free = |one: &Address| !self.taken.contains_key(one) && !self.lost.contains(one);
+        let is_free = |one: &Address| !self.taken.contains_key(one) && !self.lost.contains_key(one);
         all.find(is_free)
             .filter(|_| self.taken.len() < MAX_HOT_DISKS)
     }
 
     /// What QEMU refused it has not done; of all else nobody knows.
-    fn lose_unless_refused(&mut self, address: Address, error: &QmpError) {
+    fn lose_unless_refused(&mut self, address: Address, error: &QmpError, file: File) {
         if !matches!(error, QmpError::Refused { .. }) {
-            self.lost.insert(address);
+            self.lost.insert(address, Some(file));
         }
     }
 }
@@ -144,10 +145,8 @@ impl Disks {
     pub async fn attach(&self, disk: HotDisk) -> Result<Address, DiskError> {
         let mut places = self.places.lock().await;
         let address = places.free().ok_or(DiskError::TooMany)?;
-        let failed = |source| DiskError::Qmp {
-            path: disk.path.clone(),
-            source,
-        };
+        let path = disk.path;
+        let failed = |source| DiskError::Qmp { path, source };
         let name = node(address);
         let opened = format!("/proc/{}/fd/{}", std::process::id(), disk.file.as_raw_fd());
         let read_only = disk.read_only;
@@ -164,7 +163,7 @@ impl Disks {
             },
         });
         if let Err(error) = self.qmp.ask("blockdev-add", node).await {
-            places.lose_unless_refused(address, &error);
+            places.lose_unless_refused(address, &error, disk.file);
             return Err(failed(error));
         }
         // A host without room is the guest's I/O error; QEMU's default is a VM that stands still.
@@ -174,7 +173,7 @@ impl Disks {
             "rerror": "report", "werror": "report",
         });
         if let Err(error) = self.qmp.ask("device_add", device).await {
-            places.lose_unless_refused(address, &error);
+            places.lose_unless_refused(address, &error, disk.file);
             let _ = self
                 .qmp
                 .ask("blockdev-del", json!({ "node-name": name }))
@@ -221,7 +220,7 @@ impl Disks {
         }
         places.taken.remove(&address);
         if !is_let_go {
-            places.lost.insert(address);
+            places.lost.insert(address, None);
         }
         Ok(())
     }
@@ -242,7 +241,7 @@ mod tests {
         let taken = |list: &[u8]| list.iter().map(|one| (Address(*one), file())).collect();
         let mut places = Places {
             taken: taken(&[0, 2]),
-            lost: BTreeSet::from([Address(1)]),
+            lost: BTreeMap::from([(Address(1), None)]),
         };
         assert_eq!(places.free(), Some(Address(3)), "what is lost is not free");
         places.lost.clear();

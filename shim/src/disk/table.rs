@@ -92,7 +92,9 @@ impl Table {
     /// Names what asks for it, and who has it.
     pub async fn check_free(&self, all: &[Wanted]) -> Result<(), GuestError> {
         for wanted in all {
-            if !self.0.lock().await.contains_key(&wanted.host.id) {
+            // Held over the opening, which would find a neighbour's disk that is on its way in use.
+            let table = self.0.lock().await;
+            if !table.contains_key(&wanted.host.id) {
                 open(wanted, true).await?;
             }
         }
