@@ -28,8 +28,8 @@ use tracing::warn;
 
 use crate::network;
 use crate::own_namespace;
-use crate::spec::Spec;
 use crate::spec::oci::Hook;
+use crate::spec::{self, Spec};
 use crate::state_dir::StateDir;
 
 /// The verb by which this program holds a namespace.
@@ -45,8 +45,8 @@ const CHUNK: usize = 4096;
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// What a holder says when it is where it is to be.
 const HELD: &[u8] = b"held";
-/// The largest record, in bytes.
-const MAX_RECORD: u64 = 1 << 20;
+/// The largest record, in bytes: it holds a part of a specification.
+const MAX_RECORD: u64 = spec::MAX_SPEC;
 /// How a record's name begins, in the sandbox's directory, before and while its hooks run.
 const RECORD: &str = "poststop-";
 const UNDOING: &str = "undoing-";
@@ -186,11 +186,7 @@ pub fn before(
     let Some(hooks) = &spec.hooks else {
         return Ok(());
     };
-    let told = Told {
-        id: id.to_owned(),
-        bundle: bundle.to_owned(),
-        annotations: spec.annotations.clone(),
-    };
+    let told = told(id, bundle, spec);
     let record = Record {
         told: told.clone(),
         poststop: hooks.poststop.iter().map(Program::of).collect(),

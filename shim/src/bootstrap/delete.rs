@@ -57,9 +57,7 @@ pub(super) fn delete(flags: &Flags) -> Result<(), BootstrapError> {
         // The record goes with the directory.
         let socket = recorded_socket(&directory)
             .unwrap_or_else(|| socket_path(&flags.address, &flags.namespace, sandbox, None));
-        let cleaned = clean(&directory);
-        remove_socket(&socket).map_err(step("remove the socket"))?;
-        cleaned.map_err(step("remove the state directory"))?;
+        clean(&directory, Some(&socket)).map_err(step("clean up"))?;
     }
     let response = DeleteResponse {
         exit_status: KILLED,
@@ -108,8 +106,8 @@ fn remove_socket(path: &Path) -> io::Result<()> {
 /// left or be cut off with us. What then has not run stays on record, for whoever cleans up next.
 ///
 /// # Errors
-/// The directory cannot be removed.
-pub(super) fn clean(directory: &StateDir) -> io::Result<()> {
+/// The directory or the socket, where one is named, cannot be removed.
+pub(super) fn clean(directory: &StateDir, socket: Option<&Path>) -> io::Result<()> {
     let began = Instant::now();
     let own = std::process::id();
     let recorded: Vec<_> = ["shim", "vmm", "virtiofsd"]
@@ -134,12 +132,13 @@ pub(super) fn clean(directory: &StateDir) -> io::Result<()> {
     }
     network::undo(directory);
     cgroup::undo(directory);
+    let socket = socket.map_or(Ok(()), remove_socket);
     let removed = directory.remove_but(hooks::is_record);
     if hooks::after_all(directory, PATIENCE.saturating_sub(began.elapsed())) {
-        directory.remove()
+        directory.remove().and(socket)
     } else {
         warn!(path = %directory.path().display(), "hooks had no time to run: their record stays");
-        removed
+        removed.and(socket)
     }
 }
 
@@ -164,8 +163,8 @@ mod tests {
         directory.record("vmm", recorded.id()).unwrap();
         // Reaped meanwhile, as the kernel's init does it for a dead shim's children.
         let reaper = std::thread::spawn(move || (recorded.wait().unwrap(), stray.wait().unwrap()));
-        clean(&directory).unwrap();
-        clean(&directory).unwrap();
+        clean(&directory, None).unwrap();
+        clean(&directory, None).unwrap();
         let (recorded, stray) = reaper.join().unwrap();
         assert!(!recorded.success() && !stray.success());
         assert!(other.try_wait().unwrap().is_none());

@@ -68,7 +68,7 @@ fn prepare(flags: &Flags) -> Result<(tokio::runtime::Runtime, StateDir), Bootstr
     let directory =
         StateDir::of(&flags.namespace, &flags.id).map_err(step("name the state directory"))?;
     // A server that died and was not deleted may have left things under this name.
-    if let Err(error) = super::delete::clean(&directory) {
+    if let Err(error) = super::delete::clean(&directory, None) {
         warn!(%error, "remove what a dead shim left");
     }
     directory

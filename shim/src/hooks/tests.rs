@@ -136,8 +136,13 @@ fn the_hooks_of_two_containers_at_once_hear_and_say_their_own() {
 #[test]
 fn of_one_that_says_much_the_last_is_told_and_what_it_leaves_behind_holds_up_nobody() {
     let stage = Stage::new();
-    let spec = stage.spec("sleep 20 & yes | head -c 3000000; echo the end; exit 1");
+    let spec = stage.spec("sleep 60 & yes | head -c 3000000; echo the end; exit 1");
+    let began = Instant::now();
     let error = stage.before(&spec).unwrap_err().to_string();
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "it was waited for"
+    );
     assert!(error.contains("the end"), "{error}");
     assert!(error.len() < MAX_SAID + 200, "{}", error.len());
 }

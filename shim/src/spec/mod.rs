@@ -19,7 +19,7 @@ use std::path::Path;
 pub use oci::Spec;
 
 /// The largest `config.json` that is read. containerd's own have some 10 KiB.
-const MAX_SPEC: u64 = 16 * 1024 * 1024;
+pub(crate) const MAX_SPEC: u64 = 16 * 1024 * 1024;
 
 /// Reads the specification of a bundle.
 ///

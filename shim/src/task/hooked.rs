@@ -1,6 +1,7 @@
 //! A container's hooks, at the moments of its life.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent_api::{ErrorCode, GuestError};
 use tracing::warn;
@@ -25,7 +26,7 @@ impl Tasks {
     /// Runs the hooks that come before a container. One that brings the VM gets its network namespace from
     /// here, so that they find it and the VM is tied to what they make in it.
     pub(super) async fn hooks_before(
-        &self,
+        self: &Arc<Self>,
         container: &Container,
         request: &CreateRequest,
         spec: &mut Spec,
@@ -37,7 +38,8 @@ impl Tasks {
         if !hooks::any(spec) {
             return Ok(());
         }
-        let (pid, namespace) = self.hold()?;
+        let tasks = Arc::clone(self);
+        let (pid, namespace) = blocking(move || tasks.hold()).await??;
         if owns_vm {
             name(spec, &namespace);
         }
