@@ -40,12 +40,15 @@ struct Spans {
 #[must_use = "nothing is traced when it is dropped"]
 pub struct Traced<'a> {
     exchange: &'a Exchange,
-    number: u64,
+    /// Under which its spans are kept; none where they are no headers.
+    number: Option<u64>,
 }
 
 impl Drop for Traced<'_> {
     fn drop(&mut self) {
-        self.exchange.traces().remove(&self.number);
+        if let Some(number) = self.number {
+            self.exchange.traces().remove(&number);
+        }
     }
 }
 
@@ -92,10 +95,11 @@ impl Exchange {
         let header = |text| HeaderValue::from_str(text).ok();
         let spans = header(attest).zip(header(resource));
         let mut traces = self.traces();
-        let number = traces.last_key_value().map_or(0, |(last, _)| last + 1);
-        if let Some((attest, resource)) = spans {
+        let number = spans.map(|(attest, resource)| {
+            let number = traces.last_key_value().map_or(0, |(last, _)| last + 1);
             traces.insert(number, Spans { attest, resource });
-        }
+            number
+        });
         drop(traces);
         Traced {
             exchange: self,
