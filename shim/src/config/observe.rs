@@ -115,6 +115,9 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             no("an address with a password would be in logs")
         }
+        Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+            no("an address has no query")
+        }
         Ok(url) if url.host().is_none() => no("it has no host"),
         Ok(url) => Ok(url),
         Err(error) => no(&error.to_string()),
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_no_password() {
+    fn an_address_has_no_password_and_no_query() {
         assert!(endpoint("http://127.0.0.1:4318").is_ok());
         for bad in [
             "",
@@ -166,6 +169,7 @@ mod tests {
             "https://host:4318",
             "http://me:pw@host",
             "ftp://host",
+            "http://host?token=x",
             "http://",
         ] {
             assert!(endpoint(bad).is_err(), "{bad}");

@@ -127,7 +127,7 @@ const ONLY: &[Only] = &[
     },
     Only {
         allowed: Allowed::Number(1025),
-        why: "the agent's log comes through the console and not by a port",
+        why: "the agent's log comes by the console and beside its phases, and needs no port of its own",
         fix: "remove it, or use 1025",
         keys: &[("log_port", Number)],
     },

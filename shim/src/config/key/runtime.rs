@@ -112,7 +112,7 @@ const MOOT: &[Moot] = &[
         keys: &[("log_level", Text)],
     },
     Moot {
-        why: "no device of the host and no network interface is passed to guests",
+        why: "no PCI device of the host is passed to guests",
         keys: &[
             ("vfio_mode", Text),
             ("dan_conf", Text),
@@ -162,7 +162,7 @@ const ONLY: &[Only] = &[
     },
     Only {
         allowed: Allowed::LeftOut(&["tcfilter", "none"]),
-        why: "the guest has no network interface of its own; the relay is its way out",
+        why: "an interface of the pod reaches the guest by a tap and tc, or there is none",
         fix: "use \"tcfilter\", which is taken and left out, or \"none\"",
         keys: &[("internetworking_model", Text)],
     },

@@ -40,7 +40,7 @@ pub(super) const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "the guest has no network interface of its own; the relay is its way out",
+        why: "the guest's network cards are QEMU's own, with one queue and without vhost",
         keys: &[("disable_vhost_net", Switch), ("network_queues", Number)],
     },
     Moot {
@@ -143,7 +143,7 @@ pub(super) const ONLY: &[Only] = &[
     },
     Only {
         allowed: Allowed::Text(&["no-port"]),
-        why: "no device of the host is passed to guests",
+        why: "no PCI device of the host is passed to guests",
         fix: "use \"no-port\"",
         keys: &[("cold_plug_vfio", Text), ("hot_plug_vfio", Text)],
     },
