@@ -149,7 +149,8 @@ impl<'a> Place<'a> {
         Recipe::busybox("box")?.unpack(&self.box_root)?;
         Recipe::busybox("runc")?.unpack(&self.box_root.join("bundle/rootfs"))?;
         std::fs::copy(std::env::current_exe()?, self.box_root.join("bench"))?;
-        let runc = support::find("runc").context("no runc")?;
+        let runc =
+            support::find("runc").context("no runc: install Debian's package of that name")?;
         self.carry(&runc, "usr/sbin/runc")?;
         let said = within(QUICK, Command::new("ldd").arg(&runc))?.ok()?.stdout;
         for library in said.split_whitespace().filter(|word| word.starts_with('/')) {

@@ -119,6 +119,9 @@ fn block_devices_of_the_host_are_disks_of_the_vm() {
         return skip("needs loop devices");
     };
     let huge = Huge::new(&state);
+    if huge.is_none() {
+        eprintln!("no hugetlbfs is here: huge pages are not tried");
+    }
     let settings = Settings {
         kubelet: Some(state.path().join("kubelet")),
         ..Settings::plain()

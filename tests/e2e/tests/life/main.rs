@@ -109,8 +109,9 @@ fn die(node: &mut Node, victim: Victim, moment: Duration) -> bool {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    let state = node.state("life");
+    // In this order: a VM may end between the two.
     let alive = !node.pids(VMM).is_empty();
+    let state = node.state("life");
     println!(
         "  struck: {struck}; answered after {:?}; {state:?}, a VM: {alive}",
         since.elapsed()

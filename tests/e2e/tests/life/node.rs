@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -146,23 +146,16 @@ impl Node {
     }
 }
 
-/// What a pod can leave behind, on a host that other things run on too: [`Leftovers`] of the test's own directory,
-/// loop devices that are open on a file of it, and cgroups of its namespace.
+/// What a pod can leave behind, on a host that other things run on too: [`Leftovers`] of the test's own directory, and
+/// cgroups of its namespace.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Traces {
     pub(crate) of_shims: Leftovers,
-    pub(crate) others: BTreeSet<String>,
+    pub(crate) cgroups: BTreeSet<String>,
 }
 
 pub(crate) fn traces(node: &Node) -> Traces {
-    let base = node.stage.state.path();
-    let mut others = BTreeSet::new();
-    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let backing = fs::read_to_string(device.path().join("loop/backing_file"));
-        if backing.is_ok_and(|file| file.contains(&*base.to_string_lossy())) {
-            others.insert(device.path().display().to_string());
-        }
-    }
+    let mut cgroups = BTreeSet::new();
     let hierarchies = fs::read_dir("/sys/fs/cgroup")
         .into_iter()
         .flatten()
@@ -175,28 +168,20 @@ pub(crate) fn traces(node: &Node) -> Traces {
             .into_iter()
             .flatten()
             .flatten();
-        others.extend(
+        cgroups.extend(
             pods.filter(|pod| pod.path().is_dir())
                 .map(|pod| pod.path().display().to_string()),
         );
     }
-    others.extend(below(&base.join("scratch")));
     Traces {
         of_shims: node.stage.containerd.leftovers(),
-        others,
+        cgroups,
     }
-}
-
-fn below(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.path().display().to_string())
-        .collect()
 }
 
 #[track_caller]
 pub(crate) fn settled(node: &Node, before: &Traces, what: &str) {
     let shims = node.stage.settled(&before.of_shims);
     shims.unwrap_or_else(|error| panic!("{what}: {error}\n{}", node.stage.log_tail()));
-    assert_eq!(traces(node).others, before.others, "{what}");
+    assert_eq!(traces(node).cgroups, before.cgroups, "{what}");
 }
