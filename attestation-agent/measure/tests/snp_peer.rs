@@ -6,12 +6,12 @@ mod launch;
 use std::fs;
 
 use measure::snp::{Firmware, KernelHashes};
-use sev::measurement::{
+use support::firmware;
+use support::sev::measurement::{
     snp::{SnpMeasurementArgs, snp_calc_launch_digest},
     vcpu_types::CpuType,
     vmsa::{GuestFeatures, VMMType},
 };
-use support::firmware;
 
 #[test]
 fn every_shape_has_the_digest_that_the_sev_crate_computes() {

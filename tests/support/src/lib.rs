@@ -34,4 +34,7 @@ pub mod timeline;
 pub mod tls;
 
 pub use need::{find, need, skip};
+/// The peer that launches are measured with. It is here, and so in `demo`, that programs and tests need the same
+/// features of what it depends on: what differs is compiled twice.
+pub use sev;
 pub use state::{State, VmTurn};
