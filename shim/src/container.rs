@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use agent_api::{ErrorCode, GuestError};
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::creation::Progress;
 use crate::disk;
+use crate::lock::lock;
 use crate::process::{Phase, Process};
 use crate::reason::Reason;
 use crate::rootfs::Shared;
@@ -265,11 +266,6 @@ impl Container {
         drop(state);
         drop(held);
     }
-}
-
-/// The tables are whole after every statement, so a panic elsewhere leaves nothing to distrust.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

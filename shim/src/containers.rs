@@ -8,7 +8,8 @@ use std::time::Duration;
 use agent_api::{ErrorCode, GuestError};
 use tokio::sync::watch;
 
-use crate::container::{Container, lock};
+use crate::container::Container;
+use crate::lock::lock;
 
 /// Containers of one sandbox at a time.
 const MAX_CONTAINERS: usize = 1024;

@@ -1,32 +1,22 @@
 //! The agent's log in the shim's: what a guest says is a stranger's text, and there is only so much of it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agent_api::{LogLevel, LogLine};
 use tracing::{debug, error, info, trace, warn};
 
-/// Lines of one guest in a while; the rest is on its console.
-const MAX_LINES: u32 = 100;
-/// How long that while is.
-const WHILE: Duration = Duration::from_secs(10);
+use crate::log::limit::Bucket;
+
 /// Characters of a line, escapes not counted.
 const SHOWN: usize = 512;
 
-/// What of a guest's lines is taken.
+/// What of a guest's lines is taken; the rest is on its console.
 #[derive(Debug)]
-pub struct GuestLog {
-    since: Instant,
-    lines: u32,
-    left_out: u32,
-}
+pub struct GuestLog(Bucket);
 
 impl Default for GuestLog {
     fn default() -> Self {
-        Self {
-            since: Instant::now(),
-            lines: 0,
-            left_out: 0,
-        }
+        Self(Bucket::full(Instant::now()))
     }
 }
 
@@ -54,40 +44,29 @@ impl GuestLog {
     }
 
     fn admits(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.since) >= WHILE {
-            if self.left_out > 0 {
-                let lines = self.left_out;
-                warn!(
-                    source = "agent",
-                    lines, "the agent said too much; the console has the rest"
-                );
-            }
-            *self = Self {
-                since: now,
-                ..Self::default()
-            };
+        let left_out = self.0.admit(now);
+        if let Some(lines @ 1..) = left_out {
+            warn!(
+                source = "agent",
+                lines, "the agent said too much; the console has the rest"
+            );
         }
-        let has_room = self.lines < MAX_LINES;
-        match has_room {
-            true => self.lines += 1,
-            false => self.left_out = self.left_out.saturating_add(1),
-        }
-        has_room
+        left_out.is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::log::limit::BURST;
 
     #[test]
-    fn a_flood_is_cut_and_the_next_while_is_heard() {
-        let mut log = GuestLog::default();
-        let now = log.since;
+    fn a_flood_is_cut_and_what_comes_later_is_heard() {
+        let (mut log, now) = (GuestLog::default(), Instant::now());
         let admitted = (0..10_000).filter(|_| log.admits(now)).count();
-        assert_eq!(admitted, usize::try_from(MAX_LINES).unwrap());
-        assert_eq!(log.left_out, 10_000 - MAX_LINES);
-        assert!(log.admits(now + WHILE));
-        assert_eq!(log.left_out, 0);
+        assert_eq!(admitted, usize::try_from(BURST).unwrap());
+        assert!(log.admits(now + Duration::from_secs(10)));
     }
 }

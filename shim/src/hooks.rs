@@ -18,7 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError};
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::warn;
 
+use crate::lock::lock;
 use crate::network;
 use crate::own_namespace;
 use crate::spec::oci::Hook;
@@ -353,7 +354,7 @@ impl Said {
         thread.spawn(move || {
             let mut chunk = [0; CHUNK];
             while let Ok(count @ 1..) = reader.read(&mut chunk) {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut kept = lock(&kept);
                 kept.extend_from_slice(chunk.get(..count).unwrap_or_default());
                 let excess = kept.len().saturating_sub(MAX_SAID);
                 kept.drain(..excess);
@@ -365,8 +366,7 @@ impl Said {
 
     fn last(&self) -> Vec<u8> {
         let _ = self.ended.recv_timeout(LAST_WORDS);
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.clone()
+        lock(&self.last).clone()
     }
 }
 

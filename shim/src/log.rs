@@ -7,7 +7,7 @@
 //! away must never stop a pod.
 
 mod journal;
-mod limit;
+pub(crate) mod limit;
 mod line;
 
 use std::fs::{File, OpenOptions};
@@ -15,12 +15,13 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::config::{LogTo, Observe};
+use crate::lock::lock;
 use journal::Journal;
 use limit::Limits;
 use line::Fields;
@@ -109,10 +110,6 @@ fn fifo(bundle: &Path) -> Option<File> {
 fn index(level: Level) -> usize {
     let found = LEVELS.iter().position(|known| *known == level);
     found.unwrap_or_default()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Log {

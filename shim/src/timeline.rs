@@ -4,13 +4,14 @@
 //! or than the creation that it was a part of.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use agent_api::{Event, Ready, TraceParent};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::lock::lock;
 use crate::state_dir::StateDir;
 use crate::telemetry::{self, Telemetry};
 
@@ -102,7 +103,7 @@ impl Timeline {
     }
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.clock)
     }
 
     /// Notes a phase that this side measured.

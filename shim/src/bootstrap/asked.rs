@@ -13,18 +13,18 @@
 use std::path::PathBuf;
 
 use containerd_shim::bootstrap::{BootstrapParams, BootstrapResult};
-use containerd_shim_protos::protobuf::rt::WireType;
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, Message};
 
-use super::{BootstrapError, step};
+use super::BootstrapError;
+use crate::fields::each;
 use crate::task::options;
 
 /// The version of the task service that every containerd since 1.3 speaks.
 const TASK_VERSION: i32 = 2;
-/// The name of runc's options, and the tag of their `shim_cgroup`: number << 3 | 2.
+/// The name of runc's options, and the number of their `shim_cgroup`.
 const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
-const SHIM_CGROUP: u32 = 3 << 3 | 2;
+const SHIM_CGROUP: u32 = 3;
 
 /// What counts of it; what is not there is to be had from the command line and the environment.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -99,23 +99,13 @@ fn shim_cgroup(options: &Any) -> Result<Option<String>, BootstrapError> {
     if !options.type_url.ends_with(RUNC_OPTIONS) {
         return Ok(None);
     }
-    let malformed = |error: containerd_shim_protos::protobuf::Error| {
-        step("read the runtime's options")(std::io::Error::other(error))
-    };
-    let mut stream = CodedInputStream::from_bytes(&options.value);
-    let mut path = None;
-    while let Some(tag) = stream.read_raw_tag_or_eof().map_err(malformed)? {
-        if tag == SHIM_CGROUP {
-            path = Some(stream.read_string().map_err(malformed)?);
-            continue;
-        }
-        let odd = || std::io::Error::other("unknown wire type");
-        let wire_type = WireType::new(tag & 7)
-            .ok_or_else(odd)
-            .map_err(step("read the runtime's options"))?;
-        stream.skip_field(wire_type).map_err(malformed)?;
-    }
-    Ok(path.filter(|path| !path.is_empty()))
+    let mut path = String::new();
+    let read = each(&options.value, |field| match field.number {
+        SHIM_CGROUP => field.text().map(|text| path = text),
+        _ => Ok(()),
+    });
+    read.map_err(|error| BootstrapError::Options(error.to_string()))?;
+    Ok(Some(path).filter(|path| !path.is_empty()))
 }
 
 #[cfg(test)]

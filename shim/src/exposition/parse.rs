@@ -100,14 +100,15 @@ pub fn parse(text: &str, limits: &Limits) -> Result<Vec<Sample>, Fault> {
 pub fn of_shim(text: &str) -> Result<Vec<Sample>, Fault> {
     let samples = parse(text, &Limits::SHIM)?;
     let is_nodes = |sample: &Sample| {
-        let of_node = known::of_sample(&sample.name).is_some_and(|it| it.whose == Whose::Node);
+        let is_taken = match known::of_sample(&sample.name) {
+            Some(family) => family.whose == Whose::Node,
+            // A name of no sample that is a histogram's would be mixed with it.
+            None => known::FAMILIES
+                .iter()
+                .any(|family| sample.name == family.name),
+        };
         let mut labels = sample.labels.iter();
-        // An unknown name that ends as a part of a known histogram's, or names its family, would be mixed with it.
-        of_node
-            || known::FAMILIES.iter().any(|family| {
-                known::of_sample(&sample.name).is_none() && sample.name == family.name
-            })
-            || labels.any(|(label, _)| NODE_LABELS.contains(&label.as_str()))
+        is_taken || labels.any(|(label, _)| NODE_LABELS.contains(&label.as_str()))
     };
     match samples.iter().position(is_nodes) {
         None => Ok(samples),

@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 
 /// Lines of one place at once.
-pub(super) const BURST: u32 = 100;
-/// How long until there is room for one more: a hundred in ten seconds, as the agent's log has.
+pub(crate) const BURST: u32 = 100;
+/// How long until there is room for one more: a hundred in ten seconds.
 const PER_LINE: Duration = Duration::from_millis(100);
 
 /// The buckets, by place; there are as many places as the program has.
 #[derive(Debug, Default)]
 pub(super) struct Limits(HashMap<Identifier, Bucket>);
 
+/// What one place may say.
 #[derive(Debug)]
-struct Bucket {
+pub(crate) struct Bucket {
     lines: u32,
     since: Instant,
     left_out: u64,
@@ -25,17 +26,23 @@ struct Bucket {
 impl Limits {
     /// Whether a place may say a line, and how many it said before that were left out.
     pub(super) fn admit(&mut self, place: Identifier, now: Instant) -> Option<u64> {
-        let full = || Bucket {
-            lines: BURST,
-            since: now,
-            left_out: 0,
-        };
-        self.0.entry(place).or_insert_with(full).admit(now)
+        let bucket = self.0.entry(place);
+        bucket.or_insert_with(|| Bucket::full(now)).admit(now)
     }
 }
 
 impl Bucket {
-    fn admit(&mut self, now: Instant) -> Option<u64> {
+    /// One with room for a burst.
+    pub(crate) fn full(now: Instant) -> Self {
+        Self {
+            lines: BURST,
+            since: now,
+            left_out: 0,
+        }
+    }
+
+    /// Whether there is room for a line, and how many were left out before it.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
         let passed = now.saturating_duration_since(self.since).as_millis() / PER_LINE.as_millis();
         let filled = u32::try_from(passed).unwrap_or(BURST).min(BURST);
         self.lines = self.lines.saturating_add(filled);
@@ -66,11 +73,7 @@ mod tests {
     #[test]
     fn a_flood_is_cut_and_what_was_left_out_is_told_with_the_next_line() {
         let now = Instant::now();
-        let mut bucket = Bucket {
-            lines: BURST,
-            since: now,
-            left_out: 0,
-        };
+        let mut bucket = Bucket::full(now);
         let admitted = (0..1000).filter(|_| bucket.admit(now).is_some()).count();
         assert_eq!(admitted, usize::try_from(BURST).unwrap());
         assert_eq!(bucket.admit(now + PER_LINE / 2), None);

@@ -1,10 +1,11 @@
 //! Uploads of one guest that are under way: few, and none for longer than it takes to stall.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::ingest::Ingest;
+use crate::lock::lock;
 
 /// Uploads of one guest at a time. An image's layers are pulled a few at once.
 const MAX_UPLOADS: usize = 16;
@@ -81,6 +82,6 @@ impl Uploads {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Table) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.0))
     }
 }

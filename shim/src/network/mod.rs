@@ -71,6 +71,15 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// There is no new one, or no use in it.
+    #[error("a new network namespace: {step}")]
+    New {
+        /// What was done.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// What is in it cannot be given to a VM.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -212,16 +221,16 @@ pub fn attach(path: &Path, directory: &StateDir) -> Result<Attached, NetworkErro
 /// # Errors
 /// [`NetworkError`]; the host's namespace is none for a pod.
 pub fn spawn_in(path: Option<&Path>, mut command: Command) -> Result<Child, NetworkError> {
-    let start = move || {
-        command.spawn().map_err(|source| NetworkError::Namespace {
-            path: PathBuf::new(),
-            step: "start a program in it",
-            source,
-        })
-    };
-    match path {
-        Some(path) => Namespace::open(path)?.inside(start),
-        None => namespace::inside_new(start),
+    let step = "start a program in it";
+    match path.map(Path::to_owned) {
+        Some(path) => Namespace::open(&path)?.inside(move || {
+            let failed = |source| NetworkError::Namespace { path, step, source };
+            command.spawn().map_err(failed)
+        }),
+        None => namespace::inside_new(move || {
+            let failed = |source| NetworkError::New { step, source };
+            command.spawn().map_err(failed)
+        }),
     }
 }
 

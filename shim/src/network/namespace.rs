@@ -105,11 +105,7 @@ impl Namespace {
 pub(super) fn inside_new<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
-    let failed = |step, source| NetworkError::Namespace {
-        path: PathBuf::new(),
-        step,
-        source,
-    };
+    let failed = |step, source| NetworkError::New { step, source };
     let thread = std::thread::Builder::new()
         .name("network".to_owned())
         .spawn(move || unshare(CloneFlags::CLONE_NEWNET).map(|()| work()))

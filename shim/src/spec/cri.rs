@@ -9,12 +9,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use protobuf::CodedInputStream;
-use protobuf::rt::WireType;
 use thiserror::Error;
 
 use super::oci::{IdMapping, Linux, Namespace, Spec};
 use super::size::{CPU_PERIOD, CPU_QUOTA, MEMORY};
+use crate::fields::{FieldError, each};
 
 /// The name of the message; some clients put a host before it.
 pub const NAME: &str = "runtime.v1.PodSandboxConfig";
@@ -31,12 +30,9 @@ pub enum CriError {
     /// It is another one.
     #[error("the sandbox's options are {0:?}: use {NAME}")]
     Other(String),
-    /// It is none.
+    /// It is none, or a field is not as the interface has it.
     #[error("{NAME}: {0}")]
-    Malformed(#[from] protobuf::Error),
-    /// A field is not as the interface has it.
-    #[error("{NAME}: field {0} is malformed")]
-    Field(u32),
+    Malformed(#[from] FieldError),
 }
 
 /// What counts of it.
@@ -107,7 +103,7 @@ impl PodConfig {
         Ok(config)
     }
 
-    fn metadata(&mut self, message: &[u8]) -> Result<(), CriError> {
+    fn metadata(&mut self, message: &[u8]) -> Result<(), FieldError> {
         each(message, |field| {
             match field.number {
                 1 => self.name = field.text()?,
@@ -119,7 +115,7 @@ impl PodConfig {
         })
     }
 
-    fn linux(&mut self, message: &[u8]) -> Result<(), CriError> {
+    fn linux(&mut self, message: &[u8]) -> Result<(), FieldError> {
         each(message, |field| {
             match field.number {
                 1 => self.cgroup_parent = field.text()?,
@@ -135,7 +131,7 @@ impl PodConfig {
         })
     }
 
-    fn namespaces(&mut self, message: &[u8]) -> Result<(), CriError> {
+    fn namespaces(&mut self, message: &[u8]) -> Result<(), FieldError> {
         each(message, |field| {
             match field.number {
                 1 => self.modes.network = field.number()?,
@@ -149,7 +145,7 @@ impl PodConfig {
     }
 
     /// A mode that is the host's has no mappings that count.
-    fn users(&mut self, message: &[u8]) -> Result<(), CriError> {
+    fn users(&mut self, message: &[u8]) -> Result<(), FieldError> {
         let (mut mode, mut uids, mut gids) = (POD, Vec::new(), Vec::new());
         each(message, |field| {
             match field.number {
@@ -166,7 +162,7 @@ impl PodConfig {
         Ok(())
     }
 
-    fn resources(&mut self, message: &[u8]) -> Result<(), CriError> {
+    fn resources(&mut self, message: &[u8]) -> Result<(), FieldError> {
         each(message, |field| {
             match field.number {
                 1 => self.cpu_period = field.number()?.cast_signed(),
@@ -252,7 +248,7 @@ impl PodConfig {
     }
 }
 
-fn dns(message: &[u8]) -> Result<Vec<String>, CriError> {
+fn dns(message: &[u8]) -> Result<Vec<String>, FieldError> {
     let (mut servers, mut searches, mut options) = (Vec::new(), Vec::new(), Vec::new());
     each(message, |field| {
         match field.number {
@@ -271,7 +267,7 @@ fn dns(message: &[u8]) -> Result<Vec<String>, CriError> {
     Ok(search.into_iter().chain(servers).chain(options).collect())
 }
 
-fn mapping(message: &[u8]) -> Result<IdMapping, CriError> {
+fn mapping(message: &[u8]) -> Result<IdMapping, FieldError> {
     let mut mapping = IdMapping::default();
     each(message, |field| {
         let number = || u32::try_from(field.number()?).map_err(|_| field.malformed());
@@ -287,7 +283,7 @@ fn mapping(message: &[u8]) -> Result<IdMapping, CriError> {
 }
 
 /// An entry of a map of text.
-fn insert(map: &mut BTreeMap<String, String>, message: &[u8]) -> Result<(), CriError> {
+fn insert(map: &mut BTreeMap<String, String>, message: &[u8]) -> Result<(), FieldError> {
     let (mut key, mut value) = (String::new(), String::new());
     each(message, |field| {
         match field.number {
@@ -298,64 +294,6 @@ fn insert(map: &mut BTreeMap<String, String>, message: &[u8]) -> Result<(), CriE
         Ok(())
     })?;
     map.insert(key, value);
-    Ok(())
-}
-
-/// A field of a message.
-struct Field {
-    number: u32,
-    value: Value,
-}
-
-enum Value {
-    Number(u64),
-    Bytes(Vec<u8>),
-}
-
-impl Field {
-    fn malformed(&self) -> CriError {
-        CriError::Field(self.number)
-    }
-
-    fn number(&self) -> Result<u64, CriError> {
-        match self.value {
-            Value::Number(number) => Ok(number),
-            Value::Bytes(_) => Err(self.malformed()),
-        }
-    }
-
-    fn message(&self) -> Result<&[u8], CriError> {
-        match &self.value {
-            Value::Bytes(bytes) => Ok(bytes),
-            Value::Number(_) => Err(self.malformed()),
-        }
-    }
-
-    fn text(&self) -> Result<String, CriError> {
-        let bytes = self.message()?.to_vec();
-        String::from_utf8(bytes).map_err(|_| self.malformed())
-    }
-}
-
-/// Hands on each field of a message. What ttRPC let in is at most 4 MiB, and so is each of its parts.
-fn each(
-    message: &[u8],
-    mut take: impl FnMut(&Field) -> Result<(), CriError>,
-) -> Result<(), CriError> {
-    let mut stream = CodedInputStream::from_bytes(message);
-    while let Some(tag) = stream.read_raw_tag_or_eof()? {
-        let number = tag >> 3;
-        let value = match WireType::new(tag & 7) {
-            Some(WireType::Varint) => Value::Number(stream.read_uint64()?),
-            Some(WireType::LengthDelimited) => Value::Bytes(stream.read_bytes()?),
-            Some(other) => {
-                stream.skip_field(other)?;
-                continue;
-            }
-            None => return Err(CriError::Field(number)),
-        };
-        take(&Field { number, value })?;
-    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use tracing::warn;
 use super::{CreateRequest, Tasks};
 use crate::container::Container;
 use crate::hooks::{self, Holder};
+use crate::lock::lock;
 use crate::network;
 use crate::spec::Spec;
 use crate::spec::oci::Namespace;
@@ -90,9 +91,7 @@ impl Tasks {
     }
 
     fn way(&self) -> std::sync::MutexGuard<'_, Way> {
-        self.way
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.way)
     }
 }
 

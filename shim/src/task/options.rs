@@ -7,14 +7,15 @@
 use std::path::PathBuf;
 
 use agent_api::{ErrorCode, GuestError};
-use containerd_shim_protos::protobuf::CodedInputStream;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+
+use crate::fields::each;
 
 /// The message's name; some clients put a host before it.
 const NAME: &str = "runtimeoptions.v1.Options";
-/// The tags of the string fields: number << 3 | 2.
-const CONFIG_PATH: u32 = 2 << 3 | 2;
-const CONFIG_BODY: u32 = 3 << 3 | 2;
+/// The numbers of its fields.
+const CONFIG_PATH: u32 = 2;
+const CONFIG_BODY: u32 = 3;
 
 /// The configuration file that the options name.
 ///
@@ -25,25 +26,24 @@ pub(crate) fn config_path(options: Option<&Any>) -> Result<Option<PathBuf>, Gues
         return Ok(None);
     };
     let refuse = |text: String| GuestError::new(ErrorCode::InvalidArgument, "config", text);
-    let malformed = |error| refuse(format!("runtime options: {error}"));
-    let mut stream = CodedInputStream::from_bytes(&options.value);
-    let mut path = None;
-    while let Some(tag) = stream.read_raw_tag_or_eof().map_err(malformed)? {
-        match tag {
-            CONFIG_PATH => path = Some(stream.read_string().map_err(malformed)?),
-            CONFIG_BODY => {
-                return Err(refuse(
-                    "runtime options: config_body is not supported: use ConfigPath".to_owned(),
-                ));
-            }
-            _ => {
-                let wire_type = containerd_shim_protos::protobuf::rt::WireType::new(tag & 7)
-                    .ok_or_else(|| refuse("runtime options: unknown wire type".to_owned()))?;
-                stream.skip_field(wire_type).map_err(malformed)?;
-            }
+    let mut path = String::new();
+    let mut has_body = false;
+    let read = each(&options.value, |field| match field.number {
+        CONFIG_PATH => field.text().map(|text| path = text),
+        CONFIG_BODY => {
+            has_body = true;
+            Ok(())
         }
+        _ => Ok(()),
+    });
+    read.map_err(|error| refuse(format!("runtime options: {error}")))?;
+    if has_body {
+        let text = "runtime options: config_body is not supported: use ConfigPath";
+        return Err(refuse(text.to_owned()));
     }
-    Ok(path.filter(|path| !path.is_empty()).map(PathBuf::from))
+    Ok(Some(path)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from))
 }
 
 #[cfg(test)]

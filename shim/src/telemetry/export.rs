@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Request, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -20,6 +19,7 @@ use url::Url;
 use super::Telemetry;
 use super::resolve::Resolver;
 use super::span::{Item, Service, Span};
+use crate::exchange::exchange;
 
 /// Spans of one message.
 const BATCH: usize = 128;
@@ -130,37 +130,17 @@ impl Exporter {
         let stream = TcpStream::connect(addresses.as_slice())
             .await
             .map_err(|error| told(&error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| told(&error))?;
         let request = Request::post(self.url.path())
             .header(header::HOST, format!("{host}:{port}"))
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::CONNECTION, "close")
             .body(Full::new(message))
             .map_err(|error| told(&error))?;
-        let answered = async {
-            let answer = sender
-                .send_request(request)
-                .await
-                .map_err(|error| told(&error))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect();
-            body.await.map_err(|error| told(&error))?;
-            match status.is_success() {
-                true => Ok(()),
-                false => Err(format!("the collector answered {status}")),
-            }
-        };
-        // The connection is driven for as long as the answer is waited for.
-        tokio::pin!(answered);
-        tokio::select! {
-            biased;
-            answer = &mut answered => answer,
-            ended = connection => match ended {
-                Ok(()) => answered.await,
-                Err(error) => Err(told(&error)),
-            },
+        let answer = exchange(stream, request, ANSWER_BYTES).await;
+        let (status, _) = answer.map_err(|error| told(&error))?;
+        match status.is_success() {
+            true => Ok(()),
+            false => Err(format!("the collector answered {status}")),
         }
     }
 }

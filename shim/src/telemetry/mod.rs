@@ -17,7 +17,7 @@ mod resolve;
 mod span;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError, TraceParent};
@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use crate::exposition::{Histogram, MILLISECONDS, SECONDS, Sample, number};
+use crate::lock::lock;
 use crate::sandbox::State;
 use crate::state_dir::StateDir;
 use export::Exporter;
@@ -194,7 +195,7 @@ impl Telemetry {
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.counts)
     }
 
     fn count(&self, method: &'static str, took: Duration, outcome: Result<(), ErrorCode>) {

@@ -19,6 +19,8 @@ const MAX_ADDRESSES: usize = 8;
 /// Of the thread: its pages are there only while it runs.
 const STACK: usize = 256 * 1024;
 
+const NO_ADDRESS: &str = "the collector's name has no address";
+
 type Answer = io::Result<Vec<SocketAddr>>;
 
 /// Finds the addresses of one name.
@@ -31,6 +33,8 @@ pub(super) struct Resolver {
     due: Instant,
     pause: Duration,
     asked: Option<oneshot::Receiver<Answer>>,
+    /// Why there was no address when it was asked last.
+    fault: String,
 }
 
 impl Resolver {
@@ -43,6 +47,7 @@ impl Resolver {
             due: Instant::now(),
             pause: PAUSE,
             asked: None,
+            fault: NO_ADDRESS.to_owned(),
         }
     }
 
@@ -74,20 +79,24 @@ impl Resolver {
             self.take(answer);
         }
         match self.known.is_empty() {
-            true => Err("the collector's name has no address".to_owned()),
+            true => Err(self.fault.clone()),
             false => Ok(self.known.clone()),
         }
     }
 
     fn take(&mut self, answer: Answer) {
-        match answer.ok().filter(|found| !found.is_empty()) {
-            Some(found) => {
+        match answer {
+            Ok(found) if !found.is_empty() => {
                 self.known = found;
                 self.due = Instant::now() + FRESH;
                 self.pause = PAUSE;
             }
             // What was known may still hold.
-            None => {
+            failed => {
+                self.fault = match failed {
+                    Err(error) => format!("the collector's name: {error}"),
+                    Ok(_) => NO_ADDRESS.to_owned(),
+                };
                 self.due = Instant::now() + self.pause;
                 self.pause = (self.pause * 2).min(MAX_PAUSE);
             }

@@ -17,12 +17,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent_api::{ErrorCode, SpanId, TraceParent};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::lock::lock;
 
 /// Spans that wait to be sent; more are lost.
 const QUEUE: usize = 256;
@@ -332,10 +334,6 @@ impl Traces {
         }
         *own
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A method with its service.

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Request;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use shim::exchange::exchange;
 use shim::exposition::{self, Limits, Sample};
 use shim::monitor;
 use shim::spec::pod_name::PodName;
@@ -188,37 +187,14 @@ async fn text(directory: &StateDir, path: &str) -> Result<String, String> {
     let stream = monitor::connect(directory)
         .await
         .map_err(|error| told(&error))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| told(&error))?;
     let request = Request::get(path)
         .header(http::header::HOST, "shim")
-        .body(Empty::<Bytes>::new())
+        .body(Full::default())
         .map_err(|error| told(&error))?;
-    let answered = async {
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| told(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), Limits::SHIM.bytes)
-            .collect()
-            .await;
-        let body = body.map_err(|error| told(&error))?.to_bytes();
-        match status.is_success() {
-            true => String::from_utf8(body.to_vec()).map_err(|error| told(&error)),
-            false => Err(told(&status)),
-        }
-    };
-    // The connection ends with the answer.
-    tokio::pin!(connection);
-    tokio::pin!(answered);
-    tokio::select! {
-        biased;
-        answer = &mut answered => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => answered.await,
-            Err(error) => Err(told(&error)),
-        },
+    let answer = exchange(stream, request, Limits::SHIM.bytes).await;
+    let (status, body) = answer.map_err(|error| told(&error))?;
+    match status.is_success() {
+        true => String::from_utf8(body.into()).map_err(|error| told(&error)),
+        false => Err(told(&status)),
     }
 }
