@@ -82,7 +82,9 @@ impl Sink {
 /// # Errors
 /// Where a path is missing, or of a kind that is not supported.
 pub fn check(stdio: &Stdio) -> Result<(), GuestError> {
-    for uri in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+    // Clients name one beside a terminal that is not there.
+    let stderr = Some(&stdio.stderr).filter(|_| !stdio.terminal);
+    for uri in [&stdio.stdin, &stdio.stdout].into_iter().chain(stderr) {
         let path = match place(uri)? {
             Place::Nowhere | Place::NewFile(_) => continue,
             Place::Existing(path) => path,
@@ -264,6 +266,22 @@ pub(crate) mod tests {
             open(&stdio, &owner()).await.unwrap_err().code,
             ErrorCode::NotFound
         );
+    }
+
+    #[tokio::test]
+    async fn a_terminal_has_no_standard_error_whatever_is_named_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stdio = Stdio {
+            stdout: fifo(dir.path()),
+            stderr: "/nonexistent/stderr".into(),
+            terminal: true,
+            ..Stdio::default()
+        };
+        check(&stdio).unwrap();
+        let (streams, _) = open(&stdio, &owner()).await.unwrap();
+        assert!(matches!(streams.stderr, Sink::Nowhere));
+        stdio.terminal = false;
+        assert_eq!(check(&stdio).unwrap_err().code, ErrorCode::NotFound);
     }
 
     #[tokio::test]

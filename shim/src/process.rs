@@ -26,6 +26,15 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Its width.
+    pub columns: u32,
+    /// Its height.
+    pub rows: u32,
+}
+
 /// Where a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -50,6 +59,7 @@ pub struct Process {
     /// Held by the call that starts it or deletes it: these must not overlap for one process.
     pub turn: Mutex<()>,
     stdin: std::sync::Mutex<Stdin>,
+    wanted_size: std::sync::Mutex<Option<TerminalSize>>,
 }
 
 /// The writing end of a process's input. The end may be asked for before there is one: a client is
@@ -71,6 +81,7 @@ impl Process {
             phase: watch::Sender::new(Phase::Created),
             turn: Mutex::default(),
             stdin: std::sync::Mutex::default(),
+            wanted_size: std::sync::Mutex::default(),
         }
     }
 
@@ -165,6 +176,19 @@ impl Process {
             stdin.holder = None;
             stdin.is_released = true;
         }
+    }
+
+    /// Keeps the size that its terminal is to have once there is one.
+    pub fn want_size(&self, size: TerminalSize) {
+        if let Ok(mut wanted) = self.wanted_size.lock() {
+            *wanted = Some(size);
+        }
+    }
+
+    /// The size that was asked for before it was started.
+    #[must_use]
+    pub fn wanted_size(&self) -> Option<TerminalSize> {
+        self.wanted_size.lock().ok().and_then(|wanted| *wanted)
     }
 
     /// Its name for people.

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use ttrpc::context::Context;
 
 use super::{Guest, REQUEST_TIMEOUT};
+use crate::process::TerminalSize;
 use crate::relay::read_line;
 
 /// Names one process in the guest.
@@ -129,21 +130,20 @@ impl Guest {
         self.call("stdin", REQUEST_TIMEOUT, call).await.map(drop)
     }
 
-    /// Tells a terminal its size in characters.
+    /// Tells a terminal its size.
     ///
     /// # Errors
     /// As [`Self::create_sandbox`].
     pub async fn resize_terminal(
         &self,
         id: &ProcessId,
-        columns: u32,
-        rows: u32,
+        size: TerminalSize,
     ) -> Result<(), GuestError> {
         let request = api::TtyWinResizeRequest {
             container_id: id.container.clone(),
             exec_id: id.exec.clone(),
-            row: rows,
-            column: columns,
+            row: size.rows,
+            column: size.columns,
             ..Default::default()
         };
         let call = self.client.tty_win_resize(Context::default(), &request);

@@ -13,6 +13,7 @@ mod plan;
 pub mod pod;
 pub mod service;
 mod settings;
+mod terminal;
 mod volumes;
 
 use std::path::PathBuf;
@@ -495,6 +496,7 @@ async fn exec_process(
     guest
         .exec_process(&process.id, spec.unwrap_or_default())
         .await?;
+    terminal::sized(guest, process).await;
     let opened = Connections::open(guest, &process.id, streams).await;
     if opened.is_err() {
         let _ = guest.signal_process(&process.id, SIGKILL).await;

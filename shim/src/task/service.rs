@@ -16,11 +16,11 @@ use containerd_shim_protos::types::task::{ProcessInfo, Status};
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::TtrpcContext;
 
-use super::{CreateRequest, Tasks};
+use super::{CreateRequest, Tasks, terminal};
 use crate::clock;
 use crate::creation::{Clock, Progress};
 use crate::io::Stdio;
-use crate::process::Phase;
+use crate::process::{Phase, TerminalSize};
 use crate::spec::oci;
 
 /// The largest JSON in a request. containerd's own messages are at most 4 MiB.
@@ -236,11 +236,11 @@ impl Task for Service {
         let container = self.0.containers.get(&request.id)?;
         container.check_created("resize")?;
         let process = container.process(&request.exec_id)?;
-        self.0
-            .sandbox
-            .guest()?
-            .resize_terminal(&process.id, request.width, request.height)
-            .await?;
+        let size = TerminalSize {
+            columns: request.width,
+            rows: request.height,
+        };
+        terminal::resize(&self.0.sandbox, &process, size).await?;
         Ok(Empty::new())
     }
 
