@@ -131,7 +131,8 @@ impl NetworkError {
         match self {
             Self::Host | Self::Foreign { .. } | Self::Plan(_) => ErrorCode::FailedPrecondition,
             Self::Namespace { .. } => ErrorCode::InvalidArgument,
-            Self::Interface { .. }
+            Self::New { .. }
+            | Self::Interface { .. }
             | Self::Kernel(_)
             | Self::Tap { .. }
             | Self::Forward(_)
