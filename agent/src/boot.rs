@@ -8,8 +8,10 @@
 use std::path::Path;
 use std::{fs, io};
 
+use evidence::Tee;
 use rustix::mount::{MountFlags, mount, mount_move};
 
+use crate::cmdline::Cmdline;
 use crate::module::{self, Ability};
 use crate::{cgroup, disk, hotplug, scratch};
 
@@ -127,6 +129,10 @@ pub struct Modules {
     pub balloon: Ability,
     /// What disks need that come later.
     pub disks: Ability,
+    /// What reads layers of images on them.
+    pub layers: Ability,
+    /// What encrypts them.
+    pub encryption: Ability,
 }
 
 /// Brings the system up, and answers the modules that may be needed later. Called once, by PID 1, before it
@@ -139,9 +145,14 @@ pub fn bring_up() -> Result<Modules, Error> {
     module::load_boot()?;
     let scratch = Ability::open(scratch::ABILITY)?;
     mount_new_root()?;
+    for ability in abilities() {
+        Ability::open(ability)?.load()?;
+    }
     let sys = Path::new(NEW_ROOT).join("sys");
     let balloon = hotplug::balloon(&sys)?;
     let disks = disk::ability(&sys)?;
+    let layers = disk::layers(&sys)?;
+    let encryption = disk::encryption(&sys)?;
     switch_root()?;
     mount_configfs()?;
     enable_controllers()?;
@@ -150,7 +161,21 @@ pub fn bring_up() -> Result<Modules, Error> {
         scratch,
         balloon,
         disks,
+        layers,
+        encryption,
     })
+}
+
+/// The drivers of this guest's TEE. They refuse another machine: then it is not what it was configured to be.
+/// A command line that cannot be read is told later, when the host can be.
+fn abilities() -> &'static [&'static str] {
+    let text = fs::read_to_string(Path::new(NEW_ROOT).join("proc/cmdline"));
+    let cmdline = text.ok().and_then(|text| text.parse::<Cmdline>().ok());
+    match cmdline.and_then(|cmdline| cmdline.tee) {
+        Some(Tee::Snp) => &["tsm", "sev-guest"],
+        Some(Tee::Tdx) => &["tsm", "tdx-guest"],
+        None | Some(Tee::SimSnp | Tee::SimTdx | Tee::Sample) => &[],
+    }
 }
 
 fn mount_new_root() -> Result<(), Error> {

@@ -12,12 +12,15 @@ use evidence::init_data::InitDataDigest;
 /// What every word of ours starts with.
 const PREFIX: &str = "cloister.";
 
+/// The kinds of guests.
+const KINDS: &str = "none, snp, tdx, sim-snp, sim-tdx or sample";
+
 /// What the command line told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cmdline {
     /// How this guest proves what it is; `None` is a plain VM. It is told by name, never probed.
     pub tee: Option<Tee>,
-    /// The digest of the init-data document, present exactly when there is one.
+    /// The digest of the init-data document, where no report has it; present exactly when there is one.
     pub init_data: Option<InitDataDigest>,
     /// Where the host port is.
     pub host_port: u32,
@@ -45,8 +48,13 @@ pub enum Error {
         expected: &'static str,
     },
     /// There is no default.
-    #[error("kernel parameter cloister.tee is missing: it must be none or sample")]
+    #[error("kernel parameter cloister.tee is missing: it must be {KINDS}")]
     NoTee,
+    /// The report has it.
+    #[error(
+        "kernel parameter cloister.init_data is for guests without reports: what the launch bound is in this one's"
+    )]
+    Bound,
 }
 
 impl FromStr for Cmdline {
@@ -70,8 +78,12 @@ impl FromStr for Cmdline {
                 return Err(Error::Twice(format!("{PREFIX}{name}")));
             }
         }
+        let tee = tee.ok_or(Error::NoTee)?;
+        if tee.is_some_and(|tee| tee != Tee::Sample) && init_data.is_some() {
+            return Err(Error::Bound);
+        }
         Ok(Self {
-            tee: tee.ok_or(Error::NoTee)?,
+            tee,
             init_data,
             host_port: host_port.unwrap_or(ports::HOST),
             log: log.unwrap_or(tracing::level_filters::LevelFilter::WARN),
@@ -88,11 +100,7 @@ fn refuse(name: &'static str, value: &str, expected: &'static str) -> Error {
 }
 
 fn parse_tee(value: &str) -> Result<Option<Tee>, Error> {
-    let refused = || refuse("cloister.tee", value, "none or sample");
-    match Tee::configured(value).map_err(|_| refused())? {
-        kind @ (None | Some(Tee::Sample)) => Ok(kind),
-        Some(Tee::Snp | Tee::Tdx | Tee::SimSnp | Tee::SimTdx) => Err(refused()),
-    }
+    Tee::configured(value).map_err(|_| refuse("cloister.tee", value, KINDS))
 }
 
 fn parse_digest(value: &str) -> Result<InitDataDigest, Error> {
@@ -166,9 +174,17 @@ mod tests {
             refused("cloister.tee=none cloister.tee=none"),
             Error::Twice(_)
         ));
+        let bound = format!(
+            "cloister.tee=snp cloister.init_data=sha256:{}",
+            "0a".repeat(32)
+        );
+        assert_eq!(refused(&bound), Error::Bound);
+        assert_eq!(
+            "cloister.tee=tdx".parse::<Cmdline>().unwrap().tee,
+            Some(Tee::Tdx)
+        );
         for text in [
             "cloister.tee=snp2",
-            "cloister.tee=snp",
             "cloister.tee",
             "cloister.init_data=md5:00",
             "cloister.init_data=sha256:00",

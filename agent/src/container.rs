@@ -1,23 +1,27 @@
 //! One container: its processes, its cgroup, what it holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_api::{ErrorCode, GuestError, agent, oci};
+use attestation_agent::Hub;
 use image_rs::pull::Layers;
 use rustix::process::Signal;
 
 use crate::cgroup::Cgroup;
 use crate::fault::{OrFail, invalid};
+use crate::idmap;
 use crate::image;
 use crate::oom;
 use crate::path::check_id;
 use crate::process::Process;
 use crate::runtime::{CONTAINERS, Runtime};
+use crate::sealed::{self, Variable};
 use crate::spec;
 use crate::storage::Held;
 use crate::user;
+use crate::users::Namespace;
 
 /// Further processes of one container that nobody has waited for yet.
 const MAX_EXECS: usize = 1024;
@@ -30,10 +34,13 @@ pub struct Container {
     bundle: PathBuf,
     cgroup: Cgroup,
     process: oci::Process,
+    sealed: Vec<Variable>,
+    annotations: BTreeMap<String, String>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     started: Mutex<bool>,
     filtered: bool,
+    users: Option<Arc<Namespace>>,
     /// To release. Who takes the container away has the lock.
     held: tokio::sync::Mutex<Held>,
     /// What its image shares with others.
@@ -55,10 +62,16 @@ pub struct Parts {
     pub cgroup: Cgroup,
     /// What its first process was made of.
     pub process: oci::Process,
+    /// What of its environment was sealed.
+    pub sealed: Vec<Variable>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
     /// Its first process.
     pub init: Process,
     /// Whether it has a seccomp profile.
     pub filtered: bool,
+    /// Its user namespace, where that is not the guest's.
+    pub users: Option<Arc<Namespace>>,
     /// Mount points and disks that it uses.
     pub storages: Held,
     /// What its image shares with others, held for as long as the container is there.
@@ -83,10 +96,13 @@ impl Container {
             bundle: parts.bundle,
             cgroup: parts.cgroup,
             process: parts.process,
+            sealed: parts.sealed,
+            annotations: parts.annotations,
             init,
             execs: Mutex::default(),
             started: Mutex::new(false),
             filtered: parts.filtered,
+            users: parts.users,
             held: tokio::sync::Mutex::new(parts.storages),
             _layers: parts.layers,
             _oom: parts.oom,
@@ -98,6 +114,12 @@ impl Container {
     #[must_use]
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
+    }
+
+    /// Its annotations, as the owner's policy has seen them.
+    #[must_use]
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.annotations
     }
 
     /// What it holds of the pod's; less and less while it is taken away, for which the lock is the turn.
@@ -135,6 +157,7 @@ impl Container {
     pub async fn exec(
         &self,
         runtime: &Runtime,
+        hub: &Arc<Hub>,
         request: &agent::ExecProcessRequest,
     ) -> Result<(), GuestError> {
         let id = &request.exec_id;
@@ -144,12 +167,22 @@ impl Container {
             return Err(invalid("exec", "process.Args is empty"));
         }
         self.lend(&mut process);
+        sealed::open_environment(hub, &mut process.Env, &self.sealed).await?;
         apply_user(&self.root, request.string_user.as_ref(), &mut process)?;
-        let process = spec::process(&process, self.filtered)?;
+        if self.users.is_some() {
+            user::fill_home(&self.root, &mut process)?;
+        }
+        let mut process = spec::process(&process, self.filtered)?;
+        let users = self.users.as_deref();
+        let identity = users
+            .map(|users| spec::users::lend_process(&mut process, users))
+            .transpose()?;
         let json = serde_json::to_string(&process).or_internal("exec", "process.json")?;
         self.reserve(id)?;
         let terminal = process.terminal().unwrap_or(false);
-        let made = runtime.exec(&self.id, &json, terminal).await;
+        let made = runtime
+            .exec(&self.id, &json, identity.as_ref(), terminal)
+            .await;
         let mut execs = self.execs();
         match made {
             Ok(process) => {
@@ -279,8 +312,9 @@ fn end_with(init: Arc<Process>, cgroup: Cgroup) {
 /// Those of unlink(2); what is not there is no error.
 pub async fn remove_state(id: String, bundle: PathBuf) -> Result<(), GuestError> {
     let image = image::place(&id);
-    let state = PathBuf::from(CONTAINERS).join(id);
+    let state = PathBuf::from(CONTAINERS).join(&id);
     let remove = move || {
+        idmap::leave(&id)?;
         image::leave(&image);
         for directory in [state, image, bundle] {
             match std::fs::remove_dir_all(&directory) {

@@ -13,8 +13,10 @@
 //! made. The names of places are Kata's, whose policies judge them by `CopyFileRequest`. Everything lies in
 //! the guest's memory and is counted; a slot goes with its container.
 
+pub mod lease;
 mod place;
 mod set;
+mod slot;
 
 use std::collections::HashMap;
 use std::fs;
@@ -31,8 +33,9 @@ use rustix::fs::OFlags;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::gate::Allowed;
 use crate::path;
+use lease::{Change, Lending, Loan};
 pub use place::{Place, entries};
-use set::Stage;
+use slot::Slot;
 
 const PHASE: &str = "content";
 /// Where slots are when the shared directory is the host's.
@@ -45,18 +48,6 @@ const LOG_MODE: u32 = 0o666;
 pub struct Slots {
     base: Option<PathBuf>,
     table: Mutex<HashMap<String, Slot>>,
-}
-
-#[derive(Debug)]
-struct Slot {
-    container: String,
-    kind: Kind,
-    path: PathBuf,
-    /// What is seen takes of the guest's memory, in bytes.
-    held: usize,
-    /// Sets that were begun, for their names.
-    sets: u64,
-    stage: Option<Stage>,
 }
 
 impl Slots {
@@ -83,7 +74,8 @@ impl Slots {
         Ok(Place::of(&request.slot, &slot.path))
     }
 
-    /// Puts content into its place. A set is seen when its last file has come.
+    /// Puts content into its place. A set is seen when its last file has come; answered beside is what is lent of
+    /// it then.
     ///
     /// # Errors
     ///
@@ -93,15 +85,17 @@ impl Slots {
         &self,
         request: &Allowed<PutContentRequest>,
         place: &Place,
-    ) -> Result<PutContentResponse, GuestError> {
-        self.put_in(request, place)
+        loans: Vec<Loan>,
+    ) -> Result<(PutContentResponse, Option<Lending>), GuestError> {
+        self.put_in(request, place, loans)
     }
 
     fn put_in(
         &self,
         request: &PutContentRequest,
         place: &Place,
-    ) -> Result<PutContentResponse, GuestError> {
+        loans: Vec<Loan>,
+    ) -> Result<(PutContentResponse, Option<Lending>), GuestError> {
         let mut table = self.table();
         let adds = request.files.iter().map(set::held).sum();
         check_room(&table, adds, place)?;
@@ -113,24 +107,38 @@ impl Slots {
         // It may have gone with its container since.
         let slot = slot.ok_or_else(|| GuestError::new(ErrorCode::NotFound, PHASE, "no slot"))?;
         let done = if slot.kind == Kind::DIRECTORY {
-            slot.add(&request.files, request.more)
+            slot.add(&request.files, loans, request.more)
         } else {
-            Ok(())
+            Ok(None)
         };
-        if let Err(error) = done {
-            slot.stage = None;
-            if place.is_new()
-                && let Some(slot) = table.remove(place.slot())
-            {
-                remove(&slot.path);
-            }
-            return Err(error);
-        }
-        Ok(PutContentResponse {
+        let lent = match done {
+            Ok(lent) => lent,
+            Err(error) => return Err(give_up(&mut table, place, error)),
+        };
+        let lending = lent.map(|(set, loans)| Lending {
+            slot: place.slot().to_owned(),
+            set,
+            loans,
+        });
+        let response = PutContentResponse {
             slot: place.slot().to_owned(),
             path: place.path().to_owned(),
             ..Default::default()
-        })
+        };
+        Ok((response, lending))
+    }
+
+    /// Changes files of a set that are lent. Says whether the set is still seen.
+    fn renew(&self, slot: &str, set: u64, changes: &[Change]) -> bool {
+        let mut table = self.table();
+        let slot = table.get_mut(slot);
+        let Some(slot) = slot.filter(|slot| slot.lends(set)) else {
+            return false;
+        };
+        if let Err(error) = slot.renew(changes) {
+            tracing::warn!(%error, "a set with lent files was not changed");
+        }
+        true
     }
 
     /// The end of what a container has written as its termination message.
@@ -186,32 +194,17 @@ impl Slots {
     }
 }
 
-impl Slot {
-    /// Adds to the set under construction, and shows it when it is whole.
-    fn add(&mut self, files: &[ContentFile], more: bool) -> Result<(), GuestError> {
-        let mut stage = match self.stage.take() {
-            Some(stage) => stage,
-            None => {
-                self.sets += 1;
-                Stage::begin(&self.path, self.sets)?
-            }
-        };
-        for file in files {
-            stage.add(file)?;
-        }
-        if more {
-            self.stage = Some(stage);
-            return Ok(());
-        }
-        let held = stage.held();
-        stage.publish()?;
-        self.held = held;
-        Ok(())
+/// Takes back what was begun: a new place goes, one that was there stays as it was.
+fn give_up(table: &mut HashMap<String, Slot>, place: &Place, error: GuestError) -> GuestError {
+    if let Some(slot) = table.get_mut(place.slot()) {
+        slot.forget_stage();
     }
-
-    fn held(&self) -> usize {
-        self.held + self.stage.as_ref().map_or(0, Stage::held)
+    if place.is_new()
+        && let Some(slot) = table.remove(place.slot())
+    {
+        remove(&slot.path);
     }
+    error
 }
 
 fn check_room(table: &HashMap<String, Slot>, adds: usize, place: &Place) -> Result<(), GuestError> {
@@ -225,7 +218,7 @@ fn check_room(table: &HashMap<String, Slot>, adds: usize, place: &Place) -> Resu
     if place.is_new() && table.len() >= limit::MAX_CONTENT_SLOTS {
         return exhausted(format!("more than {} slots", limit::MAX_CONTENT_SLOTS));
     }
-    let begun = |slot: &&Slot| slot.stage.is_some();
+    let begun = |slot: &&Slot| slot.is_under_construction();
     let begins = table.get(place.slot()).filter(begun).is_none();
     if begins && table.values().filter(begun).count() >= limit::MAX_CONTENT_STAGES {
         let most = limit::MAX_CONTENT_STAGES;
@@ -267,14 +260,8 @@ fn open(request: &PutContentRequest, place: &Place) -> Result<Slot, GuestError> 
         }
         _ => return Err(invalid(PHASE, "the slot's kind and its files do not fit")),
     }
-    Ok(Slot {
-        container: request.container_id.clone(),
-        kind,
-        path,
-        held: if kind == Kind::DIRECTORY { 0 } else { held },
-        sets: 0,
-        stage: None,
-    })
+    let held = if kind == Kind::DIRECTORY { 0 } else { held };
+    Ok(Slot::new(&request.container_id, kind, path, held))
 }
 
 fn write_new(path: &Path, file: &ContentFile) -> Result<(), GuestError> {

@@ -4,27 +4,27 @@
 //! names them: `3:0`. A disk is looked for when a container needs it, and taken out of the kernel, with all
 //! that it had not written yet, when the last one lets go of it; then the host takes it away.
 //!
-//! A confidential guest takes none: what is on such a disk is the host's to read and to change.
+//! A confidential guest takes those alone that it encrypts itself: what is on such a disk is the host's to read and
+//! to change.
+
+mod kernel;
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError, agent, oci};
 use oci_spec::runtime::LinuxDevice;
-use rustix::fs::OFlags;
 use serde_json::json;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
 
 use crate::cgroup::Access;
+use crate::crypt;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::module::{self, Ability};
 use crate::places::Places;
 use crate::storage::Held;
+use kernel::{DISKS, HOSTS, arrived, find, let_go, scan};
 
 /// Their driver, as storages and devices name it.
 pub const DRIVER: &str = "scsi";
@@ -32,19 +32,13 @@ pub const DRIVER: &str = "scsi";
 const READ_ONLY: &str = "ro";
 /// The image's name for the controller's modules.
 const ABILITY: &str = "scsi";
+/// The file system of layers, and the image's name for its module.
+const LAYER: &str = "erofs";
 /// The controller's number (virtio 1.3 §5).
 const CONTROLLER: &str = "0x0008";
 const PHASE: &str = "disk";
-const HOSTS: &str = "/sys/class/scsi_host";
-const DISKS: &str = "/sys/class/scsi_disk";
-const BLOCKS: &str = "/sys/class/block";
 /// Disks in use at once.
 const MAX_DISKS: usize = 256;
-/// How long the kernel may take to see a disk that the host has added.
-const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a file system that was unmounted may take to let go of its disk.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(10);
 /// What a node of a device is made with where nothing is said.
 const NODE_MODE: u32 = 0o660;
 
@@ -55,6 +49,24 @@ const NODE_MODE: u32 = 0o660;
 /// Names the module.
 pub fn ability(sys: &Path) -> Result<Ability, module::Error> {
     Ability::of_device(sys, CONTROLLER, ABILITY)
+}
+
+/// What reads layers of images on its disks, where `sys` shows a controller.
+///
+/// # Errors
+///
+/// Names the module.
+pub fn layers(sys: &Path) -> Result<Ability, module::Error> {
+    Ability::of_device(sys, CONTROLLER, LAYER)
+}
+
+/// What encrypts its disks, where `sys` shows a controller.
+///
+/// # Errors
+///
+/// Names the module.
+pub fn encryption(sys: &Path) -> Result<Ability, module::Error> {
+    Ability::of_device(sys, CONTROLLER, crypt::ABILITY)
 }
 
 /// A disk.
@@ -105,13 +117,13 @@ impl Address {
     }
 }
 
-/// The disks in use; none in a guest that takes none.
+/// The disks in use.
 #[derive(Debug)]
-pub struct Disks(Option<Known>);
-
-#[derive(Debug)]
-struct Known {
+pub struct Disks {
+    is_confidential: bool,
     modules: Mutex<Option<Ability>>,
+    /// What layers of images need besides.
+    layers: Mutex<Option<Ability>>,
     used: Places<Address, Use>,
 }
 
@@ -125,38 +137,48 @@ struct Use {
 impl Disks {
     /// Those of a guest that has just started, with what its controller needs.
     #[must_use]
-    pub fn new(is_confidential: bool, modules: Ability) -> Self {
-        Self((!is_confidential).then(|| Known {
+    pub fn new(is_confidential: bool, modules: Ability, layers: Ability) -> Self {
+        Self {
+            is_confidential,
             modules: Mutex::new(Some(modules)),
+            layers: Mutex::new(Some(layers)),
             used: Places::new(MAX_DISKS),
-        }))
-    }
-
-    fn known(&self) -> Result<&Known, GuestError> {
-        self.0.as_ref().ok_or_else(|| {
-            let text = "a confidential guest takes no disk of the host: what is on it is the host's to \
-                        read and to change";
-            GuestError::new(ErrorCode::FailedPrecondition, PHASE, text)
-        })
+        }
     }
 
     /// Finds a disk, and counts one use more.
     ///
     /// # Errors
     ///
-    /// The guest is confidential, the address is none, no disk comes there in time, or the one that is in use
-    /// there has gone.
-    pub async fn acquire(&self, address: &str) -> Result<Disk, GuestError> {
-        let known = self.known()?;
+    /// The guest is confidential and the disk is not to be `encrypted`, the address is none, no disk comes there in
+    /// time, or the one that is in use there has gone.
+    pub async fn acquire(&self, address: &str, encrypted: bool) -> Result<Disk, GuestError> {
+        if self.is_confidential && !encrypted {
+            let text = "a confidential guest takes a disk of the host alone where it encrypts it \
+                        (encryption_key): what is on it is the host's to read and to change";
+            return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
+        }
         let address = Address::parse(address)?;
-        let place = known.used.place(&address).ok_or_else(|| {
+        let place = self.used.place(&address).ok_or_else(|| {
             let text = format!("more than {MAX_DISKS} disks");
             GuestError::new(ErrorCode::ResourceExhausted, PHASE, text)
         })?;
-        let acquired = known.acquire(&mut *place.lock().await, address).await;
+        let acquired = self.acquire_at(&mut *place.lock().await, address).await;
         drop(place);
-        known.used.sweep(&address);
+        self.used.sweep(&address);
         acquired
+    }
+
+    /// Loads what a file system of a disk needs, the first time.
+    ///
+    /// # Errors
+    ///
+    /// Names the module.
+    pub async fn prepare(&self, file_system: &str) -> Result<(), GuestError> {
+        match file_system {
+            LAYER => load(&self.layers).await,
+            _ => Ok(()),
+        }
     }
 
     /// Ends one use; after the last the kernel forgets the disk.
@@ -165,14 +187,23 @@ impl Disks {
     ///
     /// The disk is in use still, or what was not written cannot be. It is tried again with the next call.
     pub async fn release(&self, address: &str) -> Result<(), GuestError> {
-        let (known, parsed) = (self.known()?, Address::parse(address)?);
-        let Some(place) = known.used.find(&parsed) else {
+        let parsed = Address::parse(address)?;
+        let Some(place) = self.used.find(&parsed) else {
             return Ok(());
         };
         let released = release(&mut *place.lock().await).await;
         drop(place);
-        known.used.sweep(&parsed);
+        self.used.sweep(&parsed);
         released.or_internal(PHASE, format!("disk {address} is not let go"))
+    }
+
+    /// Looks how large a disk has become, and waits until it has `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// The address is none, there is no such disk, or it stays smaller.
+    pub async fn rescan(&self, address: &str, bytes: u64) -> Result<(), GuestError> {
+        kernel::grown(Address::parse(address)?, bytes).await
     }
 
     /// The nodes that a container is to have: those of its specification, with the numbers that the request's
@@ -200,7 +231,7 @@ impl Disks {
                 invalid(PHASE, format!("device {path} is not in OCI.Linux.Devices"))
             })?;
             let node = wanted.remove(at);
-            let disk = self.acquire(&device.id).await?;
+            let disk = self.acquire(&device.id, false).await?;
             held.disks.push(device.id.clone());
             nodes.push(Node {
                 device: to_node(&node, &disk)?,
@@ -213,10 +244,12 @@ impl Disks {
         }
         Ok(nodes)
     }
-}
 
-impl Known {
-    async fn acquire(&self, place: &mut Option<Use>, address: Address) -> Result<Disk, GuestError> {
+    async fn acquire_at(
+        &self,
+        place: &mut Option<Use>,
+        address: Address,
+    ) -> Result<Disk, GuestError> {
         let there = find(Path::new(DISKS), address);
         match place {
             Some(used) if used.count > 0 => {
@@ -242,9 +275,7 @@ impl Known {
                 }
             }
         }
-        if let Some(modules) = self.modules.lock().await.take() {
-            modules.load().or_internal(PHASE, "load")?;
-        }
+        load(&self.modules).await?;
         // The kernel asks the device, and waits for the answer.
         tokio::task::spawn_blocking(move || scan(Path::new(HOSTS), address))
             .await
@@ -257,6 +288,18 @@ impl Known {
         });
         Ok(disk)
     }
+}
+
+/// Loads modules that are not loaded yet. Who comes meanwhile waits.
+async fn load(modules: &Mutex<Option<Ability>>) -> Result<(), GuestError> {
+    let mut modules = modules.lock().await;
+    let Some(modules) = modules.take() else {
+        return Ok(());
+    };
+    tokio::task::spawn_blocking(|| modules.load())
+        .await
+        .or_internal(PHASE, "load")?
+        .or_internal(PHASE, "load")
 }
 
 async fn release(place: &mut Option<Use>) -> io::Result<()> {
@@ -309,87 +352,6 @@ fn to_node(asked: &oci::LinuxDevice, disk: &Disk) -> Result<LinuxDevice, GuestEr
     serde_json::from_value(node).map_err(|error| invalid(PHASE, error))
 }
 
-/// Has the kernel look at one address of every controller.
-fn scan(hosts: &Path, address: Address) -> io::Result<()> {
-    let Address { target, unit } = address;
-    for host in fs::read_dir(hosts)? {
-        fs::write(host?.path().join("scan"), format!("0 {target} {unit}"))?;
-    }
-    Ok(())
-}
-
-async fn arrived(disks: &Path, address: Address) -> Result<Disk, GuestError> {
-    let until = Instant::now() + ARRIVAL_TIMEOUT;
-    loop {
-        if let Some(disk) = find(disks, address) {
-            return Ok(disk);
-        }
-        if Instant::now() >= until {
-            let Address { target, unit } = address;
-            let text = format!("no disk came at {target}:{unit}: the shim's log has QEMU's words");
-            return Err(GuestError::new(ErrorCode::DeadlineExceeded, PHASE, text));
-        }
-        sleep(POLL).await;
-    }
-}
-
-/// The disk of an address, once it has a node.
-fn find(disks: &Path, address: Address) -> Option<Disk> {
-    let entries = fs::read_dir(disks).ok()?.flatten();
-    let is_it = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|n| address.is(n));
-    let unit = entries.into_iter().find(is_it)?.path();
-    let block = fs::read_dir(unit.join("device/block"))
-        .ok()?
-        .flatten()
-        .next()?;
-    let number = fs::read_to_string(block.path().join("dev")).ok()?;
-    let (major, minor) = number.trim().split_once(':')?;
-    Some(Disk {
-        name: block.file_name().into_string().ok()?,
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
-    })
-}
-
-/// Waits until nothing is mounted from the disk, writes what is not written, and has the kernel forget it.
-async fn let_go(disk: Disk) -> io::Result<()> {
-    let until = Instant::now() + RELEASE_TIMEOUT;
-    let flags = i32::try_from(OFlags::EXCL.bits()).map_err(io::Error::other)?;
-    let alone = loop {
-        // A mount is gone a moment after the last process that saw it.
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(disk.node());
-        match opened {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
-                sleep(POLL).await;
-            }
-            // The host took it away, with the node.
-            Err(error) if is_gone(&error) => return Ok(()),
-            other => break other?,
-        }
-    };
-    // A disk may be slow.
-    let forget = move || {
-        let written = alone.sync_all();
-        drop(alone);
-        let delete = Path::new(BLOCKS).join(&disk.name).join("device/delete");
-        match fs::write(delete, "1") {
-            Err(error) if !is_gone(&error) => Err(error),
-            _ => written,
-        }
-    };
-    tokio::task::spawn_blocking(forget)
-        .await
-        .map_err(io::Error::other)?
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    const NO_DEVICE: i32 = rustix::io::Errno::NXIO.raw_os_error();
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(NO_DEVICE)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,28 +368,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_confidential_guest_takes_no_disk() {
-        let disks = Disks::new(true, Ability::default());
-        let error = disks.acquire("0:0").await.unwrap_err();
+    async fn a_confidential_guest_takes_no_disk_that_it_does_not_encrypt() {
+        let disks = Disks::new(true, Ability::default(), Ability::default());
+        let error = disks.acquire("0:0", false).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
+        // What is encrypted is looked for.
+        let error = disks.acquire("x", true).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        let error = disks.acquire("0:0", false).await.unwrap_err();
         assert!(error.message.contains("confidential"), "{error}");
-    }
-
-    #[test]
-    fn a_disk_is_found_by_its_address_once_it_has_a_node() {
-        let root = tempfile::tempdir().unwrap();
-        let address = Address::parse("3:0").unwrap();
-        for name in ["0:0:13:0", "0:0:3:0"] {
-            fs::create_dir_all(root.path().join(name).join("device")).unwrap();
-        }
-        assert_eq!(find(root.path(), address), None);
-        let block = root.path().join("0:0:3:0/device/block/sdb");
-        fs::create_dir_all(&block).unwrap();
-        assert_eq!(find(root.path(), address), None);
-        fs::write(block.join("dev"), "8:16\n").unwrap();
-        let disk = find(root.path(), address).unwrap();
-        assert_eq!((disk.major, disk.minor), (8, 16));
-        assert_eq!(disk.node(), Path::new("/dev/sdb"));
     }
 
     #[test]
@@ -457,7 +406,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_device_that_the_specification_lacks_is_refused() {
-        let disks = Disks::new(false, Ability::default());
+        let disks = Disks::new(false, Ability::default(), Ability::default());
         let device = |kind: &str| agent::Device {
             id: "0:0".into(),
             type_: kind.into(),

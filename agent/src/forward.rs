@@ -19,6 +19,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 use crate::fault::{OrFail, invalid};
 use crate::gate::{Gate, Gated};
+use crate::workload;
 
 const PHASE: &str = "forward";
 /// How long the host may take to name a port, and the pod to take a connection.
@@ -108,6 +109,7 @@ async fn open(port: u16, gate: &Gate) -> Result<TcpStream, GuestError> {
     if port == 0 {
         return Err(invalid(PHASE, "0 is no port"));
     }
+    workload::check_forward(port, gate.is_confidential())?;
     gate.admit(PortForwardRequest { port })?;
     // As containerd does it: an application may listen in one family alone.
     let mut refused = None;

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use agent_api::content::PutContentRequest;
+use agent_api::content::{ContentFile, PutContentRequest};
 use agent_api::{ErrorCode, GuestError, StreamKind, StreamLine, agent, limit, pull};
 use evidence::Tee;
 use policies::agent::AgentPolicy;
@@ -101,6 +101,13 @@ impl<R> std::ops::Deref for Allowed<R> {
 
     fn deref(&self) -> &R {
         &self.request
+    }
+}
+
+impl Allowed<PutContentRequest> {
+    /// Its files, for the guest to open those that are sealed: the policy has seen all that it is to see.
+    pub fn files_mut(&mut self) -> &mut [ContentFile] {
+        &mut self.request.files
     }
 }
 
@@ -279,6 +286,25 @@ impl Gate {
         Ok(Allowed { request })
     }
 
+    /// Asks the policy about what a container wants of its guest. A policy without such a rule allows what is
+    /// usual, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::PolicyDenied`].
+    pub fn admit_workload(
+        &self,
+        rule: &str,
+        input: Value,
+        is_usual: bool,
+    ) -> Result<(), GuestError> {
+        let has_rule = self.policy().has_rule(rule).unwrap_or(true);
+        if !has_rule && is_usual {
+            return Ok(());
+        }
+        self.ask(rule, Ok(input))
+    }
+
     fn ask(&self, rule: &str, input: Result<Value, serde_json::Error>) -> Result<(), GuestError> {
         let blocked = |why: &str| {
             let message = format!("{rule} is blocked by policy{why}");
@@ -342,6 +368,23 @@ mod tests {
             code(tee.admit(SetPolicyRequest::new())),
             ErrorCode::PolicyDenied
         );
+    }
+
+    #[test]
+    fn a_policy_without_a_rule_for_workloads_allows_what_is_usual() {
+        let ask = |rego: &str, is_usual| {
+            let gate = Gate::new(Some(Tee::Sample), Some(rego)).unwrap();
+            let input = serde_json::json!({"container": {"name": "web"}});
+            gate.admit_workload("GetResourceRequest", input, is_usual)
+                .is_ok()
+        };
+        let none = "package agent_policy\nX := true";
+        assert!(ask(none, true) && !ask(none, false));
+        let web = "package agent_policy\nGetResourceRequest if input.container.name == \"web\"";
+        assert!(ask(web, true) && ask(web, false));
+        // A rule that is undefined for this caller is no missing rule.
+        let other = "package agent_policy\nGetResourceRequest if input.container.name == \"db\"";
+        assert!(!ask(other, true) && !ask(other, false));
     }
 
     #[test]

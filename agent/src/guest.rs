@@ -60,7 +60,8 @@ pub fn write_resolv_conf(lines: &[String]) -> Result<(), GuestError> {
 /// What this agent is and can.
 #[must_use]
 pub fn details(request: &Allowed<agent::GuestDetailsRequest>) -> agent::GuestDetailsResponse {
-    let drivers = storage::DRIVERS.iter().chain([&crate::image::DRIVER]);
+    let roots = [&crate::image::DRIVER, &crate::image::STACK];
+    let drivers = storage::DRIVERS.iter().chain(roots);
     let handlers = drivers.map(|&driver| driver.to_owned());
     let agent = agent::AgentDetails {
         version: env!("CARGO_PKG_VERSION").to_owned(),

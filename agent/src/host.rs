@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_api::{
     AgentLine, DialAnswer, ErrorCode, Event, GuestError, HostKey, HostLine, LogLine, Phase, Ready,
-    SpanId, Target,
+    SpanId, Target, TeeCall,
 };
 use agent_api::{limit, ports};
 use async_trait::async_trait;
@@ -77,6 +77,16 @@ impl HostPort {
         // The host closes when it has read the line; powering off before would lose it.
         let _ = timeout(CONNECT_TIMEOUT, stream.read(&mut [0; 1])).await;
         Ok(())
+    }
+
+    /// A stream with the answer of what stands for a simulated TEE's firmware.
+    ///
+    /// # Errors
+    ///
+    /// The host simulates none, or it gives no answer; the text says why.
+    pub async fn tee(self, call: TeeCall) -> io::Result<BoxedStream> {
+        self.ask(&HostLine::Tee(self.key, call), "the simulated TEE")
+            .await
     }
 
     /// A stream that the host agreed to carry.

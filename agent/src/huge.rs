@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
 use agent_api::{ErrorCode, GuestError, oci};
@@ -24,7 +24,7 @@ pub type Limits = BTreeMap<u64, u64>;
 /// The pages that containers have; none in a confidential guest, whose memory is not made for them.
 #[derive(Debug)]
 pub struct Pages {
-    pools: Option<Pools>,
+    pools: Option<Arc<Pools>>,
 }
 
 #[derive(Debug)]
@@ -41,10 +41,12 @@ impl Pages {
     #[must_use]
     pub fn new(is_confidential: bool) -> Self {
         Self {
-            pools: (!is_confidential).then(|| Pools {
-                directory: PathBuf::from(POOLS),
-                memory: PathBuf::from(MEMORY),
-                promised: Mutex::default(),
+            pools: (!is_confidential).then(|| {
+                Arc::new(Pools {
+                    directory: PathBuf::from(POOLS),
+                    memory: PathBuf::from(MEMORY),
+                    promised: Mutex::default(),
+                })
             }),
         }
     }
@@ -60,50 +62,66 @@ impl Pages {
     /// # Errors
     ///
     /// The kernel has no such pages, or the memory is too small or too scattered for them.
-    pub fn reserve(&self, asked: &[oci::LinuxHugepageLimit]) -> Result<Limits, GuestError> {
+    pub async fn reserve(&self, asked: &[oci::LinuxHugepageLimit]) -> Result<Limits, GuestError> {
         let limits = limits(asked)?;
+        if limits.is_empty() {
+            return Ok(limits);
+        }
         let Some(pools) = &self.pools else {
-            return match limits.is_empty() {
-                true => Ok(limits),
-                false => {
-                    let text = "a confidential guest has no huge pages: remove the limit";
-                    Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text))
-                }
-            };
+            let text = "a confidential guest has no huge pages: remove the limit";
+            return Err(GuestError::new(ErrorCode::FailedPrecondition, PHASE, text));
         };
-        let mut promised = pools.promised();
-        let before = promised.clone();
-        for (size, bytes) in &limits {
-            let more = sum(&promised, *size).saturating_add(*bytes);
-            promised.insert(*size, more);
-        }
-        for size in limits.keys() {
-            if let Err(error) = pools.set(*size, sum(&promised, *size)) {
-                for size in limits.keys() {
-                    let _ = pools.set(*size, sum(&before, *size));
-                }
-                *promised = before;
-                return Err(error);
-            }
-        }
-        Ok(limits)
+        let pools = Arc::clone(pools);
+        // The kernel moves memory about for them.
+        tokio::task::spawn_blocking(move || pools.reserve(&limits).map(|()| limits))
+            .await
+            .or_internal(PHASE, "make pages")?
     }
 
     /// Gives a container's pages back to the memory.
-    pub fn release(&self, held: &Limits) {
-        let Some(pools) = &self.pools else { return };
-        let mut promised = pools.promised();
-        for (size, bytes) in held {
-            let left = sum(&promised, *size).saturating_sub(*bytes);
-            promised.insert(*size, left);
-            if let Err(error) = pools.set(*size, left) {
-                tracing::warn!(%error, "huge pages are not given back");
-            }
+    pub async fn release(&self, held: Limits) {
+        let Some(pools) = self.pools.as_ref().filter(|_| !held.is_empty()) else {
+            return;
+        };
+        let pools = Arc::clone(pools);
+        let released = tokio::task::spawn_blocking(move || pools.release(&held)).await;
+        if let Err(error) = released {
+            tracing::warn!(%error, "huge pages are not given back");
         }
     }
 }
 
 impl Pools {
+    fn reserve(&self, limits: &Limits) -> Result<(), GuestError> {
+        let mut promised = self.promised();
+        let before = promised.clone();
+        for (size, bytes) in limits {
+            let more = sum(&promised, *size).saturating_add(*bytes);
+            promised.insert(*size, more);
+        }
+        for size in limits.keys() {
+            if let Err(error) = self.set(*size, sum(&promised, *size)) {
+                for size in limits.keys() {
+                    let _ = self.set(*size, sum(&before, *size));
+                }
+                *promised = before;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, held: &Limits) {
+        let mut promised = self.promised();
+        for (size, bytes) in held {
+            let left = sum(&promised, *size).saturating_sub(*bytes);
+            promised.insert(*size, left);
+            if let Err(error) = self.set(*size, left) {
+                tracing::warn!(%error, "huge pages are not given back");
+            }
+        }
+    }
+
     fn promised(&self) -> MutexGuard<'_, Limits> {
         self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,8 +221,8 @@ mod tests {
         list.iter().map(limit).collect()
     }
 
-    #[test]
-    fn pages_are_there_for_all_containers_and_go_back() {
+    #[tokio::test]
+    async fn pages_are_there_for_all_containers_and_go_back() {
         let root = tempfile::tempdir().unwrap();
         let pool = root.path().join("hugepages-2048kB");
         fs::create_dir(&pool).unwrap();
@@ -213,38 +231,43 @@ mod tests {
         let memory = root.path().join("meminfo");
         fs::write(&memory, "MemFree: 1 kB\nMemAvailable:   20480 kB\n").unwrap();
         let pages = Pages {
-            pools: Some(Pools {
+            pools: Some(Arc::new(Pools {
                 directory: root.path().to_owned(),
                 memory,
                 promised: Mutex::default(),
-            }),
+            })),
         };
         let one = pages
             .reserve(&asked(&[("2MB", 4 << 20), ("1GB", 0)]))
+            .await
             .unwrap();
-        let two = pages.reserve(&asked(&[("2MB", 6 << 20)])).unwrap();
+        let two = pages.reserve(&asked(&[("2MB", 6 << 20)])).await.unwrap();
         assert_eq!(read(&file), Some(5));
-        pages.release(&one);
+        pages.release(one).await;
         assert_eq!(read(&file), Some(3));
-        let error = pages.reserve(&asked(&[("2MB", 2 << 20), ("1GB", 1 << 30)]));
-        assert_eq!(error.unwrap_err().code, ErrorCode::Unimplemented);
+        let unknown = asked(&[("2MB", 2 << 20), ("1GB", 1 << 30)]);
+        let error = pages.reserve(&unknown).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unimplemented);
         assert_eq!(read(&file), Some(3), "what was made is given back");
-        let error = pages.reserve(&asked(&[("2MB", 64 << 20)])).unwrap_err();
+        let refused = pages.reserve(&asked(&[("2MB", 64 << 20)])).await;
+        let error = refused.unwrap_err();
         assert!(error.message.contains("10 of 32 more"), "{error}");
         assert_eq!(read(&file), Some(3));
         // What a volume holds beyond its container is not promised twice when that one comes again.
         fs::write(&file, "4\n").unwrap();
-        pages.release(&two);
+        pages.release(two).await;
         assert_eq!(read(&file), Some(0));
-        pages.reserve(&asked(&[("2MB", 6 << 20)])).unwrap();
+        pages.reserve(&asked(&[("2MB", 6 << 20)])).await.unwrap();
         assert_eq!(read(&file), Some(3));
     }
 
-    #[test]
-    fn a_confidential_guest_has_none_and_sizes_are_ocis() {
+    #[tokio::test]
+    async fn a_confidential_guest_has_none_and_sizes_are_ocis() {
         let pages = Pages::new(true);
-        assert!(pages.reserve(&asked(&[("2MB", 0), ("1GB", 0)])).is_ok());
-        let error = pages.reserve(&asked(&[("2MB", 2 << 20)])).unwrap_err();
+        let none = pages.reserve(&asked(&[("2MB", 0), ("1GB", 0)])).await;
+        assert!(none.is_ok());
+        let refused = pages.reserve(&asked(&[("2MB", 2 << 20)])).await;
+        let error = refused.unwrap_err();
         assert_eq!(error.code, ErrorCode::FailedPrecondition);
         assert_eq!(
             (size("2MB"), size("1GB"), size("64KB")),

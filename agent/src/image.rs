@@ -10,35 +10,40 @@
 //!
 //! Layers stay in the store for the images that come later: see `overlay.rs` and [`image_rs::pull::Shared`].
 
-mod fault;
+pub(crate) mod fault;
 pub mod keys;
 mod limits;
 mod overlay;
 mod settings;
+mod stack;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use agent_api::{ErrorCode, GuestError, Phase, oci};
-use attestation_agent::attester::SampleAttester;
-use attestation_agent::{Attester, Broker, BrokerConfig};
+use attestation_agent::{Broker, BrokerConfig, EventLog, Hub};
 use evidence::Tee;
-use evidence::init_data::{Content, InitData, InitDataDigest};
+use evidence::init_data::content::WorkloadApi;
+use evidence::init_data::{Content, InitData};
 use image_rs::pull::{Layers, Progress, Shared};
 use image_rs::{PullConfig, Puller, Reference};
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{Mutex, OnceCell, watch};
 use transport::Dial;
 
 use crate::fault::{OrFail, invalid};
 use crate::host::Events;
 use crate::path;
+use crate::proof::Proof;
 use crate::pulls::Pulls;
 use crate::scratch::ImageStore;
 use crate::trace::PullTrace;
+use crate::users::{Namespace, Owner};
 use keys::BrokerKeys;
 use settings::Settings;
+pub use stack::STACK;
 
 const PHASE: &str = "pull";
 /// Bytes of memory that a pull leaves to the kernel and to what runs already.
@@ -48,10 +53,13 @@ pub const DRIVER: &str = "image_guest_pull";
 
 /// Everything that pulling needs of the guest.
 pub struct Images {
-    tee: Option<Tee>,
+    proof: Option<Proof>,
+    /// Images that are in the log already: a container that is started again adds nothing.
+    recorded: Mutex<BTreeSet<String>>,
     content: Content,
     dial: Arc<dyn Dial>,
     mirror: Option<Arc<dyn Dial>>,
+    hub: Arc<Hub>,
     broker: Option<Arc<Broker>>,
     settings: OnceCell<Settings>,
     store: ImageStore,
@@ -64,7 +72,7 @@ pub struct Images {
 impl std::fmt::Debug for Images {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Images")
-            .field("tee", &self.tee)
+            .field("tee", &self.tee())
             .finish_non_exhaustive()
     }
 }
@@ -72,11 +80,9 @@ impl std::fmt::Debug for Images {
 /// What the guest was launched as.
 #[derive(Debug, Default)]
 pub struct Launch {
-    /// How it proves itself.
-    pub tee: Option<Tee>,
-    /// The digest that was measured.
-    pub measured: Option<InitDataDigest>,
-    /// The document of that digest.
+    /// How it proves itself; a plain VM does not.
+    pub proof: Option<Proof>,
+    /// The document that the launch bound.
     pub init_data: Option<InitData>,
     /// What the document says.
     pub content: Content,
@@ -105,28 +111,33 @@ impl Images {
         dial: Arc<dyn Dial>,
         events: Events,
     ) -> Result<Self, GuestError> {
-        let broker = match (&launch.content.broker, launch.tee) {
-            (Some(location), Some(tee)) => {
-                let config = BrokerConfig::of_init_data(location, tee);
-                let attester = attester(tee, launch.measured)?;
+        let broker = match (&launch.content.broker, &launch.proof) {
+            (Some(location), Some(proof)) => {
+                let config = BrokerConfig::of_init_data(location, proof.attester.kind());
                 let broker = Broker::new(
                     &config,
                     Arc::clone(&dial),
-                    attester,
+                    Arc::clone(&proof.attester),
                     launch.init_data.as_ref(),
                 )
                 .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?;
-                Some(Arc::new(broker))
+                Some(Arc::new(broker.with_event_log(Arc::clone(&proof.log))))
             }
             // A plain VM has nothing to prove, and so no secrets to ask for.
             (Some(_), None) | (None, _) => None,
         };
-        let (tee, content) = (launch.tee, launch.content);
+        let attester = launch.proof.as_ref();
+        let attester = attester.map(|proof| Arc::clone(&proof.attester));
+        let digest = launch.init_data.as_ref().map(InitData::digest);
+        let sealed = launch.content.sealed.clone();
+        let hub = Hub::new(attester, broker.clone(), sealed, digest);
         Ok(Self {
-            tee,
-            content,
+            proof: launch.proof,
+            recorded: Mutex::default(),
+            content: launch.content,
             dial,
             mirror: None,
+            hub: Arc::new(hub),
             broker,
             settings: OnceCell::new(),
             store,
@@ -141,6 +152,24 @@ impl Images {
     pub fn with_mirror(self, dial: Arc<dyn Dial>) -> Self {
         let mirror = Some(dial);
         Self { mirror, ..self }
+    }
+
+    /// The pod's trust services.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// What happens in the guest, where the evidence has it.
+    #[must_use]
+    pub fn log(&self) -> Option<&Arc<EventLog>> {
+        self.proof.as_ref().map(|proof| &proof.log)
+    }
+
+    /// Where the pod's containers find them.
+    #[must_use]
+    pub fn workload_api(&self) -> WorkloadApi {
+        self.content.workload_api
     }
 
     /// Waits until something can be kept where images are.
@@ -158,7 +187,7 @@ impl Images {
     }
 
     /// Pulls the image of a container, unless `given_up` comes first, and mounts its root file system in the container's
-    /// [`place`]; [`leave`] takes it away.
+    /// [`place`], its owners mapped as the container's users are; [`leave`] takes it away.
     ///
     /// # Errors
     ///
@@ -169,6 +198,7 @@ impl Images {
         image: &str,
         given_up: impl Future<Output = ()>,
         trace: Option<PullTrace>,
+        users: Option<&Namespace>,
     ) -> Result<Rootfs, GuestError> {
         let reference: Reference = image.parse().map_err(|e| {
             GuestError::new(ErrorCode::ReferenceInvalid, PHASE, format!("{image}: {e}"))
@@ -179,7 +209,7 @@ impl Images {
         });
         let (progress, listed) = self.pulls.list(container);
         let both = async {
-            let fetched = self.fetch(container, &reference, progress, trace);
+            let fetched = self.fetch(container, &reference, progress, trace, users);
             let (rootfs, ()) = tokio::try_join!(fetched, self.attest(trace))?;
             Ok(rootfs)
         };
@@ -202,11 +232,12 @@ impl Images {
         image: &Reference,
         progress: watch::Sender<Progress>,
         trace: Option<PullTrace>,
+        users: Option<&Namespace>,
     ) -> Result<Rootfs, GuestError> {
         let began = Instant::now();
         let settings = self.settings.get_or_try_init(|| {
             let (broker, mirror) = (self.broker.as_deref(), self.mirror.as_ref());
-            Settings::load(&self.content, self.tee, broker, &self.dial, mirror)
+            Settings::load(&self.content, self.tee(), broker, &self.dial, mirror)
         });
         let (settings, ()) = tokio::try_join!(settings, self.store.ready())?;
         let place = place(container);
@@ -239,13 +270,32 @@ impl Images {
         let span = trace.map(|trace| trace.pull.span());
         self.events
             .tell_span(Phase::Pull, began.elapsed(), Some(container), span);
+        self.record(image, &pulled.manifest_digest.to_string())
+            .await?;
         let (layers, config) = (pulled.layers, pulled.config);
-        let path = place.mount(&layers)?;
+        let path = place.mount(&layers, users)?;
         Ok(Rootfs {
             path,
             config,
             layers,
         })
+    }
+
+    fn tee(&self) -> Option<Tee> {
+        self.proof.as_ref().map(|proof| proof.attester.kind())
+    }
+
+    /// Measures an image before anything of it can run.
+    async fn record(&self, image: &Reference, digest: &str) -> Result<(), GuestError> {
+        let Some(proof) = &self.proof else {
+            return Ok(());
+        };
+        let mut recorded = self.recorded.lock().await;
+        if !recorded.contains(digest) {
+            proof.record_image(&image.to_string(), digest).await?;
+            recorded.insert(digest.to_owned());
+        }
+        Ok(())
     }
 
     async fn attest(&self, trace: Option<PullTrace>) -> Result<(), GuestError> {
@@ -274,16 +324,6 @@ pub fn place(container: &str) -> PathBuf {
 /// Unmounts what stands in a container's [`place`], which may be removed then.
 pub fn leave(place: &Path) {
     overlay::end(place);
-}
-
-fn attester(tee: Tee, measured: Option<InitDataDigest>) -> Result<Arc<dyn Attester>, GuestError> {
-    match tee {
-        Tee::Sample => Ok(Arc::new(SampleAttester::new(measured))),
-        Tee::Snp | Tee::Tdx | Tee::SimSnp | Tee::SimTdx => {
-            let message = format!("this agent has no attester for {tee}");
-            Err(GuestError::new(ErrorCode::Unimplemented, "attest", message))
-        }
-    }
 }
 
 /// Takes from the image what the request leaves open: all of the process when it names no program,
@@ -330,14 +370,18 @@ pub fn fill_process(
 /// # Errors
 ///
 /// Names the volume.
-pub fn make_volumes(root: &Path, config: &ImageConfiguration) -> Result<(), GuestError> {
+pub fn make_volumes(
+    root: &Path,
+    config: &ImageConfiguration,
+    owner: Owner,
+) -> Result<(), GuestError> {
     let volumes = config
         .config()
         .as_ref()
         .and_then(|config| config.volumes().as_ref());
     for volume in volumes.into_iter().flatten() {
         let what = format!("volume {} of the image", image_rs::shown(volume));
-        path::make_in_root(root, Path::new(volume)).or_fail(
+        path::make_in_root(root, Path::new(volume), owner).or_fail(
             ErrorCode::InvalidArgument,
             "create",
             what,
@@ -372,7 +416,7 @@ mod tests {
             "config": {"Volumes": {"/data/deep": {}, "/link/in": {}, "/real": {}}},
         }))
         .unwrap();
-        make_volumes(root.path(), &config).unwrap();
+        make_volumes(root.path(), &config, Owner::default()).unwrap();
         assert!(root.path().join("data/deep").is_dir());
         assert!(root.path().join("real/in").is_dir());
     }

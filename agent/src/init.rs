@@ -1,7 +1,7 @@
 //! PID 1's way from the kernel to READY, in the order that the trust needs.
 //!
 //! ```text
-//! boot ─► command line ─► init-data: digest equals the measured one ─► policy ─► image store ─► listen ─► READY
+//! boot ─► command line ─► first report ─► init-data: what the launch bound ─► policy ─► image store ─► listen ─► READY
 //! ```
 //!
 //! Any failure is told to the host as FAIL and printed, and the VM powers off: no workload runs
@@ -14,18 +14,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError, HOST_KEY_BYTES, HostKey, Ready, ports};
-use evidence::init_data::{InitData, InitDataDigest, disk};
+use evidence::init_data::{Algorithm, Content, InitData, disk};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cmdline::Cmdline;
 use crate::console::Console;
+use crate::crypt::Crypt;
 use crate::disk::Disks;
 use crate::fault::OrFail;
 use crate::gate::Gate;
 use crate::host::{Events, HostPort, MirrorDial};
 use crate::huge::Pages;
 use crate::image::{Images, Launch};
+use crate::proof::{Bound, Proof};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::scratch::{Choice, ImageStore};
@@ -88,26 +90,41 @@ async fn serve(
     let (events, waiting) = Events::channel();
     start_log(cmdline, events.clone());
     let reaper = Reaper::start().or_internal("boot", "watch child processes")?;
-    let init_data = find_init_data(cmdline.init_data.as_ref()).await?;
+    let measured = cmdline.init_data.as_ref();
+    let proof = cmdline
+        .tee
+        .map(|tee| Proof::open(tee, measured, host))
+        .transpose()?;
+    let bound = match &proof {
+        Some(proof) => proof.bound().await?,
+        None => Bound::told(measured),
+    };
+    let init_data = find_init_data(&bound).await?;
     let content = init_data.as_ref().map(InitData::content).transpose();
     let content = content
         .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?
         .unwrap_or_default();
     let gate = Gate::new(cmdline.tee, content.policy.as_deref())?;
+    if let Some(proof) = &proof {
+        let digest = init_data.as_ref().map(InitData::digest);
+        proof
+            .record_launch(digest.as_ref(), &policy_name(&content))
+            .await?;
+    }
     let choice = Choice::make(content.image.store, cmdline.tee).await?;
     let store = ImageStore::begin(choice, modules.scratch)?;
-    let measured = cmdline.init_data.clone();
     let launch = Launch {
-        tee: cmdline.tee,
-        measured,
+        proof,
         init_data,
         content,
     };
     let mirror = Arc::new(MirrorDial(host));
     let images = Images::new(launch, store, Arc::new(host), events.clone())?.with_mirror(mirror);
-    let disks = Disks::new(cmdline.tee.is_some(), modules.disks);
+    let disks = Disks::new(cmdline.tee.is_some(), modules.disks, modules.layers);
+    let crypt = Crypt::new(modules.encryption);
     let pages = Pages::new(cmdline.tee.is_some());
-    let sandbox = Arc::new(Sandbox::new(reaper, images, events).with_hardware(disks, pages));
+    let sandbox = Sandbox::new(reaper, images, events).with_hardware(disks, crypt, pages);
+    let sandbox = Arc::new(sandbox);
     hotplug::settle(cmdline.tee.is_some())?;
     let serving = server::start(gate, Arc::clone(&sandbox)).await?;
     let ready = Ready {
@@ -146,28 +163,38 @@ fn start_log(cmdline: &Cmdline, events: Events) {
     let _ = tracing::subscriber::set_global_default(console);
 }
 
-/// The init-data whose digest was measured. With no digest there must be no disk either: a
-/// document that nothing vouches for is not read.
-async fn find_init_data(measured: Option<&InitDataDigest>) -> Result<Option<InitData>, GuestError> {
+/// The policy for the log: by its digest, or that it is the agent's own.
+fn policy_name(content: &Content) -> String {
+    let digest = |policy: &str| Algorithm::Sha384.digest(policy.as_bytes()).to_string();
+    content
+        .policy
+        .as_deref()
+        .map_or_else(|| "built-in".to_owned(), digest)
+}
+
+/// The init-data that the launch bound. Where it bound none there must be no disk either: a document that
+/// nothing vouches for is not read.
+async fn find_init_data(bound: &Bound) -> Result<Option<InitData>, GuestError> {
     let refuse = |code, message: String| Err(GuestError::new(code, "init-data", message));
-    let Some(measured) = measured else {
+    if bound.is(None) {
         return match find_disk()? {
             None => Ok(None),
             Some(_) => refuse(
                 ErrorCode::InitDataInvalid,
-                "there is an init-data disk but no measured digest (cloister.init_data)".into(),
+                "there is an init-data disk, and the launch bound none".into(),
             ),
         };
-    };
+    }
     let Some(found) = wait_for_disk().await? else {
-        let message = "a digest is measured but there is no init-data disk".into();
+        let message = "the launch bound init-data, and there is no init-data disk".into();
         return refuse(ErrorCode::InitDataInvalid, message);
     };
     let found = disk::decode(found)
         .map_err(|e| GuestError::new(ErrorCode::InitDataInvalid, "init-data", e))?;
     let digest = found.digest();
-    if digest != *measured {
-        let message = format!("the document has the digest {digest}, measured is {measured}");
+    if !bound.is(Some(&digest)) {
+        let bound = bound.hex();
+        let message = format!("the document has the digest {digest}, and the launch bound {bound}");
         return refuse(ErrorCode::InitDataMismatch, message);
     }
     Ok(Some(found))

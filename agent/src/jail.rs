@@ -5,16 +5,20 @@
 //! cloister-agent container pause  <id> <bundle> <pid file> <report>
 //! cloister-agent container exec   <id> <process.json> <pid file> <report> [<console socket>]
 //! cloister-agent container start  <id> <report>
+//! cloister-agent container users  <id> <report>
 //! ```
 //!
-//! stdio is the container's. What goes wrong, in this process or in the ones it forks, is written
+//! stdio is the container's; `users` waits in a new user namespace until its stdin ends, and says on stdout that it
+//! is there. What goes wrong, in this process or in the ones it forks, is written
 //! to the report; the agent reads it when the exit code is not zero.
+#![expect(unsafe_code, reason = "unshare(2) has no safe wrapper")]
 
 pub(crate) mod filter;
+pub mod identity;
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -24,8 +28,10 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::process::umask;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use self::filter::Filtered;
+use self::identity::Ready;
 use crate::causes::chain;
 use crate::pause::Pause;
 use crate::runtime::CONTAINERS;
@@ -53,6 +59,7 @@ enum Command {
     Start {
         id: String,
     },
+    Users,
 }
 
 /// Runs one command; the exit code says whether it worked.
@@ -91,7 +98,7 @@ impl Command {
                 pid_file,
                 console,
             } => builder(id, pid_file, console)?
-                .with_executor(filtered(&bundle)?)
+                .with_executor(filtered(&bundle)?.with(ready(&bundle.join("config.json"))?, true))
                 .as_init(bundle)
                 .with_systemd(false)
                 .with_detach(true)
@@ -114,13 +121,14 @@ impl Command {
                 pid_file,
                 console,
             } => builder(id.clone(), pid_file, console)?
-                .with_executor(filtered(container(&id)?.bundle())?)
+                .with_executor(filtered(container(&id)?.bundle())?.with(ready(&process)?, false))
                 .as_tenant()
                 .with_process(Some(process))
                 .with_detach(true)
                 .build()
                 .map(drop),
             Self::Start { id } => container(&id)?.start(),
+            Self::Users => wait_in_users().map_err(LibcontainerError::OtherIO),
         }
     }
 }
@@ -131,6 +139,19 @@ fn container(id: &str) -> Result<Container, LibcontainerError> {
 
 fn filtered(bundle: &Path) -> Result<Filtered, LibcontainerError> {
     Filtered::of_bundle(bundle).map_err(|error| LibcontainerError::Other(chain(&error)))
+}
+
+fn ready(file: &Path) -> Result<Option<Ready>, LibcontainerError> {
+    Ready::beside(file).map_err(LibcontainerError::OtherIO)
+}
+
+/// Holds a new user namespace until somebody has taken it.
+fn wait_in_users() -> io::Result<()> {
+    // SAFETY: nothing is shared with another thread: there is none.
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }?;
+    io::stdout().write_all(&[1])?;
+    io::stdout().flush()?;
+    io::stdin().read(&mut [0]).map(drop)
 }
 
 fn builder(
@@ -193,6 +214,7 @@ fn parse(args: Vec<OsString>) -> Option<(Command, PathBuf)> {
             let report = rest.next()?;
             (Command::Start { id }, report)
         }
+        "users" => (Command::Users, rest.next()?),
         _ => return None,
     };
     rest.next().is_none().then_some(parsed)
@@ -233,6 +255,7 @@ mod tests {
         assert!(parse_words("container exec c /x /p /r").is_some());
         assert!(parse_words("container pause c /b /p /r").is_some());
         assert!(parse_words("container start c /r").is_some());
+        assert!(parse_words("container users - /r").is_some());
         for bad in [
             "",
             "init",

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    footprint::keep_small();
     if std::process::id() == 1 {
         agent::init::run()
     } else {

@@ -27,8 +27,8 @@ use crate::fault::OrFail;
 use crate::gate::Allowed;
 use wire::{Card, PHASE};
 
-/// How long a card may take to appear: its driver has found it by then.
-const CARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a card may take to appear: its driver has found it by then, also one that is plugged into an emulated guest.
+const CARD_TIMEOUT: Duration = Duration::from_secs(10);
 const CARD_POLL: Duration = Duration::from_millis(20);
 
 /// The guest's network. One request changes it at a time.

@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use agent_api::{ErrorCode, GuestError, limit};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, linkat, mkdirat, openat2};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, linkat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::fault::{OrFail, invalid};
+use crate::users::Owner;
 
 /// Everything that a request may name lies below.
 pub const BASE: &str = "/run/kata-containers";
@@ -151,20 +152,46 @@ pub fn check_container_id(phase: &str, id: &str) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// Makes a directory of a container's root with those above it where they are missing (root's, 0755, as runc
+/// Makes a directory of a container's root with those above it where they are missing (the `owner`'s, 0755, as runc
 /// makes a working directory). No link leads out.
 ///
 /// # Errors
 ///
 /// Those of openat2(2) and mkdirat(2).
-pub fn make_in_root(root: &Path, path: &Path) -> io::Result<()> {
+pub fn make_in_root(root: &Path, path: &Path, owner: Owner) -> io::Result<()> {
     let root = open_root(root)?;
+    owner.does(|| make_directory(&root, path))?
+}
+
+/// Makes an empty file of a container's root, and what is above it, where something is missing.
+///
+/// # Errors
+///
+/// Those of openat2(2) and mkdirat(2).
+pub fn make_file_in_root(root: &Path, path: &Path, owner: Owner) -> io::Result<()> {
+    let root = open_root(root)?;
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    owner.does(|| {
+        if in_root(&root, path, OFlags::PATH | OFlags::CLOEXEC).is_ok() {
+            return Ok(());
+        }
+        make_directory(&root, above)?;
+        let above = in_root(&root, above, OFlags::PATH | OFlags::CLOEXEC)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&above, name, flags, Mode::from_raw_mode(0o644))?;
+        Ok(())
+    })?
+}
+
+fn make_directory(root: &OwnedFd, path: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut way = PathBuf::from("/");
     for component in path.components() {
-        let parent = in_root(&root, &way, flags)?;
+        let parent = in_root(root, &way, flags)?;
         way.push(component);
-        let made = match (in_root(&root, &way, flags), component) {
+        let made = match (in_root(root, &way, flags), component) {
             (Err(Errno::NOENT), Component::Normal(name)) => {
                 mkdirat(&parent, name, Mode::from_raw_mode(0o755))
             }
@@ -266,14 +293,14 @@ mod tests {
         std::os::unix::fs::symlink("../../../inside", root.path().join("link")).unwrap();
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
         fs::create_dir(root.path().join("inside")).unwrap();
-        make_in_root(root.path(), Path::new("/link/a/b")).unwrap();
+        make_in_root(root.path(), Path::new("/link/a/b"), Owner::default()).unwrap();
         assert!(root.path().join("inside/a/b").is_dir());
-        make_in_root(root.path(), Path::new("/link/a/b")).unwrap();
-        make_in_root(root.path(), Path::new("/")).unwrap();
+        make_in_root(root.path(), Path::new("/link/a/b"), Owner::default()).unwrap();
+        make_in_root(root.path(), Path::new("/"), Owner::default()).unwrap();
         // What the link names is not there, inside.
-        assert!(make_in_root(root.path(), Path::new("/out/x")).is_err());
+        assert!(make_in_root(root.path(), Path::new("/out/x"), Owner::default()).is_err());
         assert!(fs::read_dir(outside.path()).unwrap().next().is_none());
         fs::write(root.path().join("file"), "").unwrap();
-        assert!(make_in_root(root.path(), Path::new("/file/x")).is_err());
+        assert!(make_in_root(root.path(), Path::new("/file/x"), Owner::default()).is_err());
     }
 }

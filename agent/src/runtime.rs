@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
 
 use crate::causes::of_report;
 use crate::fault::OrFail;
+use crate::jail::identity::Identity;
 use crate::path::STATE;
 use crate::process::Process;
 use crate::reaper::{Child, Reaper};
 use crate::stream::{ConsoleSocket, ProcessEnds, pipes};
+use crate::users::{self, Map};
 
 /// libcontainer's own state.
 pub const CONTAINERS: &str = "/run/cloister/containers";
@@ -77,10 +80,19 @@ impl Runtime {
     /// # Errors
     ///
     /// What libcontainer said, whole.
-    pub async fn exec(&self, id: &str, json: &str, terminal: bool) -> Result<Process, GuestError> {
+    pub async fn exec(
+        &self,
+        id: &str,
+        json: &str,
+        identity: Option<&Identity>,
+        terminal: bool,
+    ) -> Result<Process, GuestError> {
         let scratch = self.scratch("exec")?;
         let file = scratch.path("process.json");
         fs::write(&file, json).or_internal("exec", "write process.json")?;
+        if let Some(identity) = identity {
+            identity.write_beside(&file)?;
+        }
         self.make("exec", id, &file, terminal).await
     }
 
@@ -98,6 +110,33 @@ impl Runtime {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         self.run("start", command, &scratch).await
+    }
+
+    /// Makes a user namespace with these mappings, and keeps it by a mount on the file `path`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the mappings.
+    pub async fn user_namespace(&self, map: Map, path: PathBuf) -> Result<(), GuestError> {
+        let scratch = self.scratch("users")?;
+        let mut command = self_command("users", "-");
+        command.arg(scratch.path("report"));
+        let pair = || pipe_with(PipeFlags::CLOEXEC).or_internal("users", "make pipes");
+        let ((held, hold), (told, tell)) = (pair()?, pair()?);
+        command.stdin(held).stdout(tell).stderr(Stdio::null());
+        let child = self.reaper.spawn(&mut command);
+        let child = child.or_internal("users", "start the runtime")?;
+        drop(command);
+        let pid = child.pid();
+        let work = move || users::establish(pid, told, &map, &path);
+        let established = tokio::task::spawn_blocking(work).await;
+        drop(hold);
+        self.finish(&child).await;
+        established.or_internal("users", "the task ended")?.or_fail(
+            ErrorCode::InvalidArgument,
+            "users",
+            format!("make a user namespace {}", scratch.report()),
+        )
     }
 
     /// Sends a signal to a process, unless it has ended.

@@ -2,24 +2,27 @@
 //!
 //! Every method that a request reaches takes it as [`Allowed`]: there is no other way in.
 
+mod bundle;
 mod create;
 mod making;
 mod remove;
+mod volume;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use agent_api::content::{PutContentRequest, PutContentResponse};
 use agent_api::{ErrorCode, GuestError, Phase, agent};
 use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
-use crate::content::Slots;
+use crate::content::{Place, Slots, lease};
+use crate::crypt::Crypt;
 use crate::disk::Disks;
 use crate::fault::{OrFail, unimplemented};
 use crate::gate::{Allowed, Drain, Leave};
-use crate::guest;
 use crate::host::Events;
 use crate::huge::Pages;
 use crate::image::Images;
@@ -30,6 +33,8 @@ use crate::pulls::Pulls;
 use crate::reaper::Reaper;
 use crate::runtime::{self, Runtime};
 use crate::storage::Storages;
+use crate::users::Namespaces;
+use crate::{guest, sealed};
 use making::Making;
 
 /// Containers of one pod.
@@ -42,8 +47,9 @@ const MAX_OOM_EVENTS: usize = 64;
 pub struct Sandbox {
     runtime: Runtime,
     storages: Storages,
-    content: Slots,
+    content: Arc<Slots>,
     disks: Disks,
+    crypt: Arc<Crypt>,
     pages: Pages,
     containers: Mutex<HashMap<String, Slot>>,
     /// Set by `CreateSandbox`, once.
@@ -53,6 +59,7 @@ pub struct Sandbox {
     oom_sender: mpsc::Sender<String>,
     oom_events: tokio::sync::Mutex<mpsc::Receiver<String>>,
     images: Images,
+    users: Namespaces,
     events: Events,
     destroyed: watch::Sender<bool>,
 }
@@ -72,8 +79,9 @@ impl Sandbox {
         Self {
             runtime: Runtime::new(reaper),
             storages: Storages::new(true),
-            content: Slots::default(),
-            disks: Disks::new(true, Ability::default()),
+            content: Arc::default(),
+            disks: Disks::new(true, Ability::default(), Ability::default()),
+            crypt: Arc::default(),
             pages: Pages::new(true),
             containers: Mutex::default(),
             created: OnceLock::new(),
@@ -81,17 +89,20 @@ impl Sandbox {
             oom_sender,
             oom_events: tokio::sync::Mutex::new(oom_events),
             images,
+            users: Namespaces::default(),
             events,
             destroyed: watch::Sender::new(false),
         }
     }
 
-    /// The same with the disks that the host may add and with huge pages; without, it has none of either.
+    /// The same with the disks that the host may add, what encrypts them, and huge pages; without, it has nothing of
+    /// these.
     #[must_use]
-    pub fn with_hardware(self, disks: Disks, pages: Pages) -> Self {
+    pub fn with_hardware(self, disks: Disks, crypt: Crypt, pages: Pages) -> Self {
         Self {
             storages: Storages::new(pages.is_none()),
             disks,
+            crypt: Arc::new(crypt),
             pages,
             ..self
         }
@@ -148,6 +159,44 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Its images, and the services that they are opened with.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// The annotations of a container.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container.
+    pub fn annotations(&self, id: &str) -> Result<BTreeMap<String, String>, GuestError> {
+        Ok(self.container(id)?.annotations().clone())
+    }
+
+    /// Puts the host's small files in their place, with what is sealed opened.
+    ///
+    /// # Errors
+    ///
+    /// A sealed file does not open, or [`Slots::put`].
+    pub async fn put_content(
+        &self,
+        mut request: Allowed<PutContentRequest>,
+        place: &Place,
+    ) -> Result<PutContentResponse, GuestError> {
+        let hub = self.images.hub();
+        let loans = sealed::open_files(hub, request.files_mut()).await?;
+        let (response, lending) = self.content.put(&request, place, loans)?;
+        if let Some(lending) = lending {
+            tokio::spawn(lease::keep(
+                Arc::clone(&self.content),
+                Arc::clone(hub),
+                lending,
+            ));
+        }
+        Ok(response)
+    }
+
     /// The pulls that are on their way.
     #[must_use]
     pub fn pulls(&self) -> &Pulls {
@@ -191,6 +240,8 @@ impl Sandbox {
             .start(&self.runtime)
             .await?;
         self.tell(Phase::Start, began, &request.container_id);
+        // What it took to pull and make it, running it does not. The answer waits for nothing of that.
+        tokio::task::spawn_blocking(footprint::give_back);
         Ok(())
     }
 
@@ -207,7 +258,7 @@ impl Sandbox {
             return Err(unimplemented("exec", STDIO_PORTS));
         }
         self.container(&request.container_id)?
-            .exec(&self.runtime, &request)
+            .exec(&self.runtime, self.images.hub(), &request)
             .await
     }
 

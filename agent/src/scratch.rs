@@ -1,38 +1,24 @@
 //! The scratch disk: room for images on a disk of the host's, which the guest does not trust.
 //!
-//! ```text
-//!   ext4 ─► dm-crypt, AES-256-GCM ─► dm-integrity ─┬─ ciphertext ─► the host's disk
-//!                                                  └─ nonces, tags ─► a device in the guest's memory
-//! ```
-//!
-//! The key is made here, at every boot, and is nowhere else: what is left on the host's disk when the
-//! guest has ended is noise, also to the next guest. The tags do not go with the ciphertext, as they
-//! do on a disk that must survive: they stay in the guest's memory, 28 bytes for each 4 KiB that was
-//! written. So a host that changes a block, moves it or brings back what stood there before gets an
-//! I/O error in the guest, and no block that was never written can be read. Nothing that the host
-//! wrote is parsed: the guest formats what it maps, and reads nothing before it has written it.
+//! It is encrypted as [`crypt`] does it for what lives as long as the guest. The key is made at every boot, and is
+//! nowhere else: what is left on the host's disk when the guest has ended is noise, also to the next guest. Nothing
+//! that the host wrote is parsed: the guest formats what it maps, and reads nothing before it has written it.
 //!
 //! Whether the disk is used is the owner's decision. In a plain VM, whose host is trusted anyway, a disk
 //! that is there is used unless init-data says otherwise; in a TEE only where init-data asks for it.
 
-mod device;
-mod ext4;
-
-use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_api::{ErrorCode, GuestError};
 use evidence::Tee;
 use evidence::init_data::content::Store;
-use ring::rand::{SecureRandom, SystemRandom};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
+use crate::crypt::{self, Mapped};
 use crate::fault::OrFail;
 use crate::module::Ability;
 use crate::{boot, path};
@@ -45,17 +31,8 @@ const SERIAL: &str = "cloister-scratch";
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 const DISK_POLL: Duration = Duration::from_millis(20);
 const PHASE: &str = "scratch";
-
-/// Bytes of a sector of the encryption, and of the file system's blocks.
-const SECTOR: u64 = ext4::BLOCK;
-/// Bytes that each sector has in memory: a nonce of 12 and a tag of 16.
-const TAG: u64 = 28;
-/// Of the memory at most this part goes to tags; a disk that would need more is used as far as it goes.
-const MEMORY_PART: u64 = 8;
-/// What dm-integrity keeps before the tags: its superblock, and a journal that is not used.
-const TAG_HEAD: u64 = 1 << 20;
-/// Metadata in flight before it must have gone to the device.
-const FORMAT_WINDOW: u64 = 32 << 20;
+/// What it is mapped as.
+const NAME: &str = "scratch";
 
 /// A disk that is to be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,12 +106,8 @@ impl Choice {
 
 impl Disk {
     fn measure(node: PathBuf) -> Result<Self, GuestError> {
-        let size = File::open(&node)
-            .and_then(|mut file| file.seek(SeekFrom::End(0)))
-            .or_internal(PHASE, node.display())?;
-        let info = rustix::system::sysinfo();
-        let memory = info.totalram.saturating_mul(u64::from(info.mem_unit));
-        let (bytes, is_cut) = usable(size, memory);
+        let size = crypt::size_of(&node).or_internal(PHASE, node.display())?;
+        let (bytes, is_cut) = crypt::usable(size, crypt::memory_size());
         if is_cut {
             tracing::warn!(size, bytes, "memory for tags ends before the scratch disk");
         }
@@ -146,7 +119,7 @@ impl Disk {
     }
 
     fn tags(&self) -> u64 {
-        TAG_HEAD + self.bytes / SECTOR * TAG
+        crypt::tags(self.bytes)
     }
 
     /// Makes the image store on the disk.
@@ -156,26 +129,13 @@ impl Disk {
     /// Names the step.
     pub fn set_up(&self, modules: Ability) -> Result<(), GuestError> {
         modules.load().or_internal(PHASE, "load")?;
-        let tags = device::in_memory(self.tags()).or_internal(PHASE, "a device for tags")?;
-        let integrity = device::Target {
-            kind: "integrity",
-            sectors: self.bytes / 512,
-            parameters: Zeroizing::new(integrity_table(&self.node, &tags)),
-        };
-        let integrity =
-            device::map("scratch-tags", &integrity).or_internal(PHASE, "dm-integrity")?;
-        let crypt = device::Target {
-            kind: "crypt",
-            sectors: self.bytes / 512,
-            parameters: crypt_table(&integrity)?,
-        };
-        let crypt = device::map("scratch", &crypt).or_internal(PHASE, "dm-crypt")?;
-        format(&crypt, self.bytes).or_internal(PHASE, "make a file system")?;
+        let mapped = Mapped::authenticated(NAME, &self.node, self.bytes)?;
+        mapped.format()?;
         fs::create_dir_all(path::IMAGE).or_internal(PHASE, path::IMAGE)?;
         // Nothing has to survive a crash, so nothing waits for the host's disk.
         let options = c"errors=remount-ro,barrier=0";
         let flags = MountFlags::NODEV | MountFlags::NOATIME;
-        mount(&crypt, path::IMAGE, "ext4", flags, options).or_internal(PHASE, "mount")
+        mount(mapped.node(), path::IMAGE, "ext4", flags, options).or_internal(PHASE, "mount")
     }
 }
 
@@ -249,71 +209,6 @@ fn in_memory() -> Result<(), GuestError> {
     mount_remount(path::IMAGE, flags, c"").or_internal(PHASE, path::IMAGE)
 }
 
-/// How much of a disk of `size` bytes is used in a guest of `memory` bytes, and whether it is the memory
-/// that ends it.
-fn usable(size: u64, memory: u64) -> (u64, bool) {
-    let most = (memory / MEMORY_PART / TAG).saturating_mul(SECTOR);
-    let whole = size / SECTOR * SECTOR;
-    (whole.min(most).min(ext4::LARGEST), whole > most)
-}
-
-/// Data goes straight to its place (`D`): a write that a crash tears is lost with all the others.
-fn integrity_table(data: &Path, tags: &Path) -> String {
-    format!(
-        "{} 0 {TAG} D 3 meta_device:{} block_size:{SECTOR} journal_sectors:1",
-        data.display(),
-        tags.display()
-    )
-}
-
-/// With a random nonce for every write, of which 2^32 are safe under one key.
-fn crypt_table(below: &Path) -> Result<Zeroizing<String>, GuestError> {
-    let key: Zeroizing<[u8; 32]> = random()?;
-    // With its final size from the start, so that no copy of the key is left where it grew.
-    let mut table = Zeroizing::new(String::with_capacity(256));
-    table.push_str("capi:gcm(aes)-random ");
-    for byte in key.iter() {
-        // Writing to a string does not fail.
-        let _ = write!(table, "{byte:02x}");
-    }
-    let _ = write!(
-        table,
-        " 0 {} 0 2 integrity:{TAG}:aead sector_size:{SECTOR}",
-        below.display()
-    );
-    Ok(table)
-}
-
-/// From the kernel, once its generator is seeded.
-fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, GuestError> {
-    let mut bytes = Zeroizing::new([0; N]);
-    SystemRandom::new().fill(&mut *bytes).map_err(|_| {
-        GuestError::new(
-            ErrorCode::Internal,
-            PHASE,
-            "the kernel gives no random bytes",
-        )
-    })?;
-    Ok(bytes)
-}
-
-fn format(device: &Path, bytes: u64) -> io::Result<()> {
-    let uuid = random().map_err(io::Error::other)?;
-    let device = File::options().write(true).open(device)?;
-    let mut waiting = 0;
-    ext4::format(bytes, *uuid, |at, data| {
-        device.write_all_at(data, at)?;
-        waiting += data.len() as u64;
-        // A small guest has no memory for the metadata of a large disk.
-        if waiting >= FORMAT_WINDOW {
-            waiting = 0;
-            device.sync_data()?;
-        }
-        Ok(())
-    })?;
-    device.sync_data()
-}
-
 async fn wait_for_disk() -> Result<Option<PathBuf>, GuestError> {
     let deadline = tokio::time::Instant::now() + DISK_TIMEOUT;
     loop {
@@ -345,29 +240,6 @@ fn find_disk() -> Result<Option<PathBuf>, GuestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_for_tags_ends_a_disk_that_is_too_large_for_the_guest() {
-        let (gib, mib) = (1 << 30, 1 << 20);
-        assert_eq!(usable(gib + 512, 512 * mib), (gib, false));
-        let (bytes, is_cut) = usable(1024 * gib, 512 * mib);
-        assert!(is_cut && bytes > 8 * gib && bytes / SECTOR * TAG <= 64 * mib);
-        assert_eq!(usable(u64::MAX, u64::MAX).0, ext4::LARGEST);
-    }
-
-    #[test]
-    fn the_key_is_32_bytes_and_new_each_time() {
-        let tables: Vec<_> = (0..2)
-            .map(|_| crypt_table(Path::new("/dev/dm-0")).unwrap())
-            .collect();
-        let keys: Vec<_> = tables
-            .iter()
-            .map(|table| table.split(' ').nth(1).unwrap())
-            .collect();
-        assert_eq!((keys[0].len(), keys[1].len()), (64, 64));
-        assert_ne!(keys[0], keys[1]);
-        assert!(tables[0].ends_with(" 0 /dev/dm-0 0 2 integrity:28:aead sector_size:4096"));
-    }
 
     #[test]
     fn what_to_raise_depends_on_where_images_are() {

@@ -15,6 +15,7 @@ use agent_api::pull::{PullProgress, WatchPullRequest};
 use agent_api::pull_ttrpc::{PullService, create_pull_service};
 use agent_api::{GuestError, csi, ports, types};
 use async_trait::async_trait;
+use attestation_agent::api::Serving as Workloads;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::fault::{OrFail, unimplemented};
@@ -24,7 +25,7 @@ use crate::network::Network;
 use crate::process::OutputKind;
 use crate::sandbox::Sandbox;
 use crate::trace::PullTrace;
-use crate::{copy_file, forward, guest, hotplug, stdio};
+use crate::{copy_file, forward, guest, hotplug, stdio, workload};
 
 /// Any context identifier: the guest has one.
 const ANY_CID: i32 = -1;
@@ -34,6 +35,7 @@ pub struct Serving {
     server: ttrpc::r#async::Server,
     _streams: stdio::Streams,
     _forwards: forward::Forwards,
+    _workloads: Option<Workloads>,
 }
 
 impl std::fmt::Debug for Serving {
@@ -52,6 +54,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
     let gate = Arc::new(gate);
     let streams = stdio::serve(Arc::clone(&gate), Arc::clone(&sandbox))?;
     let forwards = forward::serve(Arc::clone(&gate))?;
+    let workloads = workload::serve(Arc::clone(&gate), Arc::clone(&sandbox)).await?;
     let agent = Arc::new(Agent {
         gate,
         sandbox,
@@ -75,6 +78,7 @@ pub async fn start(gate: Gate, sandbox: Arc<Sandbox>) -> Result<Serving, GuestEr
         server,
         _streams: streams,
         _forwards: forwards,
+        _workloads: workloads,
     };
     serving.server.start().await.or_internal("boot", &address)?;
     Ok(serving)
@@ -181,7 +185,7 @@ impl ContentService for Agent {
         let request = self
             .gate
             .admit_content(request, place.path(), place.is_new())?;
-        Ok(slots.put(&request, &place)?)
+        Ok(self.sandbox.put_content(request, &place).await?)
     }
 }
 
@@ -565,6 +569,6 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::ResizeVolumeRequest,
     ) -> ttrpc::Result<Empty> {
-        self.refuse(request, "ResizeVolume")
+        done!(self.sandbox.resize_volume(&self.gate.admit(request)?).await)
     }
 }

@@ -8,6 +8,7 @@
 
 mod seccomp;
 mod text;
+pub mod users;
 
 use std::path::Path;
 
@@ -105,14 +106,6 @@ fn refuse_unsupported(oci: &oci::Spec) -> Result<(), GuestError> {
     let network = &linux.Resources.Network;
     let unsupported = [
         (has_hooks, "hooks: their programs are the host's"),
-        (
-            !linux.UIDMappings.is_empty(),
-            "user namespaces (UIDMappings)",
-        ),
-        (
-            !linux.GIDMappings.is_empty(),
-            "user namespaces (GIDMappings)",
-        ),
         (
             !linux.Devices.is_empty(),
             "devices: the host's numbers mean nothing in the guest; name disks in the request's devices",
@@ -296,7 +289,8 @@ fn namespaces(linux: &oci::Linux, place: Place<'_>) -> Result<Vec<Value>, GuestE
     });
     for namespace in &linux.Namespaces {
         match namespace.Type.as_str() {
-            "mount" | "pid" | "network" | "ipc" | "uts" => {}
+            // Users are not libcontainer's business (users.rs).
+            "mount" | "pid" | "network" | "ipc" | "uts" | "user" => {}
             "cgroup" => namespaces.push(json!({"type": "cgroup"})),
             other => {
                 return Err(unimplemented(

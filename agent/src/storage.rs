@@ -6,9 +6,10 @@
 //! the guest uses one.
 
 mod disk;
+mod options;
 mod part;
+mod resize;
 
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -16,12 +17,15 @@ use std::sync::Arc;
 
 use agent_api::{ErrorCode, GuestError, agent};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
+use tokio::sync::watch;
 
+use crate::crypt::{Cipher, Crypt, Mapped};
 use crate::disk::Disk;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::huge::Limits;
 use crate::path;
 use crate::places::{Place, Places};
+use options::{local_mode, mount_options, take_group};
 
 const PHASE: &str = "storage";
 /// The drivers of this file, as `GetGuestDetails` lists them.
@@ -39,8 +43,6 @@ const MAX_STORAGES: usize = 1024;
 const LOCAL: &str = ".local";
 /// What lies there.
 pub const LOCAL_DRIVER: &str = "local";
-/// The option that gives a storage to a group of the pod; Kata's name.
-const GROUP_OPTION: &str = "fsgid=";
 /// The file system of those in huge pages.
 const HUGE: &str = "hugetlbfs";
 /// Those in memory, and where nothing is said.
@@ -77,11 +79,28 @@ impl Held {
     }
 }
 
+/// A disk that is to be mounted.
+#[derive(Debug)]
+pub struct OnDisk {
+    /// The disk, which is there.
+    pub disk: Disk,
+    /// What decrypts it.
+    pub crypt: Arc<Crypt>,
+    /// How it is encrypted, if it is.
+    pub cipher: Option<Cipher>,
+    /// Whether an empty file system is made on it first.
+    pub formats: bool,
+    /// Turns true when nobody wants it any more.
+    pub unwanted: watch::Receiver<bool>,
+}
+
 #[derive(Debug)]
 struct Use {
     count: usize,
     /// What was mounted, to find out that a second use means the same.
     storage: agent::Storage,
+    /// What it is decrypted by.
+    mapped: Option<Mapped>,
 }
 
 impl Storages {
@@ -112,15 +131,38 @@ impl Storages {
     pub async fn attach_disk(
         &self,
         storage: &agent::Storage,
-        disk: &Disk,
+        disk: OnDisk,
     ) -> Result<PathBuf, GuestError> {
-        self.hold(storage, Some(disk.clone())).await
+        self.hold(storage, Some(disk)).await
+    }
+
+    /// The disk of the file system at a mount point, as it was named; none where it is no disk's, or is decrypted.
+    pub async fn clear_disk(&self, point: &Path) -> Option<String> {
+        let place = self.places.find(&point.to_owned())?;
+        let found = place.lock().await;
+        let known = found.as_ref()?;
+        let is_clear = known.storage.driver == crate::disk::DRIVER && known.mapped.is_none();
+        is_clear.then(|| known.storage.source.clone())
+    }
+
+    /// Makes a file system on a disk larger, as its disk is already.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel refuses.
+    pub async fn grow(&self, point: &Path, bytes: u64) -> Result<(), GuestError> {
+        let at = point.to_owned();
+        let grown = tokio::task::spawn_blocking(move || resize::grow(&at, bytes)).await;
+        let text = format!("make {} larger", point.display());
+        grown
+            .or_internal(PHASE, &text)?
+            .or_fail(ErrorCode::FailedPrecondition, PHASE, text)
     }
 
     async fn hold(
         &self,
         storage: &agent::Storage,
-        disk: Option<Disk>,
+        disk: Option<OnDisk>,
     ) -> Result<PathBuf, GuestError> {
         if storage.fs_group.is_some() && disk.is_none() {
             return Err(unimplemented(
@@ -174,6 +216,7 @@ impl Use {
             && known.fstype == storage.fstype
             && known.fs_group == storage.fs_group
             && known.options == storage.options
+            && known.driver_options == storage.driver_options
     }
 
     fn is_of_pod(&self) -> bool {
@@ -186,7 +229,7 @@ fn hold_at(
     place: &Place<Use>,
     point: &Path,
     storage: &agent::Storage,
-    disk: Option<&Disk>,
+    disk: Option<&OnDisk>,
 ) -> Result<(), GuestError> {
     // Before the own place is locked: two that name each other must not wait for each other.
     if storage.driver == PART {
@@ -207,10 +250,11 @@ fn hold_at(
         known.count += 1;
         return Ok(());
     }
-    attach(storage, disk)?;
+    let mapped = attach(storage, disk)?;
     *found = Some(Use {
         count: 1,
         storage: storage.clone(),
+        mapped,
     });
     Ok(())
 }
@@ -222,13 +266,17 @@ fn release_at(place: &Place<Use>, point: &Path) {
     if known.count > 0 || known.is_of_pod() {
         return;
     }
+    let mapped = known.mapped.take();
     *found = None;
     if let Err(error) = unmount(point, UnmountFlags::DETACH) {
         tracing::warn!(point = %point.display(), %error, "not unmounted");
     }
+    if let Some(Err(error)) = mapped.map(Mapped::close) {
+        tracing::warn!(point = %point.display(), %error, "still decrypted");
+    }
 }
 
-fn attach(storage: &agent::Storage, disk: Option<&Disk>) -> Result<(), GuestError> {
+fn attach(storage: &agent::Storage, disk: Option<&OnDisk>) -> Result<Option<Mapped>, GuestError> {
     let driver = storage.driver.as_str();
     if !DRIVERS.contains(&driver) {
         let known = DRIVERS.join(", ");
@@ -268,7 +316,7 @@ fn attach(storage: &agent::Storage, disk: Option<&Disk>) -> Result<(), GuestErro
                 return Err(error).or_internal(PHASE, failed);
             }
         }
-        crate::disk::DRIVER => disk::mount(storage, disk, &point)?,
+        crate::disk::DRIVER => return disk::mount(storage, disk, &point),
         PART => part::mount(Path::new(&storage.source), &storage.options, &point)?,
         "bind" => {
             let source = path::existing(PHASE, &storage.source)?;
@@ -282,7 +330,7 @@ fn attach(storage: &agent::Storage, disk: Option<&Disk>) -> Result<(), GuestErro
             mount_bind(&inner, &point).or_internal(PHASE, failed)?;
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// A directory in the image store for a mount point, whose name is the point's own.
@@ -298,24 +346,6 @@ fn local_directory(mount_point: &str) -> Result<PathBuf, GuestError> {
     Ok(directory)
 }
 
-/// The group that a storage is for, and the options without it.
-fn take_group(options: &[String]) -> Result<(Option<u32>, Vec<String>), GuestError> {
-    let (groups, rest): (Vec<_>, Vec<_>) = options
-        .iter()
-        .cloned()
-        .partition(|option| option.starts_with(GROUP_OPTION));
-    let Some(named) = groups.last() else {
-        return Ok((None, rest));
-    };
-    let group = named
-        .strip_prefix(GROUP_OPTION)
-        .and_then(|id| id.parse().ok());
-    match group.filter(|id| *id != u32::MAX) {
-        Some(id) => Ok((Some(id), rest)),
-        None => Err(invalid(PHASE, format!("{named} names no group"))),
-    }
-}
-
 /// Sets mode and group of a directory. What a group shares is made with that group, as the kubelet does.
 fn give(directory: &Path, mode: Option<u32>, group: Option<u32>) -> std::io::Result<()> {
     const OF_GROUP: u32 = 0o2775;
@@ -328,75 +358,9 @@ fn give(directory: &Path, mode: Option<u32>, group: Option<u32>) -> std::io::Res
     fs::set_permissions(directory, fs::Permissions::from_mode(mode & 0o7777))
 }
 
-/// A local directory is for the pod's containers, whoever they run as.
-fn local_mode(options: &[String]) -> Result<u32, GuestError> {
-    let Some(mode) = options
-        .iter()
-        .find_map(|option| option.strip_prefix("mode="))
-    else {
-        return Ok(0o777);
-    };
-    let parsed = u32::from_str_radix(mode, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o7777);
-    parsed.ok_or_else(|| invalid(PHASE, format!("mode={mode} is not a mode")))
-}
-
-/// Flags, and the rest for the file system.
-fn mount_options(options: &[String]) -> Result<(MountFlags, CString), GuestError> {
-    let mut flags = MountFlags::empty();
-    let mut rest = Vec::new();
-    for option in options {
-        match option.as_str() {
-            "ro" => flags |= MountFlags::RDONLY,
-            "rw" | "defaults" => {}
-            "nosuid" => flags |= MountFlags::NOSUID,
-            "nodev" => flags |= MountFlags::NODEV,
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "noatime" => flags |= MountFlags::NOATIME,
-            "nodiratime" => flags |= MountFlags::NODIRATIME,
-            "relatime" => flags |= MountFlags::RELATIME,
-            "sync" => flags |= MountFlags::SYNCHRONOUS,
-            other => rest.push(other),
-        }
-    }
-    let rest = CString::new(rest.join(",")).map_err(|e| invalid(PHASE, e))?;
-    Ok((flags, rest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn options(text: &str) -> (MountFlags, String) {
-        let list: Vec<_> = text.split(' ').map(str::to_owned).collect();
-        let (flags, rest) = mount_options(&list).unwrap();
-        (flags, rest.into_string().unwrap())
-    }
-
-    #[test]
-    fn flags_are_told_from_the_file_systems_own_options() {
-        let (flags, rest) = options("noexec nosuid mode=1777 size=64m rw");
-        assert_eq!(flags, MountFlags::NOEXEC | MountFlags::NOSUID);
-        assert_eq!(rest, "mode=1777,size=64m");
-    }
-
-    #[test]
-    fn modes_are_octal() {
-        assert_eq!(local_mode(&[]).unwrap(), 0o777);
-        assert_eq!(local_mode(&["mode=0750".into()]).unwrap(), 0o750);
-        assert!(local_mode(&["mode=9".into()]).is_err());
-    }
-
-    #[test]
-    fn a_group_is_no_option_of_the_file_system() {
-        let (group, rest) = take_group(&["fsgid=7".into(), "size=1".into()]).unwrap();
-        assert_eq!((group, rest), (Some(7), vec!["size=1".to_owned()]));
-        assert_eq!(take_group(&[]).unwrap(), (None, Vec::new()));
-        for bad in ["fsgid=", "fsgid=x", "fsgid=4294967295"] {
-            assert!(take_group(&[bad.into()]).is_err(), "{bad}");
-        }
-    }
 
     #[tokio::test]
     async fn what_is_unknown_or_not_for_this_guest_is_refused() {
@@ -435,11 +399,15 @@ mod tests {
         let known = Use {
             count: 1,
             storage: storage.clone(),
+            mapped: None,
         };
         assert!(known.is(&storage));
-        let (mut other, mut given) = (storage.clone(), storage);
+        let (mut other, mut given) = (storage.clone(), storage.clone());
         other.fstype = "xfs".into();
         given.fs_group.mut_or_insert_default().group_id = 7;
         assert!(!known.is(&other) && !known.is(&given));
+        let mut clear = storage;
+        clear.driver_options = vec!["encryption_key=ephemeral".into()];
+        assert!(!known.is(&clear));
     }
 }

@@ -7,7 +7,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use agent_api::GuestError;
+use agent_api::{GuestError, oci};
 
 use crate::fault::invalid;
 use crate::path::read_in_root;
@@ -35,13 +35,42 @@ pub struct User {
 ///
 /// A name has no entry, or the files are there and cannot be read: without them a number would get other groups.
 pub fn look_up(root: &Path, text: &str) -> Result<User, GuestError> {
-    let file = |path| match read_in_root(root, path, MAX_FILE) {
+    resolve(
+        text,
+        &file(root, "/etc/passwd")?,
+        &file(root, "/etc/group")?,
+    )
+}
+
+/// Names the home directory where the environment has none, as libcontainer does for a user that it knows of.
+///
+/// # Errors
+///
+/// The file of users is there and cannot be read.
+pub fn fill_home(root: &Path, process: &mut oci::Process) -> Result<(), GuestError> {
+    if process
+        .Env
+        .iter()
+        .any(|variable| variable.starts_with("HOME="))
+    {
+        return Ok(());
+    }
+    let passwd = file(root, "/etc/passwd")?;
+    let mut accounts = passwd.lines().filter_map(Account::parse);
+    let found = accounts.find(|account| account.uid == process.User.UID);
+    let home = found.map_or("/", |account| account.home);
+    process.Env.push(format!("HOME={home}"));
+    Ok(())
+}
+
+/// A file of the root; an image without it has numbers only.
+fn file(root: &Path, path: &str) -> Result<String, GuestError> {
+    match read_in_root(root, path, MAX_FILE) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Ok(String::new())
         }
         read => read.map_err(|error| invalid(PHASE, format!("the image's {path}: {error}"))),
-    };
-    resolve(text, &file("/etc/passwd")?, &file("/etc/group")?)
+    }
 }
 
 /// Refuses what is no id of a user or a group.
@@ -128,6 +157,7 @@ struct Account<'a> {
     name: &'a str,
     uid: u32,
     gid: u32,
+    home: &'a str,
 }
 
 impl<'a> Account<'a> {
@@ -136,7 +166,13 @@ impl<'a> Account<'a> {
         let name = fields.next()?;
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
-        Some(Self { name, uid, gid })
+        let home = fields.nth(1).filter(|home| !home.is_empty()).unwrap_or("/");
+        Some(Self {
+            name,
+            uid,
+            gid,
+            home,
+        })
     }
 }
 
@@ -212,6 +248,23 @@ mod tests {
         std::os::unix::fs::symlink("/../../accounts", etc.join("passwd")).unwrap();
         std::fs::write(etc.join("group"), GROUP).unwrap();
         assert_eq!(look_up(root.path(), "web").unwrap(), user(33, 34, &[50]));
+    }
+
+    #[test]
+    fn a_home_is_the_users_unless_it_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/passwd"), PASSWD).unwrap();
+        let home = |uid: u32, env: &[&str]| {
+            let mut process = oci::Process::new();
+            process.User.mut_or_insert_default().UID = uid;
+            process.Env = env.iter().map(|variable| (*variable).to_owned()).collect();
+            fill_home(root.path(), &mut process).unwrap();
+            process.Env.pop().unwrap()
+        };
+        assert_eq!(home(33, &["A=1"]), "HOME=/var/www");
+        assert_eq!(home(7, &[]), "HOME=/");
+        assert_eq!(home(33, &["HOME=/x"]), "HOME=/x");
     }
 
     #[test]

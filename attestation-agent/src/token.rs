@@ -14,10 +14,14 @@ use tokio::time::Instant;
 /// A token is renewed this much before its end, so that a request under way still has a valid one.
 const MARGIN: Duration = Duration::from_secs(30);
 
+/// RFC 6750 section 2.1.
+const SCHEME: &str = "Bearer ";
+
 /// A token, as the header that carries it.
 pub(crate) struct Token {
     bearer: HeaderValue,
     renew_at: Option<Instant>,
+    renew_early: Option<Instant>,
 }
 
 #[derive(Deserialize)]
@@ -33,14 +37,31 @@ impl Token {
         if text.is_empty() || text.len() > TOKEN_BYTES {
             return None;
         }
-        let mut bearer = HeaderValue::try_from(format!("Bearer {text}")).ok()?;
+        let mut bearer = HeaderValue::try_from(format!("{SCHEME}{text}")).ok()?;
         bearer.set_sensitive(true);
-        let renew_at = lifetime(text).map(|life| now + life.saturating_sub(margin(life)));
-        Some(Self { bearer, renew_at })
+        let life = lifetime(text);
+        let before_end =
+            |margins: u32| life.map(|life| now + life.saturating_sub(margin(life) * margins));
+        Some(Self {
+            bearer,
+            renew_at: before_end(1),
+            renew_early: before_end(2),
+        })
     }
 
     pub(crate) fn bearer(&self) -> HeaderValue {
         self.bearer.clone()
+    }
+
+    /// The token itself.
+    pub(crate) fn text(&self) -> &str {
+        let header = self.bearer.to_str().unwrap_or_default();
+        header.strip_prefix(SCHEME).unwrap_or_default()
+    }
+
+    /// When it is renewed where nobody waits for it: as long before [`Self::is_fresh`] ends as that is before its end.
+    pub(crate) fn renew_early(&self) -> Option<Instant> {
+        self.renew_early
     }
 
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod script;
+mod services;
 
 use std::{
     io,
@@ -73,7 +74,10 @@ async fn the_messages_are_those_of_the_protocol() {
         json!({
             "version": "0.4.0",
             "tee": "sample",
-            "extra-params": {"supported-hash-algorithms": ["sha384"]},
+            "extra-params": {
+                "supported-hash-algorithms": ["sha384"],
+                "cloister-supported": ["raw-evidence", "event-log"],
+            },
         })
     );
     assert_eq!(
@@ -95,6 +99,75 @@ async fn a_man_in_the_middle_gets_nothing() {
     assert!(matches!(error, BrokerError::Untrusted { .. }), "{error}");
     assert_eq!(script.connections.load(Ordering::SeqCst), 1);
     assert_eq!(script.count("auth"), 0);
+}
+
+/// Somebody on the way who has a certificate of the right root for another name, no TLS at all, or an address to send
+/// guests to. None of them sees evidence.
+#[tokio::test]
+async fn no_substitute_for_the_broker_is_told_anything() {
+    let other_name = Identity::of("other.test");
+    let (script, port) = start(&other_name).await;
+    let broker = guest(port, &other_name.pem, None);
+    let refused = error(broker.resource(&uri()).await);
+    assert!(
+        matches!(refused, BrokerError::Untrusted { .. }),
+        "{refused}"
+    );
+    assert_eq!(script.count("auth"), 0);
+
+    let identity = Identity::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let heard = tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut first = vec![0; 2048];
+        let read = stream.read(&mut first).await.unwrap();
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            .await;
+        first.truncate(read);
+        first
+    });
+    let refused = error(guest(port, &identity.pem, None).resource(&uri()).await);
+    assert!(
+        matches!(refused, BrokerError::Unreachable { .. }),
+        "{refused}"
+    );
+    let heard = heard.await.unwrap();
+    assert!(!String::from_utf8_lossy(&heard).contains("sample"));
+
+    let (elsewhere, other_port) = start(&identity).await;
+    let (script, port) = start(&identity).await;
+    for status in [301, 302, 307, 308] {
+        let to = format!("https://kbs.test:{other_port}/kbs/v0/auth");
+        script.says("auth", [Reply::Redirect(status, to)]);
+        let refused = error(guest(port, &identity.pem, None).resource(&uri()).await);
+        let is_final = matches!(
+            refused,
+            BrokerError::Protocol { .. } | BrokerError::Refused { .. }
+        );
+        assert!(is_final, "{status}: {refused}");
+    }
+    assert_eq!(elsewhere.count("auth"), 0);
+}
+
+/// A broker, or who stands in its place, may give an old challenge again. What it gets is evidence of the same key, to
+/// which everything is sealed.
+#[tokio::test]
+async fn a_challenge_that_comes_again_is_answered_for_the_same_key() {
+    let (script, broker) = pair().await;
+    broker.attest().await.unwrap();
+    let stale = Reply::error(401, "TokenVerifierError", None);
+    script.says("resource", [stale]);
+    assert!(broker.resource(&uri()).await.is_ok());
+    let bodies = script.bodies.lock().unwrap();
+    let key = |at: usize| bodies[at]["runtime-data"]["tee-pubkey"].clone();
+    assert_eq!(
+        bodies[1]["runtime-data"]["nonce"],
+        bodies[3]["runtime-data"]["nonce"]
+    );
+    assert_eq!(key(1), key(3));
 }
 
 #[tokio::test]
@@ -221,6 +294,24 @@ async fn a_token_is_renewed_before_its_end() {
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(broker.resource(&uri()).await.is_ok());
     assert_eq!(script.count("attest"), 2);
+}
+
+#[tokio::test]
+async fn a_token_in_use_is_renewed_before_anybody_waits_for_it() {
+    let (script, broker) = pair().await;
+    let broker = Arc::new(broker);
+    tokio::spawn(broker.keep_fresh());
+    script.token_seconds.store(2, Ordering::SeqCst);
+    assert!(broker.resource(&uri()).await.is_ok());
+    while script.count("attest") < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Nobody used the second, and so there is no third.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(script.count("attest"), 2);
+    let before = Arc::downgrade(&broker);
+    drop(broker);
+    assert!(before.upgrade().is_none());
 }
 
 #[tokio::test]

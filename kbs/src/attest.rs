@@ -261,7 +261,8 @@ async fn judge(
         .check()
         .map_err(|error| invalid(format!("tee-pubkey: {error}")))?;
     let additional = &request.tee_evidence.additional_evidence;
-    let devices = broker.verifiers.devices(additional)?;
+    let beside = broker.verifiers.additional(additional)?;
+    let devices = beside.devices;
     let init_data = request
         .init_data
         .as_ref()
@@ -271,10 +272,13 @@ async fn judge(
         report_data: report_data(&runtime.nonce, &runtime.tee_pubkey, additional),
         init_data: init_data.as_ref().map(InitData::digest),
     };
-    let claims = broker
+    let mut claims = broker
         .verifiers
         .verify(kind, &request.tee_evidence.primary_evidence, &bindings, now)
         .await?;
+    if let Some(log) = beside.event_log {
+        verifier::event_log::add(&mut claims, log)?;
+    }
     let mut parts = vec![Part {
         class: CPU_CLASS,
         evidence: annotate(claims, runtime, additional, init_data.as_ref()),

@@ -4,7 +4,7 @@
 //! development root answers for simulated kinds only, the vendors' roots for hardware only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -101,11 +101,8 @@ impl Verifiers {
         verifier::accept(name, &self.kinds)
     }
 
-    /// The devices in a request, where all are accepted.
-    pub(crate) fn devices<'a>(
-        &self,
-        text: &'a str,
-    ) -> Result<BTreeMap<Device, &'a RawValue>, Failure> {
+    /// What comes beside the evidence in a request, where all its devices are accepted.
+    pub(crate) fn additional<'a>(&self, text: &'a str) -> Result<device::Additional<'a>, Failure> {
         device::accept(text, &self.devices)
     }
 

@@ -50,3 +50,10 @@ default WaitProcessRequest := true
 default PortForwardRequest := true
 default WatchPullRequest := true
 default WriteStreamRequest := true
+
+# What containers ask of their guest.
+default ExtendRuntimeMeasurementRequest := true
+default GetEvidenceRequest := true
+default GetResourceRequest := true
+default GetTokenRequest := true
+default SecureMountRequest := true

@@ -12,7 +12,7 @@ use regorus::Engine;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::engine::{PolicyError, compile, to_json, value_of};
+use crate::engine::{PolicyError, compile, declares, to_json, value_of};
 
 const PACKAGE: &str = "agent_policy";
 const ALLOW_FAILURES: &str = "AllowRequestsFailingPolicy";
@@ -120,6 +120,17 @@ impl AgentPolicy {
         }
         drop(now);
         Ok(self.conclude(verdict))
+    }
+
+    /// Whether the policy has a rule of this name, whatever it says. A policy that was generated for Kata has none
+    /// for what only Cloister asks.
+    ///
+    /// # Errors
+    /// When it cannot be told. The caller denies.
+    pub fn has_rule(&self, endpoint: &str) -> Result<bool, PolicyError> {
+        let rule = rule_of(endpoint)?;
+        let engine = self.lock().engine.clone();
+        declares(&engine, endpoint).map_err(|detail| PolicyError::Evaluate { rule, detail })
     }
 
     fn conclude(&self, verdict: Verdict) -> Decision {
@@ -269,6 +280,21 @@ mod tests {
         assert!(allowed(&policy, "ExecProcessRequest", json!({"a": 1})));
         assert!(!allowed(&policy, "ExecProcessRequest", json!({"a": 2})));
         assert!(!allowed(&policy, "Unknown", json!({})));
+    }
+
+    #[test]
+    fn a_rule_is_there_also_where_it_says_nothing() {
+        for rule in [
+            "X if { input.a == 1 }",
+            "default X := false",
+            "X := {\"allowed\": false}",
+            "X contains y if { y := input.a }",
+        ] {
+            let policy = AgentPolicy::from_rego(&format!("package agent_policy\n{rule}")).unwrap();
+            assert!(policy.has_rule("X").unwrap(), "{rule}");
+            assert!(!policy.has_rule("Y").unwrap(), "{rule}");
+        }
+        assert!(AgentPolicy::allow_all().unwrap().has_rule("a.b").is_err());
     }
 
     #[test]

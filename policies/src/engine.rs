@@ -31,6 +31,8 @@ const DECISION_TIME: Duration = Duration::from_millis(100);
 /// The same for what ships with the broker, which is bounded anyway: a machine that is busy elsewhere
 /// refuses nobody.
 const SHIPPED_TIME: Duration = Duration::from_secs(10);
+/// The name of the policy's own text.
+const SOURCE: &str = "policy.rego";
 /// Steps of the interpreter between two looks at the clock.
 const STEPS_PER_LOOK: u32 = 256;
 
@@ -185,7 +187,7 @@ fn parse(package: &'static str, rego: &str, limit: Duration) -> Result<Engine, P
         check_interval: steps,
     });
     engine
-        .add_policy("policy.rego".to_owned(), rego.to_owned())
+        .add_policy(SOURCE.to_owned(), rego.to_owned())
         .map_err(|error| unparsed(&error))?;
     let packages = engine.get_packages().map_err(|error| unparsed(&error))?;
     if !packages.contains(&format!("data.{package}")) {
@@ -204,6 +206,13 @@ pub(crate) fn compile(
     engine.add_data(data).map_err(|error| unparsed(&error))?;
     analyse(&mut engine)?;
     Ok(engine)
+}
+
+/// Whether the policy's own text has a rule of this name.
+pub(crate) fn declares(engine: &Engine, rule: &str) -> Result<bool, String> {
+    engine
+        .has_declared_rule_rooted_at(SOURCE, rule)
+        .map_err(|error| error.to_string())
 }
 
 /// The first query analyses the modules, and copies share what it found.

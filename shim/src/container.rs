@@ -21,6 +21,8 @@ use crate::volume::Volumes;
 
 /// Further processes of one container at a time.
 const MAX_EXECS: usize = 1024;
+/// The name that conmon, and so CRI-O, has for it.
+const OOM_FILE: &str = "oom";
 
 /// One container.
 #[derive(Debug)]
@@ -58,6 +60,14 @@ struct State {
 }
 
 impl Container {
+    /// Says in the bundle that memory ran out: CRI-O takes no events, and looks for this file when a container
+    /// has ended.
+    pub fn note_out_of_memory(&self) {
+        if let Err(error) = std::fs::write(self.bundle.join(OOM_FILE), []) {
+            tracing::warn!(%error, container = self.id, "file of the end of memory");
+        }
+    }
+
     /// A container that is about to be created.
     #[must_use]
     pub fn new(id: &str, bundle: PathBuf, role: Role, init: Process) -> Self {
@@ -167,6 +177,19 @@ impl Container {
     #[must_use]
     pub fn is_created(&self) -> bool {
         lock(&self.state).is_created
+    }
+
+    /// Checks that there is something of it to tell. Of one that is being created there is not: a containerd that
+    /// takes the place of one that died meanwhile would have a task that is gone a moment later.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub fn check_there(&self) -> Result<(), GuestError> {
+        let missing = |error: GuestError| GuestError {
+            code: ErrorCode::NotFound,
+            ..error
+        };
+        self.check_created("state").map_err(missing)
     }
 
     /// Checks that it exists in the guest.
@@ -329,7 +352,20 @@ pub(crate) mod tests {
             container.check_created("kill").unwrap_err().code,
             ErrorCode::FailedPrecondition
         );
+        let error = container.check_there().unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotFound);
+        assert!(error.message.contains("being created"), "{error}");
         container.created(None);
         container.check_created("kill").unwrap();
+        container.check_there().unwrap();
+    }
+
+    #[test]
+    fn who_takes_no_events_finds_the_end_of_memory_in_the_bundle() {
+        let bundle = tempfile::tempdir().unwrap();
+        let path = bundle.path().to_owned();
+        let container = Container::new("c", path, Role::Single, process(""));
+        container.note_out_of_memory();
+        assert!(bundle.path().join("oom").exists());
     }
 }

@@ -38,6 +38,7 @@ enum Item {
 pub struct Publisher {
     namespace: String,
     queue: mpsc::Sender<Item>,
+    has_listener: bool,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -53,11 +54,19 @@ impl Publisher {
     #[must_use]
     pub fn new(address: Option<String>, namespace: &str) -> Self {
         let (queue, items) = mpsc::channel(MAX_QUEUED);
+        let has_listener = address.is_some();
         tokio::spawn(forward_all(address, items));
         Self {
             namespace: namespace.to_owned(),
             queue,
+            has_listener,
         }
+    }
+
+    /// Whether somebody gets the events.
+    #[must_use]
+    pub fn has_listener(&self) -> bool {
+        self.has_listener
     }
 
     /// Queues one event.

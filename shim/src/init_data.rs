@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use evidence::init_data::{InitData, InitDataError, annotation, disk};
+use evidence::init_data::{InitData, InitDataDigest, InitDataError, annotation, disk};
 use hypervisor::Disk;
 use thiserror::Error;
 
@@ -25,8 +25,8 @@ const MAX_TEXT: u64 = 8 * 1024 * 1024;
 pub struct Prepared {
     /// The disk.
     pub disk: Disk,
-    /// The word for the kernel command line.
-    pub kernel_param: String,
+    /// What the launch binds.
+    pub digest: InitDataDigest,
 }
 
 /// Why there is no disk.
@@ -83,7 +83,7 @@ pub fn prepare(
     };
     Ok(Some(Prepared {
         disk,
-        kernel_param: format!("cloister.init_data={}", data.digest()),
+        digest: data.digest(),
     }))
 }
 
@@ -111,7 +111,7 @@ mod tests {
     const TEXT: &str = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"policy.rego\" = \"package agent_policy\"\n";
 
     #[test]
-    fn a_file_becomes_a_disk_and_a_word() {
+    fn a_file_becomes_a_disk_and_a_digest() {
         let root = tempfile::tempdir().unwrap();
         let directory = StateDir::at(root.path());
         let file = root.path().join("init.toml");
@@ -119,13 +119,8 @@ mod tests {
         let prepared = prepare(&BTreeMap::new(), Some(&file), &directory)
             .unwrap()
             .unwrap();
-        assert!(
-            prepared
-                .kernel_param
-                .starts_with("cloister.init_data=sha256:"),
-            "{}",
-            prepared.kernel_param
-        );
+        let digest = evidence::init_data::Algorithm::Sha256.digest(TEXT.as_bytes());
+        assert_eq!(prepared.digest, digest);
         let read = disk::decode(File::open(&prepared.disk.path).unwrap()).unwrap();
         assert_eq!(read.text(), TEXT);
     }

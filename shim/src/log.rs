@@ -1,6 +1,6 @@
 //! The shim's log: lines in containerd's own form, written to the `log` FIFO in the bundle, from which
 //! containerd copies them into its log; or records of journald, where the configuration says so or there is no
-//! such FIFO, as under CRI-O.
+//! such FIFO.
 //!
 //! Each names its sandbox. No place in the program says more than [`limit`] lets it: a guest chooses how often
 //! some of them are reached. A line that nobody takes is lost and counted: a full pipe or a containerd that is

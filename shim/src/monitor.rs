@@ -1,6 +1,7 @@
 //! The sandbox's metrics for the host: HTTP on a Unix socket in the state directory, as Kata's shim
 //! has it (`shim-monitor.sock`, `GET /metrics`), so that its collectors work and so does curl. `GET
-//! /creations` is ours: how far the containers are that are being created.
+//! /creations` is ours: how far the containers are that are being created. `GET /direct-volume/stats` and `POST
+//! /direct-volume/resize` are Kata's again, for storage drivers.
 //!
 //! `GET /metrics/shim` and `GET /metrics/guest` are the two halves of the page, so that a guest that does not
 //! answer keeps back nothing of what the host knows.
@@ -17,10 +18,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_api::{ErrorCode, GuestError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
@@ -29,6 +31,7 @@ use tracing::{debug, warn};
 use transport::{BoxedStream, Dial};
 
 use crate::creation::Creation;
+use crate::disk::described::{Growth, MAX_REQUEST, RESIZE, STATS};
 use crate::state_dir::StateDir;
 
 /// The socket in the state directory; Kata's name.
@@ -62,6 +65,12 @@ pub trait Source: Send + Sync + 'static {
 
     /// The containers that are being created, and how far that is.
     fn creations(&self) -> Vec<Creation>;
+
+    /// How full the volume of a device of the host is, as JSON.
+    async fn volume_stats(&self, device: &str) -> Result<String, GuestError>;
+
+    /// Makes a volume larger, whose device is already.
+    async fn grow_volume(&self, growth: &Growth) -> Result<(), GuestError>;
 }
 
 /// Listens in the directory of a sandbox.
@@ -103,7 +112,7 @@ pub async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
 async fn speak(stream: UnixStream, source: Arc<dyn Source>) {
     let service = service_fn(|request| {
         let source = Arc::clone(&source);
-        async move { Ok::<_, Infallible>(answer(&request, source.as_ref()).await) }
+        async move { Ok::<_, Infallible>(answer(request, source.as_ref()).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -115,9 +124,14 @@ async fn speak(stream: UnixStream, source: Arc<dyn Source>) {
     }
 }
 
-async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<Bytes>> {
+async fn answer<B>(request: Request<B>, source: &dyn Source) -> Response<Full<Bytes>>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let (head, body) = request.into_parts();
     let mut content_type = TEXT;
-    let (status, text) = match (request.method(), request.uri().path()) {
+    let (status, text) = match (&head.method, head.uri.path()) {
         (&Method::GET, CREATIONS) => {
             content_type = JSON;
             // Words and numbers always serialize.
@@ -130,14 +144,24 @@ async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<B
         }
         (&Method::GET, OWN_METRICS) => (StatusCode::OK, source.own_metrics()),
         (&Method::GET, GUEST_METRICS) => (StatusCode::OK, source.guest_metrics().await),
-        (_, METRICS | OWN_METRICS | GUEST_METRICS | CREATIONS) => (
+        (&Method::GET, STATS) => {
+            content_type = JSON;
+            stats(head.uri.query().unwrap_or_default(), source).await
+        }
+        (&Method::POST, RESIZE) => resize(body, source).await,
+        (_, METRICS | OWN_METRICS | GUEST_METRICS | CREATIONS | STATS) => (
             StatusCode::METHOD_NOT_ALLOWED,
             "only GET is answered\n".to_owned(),
+        ),
+        (_, RESIZE) => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only POST is answered\n".to_owned(),
         ),
         _ => (
             StatusCode::NOT_FOUND,
             format!(
-                "there is nothing but {METRICS}, {OWN_METRICS}, {GUEST_METRICS} and {CREATIONS}\n"
+                "there is nothing but {METRICS}, {OWN_METRICS}, {GUEST_METRICS}, {CREATIONS}, {STATS} \
+                 and {RESIZE}\n"
             ),
         ),
     };
@@ -146,6 +170,45 @@ async fn answer<B>(request: &Request<B>, source: &dyn Source) -> Response<Full<B
     let content_type = http::HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
+}
+
+/// How full a volume is, whose device is the query's `path`.
+async fn stats(query: &str, source: &dyn Source) -> (StatusCode, String) {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let Some((_, device)) = pairs.find(|(name, _)| name == "path") else {
+        let text = "name the volume's device: ?path=<device>\n";
+        return (StatusCode::BAD_REQUEST, text.to_owned());
+    };
+    match source.volume_stats(&device).await {
+        Ok(text) => (StatusCode::OK, text),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn resize<B>(body: B, source: &dyn Source) -> (StatusCode, String)
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let body = Limited::new(body, MAX_REQUEST).collect().await;
+    let growth = body.map_err(|error| error.to_string()).and_then(|body| {
+        serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
+    });
+    match growth {
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Ok(growth) => match source.grow_volume(&growth).await {
+            Ok(()) => (StatusCode::OK, String::new()),
+            Err(error) => failed(&error),
+        },
+    }
+}
+
+fn failed(error: &GuestError) -> (StatusCode, String) {
+    let status = match error.code {
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, format!("{error}\n"))
 }
 
 /// Connects to the monitor of a sandbox.
@@ -206,9 +269,27 @@ mod tests {
                 progress: Progress::default(),
             }]
         }
+
+        async fn volume_stats(&self, device: &str) -> Result<String, GuestError> {
+            Ok(format!("{device} is full"))
+        }
+
+        async fn grow_volume(&self, growth: &Growth) -> Result<(), GuestError> {
+            let text = format!("{} has no {} bytes", growth.device, growth.bytes);
+            Err(GuestError::new(ErrorCode::NotFound, "disk", text))
+        }
     }
 
     async fn ask(source: Fixed, method: Method, path: &str) -> (u16, String) {
+        ask_with(source, method, path, "").await
+    }
+
+    async fn ask_with(
+        source: Fixed,
+        method: Method,
+        path: &str,
+        body: &'static str,
+    ) -> (u16, String) {
         let root = tempfile::tempdir().unwrap();
         // Longer than an address of a socket may be.
         let directory = StateDir::at(&root.path().join("x".repeat(120)));
@@ -222,7 +303,7 @@ mod tests {
         let request = Request::builder()
             .method(method)
             .uri(format!("http://shim{path}"))
-            .body(Bytes::new())
+            .body(Bytes::from(body))
             .unwrap();
         let (head, body) = client.send(request).await.unwrap().into_parts();
         let body = bytes_capped(body, 4096).await.unwrap();
@@ -251,10 +332,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn volumes_are_asked_for_by_their_device_and_made_larger() {
+        let full = ask(
+            Fixed(""),
+            Method::GET,
+            "/direct-volume/stats?path=%2Fdev%2Fx",
+        )
+        .await;
+        assert_eq!(full, (200, "/dev/x is full".to_owned()));
+        let unnamed = ask(Fixed(""), Method::GET, "/direct-volume/stats").await;
+        assert_eq!(unnamed.0, 400);
+        let growth = r#"{"VolumePath":"/dev/x","Size":7}"#;
+        let (status, text) = ask_with(Fixed(""), Method::POST, RESIZE, growth).await;
+        assert_eq!(status, 404);
+        assert!(text.contains("/dev/x has no 7 bytes"), "{text}");
+        let (status, _) = ask_with(Fixed(""), Method::POST, RESIZE, "{").await;
+        assert_eq!(status, 400);
+    }
+
+    #[tokio::test]
     async fn there_is_nothing_else_to_do_here() {
         for (method, path, status) in [
             (Method::POST, METRICS, 405),
             (Method::POST, CREATIONS, 405),
+            (Method::POST, STATS, 405),
+            (Method::GET, RESIZE, 405),
             (Method::GET, "/", 404),
             (Method::PUT, "/policy", 404),
         ] {

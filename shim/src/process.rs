@@ -17,6 +17,12 @@ use crate::spec::oci;
 /// The status of a process that was killed with its VM: 128 + SIGKILL.
 pub const KILLED: u32 = 137;
 
+/// The status of a process as containerd has it, from what the agent answers.
+#[must_use]
+pub fn exit_status(status: i32) -> u32 {
+    u32::try_from(status).unwrap_or(u32::from(u8::MAX))
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {

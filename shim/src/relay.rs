@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::dev_tee::DevTee;
 use crate::guest_log::GuestLog;
 use crate::mirror::Mirror;
 
@@ -53,8 +54,10 @@ pub struct HostPort {
     slots: Arc<Semaphore>,
     notices: mpsc::Sender<Notice>,
     mirror: Option<Mirror>,
-    /// Of the agent, once it has said READY, which is before there is a container.
+    tee: Option<DevTee>,
+    /// Of the agent, once it has said it, which is before there is a container.
     key: Arc<OnceLock<HostKey>>,
+    ready: Arc<OnceLock<()>>,
 }
 
 impl HostPort {
@@ -66,7 +69,9 @@ impl HostPort {
             slots: Arc::new(Semaphore::new(MAX_RELAYS)),
             notices,
             mirror: None,
+            tee: None,
             key: Arc::default(),
+            ready: Arc::default(),
         }
     }
 
@@ -75,8 +80,16 @@ impl HostPort {
     pub fn with_key(self, key: HostKey) -> Self {
         Self {
             key: Arc::new(key.into()),
+            ready: Arc::new(().into()),
             ..self
         }
+    }
+
+    /// The same with what stands for the firmware of a simulated TEE.
+    #[must_use]
+    pub fn with_tee(self, tee: DevTee) -> Self {
+        let tee = Some(tee);
+        Self { tee, ..self }
     }
 
     /// The same with a mirror.
@@ -96,11 +109,21 @@ impl HostPort {
             Err(_) => return debug!("connection of the guest said no line in time"),
         };
         match HostLine::parse(&line) {
-            Ok(HostLine::Ready(key, ready)) if self.key.set(key).is_ok() => {
+            Ok(HostLine::Ready(key, ready)) if self.is_first(key) && self.ready.set(()).is_ok() => {
                 self.follow(stream, ready).await;
             }
-            Ok(HostLine::Fail(error)) if self.key.get().is_none() => {
+            Ok(HostLine::Fail(error)) if self.ready.get().is_none() => {
                 self.tell(Notice::Failed(error)).await;
+            }
+            // The agent asks before it is ready: it looks at what its launch bound.
+            Ok(HostLine::Tee(key, call)) if self.is_first(key) => {
+                let answer = match &self.tee {
+                    Some(tee) => tee.ask(&call).await,
+                    None => b"ERR failed-precondition this host simulates no TEE\n".to_vec(),
+                };
+                if stream.write_all(&answer).await.is_ok() {
+                    let _ = stream.shutdown().await;
+                }
             }
             Ok(HostLine::Dial(key, target)) if self.is_agents(key) => {
                 self.dial(stream, &target).await;
@@ -110,6 +133,11 @@ impl HostPort {
             Ok(_) => debug!("a connection of the guest is not its agent's"),
             Err(error) => debug!(%error, "the guest said an unknown line"),
         }
+    }
+
+    /// Whether this is the agent's key, which the first one is.
+    fn is_first(&self, key: HostKey) -> bool {
+        *self.key.get_or_init(|| key) == key
     }
 
     fn is_agents(&self, key: HostKey) -> bool {
@@ -342,6 +370,7 @@ mod tests {
             "FAIL {\"code\":\"internal\",\"phase\":\"x\",\"message\":\"x\"}".to_owned(),
             format!("DIAL {other} 127.0.0.1:1"),
             format!("MIRROR {other}"),
+            format!("TEE {other} LOG"),
         ] {
             assert!(
                 HostLine::parse(format!("{line}\n").as_bytes()).is_ok(),

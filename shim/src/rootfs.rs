@@ -1,6 +1,8 @@
 //! Where a container's root file system comes from: an image that the guest pulls itself, or a
 //! directory of the host that is shared with a plain guest.
 
+mod layers;
+mod mapped;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use crate::config::Config;
 use crate::disk::FileSystem;
 use crate::spec::amend::HostBind;
 use crate::spec::group::{self, Role};
+pub use layers::{ALLOWED, Layers};
 pub use shared::Shared;
 
 /// The mount option by which a snapshotter hands over a volume of Kata's.
@@ -33,8 +36,8 @@ pub const GUEST_BUNDLES: &str = "/run/kata-containers";
 pub const GUEST_SHARED: &str = "/run/kata-containers/shared/containers";
 /// The option by which a file is mounted as a device.
 const LOOP: &str = "loop";
-/// The file system of disks that every guest mounts.
-const GUEST_FILE_SYSTEM: &str = "ext4";
+/// The file systems of disks that every guest mounts.
+const GUEST_FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
 /// The longest JSON of a volume.
 const MAX_VOLUME: usize = 256 * 1024;
 
@@ -50,6 +53,8 @@ pub enum Source {
     },
     /// A disk of the host, by its path, which the guest mounts.
     Disk(String, FileSystem),
+    /// Files of the host, each a disk of which the guest makes one file system.
+    Layers(Layers),
     /// The host's mounts, through the shared directory.
     Host,
 }
@@ -63,6 +68,9 @@ pub enum RootfsError {
     /// The volume is of another type.
     #[error("volume type {0:?} is not supported: use {GUEST_PULL}")]
     VolumeType(String),
+    /// Layers that cannot be disks.
+    #[error("layers of EROFS: {0}")]
+    Layers(String),
     /// Nothing names the image.
     #[error(
         "no image to pull: neither the volume nor the annotation io.kubernetes.cri.image-name names one"
@@ -102,6 +110,21 @@ pub enum RootfsError {
     /// There is no root file system at all.
     #[error("the task has neither mounts nor a root.path")]
     Nothing,
+    /// Owners cannot be mapped.
+    #[error(
+        "hostUsers: false: {path:?} cannot be mounted with mapped owners ({cause}): its file system must support idmapped mounts, as ext4, xfs, btrfs and tmpfs do"
+    )]
+    Owners {
+        /// What is mounted.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// The snapshotter's mappings are none.
+    #[error(
+        "mount option {0:?}: a mapping is containerID:hostID:size, several with commas between"
+    )]
+    Mapping(String),
     /// A directory or file to mount on cannot be made.
     #[error("make {path:?}: {source}")]
     Make {
@@ -147,7 +170,7 @@ pub fn choose(
     if volume.is_none() && !config.force_guest_pull {
         return match config.tee.is_confidential() {
             true => Err(RootfsError::Confidential),
-            false => Ok(disk(config, mounts).unwrap_or(Source::Host)),
+            false => of_host(config, mounts),
         };
     }
     let volume = volume.unwrap_or_default();
@@ -161,6 +184,18 @@ pub fn choose(
     })
 }
 
+/// What a plain guest has of the host's mounts.
+fn of_host(config: &Config, mounts: &[Mount]) -> Result<Source, RootfsError> {
+    match layers::of(mounts) {
+        Some(_) if config.vm.disable_block_devices => {
+            let text = "disable_block_device_use is set in [hypervisor.qemu]: unset it";
+            Err(RootfsError::Layers(text.to_owned()))
+        }
+        Some(layers) => layers.map(Source::Layers),
+        None => Ok(disk(config, mounts).unwrap_or(Source::Host)),
+    }
+}
+
 /// The disk that is the whole root file system, as snapshotters with block devices give it: of a type that the
 /// guest mounts.
 fn disk(config: &Config, mounts: &[Mount]) -> Option<Source> {
@@ -169,14 +204,15 @@ fn disk(config: &Config, mounts: &[Mount]) -> Option<Source> {
         let kind = found.file_type();
         kind.is_block_device() || kind.is_file() && mount.options.iter().any(|o| o == LOOP)
     });
-    if config.vm.disable_block_devices || mount.type_ != GUEST_FILE_SYSTEM || !is_disk {
+    let is_known = GUEST_FILE_SYSTEMS.contains(&mount.type_.as_str());
+    if config.vm.disable_block_devices || !is_known || !is_disk {
         return None;
     }
     let options = mount.options.iter().filter(|option| *option != LOOP);
     let system = FileSystem {
         kind: mount.type_.clone(),
         options: options.cloned().collect(),
-        group: None,
+        ..FileSystem::default()
     };
     Some(Source::Disk(mount.source.clone(), system))
 }
@@ -188,10 +224,13 @@ pub fn told(error: &RootfsError) -> GuestError {
         RootfsError::Volume(_)
         | RootfsError::VolumeType(_)
         | RootfsError::NoImage
+        | RootfsError::Layers(_)
+        | RootfsError::Mapping(_)
         | RootfsError::Nothing => ErrorCode::InvalidArgument,
         RootfsError::Confidential
         | RootfsError::ConfidentialBind { .. }
         | RootfsError::BindNotShared { .. }
+        | RootfsError::Owners { .. }
         | RootfsError::NotShared => ErrorCode::FailedPrecondition,
         RootfsError::Make { .. } | RootfsError::Mount { .. } => ErrorCode::Internal,
     };
@@ -202,7 +241,7 @@ pub fn told(error: &RootfsError) -> GuestError {
 #[must_use]
 pub fn guest_path(source: &Source, container: &str) -> String {
     match source {
-        Source::GuestPull { .. } | Source::Disk(..) => {
+        Source::GuestPull { .. } | Source::Disk(..) | Source::Layers(_) => {
             format!("{GUEST_BUNDLES}/{container}/rootfs")
         }
         Source::Host => format!("{GUEST_SHARED}/{container}/rootfs"),

@@ -71,6 +71,8 @@ codes! {
     ResourceNotFound = "resource-not-found" => NOT_FOUND,
     /// No evidence could be made, or the broker does not believe it.
     AttestationFailed = "attestation-failed" => PERMISSION_DENIED,
+    /// A sealed secret is malformed, not signed by the owner, or bound to something else.
+    SecretNotOpened = "secret-not-opened" => PERMISSION_DENIED,
     /// The init-data disk or document is malformed, or there is none where one is needed.
     InitDataInvalid = "init-data-invalid" => INVALID_ARGUMENT,
     /// The init-data's digest is not the measured one.

@@ -6,10 +6,11 @@
 //! DIAL <key> registry.example:443  ->  OK
 //!                                  ->  ERR host-not-allowed registry.example is not in relay.allow
 //! MIRROR <key>                     ->  OK, or ERR as above
+//! TEE <key> LOG                    ->  OK and what was asked for (see [`TeeCall`]), or ERR as above
 //! ```
 //!
-//! Containers reach the port too. So the first key that is said with `READY` is the agent's ([`HostKey`]), the
-//! host believes no other, and after `READY` nobody's `FAIL`.
+//! Containers reach the port too. So the first key that is said, with `TEE` or with `READY`, is the agent's
+//! ([`HostKey`]): there is no container yet. The host believes no other, and after `READY` nobody's `FAIL`.
 //!
 //! Lines are at most [`limit::MAX_HOST_LINE`] bytes with their line feed. Whoever reads one must
 //! read no byte beyond it: after `DIAL` the next byte belongs to the relayed connection, and after
@@ -19,7 +20,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::limit;
-use crate::{ErrorCode, GuestError, HostKey, Ready};
+use crate::{ErrorCode, GuestError, HostKey, Ready, TeeCall};
 
 /// Room in a line for what is not the message of an error.
 const MAX_LINE_MESSAGE: usize = 400;
@@ -53,6 +54,9 @@ pub enum LineError {
     /// The word behind the first is no key.
     #[error("line has no key of {} hexadecimal digits", 2 * crate::HOST_KEY_BYTES)]
     Key,
+    /// What is asked behind `TEE` has another form.
+    #[error("line asks nothing that a TEE answers: REPORT, READ, EXTEND and LOG are known")]
+    TeeCall,
     /// The target of `DIAL` is not `host:port`.
     #[error("{0:?} is not <host>:<port>")]
     Target(String),
@@ -152,6 +156,8 @@ pub enum HostLine {
     Dial(HostKey, Target),
     /// Speak to the node's mirror of blobs.
     Mirror(HostKey),
+    /// Ask what stands for the firmware of a simulated TEE.
+    Tee(HostKey, TeeCall),
 }
 
 impl HostLine {
@@ -174,6 +180,10 @@ impl HostLine {
                 Ok(Self::Dial(key, rest.parse()?))
             }
             "MIRROR" => Ok(Self::Mirror(rest.parse()?)),
+            "TEE" => {
+                let (key, rest) = keyed(rest)?;
+                Ok(Self::Tee(key, rest.parse()?))
+            }
             other => Err(LineError::UnknownVerb(shorten(other))),
         }
     }
@@ -191,11 +201,12 @@ impl fmt::Display for HostLine {
             }
             Self::Dial(key, target) => write!(f, "DIAL {key} {target}"),
             Self::Mirror(key) => write!(f, "MIRROR {key}"),
+            Self::Tee(key, call) => write!(f, "TEE {key} {call}"),
         }
     }
 }
 
-/// What the host answers to `DIAL` and `MIRROR`.
+/// What the host answers to `DIAL`, `MIRROR` and `TEE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialAnswer {
     /// Connected: every further byte is the peer's, or the mirror's.

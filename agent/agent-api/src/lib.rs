@@ -20,6 +20,7 @@ mod host_line;
 mod json;
 mod stream_chunk;
 mod stream_line;
+mod tee_call;
 mod trace;
 
 pub mod limit;
@@ -37,6 +38,7 @@ pub use host_line::{DialAnswer, HostLine, LineError, Target};
 pub use protobuf::well_known_types::empty;
 pub use stream_chunk::StreamChunk;
 pub use stream_line::{StreamKind, StreamLine};
+pub use tee_call::TeeCall;
 pub use trace::{SpanId, TRACEPARENT, TraceError, TraceParent};
 
 /// The version of this contract, as `Health.Version` answers it in `grpc_version`.

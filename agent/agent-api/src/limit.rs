@@ -55,6 +55,9 @@ pub const MAX_ROUTES: usize = 1024;
 /// Neighbours that the guest is told.
 pub const MAX_NEIGHBOURS: usize = 1024;
 
+/// One item of an answer to `TEE`, in bytes: a log of a start has the most.
+pub const MAX_TEE_ITEM: usize = 1024 * 1024;
+
 /// A host name in a `DIAL` line, in bytes (RFC 1035, section 2.3.4).
 pub const MAX_HOST_NAME: usize = 253;
 

@@ -8,6 +8,7 @@ use crate::bzimage::{self, BzImageError};
 use crate::cpio::{Archive, CpioError, Node};
 use crate::elf::Elf;
 use crate::kernel::{Kernel, KernelError};
+use crate::lz4;
 use crate::manifest::{self, Digest, Manifest};
 use crate::module::{self, ModuleError, Modules};
 
@@ -15,7 +16,7 @@ use crate::module::{self, ModuleError, Modules};
 pub const VMLINUX: &str = "vmlinux";
 /// The bzImage's name in an image's directory.
 pub const VMLINUZ: &str = "vmlinuz";
-/// The initramfs's name in an image's directory.
+/// The initramfs's name in an image's directory: a cpio archive, packed by [`lz4`].
 pub const INITRAMFS: &str = "initramfs.cpio";
 /// The directories that the agent mounts on or writes to.
 const DIRECTORIES: &[(&str, u32)] = &[
@@ -71,6 +72,9 @@ pub enum ImageError {
     /// The initramfs cannot be written.
     #[error("cannot write the initramfs")]
     Cpio(#[from] CpioError),
+    /// The initramfs cannot be packed.
+    #[error("cannot pack the initramfs")]
+    Pack(#[source] io::Error),
     /// The manifest cannot be written.
     #[error("cannot write the manifest")]
     Manifest(#[from] serde_json::Error),
@@ -111,7 +115,7 @@ pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageE
         path: agent.to_owned(),
         why: error.to_string(),
     })?;
-    let initramfs = initramfs(init, modules)?;
+    let initramfs = lz4::pack(&initramfs(init, modules)?).map_err(ImageError::Pack)?;
     manifest.outputs.push(Digest::new(INITRAMFS, &initramfs));
 
     let mut text = serde_json::to_vec_pretty(&manifest)?;

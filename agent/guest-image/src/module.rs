@@ -38,9 +38,19 @@ pub const DEMAND: &[(&str, &[&str])] = &[
     ("erofs", &["erofs"]),
     ("loop", &["loop"]),
     ("dm-verity", &["dm_verity"]),
-    // dm-crypt asks the kernel for its cipher by name, which no dependency shows.
-    ("dm-crypt", &["dm_crypt", "xts", "aesni_intel"]),
-    // Authenticated encryption: the tags are dm-integrity's to keep, on a device in memory.
+    // dm-crypt asks the kernel for its cipher by name, which no dependency shows. The tags of authenticated
+    // encryption are dm-integrity's to keep, on a device in memory.
+    (
+        "encryption",
+        &[
+            "dm_crypt",
+            "dm_integrity",
+            "loop",
+            "gcm",
+            "xts",
+            "aesni_intel",
+        ],
+    ),
     (
         "scratch",
         &["dm_crypt", "dm_integrity", "loop", "gcm", "aesni_intel"],

@@ -1,10 +1,11 @@
-//! Decompression: of the kernel inside a bzImage and of modules. zstd and gzip are done here;
-//! xz and lz4, which Debian used before and uses for modules, by the host's tools.
+//! Decompression: of the kernel inside a bzImage and of modules. zstd, gzip and lz4 are done
+//! here; xz, which Debian uses for modules, by the host's tool.
 
 use std::io::Read;
 use std::process::Command;
 
 use crate::command::{self, CommandError};
+use crate::lz4;
 
 /// The largest thing that is unpacked, in bytes: a kernel with all its tables is below 100 MiB.
 pub(crate) const UNPACKED_MAX: u64 = 512 << 20;
@@ -48,8 +49,8 @@ pub(crate) fn by_magic(bytes: &[u8]) -> Result<Vec<u8>, UnpackError> {
             xz.args(["--decompress", "--stdout", "--single-stream"]);
             command::filter(&mut xz, bytes)?
         }
-        [0x02, 0x21, 0x4c, 0x18, ..] => {
-            command::filter(Command::new("lz4").args(["-d", "-c"]), bytes)?
+        _ if bytes.starts_with(&lz4::MAGIC) => {
+            lz4::unpack(bytes, UNPACKED_MAX).map_err(|source| damaged("lz4", source))?
         }
         _ => {
             let first = &bytes[..bytes.len().min(6)];
@@ -88,7 +89,8 @@ mod tests {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).unwrap();
         let xz = command::filter(Command::new("xz").arg("-c"), &plain).unwrap();
-        for packed in [plain.clone(), zstd, gzip.finish().unwrap(), xz] {
+        let lz4 = lz4::pack(&plain).unwrap();
+        for packed in [plain.clone(), zstd, gzip.finish().unwrap(), xz, lz4] {
             assert_eq!(by_magic(&packed).unwrap(), plain);
         }
     }

@@ -15,8 +15,8 @@ use agent_api::GuestError;
 use agent_api::content::ContentFile;
 use agent_api::limit;
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat, readlinkat, renameat,
-    symlinkat, unlinkat,
+    AtFlags, CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, linkat, mkdirat, openat, readlinkat,
+    renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -52,7 +52,7 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn begin(slot: &Path, number: u64) -> Result<Self, GuestError> {
-        let name = format!("..set-{number}");
+        let name = name_of(number);
         let begun = || -> Result<(OwnedFd, OwnedFd), Errno> {
             let open = directory(&CWD, slot.as_os_str())?;
             mkdirat(&open, &name, Mode::from_raw_mode(DIRECTORY_MODE))?;
@@ -96,9 +96,42 @@ impl Stage {
         self.write(file).or_internal(PHASE, "write a file")
     }
 
+    /// Takes a file over from the set that is seen, whatever its container has made of it. One that the container
+    /// has removed stays so.
+    pub(super) fn keep(&mut self, seen: u64, path: &str) -> Result<(), GuestError> {
+        let link = || -> Result<bool, io::Error> {
+            let mut from = directory(&self.slot, OsStr::new(&name_of(seen)))?;
+            let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+            for part in above.split('/').filter(|part| !part.is_empty()) {
+                from = directory(&from, OsStr::new(part))?;
+            }
+            let (to, _) = self.parent(path)?;
+            match linkat(&from, name, &to, name, AtFlags::empty()) {
+                Ok(()) => Ok(true),
+                Err(Errno::NOENT) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        };
+        if link().or_internal(PHASE, "keep a file")? {
+            let top = path.split('/').next().unwrap_or_default();
+            self.tops.insert(top.to_owned());
+        }
+        Ok(())
+    }
+
     fn write(&self, file: &ContentFile) -> io::Result<()> {
+        let (parent, rest) = self.parent(&file.path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let made = openat(&parent, rest, flags, Mode::from_raw_mode(CLOSED_MODE))?;
+        let mut made = File::from(made);
+        made.write_all(&file.data)?;
+        settle(&made, file)
+    }
+
+    /// The directory of a file in this set, made where it is missing, and the file's name.
+    fn parent<'a>(&self, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
         let mut parent = self.directory.try_clone()?;
-        let mut rest = file.path.as_str();
+        let mut rest = path;
         while let Some((part, below)) = rest.split_once('/') {
             match mkdirat(&parent, part, Mode::from_raw_mode(DIRECTORY_MODE)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -108,11 +141,7 @@ impl Stage {
             fchmod(&parent, Mode::from_raw_mode(DIRECTORY_MODE))?;
             rest = below;
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let made = openat(&parent, rest, flags, Mode::from_raw_mode(CLOSED_MODE))?;
-        let mut made = File::from(made);
-        made.write_all(&file.data)?;
-        settle(&made, file)
+        Ok((parent, rest))
     }
 
     /// Lets the set be seen in the place of the one before, which goes.
@@ -168,6 +197,10 @@ impl Drop for Stage {
             let _ = fs::remove_dir_all(self.here().join(&self.name));
         }
     }
+}
+
+fn name_of(set: u64) -> String {
+    format!("..set-{set}")
 }
 
 fn directory(at: &impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {

@@ -34,7 +34,56 @@ fn request(kind: Kind, files: Vec<ContentFile>) -> PutContentRequest {
 
 fn put(slots: &Slots, request: &PutContentRequest) -> Result<PutContentResponse, GuestError> {
     let place = slots.place(request)?;
-    slots.put_in(request, &place)
+    Ok(slots.put_in(request, &place, Vec::new())?.0)
+}
+
+fn lend(path: &str) -> Loan {
+    Loan {
+        path: path.to_owned(),
+        sealed: "sealed.a.b.c".to_owned(),
+        lease: std::time::Duration::from_secs(60),
+    }
+}
+
+fn change(path: &str, secret: Option<&[u8]>) -> Change {
+    Change {
+        path: path.to_owned(),
+        secret: secret.map(|secret| secret.to_vec().into()),
+    }
+}
+
+#[test]
+fn a_lent_file_changes_goes_and_comes_with_its_set() {
+    let base = tempfile::tempdir().unwrap();
+    let slots = slots(base.path());
+    let files = [("a", b"1"), ("lent", b"2")].map(|(path, data)| file(base.path(), path, data));
+    let request = request(Kind::DIRECTORY, files.to_vec());
+    let place = slots.place(&request).unwrap();
+    let (answer, lending) = slots.put_in(&request, &place, vec![lend("lent")]).unwrap();
+    let lending = lending.unwrap();
+    let (slot, set, path) = (&lending.slot, lending.set, Path::new(&answer.path));
+    let read = || fs::read(path.join("lent")).ok();
+
+    let before = fs::read_link(path.join("..data")).unwrap();
+    assert!(slots.renew(slot, set, &[change("lent", Some(b"2"))]));
+    assert_eq!(fs::read_link(path.join("..data")).unwrap(), before);
+    assert!(slots.renew(slot, set, &[change("lent", Some(b"3"))]));
+    assert_eq!(read().unwrap(), b"3");
+    assert!(slots.renew(slot, set, &[change("lent", None)]));
+    assert_eq!((read(), seen(path)), (None, vec!["a".to_owned()]));
+    assert!(slots.renew(slot, set, &[change("lent", Some(b"4"))]));
+    assert_eq!(read().unwrap(), b"4");
+
+    // The host's next set is not touched by the loans of the one before, nor is a slot that is gone.
+    let next = PutContentRequest {
+        slot: answer.slot.clone(),
+        ..request
+    };
+    put(&slots, &next).unwrap();
+    assert!(!slots.renew(slot, set, &[change("lent", None)]));
+    assert_eq!(read().unwrap(), b"2");
+    slots.release("c");
+    assert!(!slots.renew(slot, set, &[]));
 }
 
 fn seen(path: &Path) -> Vec<String> {

@@ -18,7 +18,7 @@ use crate::causes::chain;
 use crate::fault::is_disk_full;
 
 /// A failure at the broker. Its text has no secret in it; a refusal's cause stays behind its ticket.
-pub(super) fn of_broker(error: &BrokerError) -> GuestError {
+pub(crate) fn of_broker(error: &BrokerError) -> GuestError {
     let error_of_guest = GuestError::new(broker_code(error), "attest", chain(error));
     match error.ticket() {
         Some(ticket) => error_of_guest.with_ticket(ticket),

@@ -6,8 +6,34 @@ use agent_api::{ErrorCode, GuestError};
 use async_trait::async_trait;
 use attestation_agent::{Broker, BrokerError, ResourceUri};
 use ocicrypt::{Key, KeyError, KeySource};
+use zeroize::Zeroizing;
 
+use super::Images;
 use super::fault::of_broker;
+
+const NO_BROKER: &str = "this guest has no broker: it is a plain VM, or init-data names none";
+
+impl Images {
+    /// A secret of the owner's, through the pod's one session with its broker.
+    ///
+    /// # Errors
+    ///
+    /// The guest has no broker, or the secret did not come; a refusal has the broker's ticket.
+    pub async fn secret(&self, uri: &ResourceUri) -> Result<Zeroizing<Vec<u8>>, GuestError> {
+        let Some(broker) = &self.broker else {
+            let message = format!("{uri}: {NO_BROKER}");
+            return Err(GuestError::new(
+                ErrorCode::KeyUnwrapFailed,
+                "attest",
+                message,
+            ));
+        };
+        match broker.resource(uri).await {
+            Ok(secret) => Ok(secret.into_zeroizing()),
+            Err(error) => Err(of_broker(&error)),
+        }
+    }
+}
 
 /// For one pull: it remembers why a key did not come, in full. The pod's one session with its broker serves all keys;
 /// those that are asked for at once wait for one attestation, and are then fetched side by side.
@@ -51,7 +77,7 @@ impl KeySource for BrokerKeys {
             reason,
         };
         let Some(broker) = &self.broker else {
-            let reason = "this guest has no broker: it is a plain VM, or init-data names none";
+            let reason = NO_BROKER;
             let message = format!("key {kid}: {reason}");
             self.remember(GuestError::new(ErrorCode::KeyUnwrapFailed, "pull", message));
             return Err(unavailable(reason.to_owned()));

@@ -24,6 +24,8 @@ use rustix::mount::{
 
 use super::PHASE;
 use crate::fault::OrFail;
+use crate::idmap;
+use crate::users::Namespace;
 
 /// What the driver is told besides the directories. A directory of the image can be renamed, and a file with several
 /// names stays one when it is written to.
@@ -53,18 +55,90 @@ impl Place {
     /// # Errors
     ///
     /// The step that failed.
-    pub(super) fn mount(&self, layers: &Layers) -> Result<PathBuf, GuestError> {
+    pub(super) fn mount(
+        &self,
+        layers: &Layers,
+        users: Option<&Namespace>,
+    ) -> Result<PathBuf, GuestError> {
         let (point, upper, work) = (point(&self.0), self.0.join("upper"), self.0.join("work"));
         for directory in [&point, &upper, &work] {
             fs::create_dir(directory).or_internal(PHASE, directory.display())?;
         }
         let tree = self.tree();
         // The root shows what the highest directory is.
-        describe_as(&upper, &tree).or_internal(PHASE, upper.display())?;
-        let lowers = std::iter::once(tree.as_path()).chain(layers.paths());
-        overlay(&point, lowers, &upper, &work)
+        describe_as(&upper, &tree, users).or_internal(PHASE, upper.display())?;
+        let lowers: Vec<&Path> = std::iter::once(tree.as_path())
+            .chain(layers.paths())
+            .collect();
+        let mapped = users.map(|users| Mapped::new(self.0.join("mapped"), &lowers, users));
+        let mapped = mapped.transpose().or_internal(PHASE, "map owners")?;
+        let lowers = match &mapped {
+            Some(mapped) => mapped.points.iter().map(PathBuf::as_path).collect(),
+            None => lowers,
+        };
+        overlay(&point, lowers.into_iter(), &upper, &work)
             .or_internal(PHASE, format!("mount an overlay on {}", point.display()))?;
         Ok(point)
+    }
+}
+
+/// Puts together what is mounted already, the highest first. What the container writes goes into `writable`, else into
+/// its own directory. Blocking.
+///
+/// # Errors
+///
+/// The step that failed.
+pub(super) fn stack(
+    directory: &Path,
+    lowers: &[PathBuf],
+    writable: Option<&Path>,
+) -> Result<PathBuf, GuestError> {
+    let above = writable.unwrap_or(directory);
+    let (point, upper, work) = (point(directory), above.join("upper"), above.join("work"));
+    for directory in [&point, &upper, &work] {
+        fs::create_dir_all(directory).or_internal(PHASE, directory.display())?;
+    }
+    if let Some(highest) = lowers.first() {
+        describe_as(&upper, highest, None).or_internal(PHASE, upper.display())?;
+    }
+    let lowers = lowers.iter().map(PathBuf::as_path);
+    overlay(&point, lowers, &upper, &work)
+        .or_internal(PHASE, format!("mount an overlay on {}", point.display()))?;
+    Ok(point)
+}
+
+/// The layers with their owners mapped. The overlay keeps what it is made of, so that these mounts go when it stands.
+#[derive(Debug)]
+struct Mapped {
+    directory: PathBuf,
+    points: Vec<PathBuf>,
+}
+
+impl Mapped {
+    fn new(directory: PathBuf, layers: &[&Path], users: &Namespace) -> std::io::Result<Self> {
+        fs::create_dir(&directory)?;
+        let mut mapped = Self {
+            directory,
+            points: Vec::new(),
+        };
+        for (index, layer) in layers.iter().enumerate() {
+            let point = mapped.directory.join(index.to_string());
+            fs::create_dir(&point)?;
+            mapped.points.push(point.clone());
+            idmap::bind(layer, &point, users.path(), false)?;
+        }
+        Ok(mapped)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        for point in &self.points {
+            // Nothing is mounted on the last where that failed.
+            let _ = unmount(point, UnmountFlags::DETACH);
+            let _ = fs::remove_dir(point);
+        }
+        let _ = fs::remove_dir(&self.directory);
     }
 }
 
@@ -113,9 +187,14 @@ fn overlay<'a>(
 }
 
 /// Gives a directory owner, mode, attributes and time of another.
-fn describe_as(directory: &Path, model: &Path) -> std::io::Result<()> {
+fn describe_as(directory: &Path, model: &Path, users: Option<&Namespace>) -> std::io::Result<()> {
     let meta = fs::symlink_metadata(model)?;
-    chown(directory, Some(meta.uid()), Some(meta.gid()))?;
+    let (uid, gid) = match users.map(Namespace::map) {
+        Some(map) => (map.uid(meta.uid()), map.gid(meta.gid())),
+        None => (Some(meta.uid()), Some(meta.gid())),
+    };
+    // Nobody in the container is an owner that has no mapping.
+    chown(directory, uid, gid)?;
     fs::set_permissions(directory, fs::Permissions::from_mode(meta.mode() & 0o7777))?;
     let mut list = vec![0_u8; XATTR_BYTES];
     let length = match listxattr(model, &mut list) {
@@ -161,7 +240,7 @@ mod tests {
         fs::hard_link(place.tree().join("file"), place.tree().join("other")).unwrap();
         fs::create_dir(place.tree().join("directory")).unwrap();
         fs::set_permissions(place.tree(), fs::Permissions::from_mode(0o711)).unwrap();
-        let root = place.mount(&Layers::default()).unwrap();
+        let root = place.mount(&Layers::default(), None).unwrap();
         assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o711);
         fs::write(root.join("file"), "container").unwrap();
         assert_eq!(fs::read_to_string(root.join("other")).unwrap(), "container");

@@ -26,6 +26,8 @@ use libseccomp::{RawSyscall, ScmpSyscall};
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext};
 use serde::Deserialize;
 
+use super::identity::Ready;
+
 /// Calls that are newer than the libseccomp of Debian 12; their numbers are the same everywhere.
 const NEWER: [(&str, RawSyscall); 19] = [
     ("cachestat", 451),
@@ -84,9 +86,13 @@ struct Linux {
     seccomp: Option<LinuxSeccomp>,
 }
 
-/// The workload of a container: its program, behind its filter.
+/// The workload of a container: its program, behind its filter, in its user namespace.
 #[derive(Clone, Debug)]
-pub(super) struct Filtered(Option<Rc<ScmpFilterContext>>);
+pub(super) struct Filtered {
+    filter: Option<Rc<ScmpFilterContext>>,
+    identity: Option<Ready>,
+    is_first: bool,
+}
 
 impl Filtered {
     /// The filter that a bundle's profile asks for.
@@ -95,13 +101,30 @@ impl Filtered {
         let bundle: Bundle = serde_json::from_slice(&text).map_err(FilterError::Bundle)?;
         let profile = bundle.linux.and_then(|linux| linux.seccomp);
         let filter = profile.as_ref().map(filter).transpose()?;
-        Ok(Self(filter.map(Rc::new)))
+        Ok(Self {
+            filter: filter.map(Rc::new),
+            identity: None,
+            is_first: false,
+        })
+    }
+
+    /// The same for a process that becomes somebody else first: a container's first one, or a further one.
+    pub(super) fn with(self, identity: Option<Ready>, is_first: bool) -> Self {
+        Self {
+            identity,
+            is_first,
+            ..self
+        }
     }
 }
 
 impl Executor for Filtered {
     fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
-        if let Some(filter) = &self.0 {
+        if let Some(identity) = &self.identity {
+            let failed = |error| ExecutorError::Other(format!("enter the user namespace: {error}"));
+            identity.assume(self.is_first).map_err(failed)?;
+        }
+        if let Some(filter) = &self.filter {
             let failed = |error| ExecutorError::Other(format!("load the seccomp filter: {error}"));
             filter.load().map_err(failed)?;
         }

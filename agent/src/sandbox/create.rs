@@ -9,19 +9,22 @@ use std::time::Instant;
 use agent_api::{ErrorCode, GuestError, Phase, agent, oci};
 use image_rs::pull::Layers;
 
+use super::bundle::save;
 use super::making::{self, Maker, Making};
 use super::{MAX_CONTAINERS, STDIO_PORTS, Sandbox, Slot};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Parts, apply_user, remove_state};
+use crate::crypt::Encryption;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::gate::Allowed;
 use crate::image::{self, Rootfs};
 use crate::path::{self, check_container_id};
 use crate::process::Process;
 use crate::spec::{self, Place};
-use crate::storage::{self, Held};
+use crate::storage::{self, Held, OnDisk};
 use crate::trace::PullTrace;
-use crate::{disk, oom, pause};
+use crate::users::{Map, Namespace};
+use crate::{disk, oom, pause, sealed, user, workload};
 
 impl Sandbox {
     /// Makes a container; its process waits for [`Sandbox::start_container`]. Ends early when the container
@@ -101,20 +104,27 @@ impl Sandbox {
         let bundle = bundle(&id);
         fs::create_dir_all(&bundle).or_internal("create", bundle.display())?;
         let asked = &request.OCI.Linux.Resources.HugepageLimits;
-        storages.pages = self.pages.reserve(asked)?;
-        let root = self.root(&id, &request, storages, maker).await?;
+        storages.pages = self.pages.reserve(asked).await?;
+        let shared = self.users_of(&request).await?;
+        let users = shared.as_deref();
+        let owner = users.map(|users| users.map().root()).unwrap_or_default();
+        let root = self.root(&id, &request, storages, maker, users).await?;
         let oci = request.OCI.mut_or_insert_default();
         let process = oci.Process.mut_or_insert_default();
         if let Root::Pulled(rootfs) = &root {
             image::fill_process(process, &rootfs.config)?;
-            image::make_volumes(&rootfs.path, &rootfs.config)?;
+            image::make_volumes(&rootfs.path, &rootfs.config, owner)?;
         }
+        let sealed = sealed::open_environment(self.images.hub(), &mut process.Env, &[]).await?;
         if process.Args.is_empty() && !matches!(root, Root::Pause(_)) {
             return Err(invalid("create", "OCI.Process.Args is empty"));
         }
         apply_user(root.path(), request.string_user.as_ref(), process)?;
+        if users.is_some() {
+            user::fill_home(root.path(), process)?;
+        }
         if !matches!(root, Root::Pause(_)) {
-            path::make_in_root(root.path(), Path::new(&process.Cwd)).or_fail(
+            path::make_in_root(root.path(), Path::new(&process.Cwd), owner).or_fail(
                 ErrorCode::InvalidArgument,
                 "create",
                 format!("working directory {}", process.Cwd),
@@ -138,6 +148,7 @@ impl Sandbox {
         let nodes = self.disks.nodes(&request.devices, wanted, storages).await?;
         let disks: Vec<_> = nodes.iter().map(|node| node.access).collect();
         let mut confined = spec::confine(oci, place)?;
+        workload::mount_sockets(self.images.workload_api(), &mut confined.spec);
         if let Some(linux) = confined
             .spec
             .linux_mut()
@@ -149,11 +160,7 @@ impl Sandbox {
         for (name, value) in &confined.sysctls {
             spec::set_sysctl(name, value)?;
         }
-        let config = bundle.join("config.json");
-        confined
-            .spec
-            .save(&config)
-            .or_internal("create", config.display())?;
+        save(&mut confined.spec, &id, root.path(), users)?;
         let init = match &root {
             Root::Pause(_) => self.runtime.pause(&id, &bundle).await?,
             Root::Shared(_) | Root::Pulled(_) => {
@@ -176,8 +183,11 @@ impl Sandbox {
             bundle,
             cgroup,
             process: first,
+            sealed,
+            annotations: oci.Annotations.clone().into_iter().collect(),
             init,
             filtered,
+            users: shared,
             storages,
             layers,
             oom,
@@ -192,24 +202,31 @@ impl Sandbox {
         request: &agent::CreateContainerRequest,
         storages: &mut Held,
         maker: &Maker,
+        users: Option<&Namespace>,
     ) -> Result<Root, GuestError> {
         let is_pull = |storage: &&agent::Storage| storage.driver == image::DRIVER;
-        for storage in request.storages.iter().filter(|storage| !is_pull(storage)) {
+        let is_stack = |storage: &&agent::Storage| storage.driver == image::STACK;
+        let is_root = |storage: &&agent::Storage| is_pull(storage) || is_stack(storage);
+        for storage in request.storages.iter().filter(|storage| !is_root(storage)) {
             if storage.driver == storage::LOCAL_DRIVER {
                 self.images.ready().await?;
             }
             let point = match storage.driver.as_str() {
-                disk::DRIVER => {
-                    let disk = self.disks.acquire(&storage.source).await?;
-                    storages.disks.push(storage.source.clone());
-                    self.storages.attach_disk(storage, &disk).await?
-                }
+                disk::DRIVER => self.volume(storage, storages, maker).await?,
                 _ => self.storages.attach(storage).await?,
             };
             storages.points.push(point);
         }
         let mut pulls = request.storages.iter().filter(is_pull);
         let Some(pull) = pulls.next() else {
+            if let Some(stack) = request.storages.iter().find(is_stack) {
+                if users.is_some() {
+                    let message = "layers that are disks of the host have no mapped owners: use another snapshotter, or hostUsers: true";
+                    return Err(invalid("create", message));
+                }
+                let stacked = self.images.stack(id, stack, &storages.points).await;
+                return stacked.map(Root::Shared);
+            }
             return path::existing("create", &request.OCI.Root.Path).map(Root::Shared);
         };
         if pulls.next().is_some() {
@@ -225,9 +242,54 @@ impl Sandbox {
             return Ok(Root::Pause(target));
         }
         self.images
-            .pull(id, &pull.source, maker.cancelled(), maker.trace())
+            .pull(id, &pull.source, maker.cancelled(), maker.trace(), users)
             .await
             .map(|rootfs| Root::Pulled(Box::new(rootfs)))
+    }
+
+    /// Mounts a disk of the host, decrypted where it is to be.
+    async fn volume(
+        &self,
+        storage: &agent::Storage,
+        held: &mut Held,
+        maker: &Maker,
+    ) -> Result<PathBuf, GuestError> {
+        let encryption = Encryption::of(&storage.driver_options)?;
+        let cipher = async {
+            match &encryption {
+                Some(encryption) => encryption.cipher(&self.images).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let cipher = tokio::select! {
+            biased;
+            () = maker.cancelled() => return Err(Maker::unwanted()),
+            cipher = cipher => cipher?,
+        };
+        let disk = self.disks.acquire(&storage.source, cipher.is_some());
+        let disk = disk.await?;
+        held.disks.push(storage.source.clone());
+        self.disks.prepare(&storage.fstype).await?;
+        let volume = OnDisk {
+            disk,
+            crypt: Arc::clone(&self.crypt),
+            cipher,
+            formats: encryption.is_some_and(|encryption| encryption.formats()),
+            unwanted: maker.cancel(),
+        };
+        self.storages.attach_disk(storage, volume).await
+    }
+
+    /// The user namespace of a container that is to have one. The process of the sandbox container is the agent's own.
+    async fn users_of(
+        &self,
+        request: &agent::CreateContainerRequest,
+    ) -> Result<Option<Arc<Namespace>>, GuestError> {
+        let map = Map::of(&request.OCI.Linux)?;
+        match map.filter(|_| !pause::is_sandbox(&request.OCI.Annotations)) {
+            Some(map) => self.users.get(&self.runtime, map).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Takes away what a container that could not be made has left.
@@ -344,6 +406,6 @@ fn namespace_of(process: &Process) -> String {
     format!("/proc/{pid}/ns/pid")
 }
 
-fn bundle(id: &str) -> PathBuf {
+pub(super) fn bundle(id: &str) -> PathBuf {
     Path::new(path::BASE).join(id)
 }

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use agent_api::{ErrorCode, GuestError};
 use tokio::sync::watch;
 
 use crate::trace::PullTrace;
@@ -83,6 +84,17 @@ impl Maker {
     /// Whether the container is not wanted any more.
     pub(super) fn is_cancelled(&self) -> bool {
         *self.cancel.borrow()
+    }
+
+    /// Tells a thread whether it is wanted still.
+    pub(super) fn cancel(&self) -> watch::Receiver<bool> {
+        self.cancel.clone()
+    }
+
+    /// What is answered when it is not.
+    pub(super) fn unwanted() -> GuestError {
+        let text = "the container is not wanted any more";
+        GuestError::new(ErrorCode::Cancelled, "create", text)
     }
 
     /// Waits until it is not wanted any more, which may be never.

@@ -91,7 +91,7 @@ impl Sandbox {
                 outcome = Err(error);
             }
         }
-        self.pages.release(&std::mem::take(&mut held.pages));
+        self.pages.release(std::mem::take(&mut held.pages)).await;
         outcome
     }
 

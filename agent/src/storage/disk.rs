@@ -12,52 +12,95 @@ use agent_api::agent;
 use agent_api::types::FSGroupChangePolicy;
 use agent_api::{ErrorCode, GuestError};
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
+use tokio::sync::watch;
 
-use super::{PHASE, mount_options};
-use crate::disk::Disk;
+use super::options::mount_options;
+use super::{OnDisk, PHASE};
+use crate::crypt::Mapped;
 use crate::fault::{OrFail, invalid};
 
 /// Where disks are mounted; the place that Kata's agent knows.
 const PLACE: &str = "/run/kata-containers/sandbox/storage";
-/// The file system that is mounted from a disk: the guest's kernel has no other that can be written to.
-const FILE_SYSTEM: &str = "ext4";
+/// The file system that is made on a disk, and the one that is only read: the guest's kernel has no others.
+const WRITABLE: &str = "ext4";
+const LAYER: &str = "erofs";
 /// The most files that are looked at to give a volume to its group: a creation waits for it.
 const MAX_GIVEN: usize = 4_000_000;
 /// What a group may do with its files and directories.
 const FILE: u32 = 0o660;
 const DIRECTORY: u32 = 0o2770;
 
-/// Mounts a disk.
+/// What the owner of no data waits for.
+const NOT_KEPT: &str = "barrier=0,errors=remount-ro";
+
+/// Mounts a disk; answers what it is decrypted by.
 pub(super) fn mount(
     storage: &agent::Storage,
-    disk: Option<&Disk>,
+    on: Option<&OnDisk>,
     point: &Path,
-) -> Result<(), GuestError> {
+) -> Result<Option<Mapped>, GuestError> {
     let kind = storage.fstype.as_str();
     if !point.starts_with(PLACE) {
         // What lies in a container's directory is removed with it.
         return Err(invalid(PHASE, format!("a disk is mounted below {PLACE}")));
     }
-    if kind != FILE_SYSTEM {
-        let text = format!("file system {kind:?} of a disk: use {FILE_SYSTEM}");
+    if kind != WRITABLE && kind != LAYER {
+        let text = format!("file system {kind:?} of a disk: use {WRITABLE}, or {LAYER}");
         return Err(invalid(PHASE, text));
     }
-    let disk =
-        disk.ok_or_else(|| invalid(PHASE, "a disk is of a container, not of the sandbox"))?;
-    let (flags, data) = mount_options(&storage.options)?;
-    let node = disk.node();
+    let on = on.ok_or_else(|| invalid(PHASE, "a disk is of a container, not of the sandbox"))?;
+    if on.formats && kind != WRITABLE {
+        return Err(invalid(PHASE, format!("an empty disk gets {WRITABLE}")));
+    }
+    let mapped = match &on.cipher {
+        Some(cipher) => {
+            let name = format!("volume-{}", storage.source);
+            Some(on.crypt.open(&name, &on.disk.node(), cipher)?)
+        }
+        None => None,
+    };
+    let mounted = mount_on(storage, on, mapped.as_ref(), point);
+    match (mounted, mapped) {
+        (Ok(()), mapped) => Ok(mapped),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(mapped)) => {
+            // Nobody would know of it.
+            let _ = mapped.close();
+            Err(error)
+        }
+    }
+}
+
+fn mount_on(
+    storage: &agent::Storage,
+    on: &OnDisk,
+    mapped: Option<&Mapped>,
+    point: &Path,
+) -> Result<(), GuestError> {
+    let mut options = storage.options.clone();
+    if let Some(mapped) = mapped.filter(|_| on.formats) {
+        mapped.format()?;
+        options.push(NOT_KEPT.to_owned());
+    }
+    let (flags, data) = mount_options(&options)?;
+    let node = mapped.map_or_else(|| on.disk.node(), |mapped| mapped.node().to_owned());
     let mounted = rustix::mount::mount(
         &node,
         point,
-        kind,
+        storage.fstype.as_str(),
         flags | MountFlags::NODEV,
         data.as_c_str(),
     );
     let source = &storage.source;
+    let kind = &storage.fstype;
     let text = format!("mount {kind} of disk {source} on {}", point.display());
+    let text = match (&on.cipher, on.formats) {
+        (Some(_), false) => format!("{text} (with another key it is no file system)"),
+        _ => text,
+    };
     mounted.or_fail(ErrorCode::FailedPrecondition, PHASE, text)?;
     let given = match storage.fs_group.as_ref() {
-        Some(group) if !flags.contains(MountFlags::RDONLY) => give(point, group),
+        Some(group) if !flags.contains(MountFlags::RDONLY) => give(point, group, &on.unwanted),
         _ => Ok(()),
     };
     if given.is_err() {
@@ -69,7 +112,11 @@ pub(super) fn mount(
 }
 
 /// Gives a tree to a group.
-fn give(top: &Path, group: &agent::FSGroup) -> std::io::Result<()> {
+fn give(
+    top: &Path,
+    group: &agent::FSGroup,
+    unwanted: &watch::Receiver<bool>,
+) -> std::io::Result<()> {
     let id = group.group_id;
     let found = fs::metadata(top)?;
     let is_given = found.gid() == id && found.mode() & DIRECTORY == DIRECTORY;
@@ -78,15 +125,24 @@ fn give(top: &Path, group: &agent::FSGroup) -> std::io::Result<()> {
         return Ok(());
     }
     // The top comes last: what was given in part is not taken for given.
-    give_below(top, id, MAX_GIVEN)?;
+    give_below(top, id, MAX_GIVEN, unwanted)?;
     give_one(top, id).map(drop)
 }
 
-fn give_below(top: &Path, id: u32, max: usize) -> std::io::Result<()> {
+fn give_below(
+    top: &Path,
+    id: u32,
+    max: usize,
+    unwanted: &watch::Receiver<bool>,
+) -> std::io::Result<()> {
     let mut directories = vec![top.to_owned()];
     let mut left = max;
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory)? {
+            if *unwanted.borrow() {
+                let text = "the container is not wanted any more";
+                return Err(std::io::Error::other(text));
+            }
             left = left.checked_sub(1).ok_or_else(|| {
                 let policy =
                     "use fsGroupChangePolicy OnRootMismatch, and give it to the group once";
@@ -147,19 +203,25 @@ mod tests {
         fs::write(at("in/file"), "").unwrap();
         fs::set_permissions(at("in/file"), Permissions::from_mode(0o400)).unwrap();
         symlink(&foreign, at("in/link")).unwrap();
-        give(root.path(), &group(FSGroupChangePolicy::Always)).unwrap();
+        let (cancel, unwanted) = watch::channel(false);
+        let policy = FSGroupChangePolicy::Always;
+        give(root.path(), &group(policy), &unwanted).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!(mode(&at("in/file")), 0o660);
         assert_eq!(mode(&at("in")) & DIRECTORY, DIRECTORY);
         assert_eq!(mode(&foreign), 0o600);
         // What was added since is not looked at where the top is enough.
         fs::set_permissions(at("in/file"), Permissions::from_mode(0o400)).unwrap();
-        give(root.path(), &group(FSGroupChangePolicy::OnRootMismatch)).unwrap();
+        let policy = FSGroupChangePolicy::OnRootMismatch;
+        give(root.path(), &group(policy), &unwanted).unwrap();
         assert_eq!(mode(&at("in/file")), 0o400);
         let own = rustix::process::getegid().as_raw();
-        let error = give_below(root.path(), own, 2).unwrap_err();
+        let error = give_below(root.path(), own, 2, &unwanted).unwrap_err();
         assert!(error.to_string().contains("more than 2"), "{error}");
-        give_below(root.path(), own, 3).unwrap();
+        give_below(root.path(), own, 3, &unwanted).unwrap();
+        cancel.send_replace(true);
+        let error = give_below(root.path(), own, 3, &unwanted).unwrap_err();
+        assert!(error.to_string().contains("not wanted"), "{error}");
     }
 
     #[test]

@@ -6,11 +6,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod binding;
 mod guid;
 mod ovmf;
 pub mod snp;
 pub mod tdx;
 
-pub use binding::{Binding, HOST_DATA_BYTES, MRCONFIGID_BYTES, host_data, mrconfigid};
+pub use evidence::init_data::{Binding, HOST_DATA_BYTES, MRCONFIGID_BYTES, host_data, mrconfigid};
 pub use ovmf::TableError;

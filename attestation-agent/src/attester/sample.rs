@@ -35,6 +35,11 @@ impl Attester for SampleAttester {
             cause: error.to_string(),
         })
     }
+
+    fn launch_bound(&self) -> Result<Vec<u8>, AttestError> {
+        let bound = self.launch_bound.as_ref();
+        Ok(bound.map_or_else(Vec::new, |digest| digest.as_bytes().to_vec()))
+    }
 }
 
 #[cfg(test)]

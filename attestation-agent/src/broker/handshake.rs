@@ -8,10 +8,12 @@
 
 use std::sync::Arc;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use evidence::eventlog::{self, LOG_END};
 use http::{HeaderMap, HeaderValue, header::SET_COOKIE};
 use kbs_protocol::{
-    AttestRequest, AuthRequest, AuthResponse, ErrorKind, InitData, RuntimeData, SESSION_COOKIE,
-    TeeEvidence, TeeKeyPair, TokenResponse,
+    AttestRequest, AuthRequest, AuthResponse, EVENT_LOG, ErrorKind, InitData, Ours, RuntimeData,
+    SESSION_COOKIE, TeeEvidence, TeeKeyPair, TokenResponse,
     limit::{AUTH_BODY_BYTES, NONCE_CHARS, TOKEN_BYTES},
     report_data,
 };
@@ -22,7 +24,7 @@ use super::{
     BrokerError, Step,
     exchange::{Exchange, Failure},
 };
-use crate::{AttestError, Attester, token::Token};
+use crate::{AttestError, Attester, EventLog, token::Token};
 
 /// Characters of the session's cookie; Trustee's has 32.
 const COOKIE_CHARS: usize = 4096;
@@ -32,12 +34,15 @@ pub(super) struct Identity {
     pub(super) attester: Arc<dyn Attester>,
     pub(super) keys: Arc<TeeKeyPair>,
     pub(super) init_data: Option<String>,
+    pub(super) log: Option<Arc<EventLog>>,
 }
 
 /// The broker gave a challenge.
 pub(super) struct Challenged {
     nonce: String,
     cookie: HeaderValue,
+    /// What the broker takes besides what all do.
+    takes: Ours,
 }
 
 /// The broker believed the evidence.
@@ -67,6 +72,7 @@ impl Challenged {
         }
         let cookie = session_cookie(&answer.headers);
         Ok(Self {
+            takes: challenge.ours(),
             nonce: challenge.nonce,
             cookie: cookie.ok_or_else(|| protocol("no session cookie that can be sent back"))?,
         })
@@ -79,15 +85,18 @@ impl Challenged {
     ) -> Result<Attested, BrokerError> {
         let step = Step::Attest;
         let tee_pubkey = identity.keys.public();
-        let report_data = report_data(&self.nonce, &tee_pubkey, "");
+        let additional_evidence = identity.additional(self.takes)?;
+        let report_data = report_data(&self.nonce, &tee_pubkey, &additional_evidence);
         let attester = identity.attester.clone();
+        let raw = self.takes.raw_evidence;
         // Firmware takes its time, and the guest has other work.
-        let evidence = spawn_blocking(move || attester.report(&report_data))
+        let evidence = spawn_blocking(move || match raw {
+            true => attester.raw_report(&report_data),
+            false => attester.report(&report_data),
+        });
+        let evidence = evidence
             .await
-            .map_err(|error| AttestError::Report {
-                tee: identity.attester.kind(),
-                cause: error.to_string(),
-            })??;
+            .map_err(|error| identity.no_report(&error))??;
         let request = AttestRequest {
             init_data: identity.init_data.as_deref().map(InitData::toml),
             runtime_data: RuntimeData {
@@ -96,7 +105,7 @@ impl Challenged {
             },
             tee_evidence: TeeEvidence {
                 primary_evidence: evidence,
-                additional_evidence: String::new(),
+                additional_evidence,
             },
         };
         let body = json(step, &request)?;
@@ -114,6 +123,27 @@ impl Challenged {
             })?,
             keys: identity.keys.clone(),
         })
+    }
+}
+
+impl Identity {
+    fn no_report(&self, cause: &dyn std::fmt::Display) -> AttestError {
+        AttestError::Report {
+            tee: self.attester.kind(),
+            cause: cause.to_string(),
+        }
+    }
+
+    /// The log, where no register answers for it and the broker takes it: the report answers for the text.
+    fn additional(&self, takes: Ours) -> Result<String, AttestError> {
+        let log = self.log.as_ref().filter(|log| !log.has_registers());
+        let Some(log) = log.filter(|_| takes.event_log) else {
+            return Ok(String::new());
+        };
+        let bytes = log.held(|entries| [&eventlog::header()[..], entries, &LOG_END].concat());
+        let bytes = bytes.map_err(|error| self.no_report(&error))?;
+        let text = BASE64_STANDARD.encode(bytes);
+        Ok(serde_json::json!({ EVENT_LOG: text }).to_string())
     }
 }
 

@@ -1,20 +1,21 @@
 //! The broker's client: one attestation serves every secret of the pod.
 //!
 //! The first request attests; those that come meanwhile wait for it and share its outcome. The token
-//! is renewed shortly before its end, and once when the broker no longer takes it. A refusal that
+//! is renewed shortly before its end (see `renewal.rs`), and once when the broker no longer takes it. A refusal that
 //! another attestation cannot cure is final at once.
 
 mod config;
 mod error;
 mod exchange;
 mod handshake;
+mod renewal;
 mod retry;
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +23,7 @@ use std::{
 use evidence::init_data::InitData;
 use kbs_protocol::{ErrorKind, Jwe, ResourceUri, Secret, TeeKeyPair, limit::JWE_BYTES};
 use tokio::{
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, watch},
     time::{Instant, timeout_at},
 };
 use transport::{Client, Dial};
@@ -30,7 +31,7 @@ use transport::{Client, Dial};
 pub use config::{BrokerConfig, ConfigError};
 pub use error::{BrokerError, Step};
 
-use crate::Attester;
+use crate::{Attester, EventLog};
 pub use exchange::Traced;
 use exchange::{Exchange, Failure, Refusal};
 use handshake::{Attested, Challenged, Identity};
@@ -44,6 +45,10 @@ pub struct Broker {
     /// Attestations that ended, well or not; read before the lock is taken.
     ended: AtomicU64,
     state: Mutex<State>,
+    /// Whether the token was used since it came.
+    used: AtomicBool,
+    /// When the token in use is to be renewed without anybody's asking.
+    renewal: watch::Sender<Option<Instant>>,
 }
 
 /// What the guest knows of its own attestation.
@@ -84,11 +89,22 @@ impl Broker {
                 attester,
                 keys: Arc::new(TeeKeyPair::generate(kbs_protocol::KeyKind::default())?),
                 init_data: init_data.map(|data| data.text().to_owned()),
+                log: None,
             },
             deadline: config.deadline,
             ended: AtomicU64::new(0),
             state: Mutex::default(),
+            used: AtomicBool::new(false),
+            renewal: watch::Sender::new(None),
         })
+    }
+
+    /// The same with the log of what happens in the guest. Registers that the evidence has answer for it;
+    /// where there are none, it goes with the evidence to a broker that asks for it.
+    #[must_use]
+    pub fn with_event_log(mut self, log: Arc<EventLog>) -> Self {
+        self.identity.log = Some(log);
+        self
     }
 
     /// Names the spans (W3C's `traceparent`) under which the broker is asked, for a token and for secrets, until
@@ -105,6 +121,16 @@ impl Broker {
     pub async fn attest(&self) -> Result<Attestation, BrokerError> {
         let deadline = Deadline::after(self.deadline);
         Ok(self.session(deadline, None).await?.attestation)
+    }
+
+    /// The broker's token for this guest. It attests first where that is needed.
+    ///
+    /// # Errors
+    /// When the guest cannot be proved; the variant says why.
+    pub async fn token(&self) -> Result<String, BrokerError> {
+        let deadline = Deadline::after(self.deadline);
+        let session = self.session(deadline, None).await?;
+        Ok(session.attested.token.text().to_owned())
     }
 
     /// A secret of the broker, opened. It attests first where that is needed.
@@ -165,6 +191,7 @@ impl Broker {
         let mut state = timeout_at(deadline.at, self.state.lock())
             .await
             .map_err(|_| deadline.error(Step::Attest))?;
+        self.used.store(true, Ordering::Relaxed);
         if let Some(session) = state.usable(stale) {
             return Ok(session);
         }
@@ -182,25 +209,12 @@ impl Broker {
         number: u64,
     ) -> Result<Arc<Session>, BrokerError> {
         let started = Instant::now();
-        let handshake = || async {
-            let challenged = Challenged::ask(&self.exchange, &self.identity).await?;
-            challenged.answer(&self.exchange, &self.identity).await
-        };
-        let outcome = deadline.retry(Step::Attest, handshake).await;
+        let outcome = self.handshake(deadline).await;
         let took = started.elapsed();
         self.ended.store(number, Ordering::Release);
         let tee = self.identity.attester.kind();
         match outcome {
-            Ok(attested) => {
-                tracing::info!(%tee, number, took_ms = took.as_millis(), "attested");
-                let session = Arc::new(Session {
-                    attested,
-                    attestation: Attestation { number, took },
-                });
-                state.session = Some(session.clone());
-                state.last_failure = None;
-                Ok(session)
-            }
+            Ok(attested) => Ok(self.install(state, attested, Attestation { number, took })),
             Err(error) => {
                 tracing::warn!(%tee, number, %error, "not attested");
                 state.session = None;
@@ -208,6 +222,36 @@ impl Broker {
                 Err(error)
             }
         }
+    }
+}
+
+impl Broker {
+    async fn handshake(&self, deadline: Deadline) -> Result<Attested, BrokerError> {
+        let handshake = || async {
+            let challenged = Challenged::ask(&self.exchange, &self.identity).await?;
+            challenged.answer(&self.exchange, &self.identity).await
+        };
+        deadline.retry(Step::Attest, handshake).await
+    }
+
+    fn install(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        attested: Attested,
+        attestation: Attestation,
+    ) -> Arc<Session> {
+        let Attestation { number, took } = attestation;
+        let tee = self.identity.attester.kind();
+        tracing::info!(%tee, number, took_ms = took.as_millis(), "attested");
+        let early = attested.token.renew_early();
+        let session = Arc::new(Session {
+            attested,
+            attestation,
+        });
+        state.session = Some(session.clone());
+        state.last_failure = None;
+        self.renewal.send_replace(early);
+        session
     }
 }
 

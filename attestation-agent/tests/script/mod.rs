@@ -36,6 +36,7 @@ const COOKIE: &str = "kbs-session-id=sess1";
 #[derive(Clone)]
 pub(crate) enum Reply {
     Status(u16, String),
+    Redirect(u16, String),
     Hang,
     Honest,
 }
@@ -60,7 +61,11 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn new() -> Self {
-        let key = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
+        Self::of(NAME)
+    }
+
+    pub(crate) fn of(name: &str) -> Self {
+        let key = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
         Self {
             pem: key.cert.pem(),
             key_pem: key.signing_key.serialize_pem(),
@@ -133,6 +138,12 @@ impl Script {
                 respond(200, "{}")
             }
             Reply::Status(status, body) => respond(status, &body),
+            Reply::Redirect(status, to) => {
+                let mut response = respond(status, "");
+                let headers = response.headers_mut();
+                headers.insert("location", to.parse().unwrap());
+                response
+            }
             Reply::Honest => match endpoint.as_str() {
                 "auth" => self.auth(&body),
                 "attest" => self.attest(&head.headers, &body),

@@ -9,7 +9,7 @@
     reason = "each test binary uses a part of it"
 )]
 
-mod tool;
+pub(crate) mod tool;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -21,8 +21,8 @@ pub use error::{ERROR_TYPE_PREFIX, ErrorInformation, ErrorKind};
 pub use jwe::{Jwe, JweError, seal};
 pub use key::{KeyError, KeyKind, TeeKeyPair, TeePubKey};
 pub use message::{
-    AttestRequest, AuthRequest, AuthResponse, InitData, NegotiationError, RuntimeData, TeeEvidence,
-    TokenResponse,
+    AttestRequest, AuthRequest, AuthResponse, EVENT_LOG, InitData, NegotiationError, Ours,
+    RuntimeData, TeeEvidence, TokenResponse,
 };
 pub use report_data::{HASH_ALGORITHM, REPORT_DATA_BYTES, device_report_data, report_data};
 pub use resource::{ResourceError, ResourcePath, ResourceUri};

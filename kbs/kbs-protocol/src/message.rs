@@ -16,6 +16,15 @@ use serde_json::{Value, json};
 
 use crate::{TeePubKey, VERSION, report_data::HASH_ALGORITHM};
 
+/// The member of `extra-params` in which a guest lists what it can say beyond the protocol, and that in
+/// which a broker answers what it takes of it.
+const SUPPORTED: &str = "cloister-supported";
+const SELECTED: &str = "cloister-selected";
+const RAW_EVIDENCE: &str = "raw-evidence";
+/// What a guest without registers calls its log in the additional evidence: base64 of a log in TCG's form,
+/// for which the report's data answers, since the text is hashed into it.
+pub const EVENT_LOG: &str = "event-log";
+
 /// The guest opens a handshake.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -35,7 +44,10 @@ impl AuthRequest {
         Self {
             version: VERSION.to_owned(),
             tee: tee.into(),
-            extra_params: json!({ "supported-hash-algorithms": [HASH_ALGORITHM] }),
+            extra_params: json!({
+                "supported-hash-algorithms": [HASH_ALGORITHM],
+                SUPPORTED: [RAW_EVIDENCE, EVENT_LOG],
+            }),
         }
     }
 
@@ -48,12 +60,19 @@ impl AuthRequest {
             return Ok(Value::String(String::new()));
         };
         let named = |value: &Value| value.as_str().is_some_and(is_hash);
-        match offered.as_array() {
+        let mut answer = match offered.as_array() {
             Some(list) if list.iter().any(named) => {
-                Ok(json!({ "selected-hash-algorithm": HASH_ALGORITHM }))
+                json!({ "selected-hash-algorithm": HASH_ALGORITHM })
             }
-            Some(_) | None => Err(NegotiationError::Hash),
+            Some(_) | None => return Err(NegotiationError::Hash),
+        };
+        // A guest that does not ask for them sees nothing that others do not answer.
+        if let Some(asked) = self.extra_params.get(SUPPORTED).and_then(Value::as_array) {
+            let both = [RAW_EVIDENCE, EVENT_LOG].into_iter();
+            let both = both.filter(|name| asked.iter().any(|asked| asked == name));
+            answer[SELECTED] = both.collect();
         }
+        Ok(answer)
     }
 
     /// The name of the appraisal policies that the guest asks for, where it asks for one.
@@ -91,6 +110,26 @@ impl AuthResponse {
             Some(_) => Err(NegotiationError::Hash),
         }
     }
+
+    /// What the broker takes of ours; nothing where it is another's.
+    #[must_use]
+    pub fn ours(&self) -> Ours {
+        let selected = self.extra_params.get(SELECTED).and_then(Value::as_array);
+        let has = |name: &str| selected.is_some_and(|all| all.iter().any(|one| one == name));
+        Ours {
+            raw_evidence: has(RAW_EVIDENCE),
+            event_log: has(EVENT_LOG),
+        }
+    }
+}
+
+/// What our ends say to each other beyond the protocol, where both know it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ours {
+    /// Evidence in its shortest form: a report's bytes in base64.
+    pub raw_evidence: bool,
+    /// A log in the additional evidence, below [`EVENT_LOG`].
+    pub event_log: bool,
 }
 
 /// The guest answers the challenge. `E` is its evidence: JSON in whatever form the reader takes it.
@@ -197,6 +236,29 @@ mod tests {
         assert_eq!(auth.negotiate(), Err(NegotiationError::Hash));
         auth.extra_params = json!("");
         assert_eq!(auth.negotiate().unwrap(), json!(""));
+    }
+
+    #[test]
+    fn what_both_know_is_said_and_to_peers_nothing_changes() {
+        let answer = |extra_params| AuthResponse {
+            nonce: String::new(),
+            extra_params,
+        };
+        let all = Ours {
+            raw_evidence: true,
+            event_log: true,
+        };
+        let mut auth = AuthRequest::new("snp");
+        assert_eq!(answer(auth.negotiate().unwrap()).ours(), all);
+        auth.extra_params[SUPPORTED] = json!([EVENT_LOG, "later", 7]);
+        let said = answer(auth.negotiate().unwrap()).ours();
+        assert_eq!((said.raw_evidence, said.event_log), (false, true));
+        auth.extra_params = json!({"supported-hash-algorithms": ["sha384"]});
+        let peers = json!({"selected-hash-algorithm": "sha384"});
+        assert_eq!(auth.negotiate().unwrap(), peers);
+        for theirs in [json!(""), peers, json!({SELECTED: "raw-evidence"})] {
+            assert_eq!(answer(theirs).ours(), Ours::default());
+        }
     }
 
     #[test]

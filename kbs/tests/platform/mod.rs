@@ -4,7 +4,12 @@
 
 pub(crate) mod td;
 
-use std::{fs, path::Path, process, sync::LazyLock};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+    sync::LazyLock,
+};
 
 use evidence::{
     init_data::InitData,
@@ -40,15 +45,21 @@ fn root(name: &str) -> DevelopmentRoot {
 
 /// A broker that accepts simulated SEV-SNP and TDX, and whatever else is listed.
 pub(crate) fn broker(also: &[&str]) -> Deployment {
-    let kept = |name: &str, text: &str| {
-        let name = format!("{}-{name}", process::id());
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::write(&path, text).unwrap();
-        path
-    };
-    let snp = kept("snp.pem", &ROOT.certificates_pem().unwrap());
-    let tdx = kept("tdx.pem", &td::TD_ROOT.certificates_pem().unwrap());
-    let collateral = kept("collateral.json", &td::collateral().to_string());
+    // Once: another broker of this process may just read them.
+    static KEPT: LazyLock<[PathBuf; 3]> = LazyLock::new(|| {
+        let kept = |name: &str, text: &str| {
+            let name = format!("{}-{name}", process::id());
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        [
+            kept("snp.pem", &ROOT.certificates_pem().unwrap()),
+            kept("tdx.pem", &td::TD_ROOT.certificates_pem().unwrap()),
+            kept("collateral.json", &td::collateral().to_string()),
+        ]
+    });
+    let [snp, tdx, collateral] = &*KEPT;
     let kinds = also.iter().chain(&["sim-snp", "sim-tdx"]);
     let kinds: Vec<_> = kinds.map(|kind| format!("{kind:?}")).collect();
     Deployment::start_with(&[], |config| {

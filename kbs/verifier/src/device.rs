@@ -15,7 +15,7 @@ use serde::{
 };
 use serde_json::{Value, json, value::RawValue};
 
-use crate::{Failure, REPORT_DATA_BYTES, failure::shorten, sample::binds};
+use crate::{Failure, REPORT_DATA_BYTES, event_log, failure::shorten, sample::binds};
 
 /// The most devices of one guest.
 const DEVICES: usize = 16;
@@ -30,29 +30,40 @@ pub struct DeviceClaims {
     pub evidence: Value,
 }
 
+/// What comes beside the primary evidence.
+#[derive(Debug, Default)]
+pub struct Additional<'a> {
+    /// Evidence of each device.
+    pub devices: BTreeMap<Device, &'a RawValue>,
+    /// The log of a guest without registers ([`event_log`]).
+    pub event_log: Option<&'a RawValue>,
+}
+
 /// Reads the map and accepts the devices that the configuration lists. An empty text is an empty map.
 ///
 /// # Errors
 /// When the text is no map, or a device is unknown or not listed.
-pub fn accept<'a>(
-    text: &'a str,
-    accepted: &BTreeSet<Device>,
-) -> Result<BTreeMap<Device, &'a RawValue>, Failure> {
+pub fn accept<'a>(text: &'a str, accepted: &BTreeSet<Device>) -> Result<Additional<'a>, Failure> {
+    let mut additional = Additional::default();
     if text.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(additional);
     }
     let Map(map) =
         serde_json::from_str(text).map_err(|error| malformed(MAP, &error.to_string()))?;
-    let one = |(name, evidence): (String, &'a RawValue)| {
+    for (name, evidence) in map {
+        if name == event_log::NAME {
+            additional.event_log = Some(evidence);
+            continue;
+        }
         let device: Device = name.parse().map_err(|_| Failure::UnknownDevice {
             name: shorten(&name),
         })?;
         if !accepted.contains(&device) {
             return Err(Failure::DeviceNotAccepted { device });
         }
-        Ok((device, evidence))
-    };
-    map.into_iter().map(one).collect()
+        additional.devices.insert(device, evidence);
+    }
+    Ok(additional)
 }
 
 /// Names and what each has, unread and not too many: a body may be full of small ones.
@@ -151,7 +162,7 @@ mod tests {
         let text =
             json!({"sampledevice": {"svn": "1", "report_data": BASE64_STANDARD.encode(bound)}});
         let text = text.to_string();
-        let devices = accept(&text, &listed()).unwrap();
+        let devices = accept(&text, &listed()).unwrap().devices;
         let evidence = devices[&Device::Sample];
         let claims = verify(Device::Sample, evidence, &bound).unwrap();
         assert_eq!(claims.evidence, json!({"svn": "1"}));
@@ -177,7 +188,9 @@ mod tests {
             assert!(failure.to_string().contains(word), "{failure}");
             assert_eq!(failure.explain().claim, "additional_evidence");
         }
-        assert!(accept("", &BTreeSet::new()).unwrap().is_empty());
-        assert!(accept("{}", &BTreeSet::new()).unwrap().is_empty());
+        for text in ["", "{}"] {
+            let nothing = accept(text, &BTreeSet::new()).unwrap();
+            assert!(nothing.devices.is_empty() && nothing.event_log.is_none());
+        }
     }
 }

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod device;
+pub mod event_log;
 mod failure;
 pub mod sample;
 pub mod snp;

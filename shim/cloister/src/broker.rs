@@ -114,15 +114,42 @@ impl Broker {
         let (status, body) = self
             .ask(Method::POST, &format!("resource/{}", kid.path()), body)
             .await?;
-        if status.is_success() {
-            return Ok(());
-        }
-        let detail: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let detail = detail["detail"]
-            .as_str()
-            .unwrap_or("no reason given")
-            .to_owned();
-        bail!("the broker did not take key {kid}: {detail} [{status}]")
+        taken(status, &body, &format!("take key {kid}"))
+    }
+
+    /// The reference values of this name that hold or will, as the broker lists them.
+    pub(super) async fn reference_values(&self, name: &str) -> anyhow::Result<Vec<Value>> {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("prefix", name);
+        let path = format!("reference-value?{}", query.finish());
+        let (status, body) = self.ask(Method::GET, &path, Bytes::new()).await?;
+        taken(status, &body, "list its reference values")?;
+        let mut list: Vec<Value> = serde_json::from_slice(&body)
+            .context("the broker lists reference values in another form")?;
+        list.retain(|value| value["name"] == name);
+        Ok(list)
+    }
+
+    /// Gives the broker a message with reference values.
+    pub(super) async fn add_reference_values(&self, message: &Value) -> anyhow::Result<()> {
+        let body = Bytes::from(message.to_string());
+        let (status, body) = self.ask(Method::POST, "reference-value", body).await?;
+        taken(status, &body, "take the reference values")
+    }
+
+    /// Takes back what a name got with one change.
+    pub(super) async fn withdraw_reference_values(
+        &self,
+        name: &str,
+        version: i64,
+    ) -> anyhow::Result<()> {
+        let segment: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
+        let path = format!(
+            "reference-value/{}?version={version}",
+            segment.replace('+', "%20")
+        );
+        let (status, body) = self.ask(Method::DELETE, &path, Bytes::new()).await?;
+        taken(status, &body, "withdraw a reference value")
     }
 
     async fn ask(
@@ -148,4 +175,14 @@ impl Broker {
             bytes_capped(answer.into_body(), ANSWER_BYTES_MAX).await?,
         ))
     }
+}
+
+/// Whether the broker did what it was asked for; else what it says.
+fn taken(status: StatusCode, body: &[u8], what: &str) -> anyhow::Result<()> {
+    if status.is_success() {
+        return Ok(());
+    }
+    let detail: Value = serde_json::from_slice(body).unwrap_or_default();
+    let detail = detail["detail"].as_str().unwrap_or("no reason given");
+    bail!("the broker did not {what}: {detail} [{status}]")
 }

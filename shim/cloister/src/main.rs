@@ -11,7 +11,10 @@ mod broker;
 mod check;
 mod collect;
 mod config;
+mod dev_tee;
+mod direct_volume;
 mod image;
+mod image_set;
 mod init_data;
 mod key;
 mod keyprovider;
@@ -51,9 +54,18 @@ enum Command {
     /// Check a configuration of the shim, Kata's or Cloister's, and show what holds.
     #[command(subcommand)]
     Config(config::Command),
+    /// Make a development root, by which pods attest on machines without a TEE.
+    #[command(subcommand)]
+    DevTee(dev_tee::Command),
+    /// Describe volumes that the guest mounts itself, ask how full they are, and make them larger, as storage
+    /// drivers do with `kata-runtime direct-volume`.
+    #[command(subcommand)]
+    DirectVolume(direct_volume::Command),
     /// Encrypt, decrypt and inspect images.
     #[command(subcommand)]
     Image(image::Command),
+    /// Sign the guest image, compare two, and let a broker expect an upgrade.
+    ImageSet(image_set::ImageSet),
     /// Write init-data and tell its digest.
     #[command(subcommand)]
     InitData(init_data::Command),
@@ -159,7 +171,10 @@ impl Cli {
             Command::Collect(collect) => collect.run().await?,
             Command::Completions(completions) => completions.run(Cli::command())?,
             Command::Config(command) => return command.run(),
+            Command::DevTee(command) => command.run()?,
+            Command::DirectVolume(command) => command.run().await?,
             Command::Image(command) => command.run().await?,
+            Command::ImageSet(command) => return command.run().await,
             Command::InitData(command) => command.run()?,
             Command::Keyprovider(serve) => serve.run().await?,
             Command::Man(man) => man.run(Cli::command())?,

@@ -42,20 +42,45 @@ impl Sandbox {
                 directory.path().display()
             );
         }
-        let mut config = ClientConfig::new(Roots::web());
-        // It is a socket of this host that only root can open.
-        config.plain_http = PlainHttp::Allow;
-        Ok(Monitor {
-            name: sandbox.clone(),
-            client: Client::new(Arc::new(MonitorDial(directory)), config)?,
-        })
+        Monitor::of(sandbox, directory)
+    }
+}
+
+/// What a shim answered instead.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(super) struct Refused {
+    status: http::StatusCode,
+    text: String,
+}
+
+impl Refused {
+    /// Whether it has nothing of what was asked for.
+    pub(super) fn is_not_found(&self) -> bool {
+        self.status == http::StatusCode::NOT_FOUND
     }
 }
 
 impl Monitor {
+    /// The shim of a state directory.
+    pub(super) fn of(name: &str, directory: StateDir) -> Result<Self> {
+        let mut config = ClientConfig::new(Roots::web());
+        // It is a socket of this host that only root can open.
+        config.plain_http = PlainHttp::Allow;
+        Ok(Self {
+            name: name.to_owned(),
+            client: Client::new(Arc::new(MonitorDial(directory)), config)?,
+        })
+    }
+
     /// What the shim answers under a path.
     pub(super) async fn ask(&self, path: &str) -> Result<String> {
         let request = http::Request::get(format!("http://shim{path}")).body(Bytes::new())?;
+        self.send(request).await
+    }
+
+    /// What the shim answers to a request.
+    pub(super) async fn send(&self, request: http::Request<Bytes>) -> Result<String> {
         let answer = self.client.send(request).await;
         let (head, body) = answer
             .with_context(|| format!("ask the shim of {}", self.name))?
@@ -63,7 +88,8 @@ impl Monitor {
         let body = bytes_capped(body, MAX_ANSWER).await?;
         let text = String::from_utf8_lossy(&body);
         if !head.status.is_success() {
-            bail!("{}", text.trim_end());
+            let (status, text) = (head.status, text.trim_end().to_owned());
+            return Err(Refused { status, text }.into());
         }
         Ok(text.into_owned())
     }

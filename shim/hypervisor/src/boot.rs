@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,15 @@ use tracing::{debug, info};
 
 use crate::accel::{self, Resolved};
 use crate::console::{self, CONSOLE_TAIL, Panic, Reading, STDERR_TAIL};
+use crate::nic::CardFds;
 use crate::qemu::{Facts, VsockDevice, arguments};
 use crate::qmp::{Event, Qmp, Version};
-use crate::spec::{CheckedSpec, Scratch, VmSpec, Vsock};
+use crate::spec::{Accel, CheckedSpec, Scratch, VmSpec, Vsock};
 use crate::supervise::{self, Cause, Exit, Launch, Process, Started, Status};
 use crate::tail::Tail;
+use crate::tee;
 use crate::tsc;
+use crate::vhost_net;
 use crate::vm::{BootError, GREETING_TIMEOUT, QUIT_TIMEOUT};
 use crate::vsock::{Device, Incoming, KernelDevice, UserDevice};
 
@@ -40,6 +43,7 @@ pub(crate) struct Greeted {
     pub(crate) console: Tail,
     pub(crate) stderr: Tail,
     pub(crate) accel: Resolved,
+    pub(crate) kernel_command_line: String,
     pub(crate) at: Instant,
 }
 
@@ -54,7 +58,14 @@ pub(crate) struct Prepared {
 }
 
 pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
-    let accel = accel::resolve(spec.spec().accel)?;
+    let memory_encryption = match &spec.spec().confidential {
+        Some(wanted) => tee::ready(wanted, &spec.spec().qemu).await?,
+        None => None,
+    };
+    let accel = match &spec.spec().confidential {
+        Some(_) => accel::resolve(Accel::Kvm).map_err(BootError::NoKvm)?,
+        None => accel::resolve(spec.spec().accel)?,
+    };
     let measuring = (accel == Resolved::Tcg).then(|| tokio::task::spawn_blocking(tsc::measure_khz));
     let (qmp, qmp_end) = socket_pair().map_err(BootError::Socket)?;
     let (console, console_end) = socket_pair().map_err(BootError::Socket)?;
@@ -65,7 +76,7 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         None => None,
     };
     let scratch = spec.spec().scratch.as_ref().map(make_scratch).transpose()?;
-    let taps = taps(spec.spec()).map_err(BootError::Socket)?;
+    let cards = cards(spec.spec(), accel).map_err(BootError::Socket)?;
     let facts = Facts {
         accel,
         tsc_khz,
@@ -74,14 +85,18 @@ pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
         scratch_fd: scratch.as_ref().map(AsRawFd::as_raw_fd),
-        tap_fds: taps
+        cards: cards
             .iter()
-            .map(|tap| tap.as_ref().map(AsRawFd::as_raw_fd))
+            .map(|card| card.as_ref().map(OwnedCard::fds))
             .collect(),
+        memory_encryption,
     };
     let mut descriptors = vec![qmp_end, console_end, made.descriptor];
     descriptors.extend(scratch);
-    descriptors.extend(taps.into_iter().flatten());
+    for card in cards.into_iter().flatten() {
+        descriptors.push(card.tap);
+        descriptors.extend(card.vhost);
+    }
     Ok(Prepared {
         facts,
         vsock: made.device,
@@ -103,7 +118,7 @@ fn make_vsock(spec: &VmSpec, incoming: mpsc::Sender<OwnedFd>) -> io::Result<Made
     let kernel = match spec.vsock {
         Vsock::User => false,
         Vsock::Kernel => true,
-        Vsock::Auto => KernelDevice::is_available(),
+        Vsock::Auto => spec.confidential.is_none() && KernelDevice::is_available(),
     };
     if kernel {
         let (device, descriptor) = KernelDevice::open(spec.host_port, incoming)?;
@@ -145,11 +160,32 @@ fn make_scratch(scratch: &Scratch) -> Result<OwnedFd, BootError> {
         })
 }
 
+/// What QEMU inherits for an interface.
+struct OwnedCard {
+    tap: OwnedFd,
+    vhost: Option<OwnedFd>,
+}
+
+impl OwnedCard {
+    fn fds(&self) -> CardFds {
+        CardFds {
+            tap: self.tap.as_raw_fd(),
+            vhost: self.vhost.as_ref().map(AsRawFd::as_raw_fd),
+        }
+    }
+}
+
 /// Descriptors of our own of the interfaces' devices: those of the spec go with the spec.
-fn taps(spec: &VmSpec) -> io::Result<Vec<Option<OwnedFd>>> {
+fn cards(spec: &VmSpec, accel: Resolved) -> io::Result<Vec<Option<OwnedCard>>> {
+    let has_vhost = vhost_net::is_wanted(spec, accel);
+    let card = |tap: BorrowedFd<'_>| {
+        Ok(OwnedCard {
+            tap: tap.try_clone_to_owned()?,
+            vhost: has_vhost.then(vhost_net::open).flatten(),
+        })
+    };
     let taps = spec.nics.iter().map(crate::Nic::tap);
-    taps.map(|tap| tap.map(|tap| tap.try_clone_to_owned()).transpose())
-        .collect()
+    taps.map(|tap| tap.map(card).transpose()).collect()
 }
 
 /// Our end, registered with the runtime, and QEMU's.
@@ -166,6 +202,7 @@ impl Prepared {
     }
 
     pub(crate) async fn start(self, spec: &CheckedSpec) -> Result<(Greeted, Incoming), BootError> {
+        let kernel_command_line = crate::qemu::command_line(spec, &self.facts);
         let arguments = arguments(spec, &self.facts);
         debug!(vm = spec.spec().name, ?arguments, "starting QEMU");
         let launch = Launch {
@@ -214,6 +251,7 @@ impl Prepared {
             console: tails.0,
             stderr: tails.1,
             accel: self.facts.accel,
+            kernel_command_line,
             at,
         };
         Ok((greeted, self.incoming))

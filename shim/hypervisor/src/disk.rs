@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ use crate::spec::VmSpec;
 pub const MAX_HOT_DISKS: usize = 128;
 /// What the controller is on the command line. One queue, as Kata has it.
 pub(crate) const CONTROLLER: &str = "id=scsi,num_queues=1";
+/// Bytes of a disk come in these.
+const SECTOR: u64 = 512;
 /// How long QEMU may use a disk's file after the disk is gone.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const RELEASE_POLL: Duration = Duration::from_millis(10);
@@ -82,6 +85,21 @@ pub enum DiskError {
         /// What QEMU said.
         source: QmpError,
     },
+    /// What is behind it is smaller than it is to be.
+    #[error(
+        "disk {address} is to have {wanted} bytes and the host's has {there}: make that larger first"
+    )]
+    Small {
+        /// Of the disk.
+        address: Address,
+        /// What was asked for.
+        wanted: u64,
+        /// What there is.
+        there: u64,
+    },
+    /// Nothing is there.
+    #[error("there is no disk {0}")]
+    None(Address),
     /// It would not go.
     #[error("disk {address} does not go: {source}")]
     Held {
@@ -182,6 +200,32 @@ impl Disks {
         }
         places.taken.insert(address, disk.file);
         Ok(address)
+    }
+
+    /// Lets the guest see how large the device or the file of a disk has become, which is at least `wanted` bytes.
+    /// Nothing of the host's is made larger or smaller by this.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub async fn grow(&self, address: Address, wanted: u64) -> Result<(), DiskError> {
+        let places = self.places.lock().await;
+        let file = places.taken.get(&address).ok_or(DiskError::None(address))?;
+        // Seeking asks the kernel alone.
+        let there = (&*file).seek(SeekFrom::End(0)).unwrap_or_default() / SECTOR * SECTOR;
+        if there < wanted {
+            return Err(DiskError::Small {
+                address,
+                wanted,
+                there,
+            });
+        }
+        let name = node(address);
+        let arguments = json!({ "node-name": name, "size": there });
+        let grown = self.qmp.ask("block_resize", arguments).await;
+        grown.map(drop).map_err(|source| DiskError::Qmp {
+            path: name.into(),
+            source,
+        })
     }
 
     /// Takes a disk away. What the guest wrote to it is on the host's device afterwards; what the guest still

@@ -23,6 +23,15 @@ pub struct Nic {
     tap: Option<Arc<OwnedFd>>,
 }
 
+/// The descriptors of an interface that is no user network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CardFds {
+    /// The tap.
+    pub tap: RawFd,
+    /// The kernel's end of the card, where it has one.
+    pub vhost: Option<RawFd>,
+}
+
 /// Why the interfaces were refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NicError {
@@ -88,9 +97,13 @@ pub(crate) fn check(nics: &[Nic]) -> Result<(), NicError> {
 }
 
 /// The words of `-netdev`: a tap, which QEMU neither sets up nor down, or the user network of IPv4.
-pub(crate) fn backend(index: usize, fd: Option<RawFd>) -> String {
-    match fd {
-        Some(fd) => format!("tap,id=net{index},fd={fd},vhost=off"),
+pub(crate) fn backend(index: usize, fds: Option<CardFds>) -> String {
+    match fds {
+        Some(CardFds { tap, vhost: None }) => format!("tap,id=net{index},fd={tap},vhost=off"),
+        Some(CardFds {
+            tap,
+            vhost: Some(vhost),
+        }) => format!("tap,id=net{index},fd={tap},vhost=on,vhostfd={vhost}"),
         None => format!("user,id=net{index},ipv6=off"),
     }
 }
@@ -100,7 +113,7 @@ pub(crate) fn card(index: usize, mac: [u8; 6]) -> String {
     format!("netdev=net{index},mac={}", spelled(mac))
 }
 
-fn spelled(mac: [u8; 6]) -> String {
+pub(crate) fn spelled(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -128,6 +141,9 @@ mod tests {
         let mac = [2, 0, 0, 0, 0, 1];
         assert!(Nic::user(mac).tap().is_none() && Nic::user(mac) != nic(mac));
         assert_eq!(backend(1, None), "user,id=net1,ipv6=off");
-        assert_eq!(backend(0, Some(7)), "tap,id=net0,fd=7,vhost=off");
+        let fds = |vhost| Some(CardFds { tap: 7, vhost });
+        assert_eq!(backend(0, fds(None)), "tap,id=net0,fd=7,vhost=off");
+        let with_vhost = "tap,id=net0,fd=7,vhost=on,vhostfd=8";
+        assert_eq!(backend(0, fds(Some(8))), with_vhost);
     }
 }

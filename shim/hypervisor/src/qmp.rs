@@ -8,13 +8,16 @@
 //! What QEMU says is not trusted further than a guest that took it over: lines have a cap, and an
 //! unknown reply ends the connection with a named error.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -96,6 +99,7 @@ pub struct Qmp {
 struct Command {
     name: &'static str,
     arguments: Value,
+    descriptor: Option<OwnedFd>,
     reply: oneshot::Sender<Result<Value, QmpError>>,
 }
 
@@ -162,7 +166,7 @@ impl Qmp {
                 ));
             }
         };
-        wire.execute("qmp_capabilities", &json!({})).await?;
+        wire.execute("qmp_capabilities", &json!({}), None).await?;
         let (commands, command_receiver) = mpsc::channel(MAX_COMMANDS);
         tokio::spawn(serve(wire, command_receiver));
         Ok((Self { commands }, version, event_receiver))
@@ -206,10 +210,21 @@ impl Qmp {
         name: &'static str,
         arguments: Value,
     ) -> Result<Value, QmpError> {
+        self.ask_with(name, arguments, None).await
+    }
+
+    /// The same with a descriptor that QEMU is to have.
+    pub(crate) async fn ask_with(
+        &self,
+        name: &'static str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
         let command = Command {
             name,
             arguments,
+            descriptor,
             reply,
         };
         let answered = async {
@@ -231,8 +246,8 @@ async fn serve(mut wire: Wire, mut commands: mpsc::Receiver<Command>) {
     loop {
         tokio::select! {
             command = commands.recv() => {
-                let Some(Command { name, arguments, reply }) = command else { return };
-                let result = wire.execute(name, &arguments).await;
+                let Some(Command { name, arguments, descriptor, reply }) = command else { return };
+                let result = wire.execute(name, &arguments, descriptor).await;
                 let broken = matches!(&result, Err(error) if !matches!(error, QmpError::Refused { .. }));
                 let _ = reply.send(result);
                 if broken { return }
@@ -264,13 +279,17 @@ struct Wire {
 }
 
 impl Wire {
-    async fn execute(&mut self, name: &str, arguments: &Value) -> Result<Value, QmpError> {
+    async fn execute(
+        &mut self,
+        name: &str,
+        arguments: &Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let wanted = self.next_id;
         self.next_id += 1;
         let mut line = json!({ "execute": name, "arguments": arguments, "id": wanted }).to_string();
         line.push('\n');
-        self.writer
-            .write_all(line.as_bytes())
+        self.send(line.as_bytes(), descriptor)
             .await
             .map_err(QmpError::Socket)?;
         loop {
@@ -291,6 +310,19 @@ impl Wire {
                 }
             }
         }
+    }
+
+    /// A descriptor travels with the first bytes.
+    async fn send(&mut self, line: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
+        let mut sent = 0;
+        if let Some(descriptor) = descriptor {
+            let socket: &UnixStream = self.writer.as_ref();
+            let send = || send_with(socket.as_fd(), line, descriptor.as_fd());
+            sent = socket.async_io(Interest::WRITABLE, send).await?;
+        }
+        self.writer
+            .write_all(line.get(sent..).unwrap_or_default())
+            .await
     }
 
     async fn receive(&mut self) -> Result<Message, QmpError> {
@@ -326,6 +358,15 @@ impl Wire {
             debug!(%error, "QMP event dropped");
         }
     }
+}
+
+fn send_with(socket: BorrowedFd<'_>, line: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    beside.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let flags = SendFlags::NOSIGNAL;
+    Ok(sendmsg(socket, &[IoSlice::new(line)], &mut beside, flags)?)
 }
 
 fn shorten(text: &str) -> String {

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::growth::{self, Growth, GrowthError};
 use crate::nic::{self, Nic, NicError};
+use crate::tee::{self, Confidential, Unfit};
 
 /// The most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;
@@ -142,6 +143,10 @@ pub struct VmSpec {
     pub scratch: Option<Scratch>,
     /// Whether disks may come and go while it runs.
     pub hot_disks: bool,
+    /// Whether network interfaces may come while it runs; a microvm never has them.
+    pub hot_nics: bool,
+    /// Whether the kernel serves the network cards, where it can (`/dev/vhost-net`).
+    pub vhost_net: bool,
     /// A shared directory.
     pub shared_fs: Option<SharedFs>,
     /// Network interfaces, in this order.
@@ -159,6 +164,8 @@ pub struct VmSpec {
     pub state_dir: PathBuf,
     /// Firmware in place of the machine's own (SeaBIOS, or qboot on a microvm).
     pub firmware: Option<PathBuf>,
+    /// What keeps the host out of it.
+    pub confidential: Option<Confidential>,
     /// The QEMU program: a path, or a name to be looked up in `PATH`.
     pub qemu: PathBuf,
 }
@@ -181,6 +188,8 @@ impl VmSpec {
             disks: Vec::new(),
             scratch: None,
             hot_disks: false,
+            hot_nics: false,
+            vhost_net: true,
             shared_fs: None,
             nics: Vec::new(),
             vsock: Vsock::default(),
@@ -188,6 +197,7 @@ impl VmSpec {
             console_log: None,
             state_dir: state_dir.to_owned(),
             firmware: None,
+            confidential: None,
             qemu: PathBuf::from("qemu-system-x86_64"),
         }
     }
@@ -217,6 +227,9 @@ pub enum SpecError {
     /// It may grow in a way in which it cannot.
     #[error(transparent)]
     Growth(#[from] GrowthError),
+    /// It cannot be a confidential guest.
+    #[error(transparent)]
+    Confidential(#[from] Unfit),
     /// A file that the VM needs is not there.
     #[error("the {what} {path:?} is not {expected}")]
     Missing {
@@ -310,6 +323,7 @@ impl TryFrom<VmSpec> for CheckedSpec {
     fn try_from(spec: VmSpec) -> Result<Self, SpecError> {
         check_shape(&spec)?;
         growth::check(&spec)?;
+        tee::check(&spec)?;
         check_kernel_params(&spec)?;
         check_disks(&spec)?;
         nic::check(&spec.nics)?;
@@ -457,7 +471,7 @@ fn check_path(
     Ok(())
 }
 
-fn is_plain_word(text: &str, longest: usize) -> bool {
+pub(crate) fn is_plain_word(text: &str, longest: usize) -> bool {
     !text.is_empty()
         && text.len() <= longest
         && text

@@ -20,9 +20,12 @@ use crate::accel::{KvmUnusable, Resolved};
 use crate::boot::{Greeted, prepare};
 use crate::disk::Disks;
 use crate::growth::Hotplug;
-use crate::qmp::{QmpError, Version};
+use crate::hot_nic::HotNics;
+use crate::qmp::{Qmp, QmpError, Version};
 use crate::spec::{CheckedSpec, SpecError, VmSpec};
 use crate::supervise::{Cause, Exit, Status};
+use crate::tee::NotReady;
+use crate::vhost_net;
 use crate::vsock::{Connector, Incoming, VsockStream};
 
 /// The oldest QEMU whose command line was tried.
@@ -48,6 +51,12 @@ pub enum BootError {
         "KVM was asked for and cannot be used: {0}; set the accelerator to \"auto\" or \"tcg\""
     )]
     Kvm(#[from] KvmUnusable),
+    /// A confidential guest has no other accelerator.
+    #[error("a confidential guest needs KVM: {0}")]
+    NoKvm(#[source] KvmUnusable),
+    /// The host or QEMU cannot launch the confidential guest that was asked for.
+    #[error("no confidential guest is launched, and nothing in its place: {0}")]
+    Tee(#[from] NotReady),
     /// The vsock device cannot be made.
     #[error("vsock device: {0}")]
     Vsock(#[source] io::Error),
@@ -100,6 +109,31 @@ pub struct Timings {
     pub running: Duration,
 }
 
+/// Tells whether a VM stands still because somebody wants it to.
+#[derive(Debug)]
+pub struct Pulse {
+    qmp: Qmp,
+    pid: u32,
+}
+
+impl Pulse {
+    /// Whether QEMU was stopped by a signal, or the guest over the control socket.
+    pub async fn is_paused(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        if stat.is_ok_and(|stat| is_stopped(&stat)) {
+            return true;
+        }
+        let status = self.qmp.query_status().await;
+        status.is_ok_and(|status| status != "running")
+    }
+}
+
+/// The state in a line of `proc_pid_stat(5)`, behind the name, which may have blanks and brackets.
+fn is_stopped(stat: &str) -> bool {
+    let behind = stat.rsplit_once(") ").map(|(_, behind)| behind);
+    behind.is_some_and(|behind| behind.starts_with(['T', 't']))
+}
+
 /// A running VM. Dropping it kills and reaps QEMU.
 #[derive(Debug)]
 pub struct Vm {
@@ -107,6 +141,7 @@ pub struct Vm {
     incoming: Option<Incoming>,
     hotplug: Option<Hotplug>,
     disks: Option<Disks>,
+    nics: Option<HotNics>,
     timings: Timings,
 }
 
@@ -124,9 +159,11 @@ impl Vm {
         let forked = Instant::now();
         let (qemu, incoming) = prepared.start(&spec).await?;
         let greeted = qemu.at;
+        let vhost = vhost_net::is_wanted(spec.spec(), qemu.accel);
         let mut vm = Self {
             hotplug: Hotplug::new(qemu.qmp.clone(), spec.spec(), qemu.accel, is_shared),
             disks: Disks::new(&qemu.qmp, spec.spec()),
+            nics: HotNics::new(&qemu.qmp, spec.spec(), vhost),
             qemu,
             incoming: Some(incoming),
             timings: Timings {
@@ -177,6 +214,12 @@ impl Vm {
         self.disks.as_ref()
     }
 
+    /// What lets network interfaces come, where they may.
+    #[must_use]
+    pub fn hot_nics(&self) -> Option<&HotNics> {
+        self.nics.as_ref()
+    }
+
     /// `None` as long as the VM runs, then how it ended.
     #[must_use]
     pub fn exited(&self) -> watch::Receiver<Option<Exit>> {
@@ -207,10 +250,25 @@ impl Vm {
         self.qemu.process.pid()
     }
 
+    /// What the guest's kernel was started with.
+    #[must_use]
+    pub fn kernel_command_line(&self) -> &str {
+        &self.qemu.kernel_command_line
+    }
+
     /// The accelerator that was chosen.
     #[must_use]
     pub fn accel(&self) -> Resolved {
         self.qemu.accel
+    }
+
+    /// What tells whether the VM is paused, for who does not have it.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse {
+            qmp: self.qemu.qmp.clone(),
+            pid: self.pid(),
+        }
     }
 
     /// Waits up to `grace` for the end of a VM whose guest was asked to power off (by its agent:
@@ -274,5 +332,18 @@ impl Vm {
             Ok(exit) => BootError::Exited(exit),
             Err(_) => error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_stopped_is_told_from_one_that_waits() {
+        assert!(is_stopped("7 (qemu) T 1 7"));
+        assert!(is_stopped("7 (a) S) b) t 1 7"));
+        assert!(!is_stopped("7 (qemu T 1) S 1 7"));
+        assert!(!is_stopped(""));
     }
 }

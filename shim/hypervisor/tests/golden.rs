@@ -6,12 +6,23 @@ use std::fs;
 use std::path::Path;
 
 use hypervisor::accel::Resolved;
-use hypervisor::qemu::{Facts, VsockDevice, arguments};
+use hypervisor::nic::CardFds;
+use hypervisor::qemu::{Facts, VsockDevice, arguments, measured_command_line};
 use hypervisor::spec::DiskFormat;
-use hypervisor::{CheckedSpec, Disk, Growth, Machine, Nic, Scratch, SharedFs, VmSpec};
+use hypervisor::tee::host::MemoryEncryption;
+use hypervisor::tee::{
+    DEFAULT_CPU_MODEL, DEFAULT_POLICY, ID_AUTH_BYTES, IdBlock, QuoteService, Snp, Tdx,
+};
+use hypervisor::{
+    CheckedSpec, Confidential, Disk, Growth, Machine, Nic, Scratch, SharedFs, VmSpec,
+};
 
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
+const EPYC: Option<MemoryEncryption> = Some(MemoryEncryption {
+    c_bit: 51,
+    reduced_phys_bits: 5,
+});
 
 fn lines(
     machine: Machine,
@@ -32,10 +43,12 @@ fn lines(
     }
     let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
     spec.machine = machine;
+    spec.vhost_net = false;
     spec.initrd = Some(dir.path().join("initrd"));
     spec.kernel_params = vec!["cloister.tee=none".to_owned()];
     change(&mut spec);
     let spec = CheckedSpec::try_from(spec).unwrap();
+    let is_measured = spec.spec().confidential.is_some();
     let tsc_khz = (accel == Resolved::Tcg).then_some(2_445_379);
     let facts = Facts {
         accel,
@@ -45,10 +58,21 @@ fn lines(
         qmp_fd: 10,
         console_fd: 11,
         scratch_fd: spec.spec().scratch.is_some().then_some(13),
-        tap_fds: (14..).take(spec.spec().nics.len()).map(Some).collect(),
+        cards: (14..)
+            .take(spec.spec().nics.len())
+            .map(|tap| {
+                Some(CardFds {
+                    tap,
+                    vhost: spec.spec().vhost_net.then_some(tap + 10),
+                })
+            })
+            .collect(),
+        memory_encryption: EPYC.filter(|_| spec.spec().confidential.is_some()),
     };
     let mut text = String::new();
-    for word in arguments(&spec, &facts) {
+    let words = arguments(&spec, &facts);
+    assert!(!is_measured || words.contains(&measured_command_line(&spec)));
+    for word in words {
         text.push_str(if word.starts_with('-') { "\n" } else { " " });
         text.push_str(&word);
     }
@@ -106,6 +130,9 @@ fn every_shape_has_its_golden_line() {
         let name = format!("{machine_name}-disks");
         holds(&name, &lines(machine, Resolved::Tcg, USER, disks));
         let hot = |spec: &mut VmSpec| spec.hot_disks = true;
+        let hot_nics = |spec: &mut VmSpec| spec.hot_nics = true;
+        let name = format!("{machine_name}-hot-nics");
+        holds(&name, &lines(machine, Resolved::Kvm, KERNEL, hot_nics));
         let name = format!("{machine_name}-hot-disks");
         holds(&name, &lines(machine, Resolved::Kvm, KERNEL, hot));
         let reclaims = |spec: &mut VmSpec| {
@@ -144,6 +171,12 @@ fn every_shape_has_its_golden_line() {
             &format!("{machine_name}-nics"),
             &lines(machine, Resolved::Kvm, KERNEL, nics),
         );
+        let vhost = |spec: &mut VmSpec| {
+            nics(spec);
+            spec.vhost_net = true;
+        };
+        let name = format!("{machine_name}-nics-vhost");
+        holds(&name, &lines(machine, Resolved::Kvm, KERNEL, vhost));
         let all = |spec: &mut VmSpec| {
             disks(spec);
             shared_fs(spec);
@@ -155,6 +188,113 @@ fn every_shape_has_its_golden_line() {
             &format!("{machine_name}-all"),
             &lines(machine, Resolved::Kvm, KERNEL, all),
         );
+    }
+}
+
+fn snp() -> Snp {
+    Snp {
+        cpu_model: DEFAULT_CPU_MODEL.to_owned(),
+        policy: DEFAULT_POLICY,
+        host_data: [7; 32],
+        id_block: None,
+    }
+}
+
+fn tdx() -> Tdx {
+    Tdx {
+        mrconfigid: [7; 48],
+        mrowner: [0; 48],
+        mrownerconfig: [0; 48],
+        quotes: QuoteService::Vsock { port: 4050 },
+    }
+}
+
+/// All that such a VM can have.
+fn confidential(spec: &mut VmSpec, wanted: Confidential) {
+    disks(spec);
+    spec.scratch = Some(Scratch {
+        directory: spec.state_dir.clone(),
+        mib: 1024,
+        serial: "scratch".to_owned(),
+    });
+    spec.vcpus = 4;
+    spec.memory_mib = 2048;
+    spec.firmware = Some(spec.state_dir.join("OVMF.fd"));
+    spec.confidential = Some(wanted);
+}
+
+#[test]
+fn every_shape_of_a_confidential_guest_has_its_golden_line() {
+    let mut block = [0; 96];
+    block[88..].copy_from_slice(&DEFAULT_POLICY.to_le_bytes());
+    let pinned = |author| Snp {
+        id_block: IdBlock::new(&block, &[author; ID_AUTH_BYTES]).ok(),
+        cpu_model: "EPYC-Genoa-v1".to_owned(),
+        ..snp()
+    };
+    let owned = Tdx {
+        mrowner: [8; 48],
+        mrownerconfig: [9; 48],
+        quotes: QuoteService::Unix("/run/tdx-qgs/qgs.socket".into()),
+        ..tdx()
+    };
+    for (name, wanted) in [
+        ("snp", Confidential::Snp(snp())),
+        ("snp-id-block", Confidential::Snp(pinned(0))),
+        ("snp-author", Confidential::Snp(pinned(1))),
+        ("tdx", Confidential::Tdx(tdx())),
+        ("tdx-owner", Confidential::Tdx(owned)),
+    ] {
+        let change = |spec: &mut VmSpec| confidential(spec, wanted);
+        let lines = lines(Machine::Q35, Resolved::Kvm, USER, change);
+        // 5464 letters of which all are one: a file of them says no more than their number.
+        let short = lines
+            .replace(&"A".repeat(5460), "$A5460")
+            .replace(&"AQEB".repeat(1365), "$AQEB1365");
+        holds(name, &short);
+    }
+}
+
+#[test]
+fn what_a_confidential_guest_cannot_have_is_refused() {
+    type Change = fn(&mut VmSpec);
+    let changes: [(Change, &str); 10] = [
+        (|spec| spec.machine = Machine::Microvm, "q35"),
+        (|spec| spec.accel = hypervisor::Accel::Tcg, "KVM"),
+        (|spec| spec.reclaims = true, "memory back"),
+        (|spec| spec.hot_disks = true, "disk later"),
+        (|spec| spec.hot_nics = true, "card later"),
+        (shared_fs, "directory"),
+        (|spec| spec.firmware = None, "firmware"),
+        (|spec| spec.vsock = hypervisor::Vsock::Kernel, "vsock"),
+        (
+            |spec| {
+                spec.growth = Some(Growth {
+                    max_vcpus: 8,
+                    max_memory_mib: 4096,
+                    memory_slots: 1,
+                });
+            },
+            "grow",
+        ),
+        (
+            |spec| {
+                let policy = 1 << 19;
+                spec.confidential = Some(Confidential::Snp(Snp { policy, ..snp() }));
+            },
+            "DEBUG",
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["vmlinux", "one.img", "two,2.img", "fs.sock", "OVMF.fd"] {
+        fs::write(dir.path().join(name), b"x").unwrap();
+    }
+    for (change, named) in changes {
+        let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
+        confidential(&mut spec, Confidential::Snp(snp()));
+        change(&mut spec);
+        let error = CheckedSpec::try_from(spec).unwrap_err().to_string();
+        assert!(error.contains(named), "{named}: {error}");
     }
 }
 
@@ -192,7 +332,8 @@ fn a_port_other_than_the_wanted_one_is_told_to_the_guest() {
         qmp_fd: 10,
         console_fd: 11,
         scratch_fd: None,
-        tap_fds: Vec::new(),
+        cards: Vec::new(),
+        memory_encryption: None,
     };
     assert!(!arguments(&spec, &facts).join(" ").contains("host_port"));
     facts.host_port = 40_000;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    footprint::keep_small();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match shim::bootstrap::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,19 +7,24 @@
 //! <https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md>
 
 mod asked;
+#[cfg(test)]
+mod crio;
 mod delete;
 mod serve;
 mod start;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use containerd_shim::Flags;
 use thiserror::Error;
 
-use crate::hooks;
+use crate::{hooks, idmap, rootfs};
 
 /// The name that containerd knows this runtime by.
 pub const RUNTIME: &str = "io.containerd.cloister.v2";
+/// The annotation that tells containerd which mounts it leaves to the shim (2.2, `docs/mounts.md`).
+const ALLOW_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 /// Where containerd 1.x lets shims have their sockets.
 const SOCKET_DIRECTORY: &str = "/run/containerd/s";
 
@@ -99,6 +104,9 @@ pub fn run(arguments: &[std::ffi::OsString]) -> Result<(), BootstrapError> {
     if flags.action == hooks::HOLD {
         return hooks::hold().map_err(step("hold a namespace"));
     }
+    if flags.action == idmap::USERS {
+        return idmap::hold().map_err(step("hold a user namespace"));
+    }
     check(&flags)?;
     match flags.action.as_str() {
         "start" => start::start(&flags),
@@ -108,11 +116,13 @@ pub fn run(arguments: &[std::ffi::OsString]) -> Result<(), BootstrapError> {
     }
 }
 
-/// Answers containerd's question before any pod: the name, and nothing to check specifications by.
+/// Answers containerd's question before any pod: the name, what of a root file system is left to us, and nothing to
+/// check specifications by.
 fn info() -> Result<(), BootstrapError> {
     use containerd_shim_protos::protobuf::Message;
     let info = containerd_shim_protos::types::introspection::RuntimeInfo {
         name: RUNTIME.to_owned(),
+        annotations: HashMap::from([(ALLOW_MOUNTS.to_owned(), rootfs::ALLOWED.to_owned())]),
         ..Default::default()
     };
     let bytes = info.write_to_bytes().unwrap_or_default();

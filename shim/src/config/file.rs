@@ -1,6 +1,8 @@
 //! Reads `configuration.toml` and its drop-ins into a [`Config`], and tells all that is wrong with them
 //! and all that is worth knowing.
 
+mod tee;
+
 use std::path::{Path, PathBuf};
 
 use toml::Value;
@@ -9,7 +11,7 @@ use tracing::debug;
 use super::key::{self, Fate, VMMS};
 use super::problem::{ConfigError, Note, Place, Problem};
 use super::source::{Setting, Source};
-use super::{Config, SharedFs, Vm};
+use super::{Config, SharedFs, Vm, confidential};
 
 /// The table that is honoured, of those for VMMs.
 const QEMU: &str = "hypervisor.qemu";
@@ -265,6 +267,7 @@ impl Inspection {
             (Some(_), None, None) => self.config.vm.initrd = None,
             _ => {}
         }
+        self.settle_tee(source);
         if at("shared_fs").is_none() && self.config.tee.is_confidential() {
             self.config.vm.shared_fs = SharedFs::None;
         }
@@ -339,6 +342,7 @@ pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &
             "set shared_fs = \"none\"",
         ));
     }
+    confidential::consistent(config)?;
     if let Some(most) = vm.max_vcpus.filter(|most| vm.vcpus > *most) {
         return Err((
             "hypervisor.qemu.default_vcpus",

@@ -12,86 +12,36 @@
 
 mod allow;
 pub mod annotation;
+pub mod confidential;
 pub mod file;
 mod key;
 mod observe;
+mod path;
 pub mod problem;
 mod source;
+mod tee;
 
 #[cfg(test)]
 mod shipped;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_api::Target;
 use hypervisor::spec::MAX_SCRATCH_MIB;
 use hypervisor::{Accel, Machine};
 
+pub use confidential::Confidential;
 pub use file::{Inspection, inspect, load};
 pub use observe::{LogTo, Observe};
+pub use path::{DEFAULT_PATHS, KATA_PATH_VARIABLE, PATH_VARIABLE, choose, from_environment};
 pub use problem::{ConfigError, Note, Place, Problem};
+pub use tee::Tee;
 
-use crate::mirror;
+use crate::{dev_tee, mirror};
 
-/// The environment variable that names the configuration file.
-pub const PATH_VARIABLE: &str = "CLOISTER_CONFIG";
-/// Kata's own variable, which counts where [`PATH_VARIABLE`] is not set.
-pub const KATA_PATH_VARIABLE: &str = "KATA_CONF_FILE";
-/// The files of which the first that exists is read where nothing names another: Cloister's, and
-/// those where Kata's are, in the order in which Kata looks.
-pub const DEFAULT_PATHS: &[&str] = &[
-    "/etc/cloister/configuration.toml",
-    "/usr/share/defaults/cloister/configuration.toml",
-    "/etc/kata-containers/runtime-rs/configuration.toml",
-    "/etc/kata-containers/configuration.toml",
-    "/usr/share/defaults/kata-containers/runtime-rs/configuration.toml",
-    "/usr/share/defaults/kata-containers/configuration.toml",
-    "/opt/kata/share/defaults/kata-containers/runtime-rs/configuration.toml",
-    "/opt/kata/share/defaults/kata-containers/configuration.toml",
-];
 /// The smallest scratch disk, in MiB: no image that needs one fits into less.
 const MIN_SCRATCH_MIB: u32 = 64;
-
-/// The kind of trusted execution environment the guest runs in, as the guest is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Tee {
-    /// A plain virtual machine.
-    #[default]
-    None,
-    /// A plain virtual machine that attests with CoCo's unsigned sample evidence.
-    Sample,
-}
-
-impl Tee {
-    fn parse(name: &str) -> Result<Self, String> {
-        match name {
-            "none" => Ok(Self::None),
-            "sample" => Ok(Self::Sample),
-            other => Err(format!(
-                "{other:?} is not one of \"none\", \"sample\": nothing falls back to a weaker kind"
-            )),
-        }
-    }
-
-    /// The word for the kernel command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Sample => "sample",
-        }
-    }
-
-    /// Whether the host counts as untrusted: it may then share no files with the guest.
-    #[must_use]
-    pub fn is_confidential(self) -> bool {
-        match self {
-            Self::None => false,
-            Self::Sample => true,
-        }
-    }
-}
 
 /// How host directories reach the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -154,6 +104,8 @@ pub struct Config {
     pub boot_timeout: Duration,
     /// How long the creation of one container may take, with the pull of its image.
     pub create_timeout: Duration,
+    /// How long a guest that runs may not answer before it is ended; zero is for ever.
+    pub health_timeout: Duration,
     /// Whether the guest pulls every image, whatever the snapshotter prepared.
     pub force_guest_pull: bool,
     /// Whether seccomp profiles are dropped before the guest sees them.
@@ -166,6 +118,8 @@ pub struct Config {
     pub kubelet_root: PathBuf,
     /// The kind of guest.
     pub tee: Tee,
+    /// The development root of a simulated kind.
+    pub dev_tee: PathBuf,
     /// An init-data document (TOML) for every pod that brings none.
     pub init_data: Option<PathBuf>,
     /// MiB of scratch disk for the guest; none at zero.
@@ -218,6 +172,8 @@ pub struct Vm {
     pub initrd: Option<PathBuf>,
     /// Firmware in place of the machine's own.
     pub firmware: Option<PathBuf>,
+    /// What is said of confidential guests.
+    pub confidential: Confidential,
     /// The machine type.
     pub machine: Machine,
     /// The accelerator.
@@ -242,6 +198,8 @@ pub struct Vm {
     pub kernel_params: Vec<String>,
     /// Whether no block device of the host is given to guests.
     pub disable_block_devices: bool,
+    /// Whether the host's kernel serves the network cards, where it can.
+    pub vhost_net: bool,
     /// How host directories reach the guest.
     pub shared_fs: SharedFs,
     /// The virtio-fs daemon; `None` where the usual places are to be searched.
@@ -269,12 +227,14 @@ impl Default for Config {
             valid_virtio_fs_daemon_paths: Vec::new(),
             boot_timeout: Duration::from_secs(60),
             create_timeout: Duration::from_secs(600),
+            health_timeout: Duration::from_secs(300),
             force_guest_pull: false,
             disable_guest_seccomp: false,
             sandbox_cgroup: true,
             static_size: false,
             kubelet_root: PathBuf::from("/var/lib/kubelet"),
             tee: Tee::None,
+            dev_tee: PathBuf::from(dev_tee::DIRECTORY),
             init_data: None,
             scratch_mib: 0,
             scratch_dir: PathBuf::from("/var/lib/cloister/scratch"),
@@ -292,6 +252,7 @@ impl Default for Vm {
             kernel: PathBuf::from("/usr/share/cloister/vmlinux"),
             initrd: Some(PathBuf::from("/usr/share/cloister/initrd.cpio")),
             firmware: None,
+            confidential: Confidential::default(),
             machine: Machine::Q35,
             accel: Accel::Auto,
             vcpus: 1,
@@ -304,36 +265,13 @@ impl Default for Vm {
             reclaims: true,
             kernel_params: Vec::new(),
             disable_block_devices: false,
+            vhost_net: true,
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: None,
             virtio_fs_cache: VirtioFsCache::Auto,
             virtio_fs_extra_args: Vec::new(),
         }
     }
-}
-
-/// Which file to read: `named` by the runtime's options, else by the environment, else the first of
-/// [`DEFAULT_PATHS`] that exists. `None` means the built-in defaults.
-#[must_use]
-pub fn choose(named: Option<&Path>, variable: Option<&Path>) -> Option<PathBuf> {
-    let exists = |path: &&str| Path::new(path).exists();
-    let default = || {
-        DEFAULT_PATHS
-            .iter()
-            .find(|path| exists(path))
-            .map(PathBuf::from)
-    };
-    named.or(variable).map(Path::to_owned).or_else(default)
-}
-
-/// The file that the environment names.
-#[must_use]
-pub fn from_environment() -> Option<PathBuf> {
-    let named = |variable: &&str| std::env::var_os(variable).filter(|path| !path.is_empty());
-    [PATH_VARIABLE, KATA_PATH_VARIABLE]
-        .iter()
-        .find_map(named)
-        .map(PathBuf::from)
 }
 
 /// The words of a kernel command line. The guest's contract words belong to the shim alone.
@@ -374,13 +312,6 @@ fn scratch_size(mib: u32) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_named_file_comes_before_the_variable() {
-        let (a, b) = (Path::new("/a"), Path::new("/b"));
-        assert_eq!(choose(Some(a), Some(b)), Some(a.to_owned()));
-        assert_eq!(choose(None, Some(b)), Some(b.to_owned()));
-    }
 
     #[test]
     fn words_of_the_contract_are_refused() {

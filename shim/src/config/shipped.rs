@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::file::{Inspection, inspect};
 use super::key;
-use super::{SharedFs, Vm};
+use super::{SharedFs, Tee, Vm};
 
 const FILES: &[(&str, &str)] = &[
     ("qemu", include_str!("shipped/qemu.toml")),
@@ -106,11 +106,16 @@ fn files_for_other_vmms_are_refused_for_their_vmm_alone() {
 }
 
 #[test]
-fn files_for_trusted_hardware_are_refused_for_the_guest_alone() {
-    for name in ["snp", "tdx"] {
-        let problem = only_problem(name);
-        assert!(problem.contains("confidential_guest: true"), "{problem}");
+fn files_for_trusted_hardware_load_as_they_are_and_say_which() {
+    for (name, tee) in [("snp", Tee::Snp), ("tdx", Tee::Tdx)] {
+        let inspection = inspected(text(name));
+        assert_eq!(inspection.problems, [], "{name}");
+        let vm = &inspection.config.vm;
+        assert_eq!(inspection.config.tee, tee);
+        assert!(vm.kernel.ends_with("vmlinuz"), "{:?}", vm.kernel);
+        assert_eq!(vm.shared_fs, SharedFs::None);
+        assert!(vm.firmware.is_some());
         let plain = text(name).replace("confidential_guest = true", "confidential_guest = false");
-        assert_eq!(inspected(&plain).problems, [], "{name}");
+        assert_eq!(inspected(&plain).config.tee, Tee::None, "{name}");
     }
 }

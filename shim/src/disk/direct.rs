@@ -21,7 +21,7 @@ use crate::spec::Spec;
 use crate::spec::oci::Mount;
 
 /// Where drivers describe their volumes.
-const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
+pub(super) const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
 const FILE: &str = "mountInfo.json";
 /// The type of a mount that Kata's Rust runtime takes for one.
 const MOUNT_TYPE: &str = "directvol";
@@ -31,6 +31,9 @@ const TYPES: [&str; 2] = ["block", "directvol"];
 const FILE_SYSTEMS: [&str; 1] = ["ext4"];
 const GROUP: &str = "fsGroup";
 const POLICY: &str = "fsGroupChangePolicy";
+/// `ephemeral`, or where the owner's broker has the key; and whether an ephemeral disk is authenticated.
+const KEY: &str = "encryptionKey";
+const INTEGRITY: &str = "dataIntegrity";
 /// The kubelet's directory of parts of a pod's volumes.
 const PARTS: &str = "volume-subpaths";
 /// Plugins whose volumes a pod has.
@@ -42,10 +45,10 @@ const MAX_NAME: usize = 255;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Description {
+pub(super) struct Description {
     #[serde(rename = "volume-type", alias = "volume_type")]
     kind: String,
-    device: String,
+    pub(super) device: String,
     #[serde(alias = "fs_type", default)]
     fstype: String,
     #[serde(default)]
@@ -85,10 +88,10 @@ fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>,
             }
             read => read.map_err(|error| refused(error.to_string()))?,
         };
-        check(config, format!("direct volume at {}", mount.destination))?;
-        let described =
-            serde_json::from_slice(&text).map_err(|error| refused(error.to_string()))?;
+        let described = parse(&text).map_err(refused)?;
         let system = system(&described).map_err(refused)?;
+        let what = format!("direct volume at {}", mount.destination);
+        check(config, what, !system.encryption.is_empty())?;
         wanted.push(volume(index, mount, &described.device, system)?);
         // It is the guest's from here on.
         "bind".clone_into(&mut mount.kind);
@@ -167,12 +170,12 @@ fn volume(
 }
 
 /// The file that would describe a volume; none for what cannot be the path of one.
-fn place(root: &Path, volume: &str) -> Option<PathBuf> {
+pub(super) fn place(root: &Path, volume: &str) -> Option<PathBuf> {
     let name = URL_SAFE.encode(volume);
     (!volume.is_empty() && name.len() <= MAX_NAME).then(|| root.join(name).join(FILE))
 }
 
-fn read(file: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     File::open(file)?
         .take(MAX_FILE + 1)
@@ -181,6 +184,16 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
         true => Err(io::Error::other(format!("has more than {MAX_FILE} bytes"))),
         false => Ok(text),
     }
+}
+
+/// A description that a pod can use.
+pub(super) fn parse(text: &[u8]) -> Result<Description, String> {
+    if text.len() as u64 > MAX_FILE {
+        return Err(format!("has more than {MAX_FILE} bytes"));
+    }
+    let described = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    system(&described)?;
+    Ok(described)
 }
 
 fn system(described: &Description) -> Result<FileSystem, String> {
@@ -211,16 +224,51 @@ fn system(described: &Description) -> Result<FileSystem, String> {
             Some(Group { id, on_mismatch })
         }
     };
+    let encryption = encryption(metadata.remove(KEY), metadata.remove(INTEGRITY))?;
     if let Some(other) = metadata.keys().next() {
         return Err(format!(
-            "metadata {other:?} is not supported: use {GROUP}, {POLICY}"
+            "metadata {other:?} is not supported: use {GROUP}, {POLICY}, {KEY}, {INTEGRITY}"
         ));
     }
     Ok(FileSystem {
         kind: fstype.clone(),
         options: described.options.clone().unwrap_or_default(),
         group,
+        encryption,
     })
+}
+
+/// What the agent is told of a disk that it decrypts, in Kata's words. It, and its owner's policy, judge them.
+fn encryption(key: Option<String>, integrity: Option<String>) -> Result<Vec<String>, String> {
+    let Some(key) = key.filter(|key| !key.is_empty()) else {
+        return match integrity {
+            None => Ok(Vec::new()),
+            Some(_) => Err(format!("metadata {INTEGRITY} needs {KEY}")),
+        };
+    };
+    let is_ephemeral = key == "ephemeral";
+    if !is_ephemeral && !key.starts_with("kbs:///") {
+        return Err(format!(
+            "metadata {KEY} is no address of a key: use ephemeral or kbs:///…"
+        ));
+    }
+    let mut options = vec![format!("encryption_key={key}")];
+    if is_ephemeral {
+        options.push("create_filesystem".to_owned());
+    }
+    match integrity.as_deref() {
+        None => {}
+        Some("true" | "false") if is_ephemeral => {
+            let value = integrity.unwrap_or_default();
+            options.push(format!("data_integrity={value}"));
+        }
+        Some(_) => {
+            return Err(format!(
+                "metadata {INTEGRITY}: use true or false, with {KEY} ephemeral"
+            ));
+        }
+    }
+    Ok(options)
 }
 
 #[cfg(test)]
@@ -242,6 +290,7 @@ mod tests {
             source: source.into(),
             kind: "bind".into(),
             options: options.iter().map(|one| (*one).to_owned()).collect(),
+            ..Mount::default()
         };
         let mut spec = Spec {
             mounts: vec![mount("/srv"), mount(VOLUME)],
@@ -286,6 +335,38 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_volume_is_asked_for_in_the_words_of_katas_agent() {
+        for (metadata, asked) in [
+            (
+                r#"{"encryptionKey":"ephemeral"}"#,
+                &["encryption_key=ephemeral", "create_filesystem"][..],
+            ),
+            (
+                r#"{"encryptionKey":"ephemeral","dataIntegrity":"false"}"#,
+                &[
+                    "encryption_key=ephemeral",
+                    "create_filesystem",
+                    "data_integrity=false",
+                ],
+            ),
+            (
+                r#"{"encryptionKey":"kbs:///default/disk/key"}"#,
+                &["encryption_key=kbs:///default/disk/key"],
+            ),
+        ] {
+            let described = format!(
+                r#"{{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{metadata}}}"#
+            );
+            let (_, found) = planned(&described, &["rbind"]);
+            let found = found.unwrap();
+            let Purpose::Volume(_, system) = &found[0].purpose else {
+                panic!("{found:?}")
+            };
+            assert_eq!(system.encryption, asked, "{metadata}");
+        }
+    }
+
+    #[test]
     fn what_would_not_be_done_is_refused_by_name() {
         for (json, told) in [
             (
@@ -307,7 +388,15 @@ mod tests {
             ),
             (
                 r#"{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{"encryptionKey":"k"}}"#,
-                "encryptionKey",
+                "kbs:///",
+            ),
+            (
+                r#"{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{"dataIntegrity":"true"}}"#,
+                "needs encryptionKey",
+            ),
+            (
+                r#"{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{"key":"k"}}"#,
+                "\"key\"",
             ),
             (
                 r#"{"volume-type":"block","device":"DISK","fstype":"ext4","metadata":{"fsGroup":"-1"}}"#,

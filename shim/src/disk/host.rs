@@ -154,7 +154,11 @@ impl Host {
         if id(&file.metadata().map_err(failed)?) != Some(self.id) {
             return Err(HostError::Changed(self.path.clone()));
         }
-        match loop_of(Path::new(DEVICES), self.id) {
+        // Of what is only read there may be many users.
+        match alone
+            .then(|| loop_of(Path::new(DEVICES), self.id))
+            .flatten()
+        {
             Some(device) => Err(HostError::Loop {
                 path: self.path.clone(),
                 device,

@@ -3,13 +3,15 @@
 //! ```text
 //!   linux.devices, type b ──────► node ───┐
 //!   mountInfo.json of a volume ─► volume ─┼─► table: one disk for all containers of the pod ─► hypervisor::Disks
-//!   rootfs mount of a device ───► root ───┘            the last user's end takes it away
+//!   rootfs mount of a device ───► root ───┤            the last user's end takes it away
+//!   rootfs mounts of EROFS ─────► layers ─┘
 //! ```
 //!
 //! Who asks is looked at before the VM boots, and what cannot be is refused by name then. A disk that the
 //! host itself uses (mounted, or a part of a volume group) is refused: two kernels that write to one file
 //! system destroy it.
 
+pub mod described;
 mod direct;
 mod host;
 mod node;
@@ -27,7 +29,7 @@ pub use host::{Host, HostError, Id};
 pub use table::Table;
 
 use crate::config::Config;
-use crate::rootfs::Source;
+use crate::rootfs::{GUEST_BUNDLES, Layers, Source};
 use crate::spec::Spec;
 use crate::spec::amend::HostBind;
 use crate::spec::group::Role;
@@ -62,6 +64,10 @@ pub enum Purpose {
     Volume(usize, FileSystem),
     /// The container's root.
     Root(FileSystem),
+    /// One of the layers of it, the highest first; other VMs may read it, too.
+    Lower(FileSystem),
+    /// Where what is written to it goes.
+    Upper(FileSystem),
 }
 
 /// A file system on a disk.
@@ -73,6 +79,8 @@ pub struct FileSystem {
     pub options: Vec<String>,
     /// The group of the pod to which it is given.
     pub group: Option<Group>,
+    /// How the guest decrypts it, as the agent is told it; nothing where it is in the clear.
+    pub encryption: Vec<String>,
 }
 
 /// A group, and whether the top's being the group's is enough.
@@ -87,7 +95,7 @@ pub struct Group {
 pub enum DiskError {
     /// Nobody covers it in a TEE.
     #[error(
-        "{0}: a block device of the host cannot go into a confidential guest, which could not keep it from the host: remove it"
+        "{0}: a block device of the host cannot go into a confidential guest as it is, for what is on it is the host's to read and to change: use a direct volume with encryptionKey in its metadata, or remove it"
     )]
     Confidential(String),
     /// The operator gives none.
@@ -152,11 +160,14 @@ fn find(config: &Config, source: &Source, spec: &mut Spec) -> Result<Vec<Wanted>
     let blocks = spec.linux.iter().flat_map(|linux| &linux.devices);
     let mut blocks = blocks.filter(|device| device.kind == node::BLOCK);
     if let Some(first) = blocks.next() {
-        check(config, format!("device {}", first.path))?;
+        check(config, format!("device {}", first.path), false)?;
     }
     let mut wanted = Vec::new();
     if let Source::Disk(path, system) = source {
         wanted.push(root(path, system.clone())?);
+    }
+    if let Source::Layers(layers) = source {
+        wanted.extend(stack_disks(layers)?);
     }
     wanted.extend(node::plan(spec)?);
     wanted.extend(direct::plan(config, spec)?);
@@ -189,9 +200,55 @@ fn root(path: &str, system: FileSystem) -> Result<Wanted, DiskError> {
     })
 }
 
-/// Whether guests may have disks of the host.
-fn check(config: &Config, what: String) -> Result<(), DiskError> {
-    if config.tee.is_confidential() {
+/// The disks of a root file system of layers.
+fn stack_disks(layers: &Layers) -> Result<Vec<Wanted>, DiskError> {
+    let one = |path: &String, kind: &str, is_lower: bool| {
+        let what = || format!("root file system of {path}");
+        let host = Host::by_path(path.as_ref()).map_err(|source| DiskError::Host {
+            what: what(),
+            source,
+        })?;
+        let system = FileSystem {
+            kind: kind.to_owned(),
+            options: is_lower.then(|| "ro".to_owned()).into_iter().collect(),
+            ..FileSystem::default()
+        };
+        Ok(Wanted {
+            host,
+            read_only: is_lower,
+            what: what(),
+            purpose: match is_lower {
+                true => Purpose::Lower(system),
+                false => Purpose::Upper(system),
+            },
+        })
+    };
+    let lowers = layers.lowers.iter().map(|path| one(path, "erofs", true));
+    let upper = layers.writable.iter().map(|path| one(path, "ext4", false));
+    lowers.chain(upper).collect()
+}
+
+/// What the guest makes of layers that it has mounted: Kata's driver, and our options.
+#[must_use]
+pub fn stack(container: &str, lowers: &[String], upper: Option<&str>) -> Storage {
+    let mut options = vec![format!("lowerdir={}", lowers.join(":"))];
+    if let Some(upper) = upper {
+        options.push(format!("upperdir={upper}/upper"));
+        options.push(format!("workdir={upper}/work"));
+    }
+    Storage {
+        driver: "overlayfs".to_owned(),
+        source: "overlay".to_owned(),
+        fstype: "overlay".to_owned(),
+        options,
+        mount_point: format!("{GUEST_BUNDLES}/{container}/rootfs"),
+        ..Default::default()
+    }
+}
+
+/// Whether guests may have disks of the host, which the guest decrypts or not.
+fn check(config: &Config, what: String, is_encrypted: bool) -> Result<(), DiskError> {
+    if config.tee.is_confidential() && !is_encrypted {
         return Err(DiskError::Confidential(what));
     }
     match config.vm.disable_block_devices {
@@ -221,6 +278,7 @@ impl FileSystem {
             source: address.to_string(),
             fstype: self.kind.clone(),
             options: self.options.clone(),
+            driver_options: self.encryption.clone(),
             mount_point: point,
             fs_group: group.into(),
             ..Default::default()
@@ -233,12 +291,20 @@ impl Purpose {
     fn system(&self) -> Option<&FileSystem> {
         match self {
             Self::Node(_) => None,
-            Self::Volume(_, system) | Self::Root(system) => Some(system),
+            Self::Volume(_, system)
+            | Self::Root(system)
+            | Self::Lower(system)
+            | Self::Upper(system) => Some(system),
         }
     }
 }
 
 impl Wanted {
+    /// Whether nobody else on the host may use it meanwhile: what is only read is anybody's.
+    fn is_alone(&self) -> bool {
+        !matches!(self.purpose, Purpose::Lower(_))
+    }
+
     /// What the guest is asked for, and what of the specification is the guest's then.
     pub fn order(&self, address: Address, spec: &mut Spec) -> Order {
         match &self.purpose {
@@ -266,12 +332,16 @@ impl Wanted {
                 spec.root.get_or_insert_default().path.clone_from(&point);
                 Order::Storage(system.storage(address, point))
             }
+            Purpose::Lower(system) | Purpose::Upper(system) => {
+                Order::Storage(system.storage(address, point(address)))
+            }
         }
     }
 }
 
 /// Where the guest mounts a disk: not in the container's own directory, which is emptied when it goes.
-fn point(address: Address) -> String {
+#[must_use]
+pub fn point(address: Address) -> String {
     format!("{GUEST_VOLUMES}/{}", URL_SAFE.encode(address.to_string()))
 }
 
@@ -302,6 +372,7 @@ mod tests {
                 id: 7,
                 on_mismatch: true,
             }),
+            encryption: vec!["encryption_key=ephemeral".into()],
         };
         let at = "/run/kata-containers/sandbox/storage/Mzow";
         let disk = tempfile::NamedTempFile::new().unwrap();
@@ -324,6 +395,7 @@ mod tests {
             (at, at)
         );
         assert_eq!(volume.fs_group.group_id, 7);
+        assert_eq!(volume.driver_options, ["encryption_key=ephemeral"]);
         let root = wanted(Purpose::Root(system)).order(Address::from(3), &mut spec);
         assert!(matches!(root, Order::Storage(root) if root.mount_point == at));
         assert_eq!(spec.root.as_ref().unwrap().path, at);
@@ -341,12 +413,14 @@ mod tests {
     #[test]
     fn the_first_that_asks_is_named_where_no_disk_may_be() {
         let mut config = Config::default();
-        check(&config, "device /dev/x".into()).unwrap();
+        check(&config, "device /dev/x".into(), false).unwrap();
         config.vm.disable_block_devices = true;
-        let error = check(&config, "device /dev/x".into()).unwrap_err();
+        let error = check(&config, "device /dev/x".into(), true).unwrap_err();
         assert!(error.to_string().contains("disable_block_device_use"));
         config.tee = Tee::Sample;
-        let error = check(&config, "device /dev/x".into()).unwrap_err();
+        config.vm.disable_block_devices = false;
+        check(&config, "device /dev/x".into(), true).unwrap();
+        let error = check(&config, "device /dev/x".into(), false).unwrap_err();
         assert!(error.to_string().starts_with("device /dev/x: "), "{error}");
         assert_eq!(error.told().code, ErrorCode::FailedPrecondition);
     }

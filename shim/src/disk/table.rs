@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{FileSystem, Id, Wanted};
+use super::{FileSystem, Host, Id, Wanted};
 use crate::container::Container;
 
 /// How long a device of the host may take to be opened.
@@ -95,7 +95,7 @@ impl Table {
             // Held over the opening, which would find a neighbour's disk that is on its way in use.
             let table = self.0.lock().await;
             if !table.contains_key(&wanted.host.id) {
-                open(wanted, true).await?;
+                open(wanted, wanted.is_alone()).await?;
             }
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Table {
         let system = wanted.purpose.system();
         let disk = HotDisk {
             // A file system has one kernel: nobody mounts it for as long as the VM has it.
-            file: open(wanted, system.is_some()).await?,
+            file: open(wanted, system.is_some() && wanted.is_alone()).await?,
             path: path.clone(),
             is_device: wanted.host.is_device(),
             read_only: wanted.read_only,
@@ -151,6 +151,35 @@ impl Table {
         table.insert(id, first);
         container.hold_disk(id);
         Ok(address)
+    }
+
+    /// Where the guest has the file system on a disk of this path.
+    ///
+    /// # Errors
+    /// The VM has no such file system, or none that grows where it is to.
+    pub async fn mounted(&self, path: &str, to_grow: bool) -> Result<Address, GuestError> {
+        let none = || {
+            let text = format!("the VM has no file system of {path:?}");
+            GuestError::new(ErrorCode::NotFound, "disk", text)
+        };
+        let looked = path.to_owned();
+        let id = tokio::task::spawn_blocking(move || Host::by_path(looked.as_ref()));
+        let id = timeout(OPEN_TIMEOUT, id).await;
+        let id = id.ok().and_then(Result::ok).and_then(Result::ok);
+        let id = id.ok_or_else(none)?.id;
+        let table = self.0.lock().await;
+        let known = table.get(&id).ok_or_else(none)?;
+        let system = known.system.as_ref().ok_or_else(none)?;
+        let why = match (known.read_only, system.encryption.is_empty()) {
+            _ if !to_grow => return Ok(known.address),
+            (true, _) => "it is read-only",
+            (false, false) => {
+                "it is encrypted, and keeps its size until the container is made again"
+            }
+            (false, true) => return Ok(known.address),
+        };
+        let text = format!("{path}: {why}");
+        Err(GuestError::new(ErrorCode::FailedPrecondition, "disk", text))
     }
 
     /// Takes from a container what it has, and from the VM what nobody has any more; without a VM all is gone.
@@ -191,7 +220,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Host, Purpose};
+    use crate::disk::Purpose;
 
     #[test]
     fn a_disk_is_used_in_one_way_by_all_of_a_pod() {

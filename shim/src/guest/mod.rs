@@ -17,6 +17,9 @@ use std::time::Duration;
 use agent_api::agent::{self as api, Storage};
 use agent_api::agent_ttrpc::AgentServiceClient;
 use agent_api::content_ttrpc::ContentServiceClient;
+use agent_api::csi::VolumeStatsResponse;
+use agent_api::health::CheckRequest;
+use agent_api::health_ttrpc::HealthClient;
 use agent_api::pull_ttrpc::PullServiceClient;
 use agent_api::{ErrorCode, GuestError};
 use hypervisor::{Connector, VsockStream};
@@ -46,6 +49,7 @@ pub struct Guest {
     client: AgentServiceClient,
     pulls: PullServiceClient,
     content: ContentServiceClient,
+    health: HealthClient,
     ports: Option<Connector>,
     gone: watch::Receiver<Option<GuestError>>,
 }
@@ -65,6 +69,7 @@ impl Guest {
         Self {
             pulls: PullServiceClient::new(client.clone()),
             content: ContentServiceClient::new(client.clone()),
+            health: HealthClient::new(client.clone()),
             client: AgentServiceClient::new(client),
             ports: None,
             gone,
@@ -146,6 +151,43 @@ impl Guest {
         self.call("metrics", METRICS_TIMEOUT, call)
             .await
             .map(|answer| answer.metrics)
+    }
+
+    /// How full the file system is that the guest has at a path.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn volume_stats(&self, path: String) -> Result<VolumeStatsResponse, GuestError> {
+        let request = api::VolumeStatsRequest {
+            volume_guest_path: path,
+            ..Default::default()
+        };
+        let call = self.client.get_volume_stats(Context::default(), &request);
+        self.call("volume", REQUEST_TIMEOUT, call).await
+    }
+
+    /// Makes the file system that the guest has at a path so many bytes large, as its disk is already.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn resize_volume(&self, path: String, bytes: u64) -> Result<(), GuestError> {
+        let request = api::ResizeVolumeRequest {
+            volume_guest_path: path,
+            size: bytes,
+            ..Default::default()
+        };
+        let call = self.client.resize_volume(Context::default(), &request);
+        self.call("volume", REQUEST_TIMEOUT, call).await.map(drop)
+    }
+
+    /// Asks the agent whether it is there.
+    ///
+    /// # Errors
+    /// As [`Self::create_sandbox`].
+    pub async fn check(&self) -> Result<(), GuestError> {
+        let request = CheckRequest::new();
+        let call = self.health.check(Context::default(), &request);
+        self.call("health", REQUEST_TIMEOUT, call).await.map(drop)
     }
 
     /// Waits for the end of the guest, and returns its cause.

@@ -20,6 +20,7 @@
 
 mod dns;
 pub mod forward;
+mod late;
 mod macvtap;
 mod namespace;
 mod plan;
@@ -43,6 +44,7 @@ use crate::spec::Spec;
 use crate::state_dir::StateDir;
 
 pub use dns::resolv_conf;
+pub use late::Late;
 pub use user::USER;
 
 pub use plan::{Found, Plan, PlanError, Told, Way, Wire, plan};
@@ -121,6 +123,23 @@ pub enum NetworkError {
     /// Ports of the pod cannot be reached by its loopback.
     #[error("listen on the pod's loopback")]
     Forward(#[source] io::Error),
+    /// The VM has no place for it.
+    #[error("interface {interface} came after the VM: {why}")]
+    Late {
+        /// The interface.
+        interface: String,
+        /// What to do about it.
+        why: &'static str,
+    },
+    /// QEMU does not take it.
+    #[error("interface {interface} came after the VM")]
+    Add {
+        /// The interface.
+        interface: String,
+        /// Why not.
+        #[source]
+        source: hypervisor::HotNicError,
+    },
     /// What is needed for cleaning up cannot be written down.
     #[error("record of the pod's network")]
     Record(#[source] io::Error),
@@ -129,12 +148,15 @@ pub enum NetworkError {
 impl NetworkError {
     fn code(&self) -> ErrorCode {
         match self {
-            Self::Host | Self::Foreign { .. } | Self::Plan(_) => ErrorCode::FailedPrecondition,
+            Self::Host | Self::Foreign { .. } | Self::Plan(_) | Self::Late { .. } => {
+                ErrorCode::FailedPrecondition
+            }
             Self::Namespace { .. } => ErrorCode::InvalidArgument,
             Self::New { .. }
             | Self::Interface { .. }
             | Self::Kernel(_)
             | Self::Tap { .. }
+            | Self::Add { .. }
             | Self::Forward(_)
             | Self::Record(_) => ErrorCode::Internal,
         }
@@ -202,19 +224,22 @@ pub fn attach(path: &Path, directory: &StateDir) -> Result<Attached, NetworkErro
             ..record
         };
         record.write(&directory)?;
-        let mut nics = Vec::new();
-        for wire in &plan.wires {
-            let tap = match wire.way {
-                Way::Redirect => redirected(&mut socket, wire)?,
-                Way::Macvtap => macvtap::open(wire, &directory)?,
-            };
-            nics.push(Nic::new(wire.mac.0, tap));
-        }
+        let wires = plan.wires.iter();
+        let nics = wires.map(|wire| nic(&mut socket, wire, &directory));
         Ok(Attached {
-            nics,
+            nics: nics.collect::<Result<_, _>>()?,
             told: plan.told,
         })
     })
+}
+
+/// A card for an interface.
+fn nic(socket: &mut Socket, wire: &Wire, directory: &StateDir) -> Result<Nic, NetworkError> {
+    let tap = match wire.way {
+        Way::Redirect => redirected(socket, wire)?,
+        Way::Macvtap => macvtap::open(wire, directory)?,
+    };
+    Ok(Nic::new(wire.mac.0, tap))
 }
 
 /// Starts a program in the namespace at a path, or in a new one.

@@ -122,6 +122,43 @@ const VETH: &[&str] = &[
 ];
 
 #[test]
+fn an_interface_that_comes_later_needs_a_place_and_is_found_once() {
+    let Some(pod) = Pod::with("late", &[]) else {
+        return;
+    };
+    let before = pod.run("tc", "qdisc show");
+    let attached = pod.attach().unwrap();
+    assert!(attached.nics.is_empty());
+    let look = |known: &Told, may_add| {
+        let namespace = Namespace::open(&pod.path()).unwrap();
+        late::look(namespace, &pod.directory, known, may_add)
+    };
+    assert!(look(&attached.told, false).unwrap().is_none());
+    for line in VETH {
+        pod.run("ip", line);
+    }
+    let error = GuestError::from(look(&attached.told, false).unwrap_err());
+    assert!(error.message.contains("interface eth0 came"), "{error}");
+    let news = look(&attached.told, true).unwrap().unwrap();
+    let names: Vec<_> = news.nics.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["eth0"]);
+    assert_eq!(news.told.routes[0].gateway, "10.1.2.1");
+    assert!(look(&news.told, false).unwrap().is_none());
+    // An address alone needs no place.
+    pod.run("ip", "address add 10.1.2.4/24 dev eth0");
+    let more = look(&news.told, false).unwrap().unwrap();
+    assert!(more.nics.is_empty());
+    assert_eq!(more.told.interfaces[0].IPAddresses.len(), 2);
+    pod.release(Attached {
+        nics: news.nics.into_iter().map(|(_, nic)| nic).collect(),
+        told: Told::default(),
+    });
+    undo(&pod.directory);
+    pod.run("ip", "link delete eth0");
+    assert_eq!(pod.run("tc", "qdisc show"), before);
+}
+
+#[test]
 fn a_veth_is_tied_both_ways_told_and_undone() {
     let Some(pod) = Pod::with("tied", VETH) else {
         return;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
-use super::{GUEST_SHARED, RootfsError};
+use super::{GUEST_SHARED, RootfsError, mapped};
+use crate::idmap::Users;
 use crate::spec::amend::HostBind;
 use crate::state_dir::StateDir;
 
@@ -49,6 +50,11 @@ impl Shared {
             return self.bind(&bundle.join(root), target);
         }
         for mount in mounts {
+            if let Some(owners) = mapped::Owners::of(mount)? {
+                owners.mount(mount, &target)?;
+                self.mounted.push(target.clone());
+                continue;
+            }
             let failed = |cause: String| RootfsError::Mount {
                 what: format!("{} {}", mount.type_, mount.source),
                 path: target.clone(),
@@ -67,11 +73,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Shares one file or directory; returns its path in the guest.
+    /// Shares one file or directory, with its owners mapped where somebody maps them; returns its path in the guest.
     ///
     /// # Errors
     /// [`RootfsError`] names the path.
-    pub fn share(&mut self, bind: &HostBind) -> Result<String, RootfsError> {
+    pub fn share(&mut self, bind: &HostBind, users: Option<&Users>) -> Result<String, RootfsError> {
         let source = Path::new(&bind.source);
         let is_directory = std::fs::metadata(source)
             .map_err(|source| RootfsError::Make {
@@ -89,7 +95,10 @@ impl Shared {
                 source,
             })?;
         }
-        self.bind(source, target)?;
+        match users {
+            Some(users) => self.bind_mapped(source, target, users)?,
+            None => self.bind(source, target)?,
+        }
         let container = self
             .directory
             .file_name()
@@ -97,6 +106,22 @@ impl Shared {
             .to_string_lossy()
             .into_owned();
         Ok(format!("{GUEST_SHARED}/{container}/{name}"))
+    }
+
+    fn bind_mapped(
+        &mut self,
+        source: &Path,
+        target: PathBuf,
+        users: &Users,
+    ) -> Result<(), RootfsError> {
+        users
+            .bind(source, &target, true)
+            .map_err(|error| RootfsError::Owners {
+                path: source.to_owned(),
+                cause: error.to_string(),
+            })?;
+        self.mounted.push(target);
+        Ok(())
     }
 
     fn bind(&mut self, source: &Path, target: PathBuf) -> Result<(), RootfsError> {

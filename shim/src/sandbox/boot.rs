@@ -4,22 +4,25 @@
 //! time, so a boot that cannot succeed ends within milliseconds of the reason.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError, Target, ports};
-use hypervisor::{BootError, Cause, Disks, Exit, Hotplug, Incoming, SharedFs, Vm, VmSpec};
+use hypervisor::{BootError, Cause, Disks, Exit, HotNics, Hotplug, Incoming, SharedFs, Vm, VmSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, warn};
 use ttrpc::r#async::transport::Socket;
 
+use super::health::Health;
 use super::tail::{plain, tail, with_tail};
+use crate::dev_tee::{self, DevTee};
 use crate::guest::Guest;
 use crate::mirror::Mirror;
 use crate::network::forward::{self, Forwarding};
-use crate::network::{self, Attached};
+use crate::network::{self, Attached, Late};
 use crate::relay::{HostPort, Notice};
 use crate::state_dir::StateDir;
 use crate::timeline::Timeline;
@@ -48,6 +51,8 @@ pub struct Plan {
     pub shared: Option<config::Vm>,
     /// The pod's network namespace, where it has one.
     pub network: Option<PathBuf>,
+    /// Whether the VM waits for interfaces where that namespace has none yet.
+    pub late_network: bool,
     /// Whether ports of the pod are forwarded from that namespace's loopback.
     pub forwards: bool,
     /// The lines of the pod's resolv.conf.
@@ -62,8 +67,12 @@ pub struct Plan {
     pub relay_allow: Vec<Target>,
     /// The node's mirror, where there is one.
     pub mirror: Option<Mirror>,
+    /// How long the agent may not answer; zero is for ever.
+    pub health_timeout: Duration,
     /// How long the agent may take to say `READY`.
     pub within: Duration,
+    /// What is wanted of the firmware of a simulated TEE.
+    pub dev_tee: Option<dev_tee::Wanted>,
 }
 
 /// A VM whose agent answers.
@@ -76,6 +85,8 @@ pub(super) struct Live {
     timeline: Timeline,
     /// Until when the end of QEMU is waited for, once the agent is known to have ended.
     agent_ended: Option<tokio::time::Instant>,
+    network: Arc<Late>,
+    health: Health,
     _host_port: AbortOnDrop,
     _forwarding: Option<Forwarding>,
 }
@@ -116,8 +127,10 @@ pub(super) async fn boot(
         Some(path) => network::attach(path, &plan.directory)?,
         None => Attached::default(),
     };
+    spec.hot_nics = plan.late_network && plan.network.is_some() && nics.is_empty();
     spec.nics = nics;
     timeline.spawned();
+    let launch = plan.dev_tee.as_ref().map(|wanted| launch(wanted, &spec));
     let mut vm = Vm::boot(spec).await.map_err(|error| boot_error(&error))?;
     timeline.note("vmm", started.elapsed(), None);
     if let Err(error) = plan.directory.record("vmm", vm.pid()) {
@@ -127,7 +140,13 @@ pub(super) async fn boot(
         cgroup::leave(&plan.directory);
     }
     let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
-    let service = HostPort::new(&plan.relay_allow, sender).with_mirror(plan.mirror);
+    let mut service = HostPort::new(&plan.relay_allow, sender).with_mirror(plan.mirror);
+    if let (Some(wanted), Some(mut launch)) = (&plan.dev_tee, launch) {
+        vm.kernel_command_line()
+            .clone_into(&mut launch.command_line);
+        let firmware = DevTee::start(&wanted.directory, &launch, &plan.directory).await?;
+        service = service.with_tee(firmware);
+    }
     let host_port = accept_all(vm.incoming(), service);
     let ready = match timeout(plan.within, ready(&vm, &mut notices)).await {
         Ok(ready) => ready?,
@@ -148,12 +167,14 @@ pub(super) async fn boot(
         guest
             .create_sandbox(&plan.id, &plan.hostname, plan.dns, plan.storages)
             .await?;
-        network::tell(&guest, told).await
+        network::tell(&guest, told.clone()).await
     };
     tokio::select! {
         answer = opened => answer?,
         exit = vm.wait() => return Err(exit_error(&exit, &vm)),
     }
+    let health = Health::watch(guest.clone(), vm.pulse(), plan.health_timeout);
+    let network = Late::new(plan.network.clone(), plan.directory.clone(), told);
     let forwarding = match &plan.network {
         Some(path) if plan.forwards => forward(path, &vm),
         _ => None,
@@ -170,8 +191,24 @@ pub(super) async fn boot(
         timeline,
         agent_ended: None,
         _host_port: host_port,
+        network: Arc::new(network),
+        health,
         _forwarding: forwarding,
     })
+}
+
+/// What a TEE would have measured of a VM, but the command line, which is known when it runs.
+fn launch(wanted: &dev_tee::Wanted, spec: &VmSpec) -> dev_tee::Launch {
+    dev_tee::Launch {
+        tee: wanted.tee,
+        kernel: spec.kernel.clone(),
+        initrd: spec.initrd.clone(),
+        firmware: spec.firmware.clone(),
+        command_line: String::new(),
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        init_data: wanted.init_data.clone(),
+    }
 }
 
 /// Forwards ports of the pod; without, it lives on.
@@ -247,6 +284,10 @@ impl Live {
         self.vm.disks().cloned()
     }
 
+    pub(super) fn network(&self) -> (Arc<Late>, Option<HotNics>) {
+        (Arc::clone(&self.network), self.vm.hot_nics().cloned())
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.vm.pid()
     }
@@ -270,6 +311,7 @@ impl Live {
             tokio::select! {
                 exit = self.vm.wait() => return exit_error(&exit, &self.vm),
                 () = unshared => return self.share_lost().await,
+                error = self.health.stuck() => return with_console(error, &self.vm),
                 () = overdue => {
                     let error = GuestError::new(ErrorCode::AgentUnreachable, "agent", "the agent ended");
                     return with_console(error, &self.vm);

@@ -158,6 +158,7 @@ impl Driver {
         let pid = self.live.as_ref().map(Live::pid);
         let hotplug = live.and_then(Live::hotplug);
         let disks = live.and_then(Live::disks);
+        let network = live.map(Live::network);
         let state = self.state.clone();
         self.view.send_if_modified(|view| {
             let is_new = view.state != state;
@@ -170,6 +171,7 @@ impl Driver {
                 guest,
                 hotplug,
                 disks,
+                network,
             };
             is_new
         });

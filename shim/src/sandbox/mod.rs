@@ -6,18 +6,22 @@
 
 mod boot;
 mod driver;
+mod health;
 pub mod queue;
 pub mod state;
 mod tail;
 
+use std::sync::Arc;
+
 use agent_api::{ErrorCode, GuestError};
-use hypervisor::{Disks, Hotplug};
+use hypervisor::{Disks, HotNics, Hotplug};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use boot::Plan;
 pub use state::State;
 
 use crate::guest::Guest;
+use crate::network::Late;
 use crate::timeline::Timeline;
 
 /// Requests that wait for the driver. Each is from a call that waits for its answer.
@@ -36,6 +40,8 @@ pub struct View {
     pub hotplug: Option<Hotplug>,
     /// What lets disks come and go while it runs, where they may.
     pub disks: Option<Disks>,
+    /// The pod's network, and what lets interfaces come, where they may.
+    pub network: Option<(Arc<Late>, Option<HotNics>)>,
 }
 
 /// A handle of the driver.
@@ -57,6 +63,7 @@ impl Sandbox {
             guest: None,
             hotplug: None,
             disks: None,
+            network: None,
         });
         tokio::spawn(driver::Driver::new(timeline, publisher).run(receiver));
         Self { requests, view }
@@ -108,6 +115,18 @@ impl Sandbox {
                     text,
                 ))
             }
+        }
+    }
+
+    /// Gives the guest the interfaces that came to the pod's namespace after the VM. After the last look nobody does.
+    ///
+    /// # Errors
+    /// Names the interface, or what the agent answers.
+    pub async fn look_at_network(&self, guest: &Guest, is_last: bool) -> Result<(), GuestError> {
+        let network = self.view.borrow().network.clone();
+        match network {
+            Some((late, hot)) => late.look_again(guest, hot.as_ref(), is_last).await,
+            None => Ok(()),
         }
     }
 

@@ -8,6 +8,7 @@
 use super::group::Role;
 use super::oci::{Linux, Mount, Spec};
 use super::pod::{SHM, shm_mount};
+use super::users;
 
 /// A bind mount whose source is on the host: where it stands in `Spec::mounts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub fn amend(
     shm: Option<&str>,
 ) -> Vec<HostBind> {
     spec.hooks = None;
+    users::mark(spec);
     if let Some(process) = &mut spec.process {
         // Both name profiles of the host's kernel.
         process.apparmor_profile.clear();
@@ -113,6 +115,7 @@ fn own_shm(mount: &mut Mount) {
             options: ["nosuid", "noexec", "nodev", "mode=1777"]
                 .map(str::to_owned)
                 .to_vec(),
+            ..Mount::default()
         };
     }
 }

@@ -11,6 +11,7 @@ pub mod proto;
 pub mod refuse;
 pub mod seccomp;
 pub mod size;
+pub mod users;
 
 use std::fs::File;
 use std::io::{self, Read};

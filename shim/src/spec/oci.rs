@@ -65,6 +65,8 @@ wire! {
         source: String,
         #[serde(rename = "type")] kind: String,
         options: Vec<String>,
+        uid_mappings: Vec<IdMapping>,
+        gid_mappings: Vec<IdMapping>,
     }
     /// `process`.
     Process {

@@ -122,6 +122,7 @@ pub fn shm_mount() -> Mount {
         options: ["rbind", "nosuid", "noexec", "nodev"]
             .map(str::to_owned)
             .to_vec(),
+        ..Mount::default()
     }
 }
 

@@ -6,6 +6,7 @@
 use thiserror::Error;
 
 use super::oci::{Hooks, Linux, Mount, Spec};
+use super::users;
 
 /// Devices that are named in an error.
 const SHOWN: usize = 3;
@@ -52,11 +53,16 @@ pub enum Refused {
         "hooks.{0}: its programs run in the container's namespaces, and those are in a VM that the host's programs are not in: use createRuntime, poststart or poststop, or remove the hook"
     )]
     Hook(&'static str),
-    /// Users of the container that are others of the host.
+    /// A user namespace that is not described.
     #[error(
-        "hostUsers: false (linux.uidMappings): a user namespace inside of a VM is not supported: remove hostUsers; the pod has a kernel of its own already"
+        "user namespace (linux.uidMappings, linux.gidMappings): a VM has none of the host's to join, and needs both mappings to make its own: give both, or remove the namespace of the type user"
     )]
-    UserNamespace,
+    Mappings,
+    /// Owners that are mapped as nobody's users are.
+    #[error(
+        "mount on {0} (uidMappings, gidMappings, idmap): its mappings are not those of the container's user namespace: use the same, or none"
+    )]
+    MountMappings(String),
 }
 
 /// Refuses what a VM does not have.
@@ -70,6 +76,7 @@ pub fn check(spec: &Spec) -> Result<(), Refused> {
     if let Some(hooks) = &spec.hooks {
         check_hooks(hooks)?;
     }
+    users::check(spec)?;
     spec.mounts.iter().try_for_each(check_mount)
 }
 
@@ -91,9 +98,6 @@ fn check_linux(linux: &Linux) -> Result<(), Refused> {
     }
     if !has("ipc") {
         return Err(Refused::HostIpc);
-    }
-    if !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
-        return Err(Refused::UserNamespace);
     }
     // Block devices become disks of the VM, or are refused when they are looked at.
     let other = || linux.devices.iter().filter(|device| device.kind != "b");
@@ -150,7 +154,7 @@ mod tests {
             ),
             (
                 r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"}],"uidMappings":[{"hostID":1,"containerID":0,"size":1}]}}"#,
-                "hostUsers",
+                "linux.gidMappings",
             ),
             (
                 r#"{"mounts":[{"destination":"/x","options":["rbind","rslave"]}]}"#,

@@ -22,16 +22,18 @@ use crate::container::Container;
 use crate::creation::Step;
 use crate::disk;
 use crate::guest::{Guest, NewContainer, ProcessId};
+use crate::idmap::Users;
 use crate::io::{self, Stdio};
 use crate::network;
 use crate::process::{KILLED, Phase, Process};
 use crate::rootfs::{self, RootfsError, Shared, Source};
 use crate::spec::amend::{HostBind, amend};
 use crate::spec::group::Role;
+use crate::spec::oci::IdMapping;
 use crate::spec::pod::{self, Processes, Sibling};
 use crate::spec::pod_name::PodName;
 use crate::spec::size::Limits;
-use crate::spec::{self, Spec, proto, refuse};
+use crate::spec::{self, Spec, proto, refuse, users};
 use crate::state_dir::is_plain_name;
 use crate::volume;
 
@@ -194,7 +196,7 @@ impl Tasks {
                 }
                 Some(rootfs::guest_pull_storage(image, metadata, &container.id))
             }
-            Source::Host | Source::Disk(..) => None,
+            Source::Host | Source::Disk(..) | Source::Layers(_) => None,
         };
         let volumes = std::mem::take(&mut prepared.storages);
         let volumes = orders.storages.into_iter().chain(volumes);
@@ -262,15 +264,25 @@ impl Tasks {
         let binds = prepared.binds.clone();
         let root = prepared.host_root.clone();
         let is_host = prepared.source == Source::Host;
+        let users = mapped_binds(prepared);
         // Mounting may wait for a disk.
         let work = move || -> Result<(Shared, Vec<String>), RootfsError> {
             let mut shared = Shared::new(&directory, &id)?;
             if is_host {
                 shared.mount_rootfs(&mounts, &bundle, &root)?;
             }
+            let maps = users.is_mapped.contains(&true);
+            let by = maps
+                .then(|| Users::new(&users.uids, &users.gids))
+                .transpose();
+            let by = by.map_err(|error| RootfsError::Owners {
+                path: bundle,
+                cause: error.to_string(),
+            })?;
             let paths = binds
                 .iter()
-                .map(|bind| shared.share(bind))
+                .zip(&users.is_mapped)
+                .map(|(bind, is_mapped)| shared.share(bind, by.as_ref().filter(|_| *is_mapped)))
                 .collect::<Result<_, _>>()?;
             Ok((shared, paths))
         };
@@ -323,6 +335,29 @@ impl Tasks {
         self.containers.remove(&container.id);
         // Who waits for its end must not wait for ever.
         container.init.exited(KILLED);
+    }
+}
+
+/// Which of the shared mounts have mapped owners, and how.
+struct MappedBinds {
+    uids: Vec<IdMapping>,
+    gids: Vec<IdMapping>,
+    is_mapped: Vec<bool>,
+}
+
+/// Takes from the guest what is done here.
+fn mapped_binds(prepared: &mut Prepared) -> MappedBinds {
+    let mounts = &mut prepared.spec.mounts;
+    let is_mapped = prepared.binds.iter().map(|bind| {
+        let mount = mounts.get_mut(bind.index);
+        mount.is_some_and(users::unmark)
+    });
+    let is_mapped = is_mapped.collect();
+    let linux = prepared.spec.linux.clone().unwrap_or_default();
+    MappedBinds {
+        uids: linux.uid_mappings,
+        gids: linux.gid_mappings,
+        is_mapped,
     }
 }
 

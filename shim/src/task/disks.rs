@@ -9,7 +9,8 @@ use tracing::error;
 use super::Tasks;
 use super::create::Prepared;
 use crate::container::Container;
-use crate::disk::Order;
+use crate::disk::described::{self, Growth};
+use crate::disk::{self, Order, Purpose};
 
 /// What the guest is asked for of a container's disks.
 #[derive(Debug, Default)]
@@ -35,6 +36,7 @@ impl Tasks {
             GuestError::new(ErrorCode::FailedPrecondition, "disk", text)
         })?;
         let held = self.containers.get(&container.id)?;
+        let (mut lowers, mut upper) = (Vec::new(), None);
         for wanted in std::mem::take(&mut prepared.disks) {
             let (tasks, held, disks) = (Arc::clone(self), Arc::clone(&held), disks.clone());
             let asked = wanted.clone();
@@ -43,12 +45,44 @@ impl Tasks {
             let address = tokio::spawn(work)
                 .await
                 .map_err(|error| GuestError::new(ErrorCode::Internal, "disk", error))??;
+            match &asked.purpose {
+                Purpose::Lower(_) => lowers.push(disk::point(address)),
+                Purpose::Upper(_) => upper = Some(disk::point(address)),
+                Purpose::Node(_) | Purpose::Volume(..) | Purpose::Root(_) => {}
+            }
             match asked.order(address, &mut prepared.spec) {
                 Order::Device(device) => orders.devices.push(device),
                 Order::Storage(storage) => orders.storages.push(storage),
             }
         }
+        if !lowers.is_empty() {
+            let stack = disk::stack(&container.id, &lowers, upper.as_deref());
+            orders.storages.push(stack);
+        }
         Ok(orders)
+    }
+
+    /// How full the volume is whose device on the host this is, as Kata's shim writes it.
+    pub(super) async fn stats_of_volume(&self, device: &str) -> Result<String, GuestError> {
+        let address = self.disks.mounted(device, false).await?;
+        let guest = self.sandbox.guest()?;
+        let told = guest.volume_stats(disk::point(address)).await?;
+        Ok(described::stats(&told))
+    }
+
+    /// Makes a volume as large as its device has become, or as it says.
+    pub(super) async fn make_volume_larger(&self, growth: &Growth) -> Result<(), GuestError> {
+        let address = self.disks.mounted(&growth.device, true).await?;
+        let failed = |error: String| GuestError::new(ErrorCode::FailedPrecondition, "disk", error);
+        let disks = self.sandbox.view().disks;
+        let disks = disks.ok_or_else(|| failed("the VM is gone".to_owned()))?;
+        let grown = disks.grow(address, growth.bytes).await;
+        grown.map_err(|error| failed(error.to_string()))?;
+        let point = disk::point(address);
+        self.sandbox
+            .guest()?
+            .resize_volume(point, growth.bytes)
+            .await
     }
 
     /// Takes away what a container had; the guest has let go of it, or is no more. A disk that does not go when it

@@ -31,13 +31,15 @@ use crate::clock;
 use crate::container::Container;
 use crate::containers::{Containers, Patience};
 use crate::creation::Creation;
+use crate::disk::described::Growth;
 use crate::event::Publisher;
 use crate::exposition::{self, write};
 use crate::guest::{Guest, ProcessId};
 use crate::io::{self, Connections, Copies, Owner, Stdio, Streams};
 use crate::monitor;
-use crate::process::{Exit, KILLED, Process};
+use crate::process::{Exit, KILLED, Phase, Process, exit_status};
 use crate::sandbox::Sandbox;
+use crate::spec::group::Role;
 use crate::spec::{oci, proto};
 use crate::state_dir::{StateDir, is_plain_name};
 use crate::stats::{self, CgroupMode};
@@ -151,6 +153,8 @@ impl Tasks {
         process.hold_stdin(stdin);
         let connections = if exec.is_empty() {
             let connections = Connections::open(&guest, &process.id, &streams).await?;
+            let is_last_look = container.role != Role::Sandbox;
+            self.sandbox.look_at_network(&guest, is_last_look).await?;
             guest.start_container(&id).await?;
             self.timeline.note("start", began.elapsed(), Some(&id));
             info!("{}", self.timeline.line(&id));
@@ -167,6 +171,8 @@ impl Tasks {
             // Who asked for the start, and the container's end, wait for no program of the host.
             let (tasks, container) = (Arc::clone(&self), Arc::clone(&container));
             tokio::spawn(async move { tasks.hooks_started(&container).await });
+            // What the way to here took is not needed to stay here.
+            tokio::task::spawn_blocking(footprint::give_back);
         }
         tokio::spawn(self.follow(container, process, guest, copies));
         Ok(pid)
@@ -204,7 +210,7 @@ impl Tasks {
     ) {
         let status = match guest.wait_process(&process.id).await {
             Ok(status) => {
-                let status = u32::try_from(status).unwrap_or(u32::from(u8::MAX));
+                let status = exit_status(status);
                 if process.id.exec.is_empty() && status == KILLED {
                     container.reason.told().await;
                 }
@@ -228,9 +234,18 @@ impl Tasks {
 
     /// Tells containerd of a container that loses its VM before it is started.
     async fn guard_created(self: Arc<Self>, container: Arc<Container>, guest: Guest) {
+        let init = &container.init;
         tokio::select! {
             biased;
-            () = container.init.moved_on() => {}
+            () = init.moved_on() => {}
+            // Whatever ended it: a signal that is no SIGKILL, or the guest.
+            Ok(status) = guest.wait_process(&init.id) => {
+                // One that is being started is followed by who starts it.
+                let _turn = init.turn.lock().await;
+                if init.phase() == Phase::Created {
+                    self.ended(init, exit_status(status));
+                }
+            }
             cause = guest.gone() => {
                 warn!(%cause, container = container.id, "the container is lost");
                 self.ended(&container.init, KILLED);
@@ -452,6 +467,9 @@ impl Tasks {
                     };
                     self.events.publish(topics::TASK_OOM_EVENT_TOPIC, &event);
                     if let Ok(container) = container {
+                        if !self.events.has_listener() {
+                            container.note_out_of_memory();
+                        }
                         container.reason.ran_out();
                     }
                 }
@@ -472,6 +490,14 @@ impl monitor::Source for Tasks {
         let (mut all, outcome, why) = self.guests_samples().await;
         all.push(telemetry::guest_outcome(outcome));
         format!("{why}{}", write(all))
+    }
+
+    async fn volume_stats(&self, device: &str) -> Result<String, GuestError> {
+        self.stats_of_volume(device).await
+    }
+
+    async fn grow_volume(&self, growth: &Growth) -> Result<(), GuestError> {
+        self.make_volume_larger(growth).await
     }
 
     fn creations(&self) -> Vec<Creation> {

@@ -11,11 +11,12 @@ use super::Tasks;
 use super::create::Prepared;
 use crate::config::Config;
 use crate::container::Container;
-use crate::init_data;
 use crate::rootfs::{self, Source};
 use crate::sandbox::Plan;
 use crate::spec::group::Role;
 use crate::spec::{pod, size};
+use crate::tee;
+use crate::{dev_tee, init_data};
 
 /// The file in the state directory that keeps the guest's console.
 const CONSOLE_LOG: &str = "console.log";
@@ -47,9 +48,13 @@ impl Tasks {
             &self.directory,
         )
         .map_err(|error| GuestError::new(ErrorCode::InitDataInvalid, "init-data", error))?;
-        if let Some(prepared) = init_data {
-            disks.push(prepared.disk);
-            kernel_params.push(prepared.kernel_param);
+        let digest = init_data.as_ref().map(|prepared| prepared.digest.clone());
+        let confidential = tee::confidential(config, digest.as_ref())
+            .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "vmm", error))?;
+        disks.extend(init_data.map(|prepared| prepared.disk));
+        // A kind with reports has it in a field of those; and so all pods of one image measure the same.
+        if let Some(digest) = digest.as_ref().filter(|_| !config.tee.has_reports()) {
+            kernel_params.push(format!("cloister.init_data={digest}"));
         }
         let scratch =
             scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
@@ -60,11 +65,14 @@ impl Tasks {
             || !prepared.binds.is_empty();
         let is_shared = may_share && needs_share;
         let needs_disks = container.role == Role::Sandbox || !prepared.disks.is_empty();
-        let hot_disks = is_plain && !vm.disable_block_devices && needs_disks;
+        // Nothing is plugged into a TEE's guest: what it has is measured.
+        let takes_disks = config.tee.hardware().is_none() && !vm.disable_block_devices;
+        let hot_disks = takes_disks && needs_disks;
         Ok(Plan {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),
             network: prepared.network.clone(),
+            late_network: is_plain && vm.machine == Machine::Q35,
             forwards: container.role == Role::Sandbox,
             dns: prepared.dns.clone(),
             shared: is_shared.then(|| vm.clone()),
@@ -73,7 +81,13 @@ impl Tasks {
             cgroup: prepared.cgroup.clone(),
             relay_allow: config.relay_allow.clone(),
             mirror: config.mirror.open(),
+            health_timeout: config.health_timeout,
             within: config.boot_timeout,
+            dev_tee: config.tee.simulated().map(|tee| dev_tee::Wanted {
+                directory: config.dev_tee.clone(),
+                tee,
+                init_data: digest,
+            }),
             vm: VmSpec {
                 machine: vm.machine,
                 accel: vm.accel,
@@ -83,11 +97,13 @@ impl Tasks {
                 reclaims: is_plain && vm.reclaims,
                 initrd: vm.initrd,
                 firmware: vm.firmware,
+                confidential,
                 qemu: vm.qemu,
                 kernel_params,
                 disks,
                 scratch,
                 hot_disks,
+                vhost_net: vm.vhost_net,
                 console_log: Some(self.directory.path().join(CONSOLE_LOG)),
                 ..VmSpec::new(
                     &vm_name(&self.sandbox_id),

@@ -141,6 +141,7 @@ impl Task for Service {
         request: wire::StateRequest,
     ) -> ttrpc::Result<wire::StateResponse> {
         let container = self.0.containers.get(&request.id)?;
+        container.check_there()?;
         let process = container.process(&request.exec_id)?;
         let mut response = wire::StateResponse {
             id: container.id.clone(),
@@ -172,7 +173,7 @@ impl Task for Service {
         _: &TtrpcContext,
         request: wire::PidsRequest,
     ) -> ttrpc::Result<wire::PidsResponse> {
-        self.0.containers.get(&request.id)?;
+        self.0.containers.get(&request.id)?.check_there()?;
         let process = ProcessInfo {
             pid: self.0.pid(),
             ..Default::default()

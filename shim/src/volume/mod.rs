@@ -329,6 +329,7 @@ mod tests {
                 source: (*source).to_owned(),
                 kind: "bind".to_owned(),
                 options: options.iter().map(|one| (*one).to_owned()).collect(),
+                ..Mount::default()
             });
             let source = (*source).to_owned();
             binds.push(HostBind { index, source });

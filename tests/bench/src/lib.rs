@@ -5,6 +5,7 @@
 //! same kernel in the same VM with a program that only says that it is there.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod attest;
 pub mod bare;
 pub mod figure;
 pub mod image;
@@ -12,4 +13,5 @@ pub mod io;
 pub mod kbs;
 pub mod pod;
 pub mod runc;
+pub mod size;
 pub mod start;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bench::figure::Figure;
-use bench::{io, pod, runc, start};
+use bench::{attest, io, pod, runc, size, start};
 use clap::Parser;
 use guest_image::Manifest;
 use hypervisor::Machine;
@@ -17,16 +17,20 @@ struct Options {
     /// Starts of the guest only: no containerd, registry and broker.
     #[arg(long)]
     guest_only: bool,
+    /// A pod through containerd only.
+    #[arg(long)]
+    pod_only: bool,
     /// Streams of a guest's process only.
     #[arg(long)]
     io_only: bool,
+    /// The guest's half of an attestation only.
+    #[arg(long)]
+    attest_only: bool,
     /// Containers and further processes against runc only.
     #[arg(long)]
     runc_only: bool,
 }
 
-/// The most MiB of the agent and its modules.
-const MAX_INITRAMFS: f64 = 25.0;
 /// A container starts in less than a second, and single ones differ.
 const RUNC_ROUNDS: u32 = 15;
 
@@ -36,6 +40,9 @@ fn main() -> Result<()> {
         return runc::timer::serve();
     }
     let options = Options::parse();
+    if options.attest_only {
+        return attest::measure().map(print);
+    }
     let image = product::guest_dir();
     let manifest = Manifest::read(&image)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -45,11 +52,15 @@ fn main() -> Result<()> {
     if options.io_only {
         return streams().map(print);
     }
+    let whole_pods = || pod::measure(options.rounds.min(3));
+    if options.pod_only {
+        return whole_pods().map(print);
+    }
     let against_runc = || runtime.block_on(runc::measure(options.rounds.max(RUNC_ROUNDS)));
     if options.runc_only {
         return against_runc().map(print);
     }
-    let mut figures = sizes(&manifest);
+    let mut figures = size::measure(&image, &manifest)?;
     for (machine, name) in [(Machine::Q35, "q35"), (Machine::Microvm, "microvm")] {
         eprintln!("{name}, kernel {}", manifest.kernel.release);
         let subject = start::Subject::new(&image, machine)?;
@@ -65,7 +76,8 @@ fn main() -> Result<()> {
     print(figures);
     print(streams()?);
     if !options.guest_only {
-        print(pod::measure(options.rounds.min(3))?);
+        print(attest::measure()?);
+        print(whole_pods()?);
         print(against_runc()?);
     }
     Ok(())
@@ -75,23 +87,4 @@ fn print(figures: Vec<Figure>) {
     for figure in figures {
         println!("{figure}");
     }
-}
-
-/// What the VMM reads into a guest, as it lies in the guest's memory: the kernel, and the agent and its modules in an
-/// initramfs.
-fn sizes(manifest: &Manifest) -> Vec<Figure> {
-    let mib = |names: &[&str]| {
-        let files = manifest
-            .outputs
-            .iter()
-            .filter(|file| names.contains(&file.name.as_str()));
-        // Exact below 4 GiB, and no image is larger.
-        let kib: u64 = files.map(|file| file.size.div_ceil(1024)).sum();
-        f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
-    };
-    let (kernel, initramfs) = (guest_image::image::VMLINUX, guest_image::image::INITRAMFS);
-    vec![
-        Figure::new("guest.initramfs_mib", mib(&[initramfs]), "MiB").at_most(MAX_INITRAMFS),
-        Figure::new("guest.image_mib", mib(&[kernel, initramfs]), "MiB"),
-    ]
 }

@@ -23,13 +23,13 @@ const MAX_AGENT: f64 = 8.0;
 /// # Errors
 /// When a part does not start, or a pod does not run.
 pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
-    let stage = Stage::confidential()?;
+    let stage = Stage::simulated()?;
     let key = stage.key("image.key")?;
     let image = stage.push_encrypted(&Recipe::busybox("bench")?, "bench", &key, KEY_ID)?;
     let init_data = stage.init_data();
     let broker = stage.broker()?;
     broker.put(KEY_ID, &key)?;
-    broker.release_only_to(&init_data.digest())?;
+    broker.release_only_to_kind("sim-snp", &init_data.digest())?;
     let config = stage.settings().write(&stage.state, "bench.toml")?;
     let root = stage.empty();
 
@@ -43,14 +43,21 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
             .flag(&["--detach", "--null-io"]);
         let run = stage.run(&pod)?;
         ensure!(run.code == 0, "{}\n{}", run.report(), stage.log_tail());
-        shims.push(shim_rss_mib(stage.state.path(), &id)?);
-        agents.push(agent_pss_mib(&stage, &id)?);
+        let shim = shim_mib(stage.state.path(), &id)?;
+        let agent = agent_mib(&stage, &id)?;
+        let programs = (agent.1, shim.1);
+        shims.push(shim.0);
+        agents.push(agent.0);
         overheads.push(overhead_mib(stage.state.path())?);
         starts.push(stage.timeline(&id)?);
         stage.containerd.remove(&id);
         eprintln!(
-            "pod {round} of {rounds}: {} ms",
-            starts[starts.len() - 1].total()
+            "pod {round} of {rounds}: {} ms; agent {:.1} MiB, shim {:.1} MiB, of which program {:.1} and {:.1}",
+            starts[starts.len() - 1].total(),
+            agents[agents.len() - 1],
+            shims[shims.len() - 1],
+            programs.0,
+            programs.1,
         );
     }
 
@@ -78,18 +85,22 @@ pub fn measure(rounds: u32) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Resident memory of the pod's shim, without the VM, which is a process of its own.
-fn shim_rss_mib(base: &Path, id: &str) -> Result<f64> {
+/// Resident memory of the pod's shim, without the VM, which is a process of its own; and what of it is the program's
+/// file.
+fn shim_mib(base: &Path, id: &str) -> Result<(f64, f64)> {
     let shim = host::processes_of(base)
         .into_iter()
         .find(|process| process.command.contains(SHIM) && process.command.contains(id))
         .with_context(|| format!("no shim of {id} runs"))?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", shim.pid))?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB"))
-        .context("the kernel does not say how much memory it has")?;
-    Ok(kib.trim().parse::<f64>()? / 1024.0)
+    let mib = |name: &str| -> Result<f64> {
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB"))
+            .context("the kernel does not say how much memory it has")?;
+        Ok(kib.trim().parse::<f64>()? / 1024.0)
+    };
+    Ok((mib("VmRSS:")?, mib("RssFile:")?))
 }
 
 /// What the pod costs the host beside its guest's memory: VMM, shim and helpers, each with its share of what it
@@ -119,12 +130,18 @@ fn overhead_mib(base: &Path) -> Result<f64> {
 }
 
 /// The agent's proportional set size while the container runs, as the guest's kernel counts it: the
-/// agent's pages, and its share of those that others map too.
-fn agent_pss_mib(stage: &Stage, id: &str) -> Result<f64> {
+/// agent's pages, and its share of those that others map too. And what is resident of its program.
+fn agent_mib(stage: &Stage, id: &str) -> Result<(f64, f64)> {
     let metrics = stage.metrics(id)?;
-    let bytes = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix("cloister_agent_pss_bytes "))
-        .with_context(|| format!("the guest of {id} does not say how much memory its agent has"))?;
-    Ok(bytes.parse::<f64>()? / 1024.0 / 1024.0)
+    let mib = |name: &str| -> Result<f64> {
+        let bytes = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .with_context(|| format!("the guest of {id} does not say {name}"))?;
+        Ok(bytes.trim().parse::<f64>()? / 1024.0 / 1024.0)
+    };
+    Ok((
+        mib("cloister_agent_pss_bytes ")?,
+        mib("kata_agent_proc_status{item=\"rssfile\"} ")?,
+    ))
 }

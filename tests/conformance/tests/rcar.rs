@@ -123,6 +123,9 @@ async fn a_kind_that_the_broker_does_not_accept_is_refused() -> Result<()> {
         fn report(&self, report_data: &[u8]) -> Result<Value, AttestError> {
             self.0.report(report_data)
         }
+        fn launch_bound(&self) -> Result<Vec<u8>, AttestError> {
+            self.0.launch_bound()
+        }
     }
     let (_state, kbs) = kbs()?;
     let config = BrokerConfig::new(kbs.url(), Some(kbs.root_pem().to_owned()));

@@ -169,13 +169,17 @@ fn a_user_who_is_not_root_runs_containers_too() {
     assert_eq!(written.uid(), USER, "what the guest writes is the user's");
     let rows = with_input(QUICK, &mut command(&["ps", "--all", "--json"]), b"").unwrap();
     assert_eq!(rows.stdout.trim(), "[]", "{}", rows.report());
-    let check = with_input(
-        QUICK,
-        &mut command(&["check", "--json", "--config", config]),
-        b"",
-    )
-    .unwrap();
+    let tried = as_if_confidential(&host);
+    let tried = tried.to_str().unwrap();
+    let words = [
+        "check", "--tee", "--json", "--report", "tee.json", "--config", tried,
+    ];
+    let check = with_input(START, &mut command(&words), b"").unwrap();
     let report: Value = serde_json::from_str(&check.stdout).unwrap();
+    let written = std::fs::read_to_string(own.join("tee.json")).unwrap();
+    assert_eq!(written.trim(), check.stdout.trim());
+    started_as_far_as_the_host_can(&report);
+    let report = &report["host"];
     assert_eq!(report["can_run"], true, "{}", check.report());
     let findings = report["findings"].as_array().unwrap();
     for name in [
@@ -195,6 +199,31 @@ fn a_user_who_is_not_root_runs_containers_too() {
             check.stdout
         );
     }
+    let tee = host.stage.state.path().join("snp.toml");
+    let text = std::fs::read_to_string(config).unwrap();
+    let text = text.replace("tee = \"none\"", "tee = \"snp\"");
+    let text = text.replace("shared_fs = \"virtio-fs\"", "shared_fs = \"none\"");
+    let vmlinux = product::guest("vmlinux").unwrap();
+    let vmlinuz = product::guest("vmlinuz").unwrap();
+    let [vmlinux, vmlinuz] = [vmlinux, vmlinuz].map(|path| path.display().to_string());
+    let firmware = format!("[hypervisor.qemu]\nfirmware = {:?}\n", snp_firmware());
+    let text = text.replace("[hypervisor.qemu]\n", &firmware);
+    std::fs::write(&tee, text.replace(&vmlinux, &vmlinuz)).unwrap();
+    let words = [
+        "run",
+        "--rm",
+        "--config",
+        tee.to_str().unwrap(),
+        &host.image,
+        "/bin/true",
+    ];
+    let refused = with_input(QUICK, &mut command(&words), b"").unwrap();
+    let told = "no confidential guest is launched, and nothing in its place: SEV-SNP: ";
+    assert!(
+        refused.code != 0 && refused.stderr.contains(told),
+        "{}",
+        refused.report()
+    );
     // Nothing is left of it, and nothing of it was root's.
     let left: Vec<_> = std::fs::read_dir(own.join("cloister"))
         .unwrap()
@@ -205,6 +234,58 @@ fn a_user_who_is_not_root_runs_containers_too() {
         .map(|it| it.file_name().into_string().unwrap())
         .collect();
     assert!(names.iter().all(|name| name.starts_with('@')), "{names:?}");
+}
+
+/// A configuration whose guests talk to their devices as confidential ones have to: by copies in memory that
+/// they share, which is all that QEMU and the vsock device are given.
+fn as_if_confidential(host: &ByHand) -> std::path::PathBuf {
+    let base = host.stage.state.path();
+    let qemu = base.join("qemu-platform-dma");
+    let script = "#!/bin/sh\nexec qemu-system-x86_64 \"$@\" -global virtio-device.iommu_platform=on \
+                  -global virtio-pci.disable-legacy=on\n";
+    std::fs::write(&qemu, script).unwrap();
+    std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = std::fs::read_to_string(&host.config).unwrap();
+    let table = format!(
+        "[hypervisor.qemu]\npath = {:?}\n",
+        qemu.display().to_string()
+    );
+    let text = text.replace("[hypervisor.qemu]\n", &table);
+    let text = text.replace("kernel_params = \"", "kernel_params = \"swiotlb=force ");
+    assert!(text.contains("swiotlb=force"), "{text}");
+    let config = base.join("platform-dma.toml");
+    std::fs::write(&config, text).unwrap();
+    config
+}
+
+/// The plain guest starts; what a host without the hardware cannot try is said to be untried, and why.
+fn started_as_far_as_the_host_can(report: &Value) {
+    let proof = |id: &str| {
+        let mut proofs = report["proofs"].as_array().unwrap().iter();
+        proofs.find(|it| it["id"] == id).unwrap().clone()
+    };
+    let start = proof("guest.start");
+    assert_eq!(start["outcome"], "holds", "{start}");
+    assert!(
+        start["found"].as_str().unwrap().contains("READY after"),
+        "{start}"
+    );
+    for id in [
+        "kvm.start",
+        "snp.start",
+        "snp.digest",
+        "snp.refusal",
+        "tdx.start",
+    ] {
+        let proof = proof(id);
+        assert_ne!(proof["outcome"], "fails", "{proof}");
+        assert_ne!(proof["found"], "", "{proof}");
+    }
+}
+
+/// Firmware that starts SEV-SNP guests.
+fn snp_firmware() -> std::path::PathBuf {
+    product::top().join(".cache/qemu/testing/root/usr/share/ovmf/OVMF.amdsev.fd")
 }
 
 fn keeper_of(root: &Path, name: &str) -> i32 {

@@ -49,13 +49,7 @@ fn disks(stage: &Stage) -> Vec<File> {
     let scratch = stage.state.path().join("scratch");
     let names = std::fs::read_dir(&scratch).into_iter().flatten().count();
     assert_eq!(names, 0, "a scratch disk has a name");
-    host::processes_of(stage.state.path())
-        .into_iter()
-        .filter_map(|process| std::fs::read_dir(format!("/proc/{}/fd", process.pid)).ok())
-        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
-        .filter(|fd| std::fs::read_link(fd).is_ok_and(|path| path.starts_with(&scratch)))
-        .map(|fd| File::options().read(true).write(true).open(fd).unwrap())
-        .collect()
+    host::nameless(stage.state.path(), &scratch)
 }
 
 /// All of a disk.

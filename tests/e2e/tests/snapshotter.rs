@@ -146,6 +146,7 @@ fn containerd_needs_neither_layers_nor_keys_of_what_guests_pull() {
     let config = place.kube.pod("one");
     let pod = place.kube.run_pod(&config).unwrap();
     assert_eq!(place.says(&pod, &config, "app", &app), "in the guest\n");
+    an_image_belongs_to_the_containers_own_users(&place, &pod, &app);
     place.die_and_revive();
     images_that_were_there_before_run(&place, &pod, &config);
     place.kube.remove_pod(&pod).unwrap();
@@ -257,4 +258,40 @@ fn nothing_stays_of_what_is_deleted(place: &Place) {
         assert!(since.elapsed() < SETTLE, "{known:?}, {trees} trees\n{log}");
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// The snapshotter leaves owners to the guest, which has the layers once, for users of either kind.
+fn an_image_belongs_to_the_containers_own_users(place: &Place, pod: &str, image: &str) {
+    let sandbox = format!("io.kubernetes.cri.sandbox-id={pod}");
+    let name = format!("io.kubernetes.cri.image-name={image}");
+    let line = "cat /proc/self/uid_map; stat -c %u:%g /marker /bin; \
+        echo x > /written && stat -c %u /written; mv /bin/ls /bin/list && stat -c %u /bin/list";
+    let said = place.ctr(&[
+        "run",
+        "--rm",
+        "--snapshotter",
+        NAME,
+        "--runtime",
+        support::pod::RUNTIME,
+        "--annotation",
+        "io.kubernetes.cri.container-type=container",
+        "--annotation",
+        &sandbox,
+        "--annotation",
+        &name,
+        "--uidmap",
+        "0:65536:1000",
+        "--gidmap",
+        "0:131072:1000",
+        "--remap-labels",
+        image,
+        "users",
+        "/bin/sh",
+        "-c",
+        line,
+    ]);
+    assert_eq!(said.code, 0, "{}", said.report());
+    let words: Vec<_> = said.stdout.split_whitespace().collect();
+    let wanted = ["0", "65536", "1000", "0:0", "0:0", "0", "0"];
+    assert_eq!(words, wanted, "{}", said.report());
 }

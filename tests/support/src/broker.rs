@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::dev_tee;
 use crate::product;
 use crate::registry::free_port;
 use crate::run::{Finished, Service, within};
@@ -36,11 +37,23 @@ impl Broker {
         Self::traced(state, None)
     }
 
+    /// The same, which also believes this build directory's development root.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn simulated(state: &State) -> Result<Self> {
+        Self::with(state, None, true)
+    }
+
     /// The same; its spans go to a collector, where one is named.
     ///
     /// # Errors
     /// As [`Self::start`].
     pub fn traced(state: &State, collector: Option<&str>) -> Result<Self> {
+        Self::with(state, collector, false)
+    }
+
+    fn with(state: &State, collector: Option<&str>, simulated: bool) -> Result<Self> {
         let kbs = product::bin("kbs")?;
         let dir = state.path().join("kbs");
         let address = format!("127.0.0.1:{}", free_port()?);
@@ -59,6 +72,11 @@ impl Broker {
                 true => text.replacen("[telemetry]\n", &keyed, 1),
                 false => format!("{text}\n{keyed}"),
             };
+            std::fs::write(&config, text)?;
+        }
+        if simulated {
+            let config = dir.join("kbs.toml");
+            let text = dev_tee::believed(&std::fs::read_to_string(&config)?)?;
             std::fs::write(&config, text)?;
         }
         let mut service = Service::start(
@@ -134,8 +152,16 @@ impl Broker {
     /// # Errors
     /// When the broker refuses.
     pub fn release_only_to(&self, init_data_digest: &str) -> Result<()> {
+        self.release_only_to_kind("sample", init_data_digest)
+    }
+
+    /// The same of another kind.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub fn release_only_to_kind(&self, tee: &str, init_data_digest: &str) -> Result<()> {
         let digest = ["--init-data-digest", init_data_digest];
-        self.owner(&[&["policy", "pin", "--tee", "sample"][..], &digest].concat())
+        self.owner(&[&["policy", "pin", "--tee", tee][..], &digest].concat())
             .map(drop)
     }
 

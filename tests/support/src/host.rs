@@ -182,6 +182,19 @@ impl Leftovers {
     }
 }
 
+/// The files without a name that the processes of `base` have open in a directory.
+#[must_use]
+pub fn nameless(base: &Path, directory: &Path) -> Vec<fs::File> {
+    let is_in = |fd: &PathBuf| fs::read_link(fd).is_ok_and(|path| path.starts_with(directory));
+    processes_of(base)
+        .into_iter()
+        .filter_map(|process| fs::read_dir(format!("/proc/{}/fd", process.pid)).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .filter(is_in)
+        .filter_map(|fd| fs::File::options().read(true).write(true).open(fd).ok())
+        .collect()
+}
+
 /// Files at or below `dirs` that contain one of `needles`. Symbolic links are not followed.
 ///
 /// # Errors

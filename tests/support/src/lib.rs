@@ -12,6 +12,7 @@ pub mod by_hand;
 pub mod collector;
 pub mod containerd;
 pub mod cri;
+pub mod dev_tee;
 pub mod firmware;
 pub mod host;
 pub mod image;
@@ -32,6 +33,7 @@ mod state;
 pub mod streaming;
 pub mod timeline;
 pub mod tls;
+pub mod xts;
 
 pub use need::{find, need, skip};
 /// The peer that launches are measured with. It is here, and so in `demo`, that programs and tests need the same

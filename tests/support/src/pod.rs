@@ -18,8 +18,10 @@ pub const MIRROR: &str = "mirror";
 /// The runtime's configuration file, with a default for each key.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `none` or `sample`.
+    /// `none`, `sample`, `sim-snp` or `sim-tdx`.
     pub tee: &'static str,
+    /// The development root of a simulated kind.
+    pub dev_tee: Option<PathBuf>,
     /// Whether the guest pulls images whatever the host has.
     pub guest_pull: bool,
     /// `none` or `virtio-fs`.
@@ -50,6 +52,7 @@ impl Settings {
     pub fn confidential(allow: &[&str]) -> Self {
         Self {
             tee: "sample",
+            dev_tee: None,
             guest_pull: true,
             shared_fs: "none",
             kernel: None,
@@ -110,6 +113,10 @@ impl Settings {
         }
         if let Some(kubelet) = &self.kubelet {
             let _ = writeln!(text, "kubelet_root_dir = {kubelet:?}");
+        }
+        if let Some(dir) = &self.dev_tee {
+            let keyed = format!("[cloister]\ndev_tee = {dir:?}\n");
+            text = text.replacen("[cloister]\n", &keyed, 1);
         }
         if let Some(otlp) = &self.otlp {
             text.push_str("enable_tracing = true\n");

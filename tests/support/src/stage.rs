@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::broker::Broker;
 use crate::containerd::{Containerd, NAMESPACE};
+use crate::dev_tee;
 use crate::host::{self, Leftovers};
 use crate::image::{BUSYBOX, Recipe};
 use crate::init_data::{ALLOW_ALL, InitData};
@@ -43,6 +44,8 @@ pub struct Stage {
     pub broker: Option<Broker>,
     /// The registry.
     pub registry: Registry,
+    /// The development root of this stage's pods, where they are simulated.
+    pub dev_tee: Option<PathBuf>,
     /// The directory of it all.
     pub state: State,
     _turn: VmTurn,
@@ -56,6 +59,17 @@ impl Stage {
     pub fn confidential() -> Result<Self> {
         let mut stage = Self::plain()?;
         stage.broker = Some(Broker::start(&stage.state)?);
+        Ok(stage)
+    }
+
+    /// With a broker that believes simulated evidence, and pods that have some.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn simulated() -> Result<Self> {
+        let mut stage = Self::plain()?;
+        stage.broker = Some(Broker::simulated(&stage.state)?);
+        stage.dev_tee = Some(dev_tee::directory()?);
         Ok(stage)
     }
 
@@ -74,6 +88,7 @@ impl Stage {
         Ok(Self {
             containerd,
             broker: None,
+            dev_tee: None,
             registry,
             state,
             _turn: turn,
@@ -99,7 +114,15 @@ impl Stage {
     pub fn settings(&self) -> Settings {
         let mut allow = vec![self.registry.address()];
         allow.extend(self.broker.as_ref().map(Broker::address));
-        Settings::confidential(&allow)
+        let settings = Settings::confidential(&allow);
+        match &self.dev_tee {
+            None => settings,
+            dir => Settings {
+                tee: "sim-snp",
+                dev_tee: dir.clone(),
+                ..settings
+            },
+        }
     }
 
     /// The empty directory that stands for the root of a container whose image the guest pulls.

@@ -24,6 +24,7 @@ const PADDING: [[u8; 8]; 2] = [[0; 8], [0xff; 8]];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventLog<'a> {
     events: Vec<Event<'a>>,
+    bytes: usize,
 }
 
 /// An event.
@@ -112,7 +113,14 @@ impl<'a> EventLog<'a> {
             }
             events.push(event(&mut rest, events.len(), &algorithms)?);
         }
-        Ok(Self { events })
+        let bytes = bytes.len() - rest.0.len();
+        Ok(Self { events, bytes })
+    }
+
+    /// How many of the bytes are the log's: behind them is padding, or nothing.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The events, without the header.
@@ -342,7 +350,7 @@ mod tests {
         for tail in [&[][..], &[0; 8], &[0xff; 64], &[0, 0, 0, 0, 0, 0, 0, 0, 9]] {
             let bytes = [&good[..], tail].concat();
             let log = EventLog::parse(&bytes).unwrap();
-            assert_eq!(log.events().len(), 1);
+            assert_eq!((log.events().len(), log.bytes()), (1, good.len()));
             let [first, second, ..] = log.replay().unwrap();
             assert_eq!((first.events, second.value), (1, [0; 48]));
         }

@@ -5,6 +5,7 @@
 //! event's text is worth something only where [`Event::digest_matches`] says that the digest is the
 //! hash of that text. Names and forms in the claims are Trustee's.
 
+mod aael;
 mod algorithm;
 mod claims;
 mod detail;
@@ -12,6 +13,12 @@ mod device_path;
 mod kind;
 mod log;
 
+#[cfg(feature = "sim")]
+pub(crate) use aael::measured_entry;
+pub use aael::{
+    AAEL_TEXT_BYTES, AaelError, AaelEvent, LOG_END, entry, extended, header, is_register,
+    register_of_pcr,
+};
 pub use algorithm::DigestAlgorithm;
 pub use claims::EventClaims;
 pub use detail::{AAEL_TAG, Details};

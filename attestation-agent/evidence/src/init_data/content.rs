@@ -7,11 +7,15 @@
 
 mod limits;
 mod registry;
+mod sealed;
 mod store;
 mod wire;
+mod workload_api;
 
 pub use limits::{Devices, ImageLimits, TrustedXattrs};
+pub use sealed::SealedSecrets;
 pub use store::Store;
+pub use workload_api::WorkloadApi;
 
 use super::InitData;
 
@@ -37,6 +41,10 @@ pub struct Content {
     pub broker: Option<BrokerLocation>,
     /// How images are pulled.
     pub image: ImageSettings,
+    /// Whose sealed secrets are opened.
+    pub sealed: SealedSecrets,
+    /// Where workloads find their guest's services.
+    pub workload_api: WorkloadApi,
     /// The policy over requests, in Rego; without one, the agent's built-in policy stays.
     pub policy: Option<String>,
 }
@@ -178,7 +186,11 @@ impl TryFrom<&InitData> for Content {
         for (name, text) in init_data.data() {
             match name.as_str() {
                 AA_TOML => aa_broker = wire::aa(text)?,
-                CDH_TOML => (cdh_broker, content.image) = wire::cdh(text)?,
+                CDH_TOML => {
+                    let cdh = wire::cdh(text)?;
+                    (cdh_broker, content.image) = (cdh.broker, cdh.image);
+                    (content.sealed, content.workload_api) = (cdh.sealed, cdh.workload_api);
+                }
                 POLICY_REGO => content.policy = Some(text.clone()),
                 _ => return Err(ContentError::File(crate::shown(name))),
             }

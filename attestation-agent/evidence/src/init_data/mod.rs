@@ -8,6 +8,7 @@
 //! Format: <https://github.com/confidential-containers/trustee/blob/main/kbs/docs/initdata.md>.
 
 pub mod annotation;
+mod binding;
 pub mod content;
 mod digest;
 pub mod disk;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use binding::{Binding, HOST_DATA_BYTES, MRCONFIGID_BYTES, host_data, mrconfigid};
 pub use content::{Content, ContentError};
 pub use digest::{Algorithm, DigestError, InitDataDigest};
 

@@ -106,6 +106,22 @@ impl SnpEvidence {
     }
 }
 
+impl SnpEvidence {
+    /// The same in few bytes: the report and each certificate in base64. Ours reads it; a peer that knows
+    /// only the `sev` crate's form does not.
+    #[must_use]
+    pub fn raw(&self) -> serde_json::Value {
+        let encode = |bytes: &[u8]| BASE64_STANDARD.encode(bytes);
+        let certificates = self.certificates.iter().map(|certificate| {
+            serde_json::json!({ "cert_type": certificate.kind, "data": encode(&certificate.data) })
+        });
+        serde_json::json!({
+            "attestation_report": encode(&*self.bytes),
+            "cert_chain": certificates.collect::<Vec<_>>(),
+        })
+    }
+}
+
 /// Written as the `sev` crate does while that loses nothing, else with the report in base64.
 impl Serialize for SnpEvidence {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {

@@ -8,9 +8,11 @@ mod bytes;
 mod generation;
 mod message;
 mod report;
+mod table;
 mod words;
 
 pub use generation::{Generation, Product};
 pub use message::{CERTIFICATE_BYTES, CERTIFICATES, Certificate, CertificateKind, SnpEvidence};
 pub use report::{REPORT_BYTES, Report, ReportError, SIGNED_BYTES};
+pub use table::{TABLE_BYTES, TableError};
 pub use words::{FirmwareVersion, GuestPolicy, KeyInfo, PlatformInfo, Signature, SigningKey, Tcb};

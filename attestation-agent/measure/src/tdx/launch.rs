@@ -9,7 +9,7 @@ use super::{
     command_line::load_options,
     event::{Event, Origin, replay},
     kernel,
-    runtime::{RuntimeError, RuntimeEvent},
+    runtime::{self, RuntimeError, RuntimeEvent},
     store::Store,
     td_hob,
     variable::{boot_events, secure_boot_events},
@@ -145,7 +145,7 @@ impl Launch<'_> {
         events.extend(self.stub()?);
         events.extend([LEAVING, LEFT].map(Event::action));
         for runtime in self.runtime {
-            events.push(runtime.event()?);
+            events.push(runtime::event(runtime)?);
         }
         Ok(events)
     }

@@ -8,11 +8,12 @@ mod package;
 mod processor;
 mod program;
 mod snapshotter;
+mod tee;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
@@ -28,6 +29,12 @@ pub(super) struct Check {
     /// As JSON.
     #[arg(long)]
     json: bool,
+    /// Also start guests, to prove what only hardware can: KVM, SEV-SNP, TDX (docs/hardware.md).
+    #[arg(long)]
+    tee: bool,
+    /// Also write the report as JSON into this file, to be attached to an issue.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// How a thing is.
@@ -116,6 +123,11 @@ impl Host {
         self.path(path).exists()
     }
 
+    /// What of it is for confidential guests.
+    fn files(&self) -> hypervisor::tee::host::Files {
+        hypervisor::tee::host::Files::below(&self.root)
+    }
+
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -125,11 +137,31 @@ impl Check {
     /// Checks; returns the exit code.
     pub(super) async fn run(self) -> Result<u8> {
         let report = report(self.config.as_deref()).await;
-        match self.json {
-            true => println!("{}", serde_json::to_string_pretty(&report)?),
-            false => print!("{report}"),
+        if !self.tee {
+            self.show(&report)?;
+            return Ok(u8::from(!report.can_run));
         }
-        Ok(u8::from(!report.can_run))
+        let variable = config::from_environment();
+        let path = config::choose(self.config.as_deref(), variable.as_deref());
+        let config = config::load(path.as_deref())?;
+        let proved = tee::prove(&config, report).await;
+        self.show(&proved)?;
+        Ok(u8::from(!proved.holds()))
+    }
+
+    /// Prints a report, and writes it where it was asked for. Nothing of a run or of a pod is in it.
+    fn show<R: Serialize + fmt::Display>(&self, report: &R) -> Result<()> {
+        let json = serde_json::to_string_pretty(report)?;
+        let redact = crate::collect::Redact::new(crate::run::secrets());
+        if let Some(path) = &self.report {
+            std::fs::write(path, redact.text(&json) + "\n")
+                .with_context(|| format!("write {}", path.display()))?;
+        }
+        match self.json {
+            true => println!("{}", redact.text(&json)),
+            false => print!("{}", redact.text(&report.to_string())),
+        }
+        Ok(())
     }
 }
 

@@ -4,71 +4,29 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use hypervisor::tee::host::Vendor;
+use hypervisor::tee::{self, Kind};
+
 use super::{Finding, Host};
 
 const KVM: &str = "kvm";
 const SNP: &str = "sev-snp";
 const TDX: &str = "tdx";
-/// The oldest kernels that are hosts of such guests.
-const SNP_KERNEL: &str = "Linux 6.11";
-const TDX_KERNEL: &str = "Linux 6.16";
-
-/// The vendor's part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Vendor {
-    Amd,
-    Intel,
-    None,
-}
-
-/// What the processor is and has.
-#[derive(Debug)]
-struct Processor {
-    vendor: Vendor,
-    flags: Vec<String>,
-}
-
-impl Processor {
-    fn of(host: &Host) -> Self {
-        let text = host.text("/proc/cpuinfo");
-        let first = |key: &str| {
-            let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-            let line = lines.find(|(name, _)| name.trim() == key);
-            line.map(|(_, value)| value.trim()).unwrap_or_default()
-        };
-        Self {
-            vendor: match first("vendor_id") {
-                "AuthenticAMD" => Vendor::Amd,
-                "GenuineIntel" => Vendor::Intel,
-                _ => Vendor::None,
-            },
-            flags: first("flags")
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect(),
-        }
-    }
-
-    fn has(&self, flag: &str) -> bool {
-        self.flags.iter().any(|it| it == flag)
-    }
-}
 
 /// All of it.
 pub(super) fn look(host: &Host) -> Vec<Finding> {
-    let processor = Processor::of(host);
     let opened = std::fs::File::options()
         .read(true)
         .write(true)
         .open(host.path("/dev/kvm"));
     vec![
-        kvm(host, &processor, opened.map(drop)),
-        snp(host, &processor),
-        tdx(host, &processor),
+        kvm(host, opened.map(drop)),
+        confidential(SNP, Kind::Snp, host),
+        confidential(TDX, Kind::Tdx, host),
     ]
 }
 
-fn kvm(host: &Host, processor: &Processor, opened: io::Result<()>) -> Finding {
+fn kvm(host: &Host, opened: io::Result<()>) -> Finding {
     let absent = |found: String, fix: String| {
         Finding::absent(
             KVM,
@@ -76,7 +34,8 @@ fn kvm(host: &Host, processor: &Processor, opened: io::Result<()>) -> Finding {
             fix,
         )
     };
-    let can_virtualize = processor.has("vmx") || processor.has("svm");
+    let files = host.files();
+    let can_virtualize = files.has_flag("vmx") || files.has_flag("svm");
     match opened.map_err(|error| error.kind()) {
         Ok(()) if can_virtualize => Finding::good(KVM, "/dev/kvm opens"),
         Ok(()) | Err(io::ErrorKind::NotFound) if !can_virtualize => absent(
@@ -93,9 +52,9 @@ fn kvm(host: &Host, processor: &Processor, opened: io::Result<()>) -> Finding {
             )
         }
         Err(io::ErrorKind::NotFound) => {
-            let module = match processor.vendor {
+            let module = match files.vendor() {
                 Vendor::Amd => "kvm_amd",
-                Vendor::Intel | Vendor::None => "kvm_intel",
+                Vendor::Intel | Vendor::Other => "kvm_intel",
             };
             let state = match host.has(&format!("/sys/module/{module}")) {
                 true => "is loaded, and /dev/kvm is not there",
@@ -118,64 +77,15 @@ fn group_name(host: &Host, gid: u32) -> String {
     named.unwrap_or_else(|| gid.to_string())
 }
 
-/// Whether a parameter of a module is on; `None` where the module is not loaded or does not have it.
-fn parameter(host: &Host, module: &str, name: &str) -> Option<bool> {
-    let text = host.text(&format!("/sys/module/{module}/parameters/{name}"));
-    match text.trim() {
-        "Y" | "1" => Some(true),
-        "N" | "0" => Some(false),
-        _ => None,
-    }
-}
-
-fn snp(host: &Host, processor: &Processor) -> Finding {
-    let absent = |found: &str, fix: &str| Finding::absent(SNP, found, fix);
-    if processor.vendor != Vendor::Amd {
-        return absent("not an AMD processor", "");
-    }
-    if !processor.has("sev_snp") {
-        let fix = "an EPYC 7003 or later, with SMEE, SEV-SNP and the RMP table on in its firmware's set-up";
-        return absent("the processor's flags have no sev_snp", fix);
-    }
-    match parameter(host, "kvm_amd", "sev_snp") {
-        Some(true) if host.has("/dev/sev") => Finding::good(SNP, "kvm_amd and /dev/sev serve it"),
-        Some(true) => absent("/dev/sev is not there", "`sudo modprobe ccp`"),
-        Some(false) => absent(
-            "kvm_amd has it off",
-            "`options kvm_amd sev=1 sev_es=1 sev_snp=1` in /etc/modprobe.d; the kernel's log says why it stays off",
-        ),
-        None => {
-            let found = "kvm_amd is not loaded, or does not know it";
-            absent(
-                found,
-                &format!("`sudo modprobe kvm_amd`, and at least {SNP_KERNEL}"),
-            )
-        }
-    }
-}
-
-fn tdx(host: &Host, processor: &Processor) -> Finding {
-    let absent = |found: &str, fix: &str| Finding::absent(TDX, found, fix);
-    if processor.vendor != Vendor::Intel {
-        return absent("not an Intel processor", "");
-    }
-    if !processor.has("tdx_host_platform") {
-        let fix = "a Xeon of the 5th generation or later, with TME-MT and TDX on in its firmware's set-up";
-        return absent("the processor's flags have no tdx_host_platform", fix);
-    }
-    match parameter(host, "kvm_intel", "tdx") {
-        Some(true) => Finding::good(TDX, "kvm_intel serves it"),
-        Some(false) => absent(
-            "kvm_intel has it off",
-            "`kvm_intel.tdx=1` on the kernel's command line",
-        ),
-        None => {
-            let found = "kvm_intel is not loaded, or does not know it";
-            absent(
-                found,
-                &format!("`sudo modprobe kvm_intel`, and at least {TDX_KERNEL}"),
-            )
-        }
+/// What there is for one kind of confidential guest.
+fn confidential(name: &'static str, kind: Kind, host: &Host) -> Finding {
+    let found = match kind {
+        Kind::Snp => "kvm_amd and /dev/sev serve it",
+        Kind::Tdx => "kvm_intel serves it",
+    };
+    match tee::host::look(kind, &host.files()) {
+        Ok(()) => Finding::good(name, found),
+        Err(lack) => Finding::absent(name, lack.found, lack.fix),
     }
 }
 
@@ -210,40 +120,30 @@ mod tests {
     #[test]
     fn each_reason_against_kvm_has_its_own_fix() {
         let (_at, host) = host(&[AMD, ("/etc/group", "root:x:0:\nkvm:x:993:me\n")]);
-        let processor = Processor::of(&host);
-        let of = |kind| kvm(&host, &processor, Err(io::Error::from(kind)));
-        assert_eq!(kvm(&host, &processor, Ok(())).state, State::Good);
+        let of = |kind| kvm(&host, Err(io::Error::from(kind)));
+        assert_eq!(kvm(&host, Ok(())).state, State::Good);
         let module = of(io::ErrorKind::NotFound);
         assert!(module.fix.unwrap().contains("modprobe kvm_amd"));
         let denied = of(io::ErrorKind::PermissionDenied);
         assert!(denied.fix.unwrap().contains("usermod -aG root"));
         assert_eq!(group_name(&host, 993), "kvm");
-        let old = Processor {
-            vendor: Vendor::None,
-            flags: Vec::new(),
+        let old = super::super::Host {
+            root: std::path::PathBuf::from("/nonexistent"),
         };
         for opened in [Ok(()), Err(io::ErrorKind::NotFound.into())] {
-            let finding = kvm(&host, &old, opened);
+            let finding = kvm(&old, opened);
             assert_eq!(finding.state, State::Absent);
             assert!(finding.fix.unwrap().contains("firmware"));
         }
     }
 
     #[test]
-    fn confidential_guests_need_processor_module_and_device() {
-        let sev_snp = ("/sys/module/kvm_amd/parameters/sev_snp", "Y\n");
+    fn what_a_confidential_guest_lacks_is_told_with_the_way_to_it() {
         let (_at, bare) = host(&[AMD]);
-        let (_at, off) = host(&[AMD, ("/sys/module/kvm_amd/parameters/sev_snp", "N\n")]);
-        let (_at, deviceless) = host(&[AMD, sev_snp]);
-        let (_at, whole) = host(&[AMD, sev_snp, ("/dev/sev", "")]);
+        let finding = confidential(SNP, Kind::Snp, &bare);
+        assert_eq!(finding.state, State::Absent);
+        assert!(finding.fix.unwrap().contains("modprobe kvm_amd"));
         let (_at, intel) = host(&[INTEL, ("/sys/module/kvm_intel/parameters/tdx", "Y\n")]);
-        let fix = |host: &Host| snp(host, &Processor::of(host)).fix.unwrap_or_default();
-        assert!(fix(&bare).contains(SNP_KERNEL));
-        assert!(fix(&off).contains("modprobe.d"));
-        assert!(fix(&deviceless).contains("ccp"));
-        assert_eq!(snp(&whole, &Processor::of(&whole)).state, State::Good);
-        assert_eq!(snp(&intel, &Processor::of(&intel)).state, State::Absent);
-        assert_eq!(tdx(&intel, &Processor::of(&intel)).state, State::Good);
-        assert_eq!(tdx(&whole, &Processor::of(&whole)).state, State::Absent);
+        assert_eq!(confidential(TDX, Kind::Tdx, &intel).state, State::Good);
     }
 }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::{check, run};
-use redact::Redact;
+pub(crate) use redact::Redact;
 use shim::config;
 use shim::state_dir;
 

@@ -24,14 +24,14 @@ const SECRET_NAMES: [&str; 8] = [
 
 /// The rules of one report.
 #[derive(Debug)]
-pub(super) struct Redact {
+pub(crate) struct Redact {
     values: Vec<String>,
     forms: Vec<(Regex, &'static str)>,
 }
 
 impl Redact {
     /// Rules that hide these values, and all that looks like a secret.
-    pub(super) fn new(mut values: Vec<String>) -> Self {
+    pub(crate) fn new(mut values: Vec<String>) -> Self {
         values.retain(|value| value.len() >= MIN_VALUE);
         // The longest first: another may be a part of it.
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));
@@ -61,7 +61,7 @@ impl Redact {
     }
 
     /// The text without what is to be hidden.
-    pub(super) fn text(&self, text: &str) -> String {
+    pub(crate) fn text(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for value in &self.values {
             if text.contains(value.as_str()) {

@@ -11,12 +11,12 @@ use measure::snp::{FIRMWARE_BYTES, Firmware, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
 
 /// Bytes of a kernel.
-const KERNEL_BYTES: usize = 256 << 20;
+pub(crate) const KERNEL_BYTES: usize = 256 << 20;
 /// Bytes of an initramfs.
-const INITRAMFS_BYTES: usize = 1 << 30;
+pub(crate) const INITRAMFS_BYTES: usize = 1 << 30;
 /// The files of a guest image that QEMU is given for direct boot.
-const KERNEL: &str = "vmlinuz";
-const INITRAMFS: &str = "initramfs.cpio";
+pub(crate) const KERNEL: &str = "vmlinuz";
+pub(crate) const INITRAMFS: &str = "initramfs.cpio";
 
 #[derive(Debug, Args)]
 pub(super) struct Artifacts {
@@ -81,6 +81,10 @@ impl Artifacts {
     ) -> impl Iterator<Item = anyhow::Result<(&Path, Vec<u8>)>> + '_ {
         let paths = self.try_firmware.iter();
         paths.map(|path| Ok((path.as_path(), read(path, FIRMWARE_BYTES)?)))
+    }
+
+    pub(super) fn image(&self) -> Option<&Path> {
+        self.image.as_deref()
     }
 
     pub(super) fn firmware_path(&self) -> &Path {
@@ -182,7 +186,12 @@ impl Artifacts {
 }
 
 /// A file of an image, if it is the one that was built.
-fn listed(dir: &Path, manifest: &Manifest, name: &str, most: usize) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn listed(
+    dir: &Path,
+    manifest: &Manifest,
+    name: &str,
+    most: usize,
+) -> anyhow::Result<Vec<u8>> {
     let path = dir.join(name);
     let mut outputs = manifest.outputs.iter();
     let listed = outputs
@@ -205,7 +214,7 @@ fn listed(dir: &Path, manifest: &Manifest, name: &str, most: usize) -> anyhow::R
 }
 
 /// A file of at most so many bytes.
-pub(super) fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
     let mut content = Vec::new();
     let cap = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
     File::open(path)

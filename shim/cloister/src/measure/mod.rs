@@ -4,16 +4,16 @@
 //! Nothing is guessed: what decides the digest is given by the caller or is a default that `--help`
 //! tells, and a file of a guest image is measured only when it is the one in the image's manifest.
 
-mod artifact;
+pub(super) mod artifact;
 mod explain;
 mod output;
 mod shape;
 mod sign;
-mod tdx;
+pub(super) mod tdx;
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, Launch, LaunchDigest};
 use ::measure::{Binding, snp};
@@ -21,16 +21,20 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use evidence::init_data::InitDataDigest;
 use policies::corim::Draft;
+use serde_json::Value;
 
 use self::artifact::Artifacts;
+pub(crate) use self::artifact::{
+    INITRAMFS, INITRAMFS_BYTES, KERNEL, KERNEL_BYTES, listed, read as read_file,
+};
 use self::output::{Format, Predicted};
-use self::shape::Vcpus;
-use self::sign::Signer;
+pub(crate) use self::shape::Vcpus;
+pub(crate) use self::sign::Signer;
 use self::tdx::TdxArgs;
 use super::init_data;
 
 #[derive(Debug, Args)]
-pub(super) struct Measure {
+pub(crate) struct Measure {
     /// The kind of TEE.
     #[arg(long, value_enum, default_value = "snp")]
     tee: Kind,
@@ -134,7 +138,36 @@ struct IdKeys {
 }
 
 impl Measure {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    /// The directory of the guest image that is measured.
+    pub(crate) fn image(&self) -> Option<&Path> {
+        self.artifacts.image()
+    }
+
+    /// A JSON map of reference values, as a broker takes it.
+    pub(crate) fn reference_values(&self) -> anyhow::Result<Value> {
+        self.check()?;
+        ensure!(
+            self.explain.is_none() && self.sign_key.is_none() && self.output.is_none(),
+            "--explain, --sign-key and --output are of `cloister measure`"
+        );
+        ensure!(
+            self.id_block.id_key.is_none(),
+            "--id-key makes what a launch needs and a broker does not: use `cloister measure`"
+        );
+        let bytes = match self.tee {
+            Kind::Snp => self.predict()?.reference_values()?,
+            Kind::Tdx => {
+                let inputs = tdx::Inputs::read(&self.tdx, &self.artifacts)?;
+                let predicted = inputs.predict(self.init_data_digest()?.as_ref())?;
+                predicted.warn()?;
+                predicted.reference_values()?
+            }
+        };
+        serde_json::from_slice(&bytes).context("read the reference values")
+    }
+
+    /// Whether what is asked for goes together.
+    fn check(&self) -> anyhow::Result<()> {
         if self.vmm == Vmm::CloudHypervisor {
             bail!(
                 "--vmm cloud-hypervisor: it launches SNP guests from an IGVM file, and gives a TD's firmware \
@@ -145,6 +178,11 @@ impl Measure {
             self.tee == Kind::Tdx || !self.tdx.asked(),
             "--dialect is of a TD: add --tee tdx"
         );
+        Ok(())
+    }
+
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        self.check()?;
         let corim = self.format == Format::Corim;
         ensure!(
             corim || self.sign_key.is_none(),

@@ -7,11 +7,11 @@ use measure::snp::VCPUS;
 
 /// Numbers of vCPUs, each once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Vcpus(BTreeSet<usize>);
+pub(crate) struct Vcpus(BTreeSet<usize>);
 
 impl Vcpus {
     /// The numbers, the smallest first.
-    pub(super) fn counts(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(crate) fn counts(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().copied()
     }
 

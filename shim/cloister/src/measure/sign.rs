@@ -11,7 +11,7 @@ use policies::corim::Algorithm;
 use sha2::{Digest, Sha256};
 
 /// A private key on one of two curves.
-pub(super) enum Signer {
+pub(crate) enum Signer {
     P256(p256::ecdsa::SigningKey),
     P384(p384::ecdsa::SigningKey),
 }
@@ -23,7 +23,7 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let pem = super::super::key::read_text(path)?;
         Self::from_pem(&pem).with_context(|| {
             format!(
@@ -44,7 +44,7 @@ impl Signer {
         Some(Self::P384(key.into()))
     }
 
-    pub(super) fn algorithm(&self) -> Algorithm {
+    pub(crate) fn algorithm(&self) -> Algorithm {
         match self {
             Self::P256(_) => Algorithm::Es256,
             Self::P384(_) => Algorithm::Es384,
@@ -52,7 +52,7 @@ impl Signer {
     }
 
     /// How a broker finds the key: SHA-256 of its SubjectPublicKeyInfo.
-    pub(super) fn key_id(&self) -> anyhow::Result<Vec<u8>> {
+    pub(crate) fn key_id(&self) -> anyhow::Result<Vec<u8>> {
         let key = match self {
             Self::P256(key) => key.verifying_key().to_public_key_der(),
             Self::P384(key) => key.verifying_key().to_public_key_der(),
@@ -62,7 +62,7 @@ impl Signer {
     }
 
     /// The signature as COSE has it: both numbers at full length.
-    pub(super) fn sign(&self, message: &[u8]) -> Vec<u8> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
         match self {
             Self::P256(key) => {
                 let signature: p256::ecdsa::Signature = key.sign(message);

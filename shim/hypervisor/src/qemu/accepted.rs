@@ -60,7 +60,8 @@ async fn is_taken(machine: Machine) {
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
         scratch_fd: Some(scratch.as_raw_fd()),
-        tap_fds: Vec::new(),
+        cards: Vec::new(),
+        memory_encryption: None,
     };
     let mut words: Vec<OsString> = arguments(&spec, &facts)
         .into_iter()
@@ -174,6 +175,7 @@ fn spec(machine: Machine, dir: &Path) -> CheckedSpec {
     spec.vcpus = 2;
     spec.reclaims = true;
     spec.hot_disks = true;
+    spec.hot_nics = true;
     if machine == Machine::Q35 {
         spec.growth = Some(Growth {
             max_vcpus: 4,

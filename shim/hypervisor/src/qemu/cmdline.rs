@@ -10,9 +10,11 @@ use std::path::Path;
 use crate::accel::Resolved;
 use crate::disk;
 use crate::growth;
-use crate::nic;
-use crate::qemu::kernel;
+use crate::hot_nic::{self, MAX_HOT_NICS};
+use crate::nic::{self, CardFds};
+use crate::qemu::{confidential, kernel};
 use crate::spec::{CheckedSpec, Disk, DiskFormat, Machine, Scratch, SharedFs, VmSpec};
+use crate::tee::host::MemoryEncryption;
 
 /// What the host offers, and the descriptors that QEMU inherits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +33,10 @@ pub struct Facts {
     pub console_fd: RawFd,
     /// The scratch disk's file, where the spec asks for one.
     pub scratch_fd: Option<RawFd>,
-    /// The tap device of each of the spec's network interfaces; none for one in the user network.
-    pub tap_fds: Vec<Option<RawFd>>,
+    /// The descriptors of each of the spec's network interfaces; none for one in the user network.
+    pub cards: Vec<Option<CardFds>>,
+    /// How the processor encrypts memory, where the guest is an SEV-SNP one.
+    pub memory_encryption: Option<MemoryEncryption>,
 }
 
 /// How the vsock device is offered to the guest.
@@ -80,8 +84,13 @@ pub fn arguments(spec: &CheckedSpec, facts: &Facts) -> Vec<String> {
     if let Some(fs) = &spec.spec().shared_fs {
         line.shared_fs(fs);
     }
-    for (index, (nic, fd)) in spec.spec().nics.iter().zip(&facts.tap_fds).enumerate() {
-        line.nic(index, nic.mac, *fd);
+    for (index, (nic, fds)) in spec.spec().nics.iter().zip(&facts.cards).enumerate() {
+        line.nic(index, nic.mac, *fds);
+    }
+    if spec.spec().hot_nics && line.machine == Machine::Q35 {
+        for index in 0..MAX_HOT_NICS {
+            line.option("-device", hot_nic::port(index));
+        }
     }
     line.words
 }
@@ -133,6 +142,11 @@ impl Line {
                 format!("memory-backend-memfd,id=ram,size={memory_mib}M,share=on"),
             );
         }
+        if let Some(wanted) = &spec.spec().confidential {
+            kind.push_str(confidential::MACHINE);
+            let object = confidential::object(wanted, facts.memory_encryption);
+            self.option("-object", object.to_string());
+        }
         self.option("-machine", kind);
         let (accel, cpu) = match facts.accel {
             Resolved::Kvm => ("kvm", "host"),
@@ -140,8 +154,12 @@ impl Line {
             // its own code now and then trips over a breakpoint that it has already taken back.
             Resolved::Tcg => ("tcg,thread=single", "max"),
         };
+        let confidential = spec.spec().confidential.as_ref();
         self.option("-accel", accel);
-        self.option("-cpu", cpu);
+        self.option(
+            "-cpu",
+            confidential.map_or(cpu.to_owned(), confidential::cpu),
+        );
         self.option("-smp", growth::processors(spec.spec(), facts.accel));
         self.option("-m", growth::memory(spec.spec()));
         self.words
@@ -246,8 +264,8 @@ impl Line {
     }
 
     /// Without the option ROM, from which nobody boots.
-    fn nic(&mut self, index: usize, mac: [u8; 6], fd: Option<RawFd>) {
-        self.option("-netdev", nic::backend(index, fd));
+    fn nic(&mut self, index: usize, mac: [u8; 6], fds: Option<CardFds>) {
+        self.option("-netdev", nic::backend(index, fds));
         let rom = match self.machine {
             Machine::Q35 => ",romfile=",
             Machine::Microvm => "",

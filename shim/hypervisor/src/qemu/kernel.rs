@@ -27,10 +27,20 @@ const EMULATED: &[&str] = &[
 /// The whole kernel command line.
 #[must_use]
 pub fn command_line(spec: &CheckedSpec, facts: &Facts) -> String {
+    words(spec, facts.accel, facts.tsc_khz, facts.host_port)
+}
+
+/// The one of a confidential guest, which is the same on every host and in every pod of one configuration.
+#[must_use]
+pub fn measured_command_line(spec: &CheckedSpec) -> String {
+    words(spec, Resolved::Kvm, None, spec.spec().host_port)
+}
+
+fn words(spec: &CheckedSpec, accel: Resolved, tsc_khz: Option<u32>, host_port: u32) -> String {
     let mut words: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
-    if facts.accel == Resolved::Tcg {
+    if accel == Resolved::Tcg {
         words.extend(EMULATED.iter().map(ToString::to_string));
-        if let Some(khz) = facts.tsc_khz {
+        if let Some(khz) = tsc_khz {
             // On a microvm the kernel has nothing to calibrate its timers against and hangs.
             words.push(format!("tsc_early_khz={khz}"));
             // The emulated processor does not promise a constant counter, so with two of them the
@@ -38,14 +48,14 @@ pub fn command_line(spec: &CheckedSpec, facts: &Facts) -> String {
             words.push("tsc=reliable".to_owned());
         }
     }
-    words.extend(growth::kernel_words(spec.spec(), facts.accel));
+    words.extend(growth::kernel_words(spec.spec(), accel));
     if spec.spec().machine == Machine::Microvm {
         // There is no PCI bus, and the kernel complains about that even when quiet.
         words.push("pci=off".to_owned());
     }
     words.extend(spec.spec().kernel_params.iter().cloned());
-    if facts.host_port != spec.spec().host_port {
-        words.push(format!("cloister.host_port={}", facts.host_port));
+    if host_port != spec.spec().host_port {
+        words.push(format!("cloister.host_port={host_port}"));
     }
     words.join(" ")
 }

@@ -2,8 +2,13 @@
 
 #[cfg(test)]
 mod accepted;
+#[cfg(test)]
+mod accepted_tee;
 pub mod cmdline;
+pub(crate) mod confidential;
 pub mod kernel;
 
 pub(crate) use cmdline::is_shared;
 pub use cmdline::{Facts, VsockDevice, arguments};
+pub(crate) use kernel::command_line;
+pub use kernel::measured_command_line;

@@ -141,7 +141,9 @@ fn wrong_values_name_their_key() {
             "[agent.kata]\ndebug_console_enabled = true",
             "debug_console_enabled",
         ),
-        ("[cloister]\ntee = \"snp\"", "cloister.tee"),
+        ("[cloister]\ntee = \"sev\"", "cloister.tee"),
+        ("[cloister]\nsnp_cpu_model = \"host\"", "snp_cpu_model"),
+        ("[cloister]\ntdx_mrowner = \"00\"", "cloister.tdx_mrowner"),
         ("[cloister]\nscratch_disk = 63", "cloister.scratch_disk"),
         ("[cloister]\nscratch_disk = -1", "cloister.scratch_disk"),
         ("[cloister]\nscratch_dir = \"tmp\"", "cloister.scratch_dir"),
@@ -200,7 +202,8 @@ fn what_would_weaken_a_confidential_guest_is_refused() {
         ("confidential_guest = true", "promised"),
         ("guest_hook_path = \"/hooks\"", "protection"),
         ("extra_monitor_socket = \"qmp\"", "protection"),
-        ("snp_id_block = \"AAAA\"", "ID block"),
+        ("snp_id_block = \"AAAA\"", "base64 of 96 bytes"),
+        ("snp_guest_policy = 720896", "DEBUG"),
     ] {
         let error = load_text(&format!("{tee}{key}")).unwrap_err();
         assert!(error.contains(named), "{key}: {error}");
@@ -290,4 +293,51 @@ fn what_is_taken_and_means_nothing_is_noted() {
             "runtime.internetworking_model"
         ]
     );
+}
+
+#[test]
+fn the_kind_of_guest_is_said_and_never_guessed() {
+    let qemu = "[hypervisor.qemu]\nfirmware = \"/ovmf.fd\"\nconfidential_guest = true\n";
+    let tee = |more: &str| load_text(&format!("{qemu}{more}")).map(|config| config.tee);
+    assert_eq!(tee("sev_snp_guest = true").unwrap(), Tee::Snp);
+    let port = "tdx_quote_generation_service_socket_port = 4050";
+    assert_eq!(tee(port).unwrap(), Tee::Tdx);
+    assert_eq!(tee("[cloister]\ntee = \"tdx\"").unwrap(), Tee::Tdx);
+    assert!(tee("").unwrap_err().contains("of no kind"));
+    for weaker in ["none", "sample", "sim-snp"] {
+        let error = tee(&format!("[cloister]\ntee = {weaker:?}")).unwrap_err();
+        assert!(error.contains("promised"), "{weaker}: {error}");
+    }
+}
+
+#[test]
+fn a_guest_of_trusted_hardware_has_what_it_needs() {
+    let snp = "[cloister]\ntee = \"snp\"\n";
+    let qemu = "[hypervisor.qemu]\nfirmware = \"/ovmf.fd\"\n";
+    for (text, named) in [
+        (snp.to_owned(), "hypervisor.qemu.firmware"),
+        (format!("{snp}accel = \"tcg\"\n{qemu}"), "nothing emulates"),
+        (
+            format!("{snp}{qemu}machine_type = \"microvm\""),
+            "machine_type",
+        ),
+        (
+            format!("{snp}{qemu}snp_id_block = {:?}", "A".repeat(128)),
+            "authentication information",
+        ),
+    ] {
+        let error = load_text(&text).unwrap_err();
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    // The policy that was signed is 0 there.
+    let auth = format!("{}AA==", "AAAA".repeat(1365));
+    let id = format!(
+        "snp_id_block = {:?}\nsnp_id_auth = {auth:?}",
+        "A".repeat(128)
+    );
+    let error = load_text(&format!("{snp}{qemu}{id}")).unwrap_err();
+    assert!(error.contains("the policy that was signed is 0"), "{error}");
+    let config = load_text(&format!("{snp}snp_cpu_model = \"host-generation\"\n{qemu}")).unwrap();
+    assert_eq!(config.vm.confidential.cpu_model, None);
+    assert!(config.vm.kernel.ends_with("vmlinuz"));
 }

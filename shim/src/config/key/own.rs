@@ -1,13 +1,17 @@
 //! `[cloister]`, `[relay]` and `[mirror]`: what Kata does not have.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent_api::{LineError, Target};
 use hypervisor::Accel;
 use toml::Value;
 
 use super::{Honoured, Keys, Set};
-use crate::config::{LogTo, Tee, observe, scratch_size};
+use crate::config::{LogTo, Tee, confidential, observe, scratch_size};
+
+/// The least time of silence that means that a guest is stuck, in seconds.
+const MIN_HEALTH_SECONDS: u32 = 60;
 
 /// The table of what belongs to no other.
 pub(super) static CLOISTER: Keys = Keys {
@@ -44,6 +48,43 @@ pub(super) static CLOISTER: Keys = Keys {
             get: |config| Value::from(config.tee.name()),
         },
         Honoured {
+            name: "dev_tee",
+            set: Set::Text(|config, path| {
+                if !path.is_empty() {
+                    config.dev_tee = absolute(path)?;
+                }
+                Ok(())
+            }),
+            get: |config| path_value(Some(&config.dev_tee)),
+        },
+        Honoured {
+            name: "snp_cpu_model",
+            set: Set::Text(|config, name| {
+                config.vm.confidential.cpu_model = confidential::cpu_model(name)?;
+                Ok(())
+            }),
+            get: |config| Value::from(confidential::cpu_model_word(config)),
+        },
+        Honoured {
+            name: "tdx_mrowner",
+            set: Set::Text(|config, text| {
+                config.vm.confidential.mrowner = confidential::register(text)?;
+                Ok(())
+            }),
+            get: |config| Value::from(confidential::register_word(&config.vm.confidential.mrowner)),
+        },
+        Honoured {
+            name: "tdx_mrownerconfig",
+            set: Set::Text(|config, text| {
+                config.vm.confidential.mrownerconfig = confidential::register(text)?;
+                Ok(())
+            }),
+            get: |config| {
+                let register = &config.vm.confidential.mrownerconfig;
+                Value::from(confidential::register_word(register))
+            },
+        },
+        Honoured {
             name: "init_data",
             set: Set::Text(|config, path| {
                 config.init_data = Some(PathBuf::from(path)).filter(|_| !path.is_empty());
@@ -70,6 +111,23 @@ pub(super) static CLOISTER: Keys = Keys {
                 Ok(())
             }),
             get: |config| path_value(Some(&config.scratch_dir)),
+        },
+        Honoured {
+            name: "health_timeout",
+            set: Set::Number(|config, seconds| {
+                let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+                if seconds > 0 && seconds < MIN_HEALTH_SECONDS {
+                    return Err(format!(
+                        "{seconds} s is less than a slow guest may take: use 0, which is never, or at least {MIN_HEALTH_SECONDS}"
+                    ));
+                }
+                config.health_timeout = Duration::from_secs(seconds.into());
+                Ok(())
+            }),
+            get: |config| {
+                let seconds = i64::try_from(config.health_timeout.as_secs());
+                Value::from(seconds.unwrap_or(i64::MAX))
+            },
         },
         Honoured {
             name: "log",

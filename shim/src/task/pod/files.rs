@@ -72,11 +72,15 @@ impl Files {
             missing.push(("hostname", "/etc/hostname"));
         }
         missing.retain(|(_, destination)| !has(destination));
+        // Files belong to the container's root where that is another.
+        let linux = spec.linux.clone().unwrap_or_default();
         let bind = |source: PathBuf, destination: &str, access: &str| Mount {
             destination: destination.to_owned(),
             source: source.display().to_string(),
             kind: "bind".to_owned(),
             options: ["rbind", "rprivate", access].map(str::to_owned).to_vec(),
+            uid_mappings: linux.uid_mappings.clone(),
+            gid_mappings: linux.gid_mappings.clone(),
         };
         let files = missing
             .into_iter()

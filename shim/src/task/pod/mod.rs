@@ -303,6 +303,7 @@ fn waiter(spec: &mut Spec) {
             source: kind.to_owned(),
             kind: kind.to_owned(),
             options: ["nosuid", "noexec", option].map(str::to_owned).to_vec(),
+            ..oci::Mount::default()
         });
     }
     let root = spec.root.get_or_insert_default();

@@ -6,8 +6,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use support::cri::{ContainerConfig, Mount};
+use support::product;
+use support::run::Finished;
 
-use super::disk::Disk;
+use super::disk::{BYTES, Disk};
 use super::{LIMIT, Place};
 
 const ROOT: &str = "/run/kata-containers/shared/direct-volumes";
@@ -51,6 +53,41 @@ fn with_mount(mut container: ContainerConfig, volume: &Path, readonly: bool) -> 
     container
 }
 
+fn direct_volume(place: &Place<'_>, verb: &str, volume: &Path, more: &[&str]) -> Finished {
+    let mut command = Command::new(product::bin("cloister").unwrap());
+    command
+        .args(["direct-volume", verb, "--volume-path"])
+        .arg(volume)
+        .args(more)
+        .env("CLOISTER_STATE_ROOT", place.kube.containerd.shim_state());
+    support::run::within(LIMIT, &mut command).unwrap()
+}
+
+/// A storage driver makes the device larger, and then the file system by the product's own command.
+fn it_grows_while_it_is_used(place: &Place<'_>, disk: &Disk, volume: &Path) {
+    let total = || {
+        let told = direct_volume(place, "stats", volume, &[])
+            .ok()
+            .unwrap()
+            .stdout;
+        let told: Value = serde_json::from_str(&told).unwrap();
+        told["usage"][0]["total"].as_u64().unwrap()
+    };
+    assert!(total() < BYTES);
+    let size = (2 * BYTES).to_string();
+    let early = direct_volume(place, "resize", volume, &["--size", &size]);
+    assert!(
+        early.code != 0 && early.stderr.contains("make that larger first"),
+        "{}",
+        early.report()
+    );
+    disk.grow(2 * BYTES);
+    direct_volume(place, "resize", volume, &["--size", &size])
+        .ok()
+        .unwrap();
+    assert!(total() > BYTES * 3 / 2);
+}
+
 pub(crate) fn a_direct_volume_is_mounted_in_the_guest(place: &Place<'_>) {
     let content = place.state.dir("content").unwrap();
     fs::create_dir(content.join("d")).unwrap();
@@ -85,6 +122,7 @@ pub(crate) fn a_direct_volume_is_mounted_in_the_guest(place: &Place<'_>) {
     assert_eq!(place.says(&reader, "cat /data/d/back"), "from the guest\n");
     let line = "echo no 2>/dev/null >/data/d/back || echo refused";
     assert_eq!(place.says(&reader, line), "refused\n");
+    it_grows_while_it_is_used(place, &disk, &volume);
     // Nobody on the host mounts it meanwhile.
     let mut mount = Command::new("mount");
     mount.arg(&disk.device).arg(place.state.path());

@@ -11,7 +11,7 @@ use support::run::{Finished, within};
 use super::LIMIT;
 
 /// Bytes of a disk: what ext4 needs with a journal.
-const BYTES: u64 = 16 << 20;
+pub(crate) const BYTES: u64 = 16 << 20;
 
 /// The device; it is let go when this is dropped.
 pub(crate) struct Disk {
@@ -44,6 +44,13 @@ impl Disk {
         let file = File::open(&self.image).unwrap();
         file.read_exact_at(&mut found, offset).unwrap();
         found
+    }
+
+    /// Makes it larger, as its driver would.
+    pub(crate) fn grow(&self, bytes: u64) {
+        let image = File::options().write(true).open(&self.image).unwrap();
+        image.set_len(bytes).unwrap();
+        said(Command::new("losetup").arg("-c").arg(&self.device));
     }
 
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {

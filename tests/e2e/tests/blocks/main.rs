@@ -110,7 +110,14 @@ fn recipe() -> Recipe {
 
 #[test]
 fn block_devices_of_the_host_are_disks_of_the_vm() {
-    let tools = ["losetup", "mkfs.ext4", "e2fsck", "debugfs", "mount"];
+    let tools = [
+        "losetup",
+        "mkfs.ext4",
+        "mkfs.erofs",
+        "e2fsck",
+        "debugfs",
+        "mount",
+    ];
     if !need(&[&kube::TOOLS[..], &tools].concat()) {
         return;
     }
@@ -147,6 +154,7 @@ fn block_devices_of_the_host_are_disks_of_the_vm() {
     direct::a_direct_volume_is_mounted_in_the_guest(&place);
     what_is_in_use_on_the_host_is_refused(&place);
     root::a_root_file_system_on_a_device_is_mounted_in_the_guest(&place, &watcher);
+    root::layers_of_erofs_are_disks_of_the_vm(&place, &watcher);
     assert_eq!(
         place.says(&watcher, "ls /sys/block | grep sd || true"),
         "",

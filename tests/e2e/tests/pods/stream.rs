@@ -39,6 +39,7 @@ fn logged(place: &Place<'_>, name: &str, wanted: &[&str]) {
 
 pub(crate) fn streams_of_exec_and_attach_carry_bytes_and_the_end(place: &Place<'_>, main: &str) {
     exec_with_a_terminal(place, main);
+    a_new_size_is_told_to_the_process(place, main);
     exec_with_pipes(place, main);
     attach(place);
 }
@@ -82,6 +83,41 @@ fn exec_with_a_terminal(place: &Place<'_>, main: &str) {
         status.contains("exit code 7") || status.contains("\"7\""),
         "{status}"
     );
+}
+
+/// A program that draws on the terminal waits for the signal, of exec and of attach alike.
+fn a_new_size_is_told_to_the_process(place: &Place<'_>, main: &str) {
+    let line = "trap 'echo now $(stty size)' WINCH; echo ready; while :; do sleep 1; done";
+    let mut further = exec(place, main, &["/bin/sh", "-c", line], true);
+    further.until(channel::STDOUT, "ready").unwrap();
+    resizes(&mut further);
+    drop(further);
+    let mut first = place.shell("drawing", line);
+    (first.stdin, first.tty) = (true, true);
+    let first = place.start(&first);
+    // A size that comes before it waits for one is not told again.
+    logged(place, "drawing.log", &["ready"]);
+    let question = AttachRequest {
+        container_id: first.clone(),
+        stdin: true,
+        stdout: true,
+        tty: true,
+        ..Default::default()
+    };
+    let answer: StreamingResponse = place.kube.cri.call("Attach", &question).unwrap();
+    let mut attached = Channels::open(&place.kube.node, &answer.url).unwrap();
+    resizes(&mut attached);
+    drop(attached);
+    place.remove(&first);
+}
+
+fn resizes(channels: &mut Channels) {
+    for (width, height) in [(93, 31), (80, 25)] {
+        let size = format!(r#"{{"Width":{width},"Height":{height}}}"#);
+        channels.send(channel::RESIZE, size.as_bytes()).unwrap();
+        let wanted = format!("now {height} {width}");
+        channels.until(channel::STDOUT, &wanted).unwrap();
+    }
 }
 
 fn exec_with_pipes(place: &Place<'_>, main: &str) {

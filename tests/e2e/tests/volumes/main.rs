@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod kubelet;
+mod noise;
 
 use std::fs::{self, Permissions};
 use std::mem::MaybeUninit;
@@ -108,6 +109,7 @@ fn volumes_of_kubernetes_go_into_a_guest_that_shares_no_files() {
     let image = registry.push(&layout, "box:latest", &[]).unwrap();
     let settings = Settings {
         kubelet: Some(own.path().join("kubelet")),
+        scratch: 128,
         ..Settings::confidential(&[registry.address()])
     };
     let kube = Kube::start(&settings).unwrap();
@@ -122,7 +124,7 @@ fn volumes_of_kubernetes_go_into_a_guest_that_shares_no_files() {
     );
     let before = kube.containerd.leftovers();
     let mut config = kube.pod("vol");
-    let init_data = InitData::new(None, Some(&registry), &policy());
+    let init_data = InitData::new(None, Some(&registry), &policy()).with_store("scratch");
     config
         .annotations
         .insert(ANNOTATION.to_owned(), init_data.annotation().unwrap());
@@ -301,6 +303,9 @@ fn an_empty_dir_is_the_pods_and_has_its_limit(place: &Place<'_>, sharing: Sharin
         place.says(&side, "cat /work/d/note /fast/note"),
         "shared\nfast\n"
     );
+    if sharing == Sharing::Nothing {
+        noise::its_files_are_noise_on_the_hosts_disk(place, &main);
+    }
     let group = place.says(&side, "stat -c '%g %a' /work");
     assert_eq!(group, format!("{GROUP} 2777\n"));
     for volume in [&disk, &memory.0] {

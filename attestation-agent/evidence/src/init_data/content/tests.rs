@@ -190,9 +190,10 @@ fn what_is_known_and_not_supported_is_named_with_a_fix() {
         ),
         (
             "cdh.toml",
-            "skip_sealed_secret_verification = true",
-            "skip_sealed",
+            "skip_sealed_secret_verification = true\n[sealed_secret.verification_keys]\nk='{}'",
+            "keep one",
         ),
+        ("cdh.toml", "[sealed_secret]\nverification_key = 1", "key"),
         (
             "cdh.toml",
             "[kbc]\nname='offline_fs_kbc'\nurl=''",
@@ -231,6 +232,25 @@ fn what_is_known_and_not_supported_is_named_with_a_fix() {
         let error = content(&[(file, text)]).unwrap_err().to_string();
         assert!(error.contains(key), "{error}");
     }
+}
+
+#[test]
+fn the_owner_says_whose_sealed_secrets_are_opened() {
+    let sealed = |text: &str| content(&[("cdh.toml", text)]).unwrap().sealed;
+    assert_eq!(sealed(""), SealedSecrets::default());
+    assert!(sealed("skip_sealed_secret_verification = true").skip_verification);
+    let text = "[sealed_secret.verification_keys]\n\"kbs:///a/b/c\" = '{}'";
+    assert_eq!(sealed(text).verification_keys["kbs:///a/b/c"], "{}");
+}
+
+#[test]
+fn the_owner_says_where_workloads_find_their_guest() {
+    let api = |text: &str| content(&[("cdh.toml", text)]).map(|content| content.workload_api);
+    let usual = api("").unwrap();
+    assert!(usual.rest && !usual.sockets);
+    let other = api("[workload_api]\nrest = false\nsockets = true").unwrap();
+    assert!(!other.rest && other.sockets);
+    assert!(api("[workload_api]\nsocket = true").is_err());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use toml::Value;
 
 use super::{
     AA_TOML, BrokerLocation, CDH_TOML, ContentError, EXTRA_ROOTS, HostMirror, ImageLimits,
-    ImageSettings, PullProxy, Source, Store, limits, registry,
+    ImageSettings, PullProxy, SealedSecrets, Source, Store, WorkloadApi, limits, registry, sealed,
 };
 
 #[derive(Deserialize)]
@@ -75,6 +75,10 @@ struct Cdh {
     credentials: Vec<Value>,
     #[serde(default)]
     skip_sealed_secret_verification: bool,
+    #[serde(default)]
+    sealed_secret: sealed::Section,
+    #[serde(default)]
+    workload_api: WorkloadApi,
     services_dir: Option<Value>,
     #[serde(default)]
     image: Image,
@@ -128,6 +132,14 @@ struct Proxy {
     no_proxy: String,
 }
 
+/// What the data hub's file says.
+pub(super) struct Hub {
+    pub(super) broker: Option<BrokerLocation>,
+    pub(super) image: ImageSettings,
+    pub(super) sealed: SealedSecrets,
+    pub(super) workload_api: WorkloadApi,
+}
+
 pub(super) fn aa(text: &str) -> Result<Option<BrokerLocation>, ContentError> {
     let aa: Aa = read(AA_TOML, text)?;
     if aa.eventlog_config.is_some_and(|log| log.enable_eventlog) {
@@ -152,7 +164,7 @@ pub(super) fn aa(text: &str) -> Result<Option<BrokerLocation>, ContentError> {
     broker(AA_TOML, "token_configs.kbs.url", &kbs.url, kbs.cert).map(Some)
 }
 
-pub(super) fn cdh(text: &str) -> Result<(Option<BrokerLocation>, ImageSettings), ContentError> {
+pub(super) fn cdh(text: &str) -> Result<Hub, ContentError> {
     let cdh: Cdh = read(CDH_TOML, text)?;
     if !cdh.credentials.is_empty() {
         return Err(unsupported(
@@ -161,18 +173,16 @@ pub(super) fn cdh(text: &str) -> Result<(Option<BrokerLocation>, ImageSettings),
             "a workload asks for its secrets",
         ));
     }
-    if cdh.skip_sealed_secret_verification {
-        return Err(unsupported(
-            CDH_TOML,
-            "skip_sealed_secret_verification",
-            "sign sealed secrets, and remove it",
-        ));
-    }
     if cdh.services_dir.is_some() {
         return Err(unsupported(CDH_TOML, "services_dir", "remove it"));
     }
     let broker = cdh.kbc.map(kbc).transpose()?;
-    Ok((broker, image(cdh.image)?))
+    Ok(Hub {
+        broker,
+        image: image(cdh.image)?,
+        sealed: sealed::check(cdh.skip_sealed_secret_verification, cdh.sealed_secret)?,
+        workload_api: cdh.workload_api,
+    })
 }
 
 fn kbc(kbc: Kbc) -> Result<BrokerLocation, ContentError> {

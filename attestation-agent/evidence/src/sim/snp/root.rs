@@ -251,7 +251,39 @@ impl ChipKey {
         &self.certificate
     }
 
-    pub(super) fn certificate_entry(&self) -> snp::Certificate {
+    /// The certificate and the key, for [`from_pem`](Self::from_pem).
+    ///
+    /// # Errors
+    /// Never for a key of this size.
+    pub fn to_pem(&self) -> Result<Zeroizing<String>, SimError> {
+        let mut text = Zeroizing::new(pem(CERTIFICATE, &self.certificate)?);
+        text.push_str(&Zeroizing::new(pem(PRIVATE_KEY, &self.pkcs8)?));
+        Ok(text)
+    }
+
+    /// The key of a chip from what [`to_pem`](Self::to_pem) wrote; it is taken for a VCEK.
+    ///
+    /// # Errors
+    /// When the text is something else.
+    pub fn from_pem(text: &str) -> Result<Self, SimError> {
+        let end = format!("-----END {CERTIFICATE}-----");
+        let missing = || SimError::Bundle("a certificate or key is missing");
+        let at = text.find(&end).ok_or_else(missing)? + end.len();
+        let (certificate, key) = text.split_at_checked(at).ok_or_else(missing)?;
+        let piece = |text: &str, label: &str| match decode_vec(text.trim().as_bytes()) {
+            Ok((found, der)) if found == label => Ok(Zeroizing::new(der)),
+            _ => Err(SimError::Bundle("a piece of it is not PEM")),
+        };
+        Ok(Self {
+            certificate: piece(certificate, CERTIFICATE)?.to_vec(),
+            pkcs8: piece(key, PRIVATE_KEY)?,
+            kind: CertificateKind::Vcek,
+        })
+    }
+
+    /// The certificate as it is beside a report.
+    #[must_use]
+    pub fn certificate_entry(&self) -> snp::Certificate {
         snp::Certificate {
             kind: self.kind.clone(),
             data: self.certificate.clone(),

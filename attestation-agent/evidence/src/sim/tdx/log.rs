@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha384};
 
-use crate::eventlog::{AAEL_TAG, DigestAlgorithm, EventKind, REGISTERS, SPEC_ID};
+use crate::eventlog::{AAEL_TAG, EventKind, REGISTERS, extended, header, measured_entry};
 
 /// Bytes of a register.
 const REGISTER_BYTES: usize = 48;
@@ -24,20 +24,8 @@ impl LogBuilder {
     /// A log with its header alone.
     #[must_use]
     pub fn new() -> Self {
-        let mut spec = SPEC_ID.to_vec();
-        // Class, version 2.0, and the size of a machine word.
-        spec.extend([0, 0, 0, 0, 0, 2, 0, 2]);
-        spec.extend(1u32.to_le_bytes());
-        spec.extend(DigestAlgorithm::Sha384.id().to_le_bytes());
-        spec.extend(48u16.to_le_bytes());
-        // No vendor's data.
-        spec.push(0);
-        let mut bytes = 1u32.to_le_bytes().to_vec();
-        bytes.extend(EventKind::NoAction.number().to_le_bytes());
-        bytes.extend([0; 20]);
-        put_sized(&mut bytes, &spec);
         Self {
-            bytes,
+            bytes: header(),
             registers: [[0; REGISTER_BYTES]; REGISTERS],
         }
     }
@@ -58,22 +46,12 @@ impl LogBuilder {
         data: &[u8],
         digest: &[u8; REGISTER_BYTES],
     ) -> Self {
-        for number in [index, kind.number(), 1] {
-            self.bytes.extend(number.to_le_bytes());
-        }
-        self.bytes
-            .extend(DigestAlgorithm::Sha384.id().to_le_bytes());
-        self.bytes.extend(digest);
-        put_sized(&mut self.bytes, data);
+        self.bytes.extend(measured_entry(index, kind, data, digest));
         let register = usize::try_from(index)
             .ok()
             .and_then(|index| self.registers.get_mut(index.checked_sub(1)?));
         if let Some(register) = register.filter(|_| kind != EventKind::NoAction) {
-            let value = Sha384::new()
-                .chain_update(*register)
-                .chain_update(digest)
-                .finalize();
-            *register = value.into();
+            *register = extended(register, digest);
         }
         self
     }
@@ -83,7 +61,8 @@ impl LogBuilder {
     pub fn aael(self, domain: &str, operation: &str, content: &str) -> Self {
         let text = format!("{domain} {operation} {content}");
         let mut data = AAEL_TAG.to_le_bytes().to_vec();
-        put_sized(&mut data, text.as_bytes());
+        data.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+        data.extend(text.as_bytes());
         self.event(4, EventKind::EventTag, &data)
     }
 
@@ -100,10 +79,4 @@ impl LogBuilder {
         bytes.extend([0xff; 16]);
         bytes
     }
-}
-
-fn put_sized(to: &mut Vec<u8>, bytes: &[u8]) {
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    to.extend(length.to_le_bytes());
-    to.extend(bytes);
 }

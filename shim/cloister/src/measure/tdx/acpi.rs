@@ -43,7 +43,7 @@ impl FromStr for Dir {
 
 /// What a guest's fw_cfg has of tables.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Tables {
+pub(crate) struct Tables {
     loader: Vec<u8>,
     files: Vec<(String, Vec<u8>)>,
 }
@@ -78,7 +78,8 @@ impl Tables {
         sizes.mib().map(tables).collect()
     }
 
-    fn read(dir: &Path) -> anyhow::Result<Self> {
+    /// The tables of one directory.
+    pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let loader = file(dir, LOADER)?;
         let asked = Acpi::asked(&loader).with_context(|| dir.display().to_string())?;
         let mut files: Vec<(String, Vec<u8>)> = Vec::new();
@@ -92,14 +93,14 @@ impl Tables {
     }
 
     /// The files by name, as [`Acpi`] has them.
-    pub(super) fn files(&self) -> Vec<(&str, &[u8])> {
+    pub(crate) fn files(&self) -> Vec<(&str, &[u8])> {
         let files = self.files.iter();
         files
             .map(|(name, content)| (name.as_str(), content.as_slice()))
             .collect()
     }
 
-    pub(super) fn loader(&self) -> &[u8] {
+    pub(crate) fn loader(&self) -> &[u8] {
         &self.loader
     }
 }

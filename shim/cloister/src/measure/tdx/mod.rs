@@ -19,7 +19,8 @@ use measure::tdx::{
     Vmm,
 };
 
-use self::acpi::{Dir, Tables};
+use self::acpi::Dir;
+pub(crate) use self::acpi::Tables;
 pub(super) use self::explain::Found;
 use self::memory::{Sizes, memory};
 use self::output::{Predicted, Shape};

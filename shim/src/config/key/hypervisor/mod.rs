@@ -1,5 +1,7 @@
-//! `[hypervisor.<vmm>]`: the virtual machine. Here is what it sets; `other` has the keys that set nothing.
+//! `[hypervisor.<vmm>]`: the virtual machine. Here is what it sets; `confidential` has the
+//! keys of SEV-SNP and TDX guests, `other` those that set nothing.
 
+mod confidential;
 mod other;
 
 use std::path::PathBuf;
@@ -76,6 +78,12 @@ const HONOURED: &[Honoured] = &[
             })
         },
     },
+    confidential::GUEST,
+    confidential::SNP,
+    confidential::POLICY,
+    confidential::ID_BLOCK,
+    confidential::ID_AUTH,
+    confidential::QUOTE_PORT,
     Honoured {
         name: "default_vcpus",
         set: Set::Fraction(|config, number| {
@@ -162,6 +170,11 @@ const HONOURED: &[Honoured] = &[
         name: "disable_block_device_use",
         set: Set::Switch(|config, on| config.vm.disable_block_devices = on),
         get: |config| Value::from(config.vm.disable_block_devices),
+    },
+    Honoured {
+        name: "disable_vhost_net",
+        set: Set::Switch(|config, on| config.vm.vhost_net = !on),
+        get: |config| Value::from(!config.vm.vhost_net),
     },
     Honoured {
         name: "kernel_params",

@@ -31,7 +31,7 @@ pub(super) const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "what comes later is processors, memory and disks, which need no bridge and no port",
+        why: "what comes later is processors, memory, disks and network cards, which need no bridge, and no port that is not counted anyway",
         keys: &[
             ("default_bridges", Number),
             ("pcie_root_port", Number),
@@ -40,8 +40,8 @@ pub(super) const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "the guest's network cards are QEMU's own, with one queue and without vhost",
-        keys: &[("disable_vhost_net", Switch), ("network_queues", Number)],
+        why: "the guest's network cards have one queue",
+        keys: &[("network_queues", Number)],
     },
     Moot {
         why: "only 9p, hugepages, swap, vhost-user stores or memory dumps would use it, and none is on",
@@ -84,13 +84,8 @@ pub(super) const MOOT: &[Moot] = &[
         keys: &[("seccomp_sandbox", Text), ("seccompsandbox", Text)],
     },
     Moot {
-        why: "counts for SEV-SNP and TDX guests, which confidential_guest would ask for",
-        keys: &[
-            ("sev_snp_guest", Switch),
-            ("snp_guest_policy", Number),
-            ("tdx_quote_generation_service_socket_port", Number),
-            ("measurement_algo", Text),
-        ],
+        why: "counts for Arm's confidential guests, of which there is none",
+        keys: &[("measurement_algo", Text)],
     },
     Moot {
         why: "there is no such check, or no such part, under QEMU here",
@@ -108,18 +103,6 @@ pub(super) const MOOT: &[Moot] = &[
 ];
 
 pub(super) const ONLY: &[Only] = &[
-    Only {
-        allowed: Allowed::Nothing,
-        why: "no SEV-SNP or TDX guest is launched by this version, and a pod that was promised one gets no plain VM instead",
-        fix: "set it to false for plain VMs; tee = \"sample\" in [cloister] is for development",
-        keys: &[("confidential_guest", Switch)],
-    },
-    Only {
-        allowed: Allowed::Nothing,
-        why: "an ID block is not passed to QEMU, and what it pins would not be pinned",
-        fix: "remove it; `cloister measure` predicts the digest for a broker's reference values",
-        keys: &[("snp_id_block", Text), ("snp_id_auth", Text)],
-    },
     Only {
         allowed: Allowed::Named(&["coco"]),
         why: "the parts of extension \"coco\" are in Cloister's agent, and no other extension is loaded",

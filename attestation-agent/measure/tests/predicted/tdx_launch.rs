@@ -1,0 +1,227 @@
+//! Launches of TDs: what of kernel, memory and Secure Boot decides which register.
+
+use crate::measured_boot::{COMMAND_LINE, Logged, MEMORY, Platform, initramfs};
+use crate::tdvf;
+
+use evidence::eventlog::EventKind;
+use measure::tdx::{
+    Dialect, Firmware, KernelForm, LaunchError, Memory, Origin, SecureBoot, Vmm, authenticode,
+};
+use sha2::{Digest, Sha384};
+use support::product;
+use tdvf::{GLOBAL, SECURITY, entry, image, kernel, launch, loader, sections, small, store};
+
+#[test]
+fn a_kernels_hash_leaves_out_checksum_and_signatures_and_nothing_else() {
+    let plain = kernel(0);
+    let hash = authenticode(&plain).unwrap();
+    let mut parts = Sha384::new();
+    parts.update(&plain[..0x98]);
+    parts.update(&plain[0x9c..0xe8]);
+    parts.update(&plain[0xf0..]);
+    assert_eq!(parts.finalize()[..], hash[..]);
+    assert_eq!(authenticode(&kernel(0x5c0)), Ok(hash));
+    for (at, same) in [
+        (0x98, true),
+        (0x9b, true),
+        (0x97, false),
+        (0x9c, false),
+        (0x2fff, false),
+    ] {
+        let mut changed = plain.clone();
+        changed[at] ^= 1;
+        assert_eq!(authenticode(&changed) == Ok(hash), same, "{at:#x}");
+    }
+    let broken = |at: usize, bytes: &[u8]| {
+        let mut broken = plain.clone();
+        broken[at..at + bytes.len()].copy_from_slice(bytes);
+        authenticode(&broken).unwrap_err().to_string()
+    };
+    for (at, bytes, part) in [
+        (0, &b"\x7fELF"[..], "no EFI image"),
+        (0x40, b"NE", "no EFI image"),
+        (0x3c, &[0xff; 4], "cut off"),
+        (0x58, &[0, 0], "PE32+"),
+        (0x46, &[97, 0], "more than 96"),
+        (0x94, &[0xff; 4], "do not follow"),
+        (0x108, &[0xff; 4], "overlap"),
+        (0x10c, &[0; 4], "overlap"),
+        (0xec, &[1], "signatures lie in a section"),
+    ] {
+        let said = broken(at, bytes);
+        assert!(said.contains(part), "{at:#x}: {said}");
+    }
+}
+
+#[test]
+fn a_patched_kernel_depends_on_memory_and_one_as_in_its_file_does_not() {
+    let bytes = small();
+    let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
+    let (dialect, loader, kernel) = (Dialect::edk2_2024(), loader(), kernel(0));
+    let rtmr1 = |mib: u64, form, initramfs| {
+        let mut launch = launch(&firmware, &dialect, &loader, &kernel);
+        launch.memory = Memory::new(mib << 20).unwrap();
+        launch.kernel_form = form;
+        launch.initramfs = Some(initramfs);
+        launch.predict().unwrap().rtmrs[1]
+    };
+    let (plain, patched) = (KernelForm::AsInFile, KernelForm::Patched);
+    assert_eq!(rtmr1(1024, plain, b"a"), rtmr1(2048, plain, b"ab"));
+    assert_ne!(rtmr1(1024, plain, b"a"), rtmr1(1024, patched, b"a"));
+    assert_ne!(rtmr1(1024, patched, b"a"), rtmr1(1025, patched, b"a"));
+    assert_ne!(rtmr1(1024, patched, b"a"), rtmr1(1024, patched, b"ab"));
+    // Memory above 4 GiB moves nothing below.
+    assert_eq!(rtmr1(4096, patched, b"a"), rtmr1(8192, patched, b"a"));
+    assert_eq!(rtmr1(2048, patched, b"a"), rtmr1(4096, patched, b"a"));
+    let mut vga = launch(&firmware, &dialect, &loader, &kernel);
+    vga.kernel_form = patched;
+    vga.command_line = "vga=ask";
+    let said = vga.predict().unwrap_err().to_string();
+    assert!(said.contains("vga="), "{said}");
+}
+
+#[test]
+fn secure_boot_without_an_authority_is_not_predicted() {
+    let bytes = small();
+    let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
+    let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
+    let mut launch = launch(&firmware, &dialect, &loader, &kernel);
+    launch.secure_boot = SecureBoot::On;
+    assert_eq!(launch.predict(), Err(LaunchError::NoAuthority));
+    launch.secure_boot = SecureBoot::Off;
+    assert!(launch.predict().is_ok());
+}
+
+/// What the firmware's image has of Secure Boot decides RTMR0, and which of two values of a variable.
+#[test]
+fn keys_in_the_firmwares_image_count() {
+    let rtmr0 = |variables: &[u8]| {
+        let bytes = image(0x4000, variables, &sections(0x1000, 0x3000), &[entry()]);
+        let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
+        let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
+        let prediction = launch(&firmware, &dialect, &loader, &kernel).predict()?;
+        let events = prediction.events.into_iter();
+        let keys = events.filter(|event| matches!(event.origin, Origin::SecureBoot(_)));
+        Ok::<_, LaunchError>(keys.map(|event| event.digest).collect::<Vec<_>>())
+    };
+    let of = |variables: &[tdvf::Variable<'_>]| rtmr0(&store(0x1000, variables)).unwrap();
+    let empty = of(&[]);
+    assert_eq!(empty.len(), 5);
+    let held = of(&[(0x3f, GLOBAL, "PK", b"key")]);
+    assert_ne!(held, empty);
+    for (variables, expected) in [
+        (&[(0x3c, GLOBAL, "PK", &b"key"[..])][..], &empty),
+        (&[(0x3f, SECURITY, "PK", b"key")], &empty),
+        (&[(0x3e, GLOBAL, "PK", b"key")], &held),
+        (
+            &[(0x3e, GLOBAL, "PK", b"old"), (0x3f, GLOBAL, "PK", b"key")],
+            &held,
+        ),
+        (
+            &[(0x3f, GLOBAL, "PK", b"key"), (0x3e, GLOBAL, "PK", b"old")],
+            &held,
+        ),
+    ] {
+        assert_eq!(of(variables), *expected, "{variables:?}");
+    }
+    assert_eq!(of(&[(0x3f, SECURITY, "dbt", b"list")]).len(), 6);
+    let good = store(0x1000, &[(0x3f, GLOBAL, "PK", b"key")]);
+    for (at, bytes, part) in [
+        (0x28, &b"_FVX"[..], "no volume"),
+        (0x30, &[0xff, 0xff], "no store"),
+        (0x48, &[0], "no store"),
+        (0x5d, &[0xff], "not healthy"),
+        (0x58, &[0xff; 4], "cut off"),
+        (0x64, &[0, 0], "something else"),
+        (0x64 + 40, &[0xff; 4], "a variable is cut off"),
+    ] {
+        let mut broken = good.clone();
+        broken[at..at + bytes.len()].copy_from_slice(bytes);
+        let said = rtmr0(&broken).unwrap_err().to_string();
+        assert!(said.contains(part), "{at:#x}: {said}");
+    }
+}
+
+/// What only a TD has: the list of memory and the variables' section are measured by its own code, and the
+/// tables are QEMU's.
+fn is_of_a_td(origin: &Origin) -> bool {
+    matches!(
+        origin,
+        Origin::TdHob | Origin::Variables | Origin::Acpi(_) | Origin::FwCfg(_)
+    )
+}
+
+/// The register of a TD in which the events of a PCR are (edk2's `MapPcrToMrIndex`); none for PCR 0, whose
+/// events are of code that is in MRTD.
+fn index_of(pcr: u32) -> Option<u32> {
+    match pcr {
+        1 | 7 => Some(1),
+        2..=6 => Some(2),
+        8..=15 => Some(3),
+        _ => None,
+    }
+}
+
+fn boots_as_predicted(platform: &Platform, dialect: &Dialect, form: KernelForm, sb: SecureBoot) {
+    let path = product::guest_dir().join("vmlinuz");
+    if let Some(lacks) = platform.lacks(&path) {
+        eprintln!("skipped: {lacks}");
+        return;
+    }
+    let (kernel, initramfs) = (std::fs::read(&path).unwrap(), initramfs());
+    let image = std::fs::read(&platform.firmware).unwrap();
+    let firmware = Firmware::parse(&image, Vmm::Qemu).unwrap();
+    let loader = loader();
+    let mut launch = launch(&firmware, dialect, &loader, &kernel);
+    launch.memory = Memory::new(MEMORY).unwrap();
+    launch.kernel_form = form;
+    launch.secure_boot = sb;
+    launch.initramfs = Some(&initramfs);
+    launch.command_line = COMMAND_LINE;
+    let predicted = launch.predict().unwrap().events;
+    let predicted: Vec<_> = predicted
+        .iter()
+        .filter(|event| !is_of_a_td(&event.origin))
+        .collect();
+
+    let logged = platform.boot(&path, &initramfs);
+    // Where a TD draws one line, a TPM gets one in each of PCR 0 to 6.
+    let is_line = |event: &Logged| event.kind == EventKind::Separator && event.pcr < 7;
+    assert_eq!(logged.iter().filter(|event| is_line(event)).count(), 7);
+    let is_tables = |event: &Logged| {
+        let tables = [EventKind::PlatformConfigFlags, EventKind::EfiHandoffTables];
+        event.pcr == 1 && tables.contains(&event.kind)
+    };
+    let is_other = |event: &&Logged| index_of(event.pcr).is_some() && !is_line(event);
+    let logged: Vec<_> = logged
+        .iter()
+        .filter(is_other)
+        .filter(|it| !is_tables(it))
+        .collect();
+    let line = predicted
+        .iter()
+        .rposition(|it| it.kind == EventKind::Separator)
+        .unwrap();
+    let expected = predicted.iter().enumerate().filter(|(at, _)| *at != line);
+    let expected: Vec<_> = expected.map(|(_, event)| event).collect();
+    for (event, found) in expected.iter().zip(&logged) {
+        let said = format!("{}: {event:?} {found:?}", event.origin);
+        assert_eq!(event.digest, found.digest, "{said}");
+        assert_eq!(Some(event.index), index_of(found.pcr), "{said}");
+    }
+    assert_eq!(expected.len(), logged.len(), "{logged:#?}");
+}
+
+#[test]
+fn the_log_of_a_real_boot_is_the_predicted_one_event_by_event() {
+    let dialect = Dialect::edk2_2023();
+    let form = KernelForm::Patched;
+    boots_as_predicted(&Platform::installed(), &dialect, form, SecureBoot::Off);
+}
+
+#[test]
+fn so_is_that_of_the_newest_firmware_and_qemu() {
+    let dialect = Dialect::edk2_202508();
+    let form = KernelForm::AsInFile;
+    boots_as_predicted(&Platform::newest(), &dialect, form, SecureBoot::Absent);
+}

@@ -1,0 +1,208 @@
+//! Logs with and without registers, and what a crash leaves of them.
+
+use evidence::eventlog::{self, EventClaims, LOG_END, header};
+
+use super::*;
+
+/// Registers, and what goes wrong with the next extension.
+struct Fake {
+    values: Mutex<[[u8; REGISTER_BYTES]; 4]>,
+    fault: Mutex<Fault>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            values: Mutex::new([[0; REGISTER_BYTES]; 4]),
+            fault: Mutex::default(),
+        }
+    }
+}
+
+#[derive(Default, Clone, Copy, PartialEq)]
+enum Fault {
+    #[default]
+    None,
+    /// Told as failed, and not done.
+    Refused,
+    /// Told as failed, and done.
+    Late,
+    /// Something else is in it.
+    Other,
+}
+
+impl Registers for Fake {
+    fn read(&self, register: usize) -> io::Result<[u8; REGISTER_BYTES]> {
+        Ok(self.values.lock().unwrap()[register])
+    }
+
+    fn extend(&self, register: usize, digest: &[u8; REGISTER_BYTES]) -> io::Result<()> {
+        let fault = *self.fault.lock().unwrap();
+        let value = &mut self.values.lock().unwrap()[register];
+        match fault {
+            Fault::Refused => {}
+            Fault::None | Fault::Late => *value = extended(value, digest),
+            Fault::Other => *value = [1; REGISTER_BYTES],
+        }
+        match fault {
+            Fault::None => Ok(()),
+            _ => Err(io::Error::other("the kernel says no")),
+        }
+    }
+}
+
+fn whole(log: &EventLog) -> Vec<u8> {
+    log.held(|entries| [&header()[..], entries, &LOG_END].concat())
+        .unwrap()
+}
+
+fn assert_replays(log: &EventLog, registers: &Fake) {
+    let bytes = whole(log);
+    let replayed = eventlog::EventLog::parse(&bytes).unwrap().replay().unwrap();
+    let values = replayed.map(|register| register.value);
+    assert_eq!(values, *registers.values.lock().unwrap());
+}
+
+fn texts(log: &EventLog) -> Vec<String> {
+    let bytes = whole(log);
+    let log = eventlog::EventLog::parse(&bytes).unwrap();
+    let text = |event: &eventlog::Event<'_>| {
+        assert!(event.digest_matches());
+        serde_json::to_string(&EventClaims::from(event)).unwrap()
+    };
+    log.events().iter().map(text).collect()
+}
+
+#[test]
+fn each_event_is_in_the_register_that_it_asked_for_and_the_log_replays() {
+    let registers = Arc::new(Fake::default());
+    let log = EventLog::new(Some(registers.clone()));
+    log.extend("a.b", "first", r#"{"x": 1}"#, None).unwrap();
+    log.extend("a.b", "second", "", Some(1)).unwrap();
+    log.extend("a.b", "third", "z", Some(8)).unwrap();
+    assert_replays(&log, &registers);
+    let [rtmr_0, rtmr_1, rtmr_2, rtmr_3] = *registers.values.lock().unwrap();
+    assert_eq!(rtmr_1, [0; 48]);
+    for changed in [rtmr_0, rtmr_2, rtmr_3] {
+        assert_ne!(changed, [0; 48]);
+    }
+    assert!(texts(&log)[0].contains("first"));
+}
+
+#[test]
+fn fields_that_could_shift_are_refused_and_nothing_is_extended() {
+    let registers = Arc::new(Fake::default());
+    let log = EventLog::new(Some(registers.clone()));
+    for (domain, operation, content) in [("a b", "c", "d"), ("a", "b c", ""), ("a", "b", "c\nd")] {
+        assert!(matches!(
+            log.extend(domain, operation, content, None),
+            Err(EventLogError::Event(_))
+        ));
+    }
+    assert_replays(&log, &registers);
+}
+
+#[test]
+fn what_a_register_did_not_take_is_not_logged_and_what_it_took_is() {
+    let registers = Arc::new(Fake::default());
+    let log = EventLog::new(Some(registers.clone()));
+    *registers.fault.lock().unwrap() = Fault::Refused;
+    assert!(matches!(
+        log.extend("a", "b", "lost", None),
+        Err(EventLogError::Register { register: 3, .. })
+    ));
+    *registers.fault.lock().unwrap() = Fault::Late;
+    log.extend("a", "b", "late", None).unwrap();
+    assert_replays(&log, &registers);
+    assert_eq!(texts(&log).len(), 1);
+    *registers.fault.lock().unwrap() = Fault::Other;
+    let broken = log.extend("a", "b", "unknown", None);
+    assert!(matches!(broken, Err(EventLogError::Broken(_))));
+    // No evidence is made of a log that says something else than the registers.
+    assert!(matches!(
+        log.held(<[u8]>::len),
+        Err(EventLogError::Broken(_))
+    ));
+}
+
+#[test]
+fn a_workload_cannot_fill_memory() {
+    let log = EventLog::new(None);
+    for _ in 0..EVENTS {
+        log.extend("a", "b", "c", None).unwrap();
+    }
+    assert!(matches!(
+        log.extend("a", "b", "c", None),
+        Err(EventLogError::Full)
+    ));
+    let log = EventLog::new(None);
+    let long = "x".repeat(6_000);
+    let taken = (0..20).take_while(|_| log.extend("a", "b", &long, None).is_ok());
+    assert_eq!(taken.count(), LOG_BYTES / 6_100);
+}
+
+#[test]
+fn a_process_that_ended_amidst_an_event_is_followed_by_one_that_knows_what_was_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let registers = Arc::new(Fake::default());
+    let open = || {
+        EventLog::open(
+            Some(registers.clone() as Arc<dyn Registers>),
+            directory.path(),
+        )
+    };
+    open().unwrap().extend("a", "b", "first", None).unwrap();
+    let ahead = directory.path().join(AHEAD);
+    assert!(!ahead.exists());
+    let (bytes, digest) = entry(
+        4,
+        &AaelEvent {
+            domain: "a",
+            operation: "b",
+            content: "next",
+        }
+        .data()
+        .unwrap(),
+    );
+    let before = registers.values.lock().unwrap()[3];
+    let written = [&4u32.to_le_bytes()[..], &before, &bytes].concat();
+
+    // It ended before the register, or before all of it was written ahead.
+    for cut in [written.len(), written.len() - 1, 3] {
+        fs::write(&ahead, &written[..cut]).unwrap();
+        let log = open().unwrap();
+        assert_eq!(texts(&log).len(), 1);
+        assert_replays(&log, &registers);
+        assert!(!ahead.exists());
+    }
+    // Behind it.
+    fs::write(&ahead, &written).unwrap();
+    registers.extend(3, &digest).unwrap();
+    let log = open().unwrap();
+    assert_eq!(texts(&log).len(), 2);
+    assert_replays(&log, &registers);
+    // Behind the log too.
+    fs::write(&ahead, &written).unwrap();
+    let log = open().unwrap();
+    assert_eq!(texts(&log).len(), 2);
+    assert_replays(&log, &registers);
+    // Somebody else extended the register.
+    fs::write(&ahead, &written).unwrap();
+    registers.values.lock().unwrap()[3] = [1; 48];
+    assert!(matches!(open(), Err(EventLogError::Broken(_))));
+}
+
+#[test]
+fn without_registers_the_log_stands_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = EventLog::open(None, directory.path()).unwrap();
+    assert!(!log.has_registers());
+    log.extend("a", "b", "c", None).unwrap();
+    drop(log);
+    assert_eq!(
+        texts(&EventLog::open(None, directory.path()).unwrap()).len(),
+        1
+    );
+    fs::write(directory.path().join(FILE), b"no log").unwrap();
+    assert!(EventLog::open(None, directory.path()).is_err());
+}

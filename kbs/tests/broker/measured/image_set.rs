@@ -1,0 +1,191 @@
+//! A guest image is signed, compared with the one before it, and announced to a broker: guests of both are
+//! affirmed until the old one's end, and then the new one's alone.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use support::product;
+
+use super::{Deployment, Files, broker, executables, lines, openssl};
+
+const PAST: &str = "2020-01-01T00:00:00Z";
+const FUTURE: &str = "2100-01-01T00:00:00Z";
+
+impl Files {
+    /// An image of a kernel, with its manifest.
+    fn image(&self, name: &str, release: &str, kernel: &[u8]) -> PathBuf {
+        let dir = self.path(name);
+        fs::create_dir(&dir).unwrap();
+        let put = |name: &str, content: &[u8]| {
+            fs::write(dir.join(name), content).unwrap();
+            let sha256 = hex::encode(Sha256::digest(content));
+            json!({ "name": name, "sha256": sha256, "size": content.len() })
+        };
+        let agent = json!({ "name": "cloister-agent", "sha256": "00", "size": 1 });
+        let package = json!({ "name": "linux-image", "version": release, "sha256": "00" });
+        let manifest = json!({
+            "version": 1,
+            "kernel": { "flavour": "debian", "release": release, "packages": [package] },
+            "agent": agent,
+            "modules": [],
+            "outputs": [put("vmlinuz", kernel), put("initramfs.cpio", b"070701, an initramfs")],
+        });
+        fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+        dir
+    }
+
+    fn image_set(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(product::bin("cloister").unwrap());
+        command
+            .current_dir(self.path(""))
+            .arg("image-set")
+            .args(words);
+        command.output().unwrap()
+    }
+
+    fn key(&self, name: &str) {
+        let (private, public) = (self.path(name), self.path(&format!("{name}.pub")));
+        let (private, public) = (private.to_str().unwrap(), public.to_str().unwrap());
+        let curve = "ec_paramgen_curve:P-384";
+        openssl(&[
+            "genpkey",
+            "-algorithm",
+            "EC",
+            "-pkeyopt",
+            curve,
+            "-out",
+            private,
+        ]);
+        openssl(&["pkey", "-in", private, "-pubout", "-out", public]);
+    }
+
+    /// The digest of a launch of an image with one vCPU.
+    fn digest_of(&self, image: &str) -> [u8; 48] {
+        let words = "measure --firmware OVMF.fd --append quiet --format launch --image";
+        let mut command = Command::new(product::bin("cloister").unwrap());
+        command
+            .current_dir(self.path(""))
+            .args(words.split(' '))
+            .arg(image);
+        let listed: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        let mut digest = [0; 48];
+        hex::decode_to_slice(listed[0]["measurement"].as_str().unwrap(), &mut digest).unwrap();
+        digest
+    }
+
+    fn publish(&self, deployment: &Deployment, image: &str, more: &[&str]) -> Output {
+        let words =
+            "publish --firmware OVMF.fd --append quiet --manifest-key owner.pem.pub --image";
+        let token = deployment.write("admin.token", deployment.admin_token());
+        let root = deployment.path("tls-root.pem");
+        let broker = ["--kbs", &deployment.url, "--admin-token-file", &token];
+        let root = ["--kbs-cert", root.to_str().unwrap()];
+        let words: Vec<&str> = words.split(' ').chain([image]).collect();
+        self.image_set(&[&words, &broker[..], &root, more].concat())
+    }
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
+}
+
+#[track_caller]
+fn done(output: &Output) {
+    assert!(output.status.success(), "{}", told(output));
+}
+
+#[test]
+fn a_signed_image_is_verified_and_one_that_was_changed_or_is_anothers_is_not() {
+    let files = Files::new();
+    let dir = files.image("one", "6.12.1", b"MZ, a kernel");
+    files.key("owner.pem");
+    files.key("other.pem");
+    let verify = |key: &str| files.image_set(&["verify", "one", "--key", key]);
+    assert!(told(&verify("owner.pem.pub")).contains("not signed"));
+    done(&files.image_set(&["sign", "one", "--key", "owner.pem"]));
+    done(&verify("owner.pem.pub"));
+    assert!(told(&verify("other.pem.pub")).contains("and not by"));
+
+    let manifest = dir.join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("6.12.1", "6.12.2")).unwrap();
+    assert!(told(&verify("owner.pem.pub")).contains("not of this manifest"));
+    fs::write(&manifest, text).unwrap();
+    fs::write(dir.join("vmlinuz"), b"MZ, another").unwrap();
+    assert!(told(&verify("owner.pem.pub")).contains("its manifest says"));
+    assert!(
+        told(&files.image_set(&["sign", "one", "--key", "owner.pem"])).contains("manifest says")
+    );
+}
+
+#[test]
+fn a_diff_names_files_packages_and_launch_digests() {
+    let files = Files::new();
+    files.image("old", "6.12.1", b"MZ, a kernel");
+    files.image("new", "6.12.2", b"MZ, a newer kernel");
+    let launch = "--firmware OVMF.fd --append quiet --vcpus 1-2 --json";
+    let launch: Vec<&str> = launch.split(' ').collect();
+    let diff = |new: &str| files.image_set(&[&["diff", "old", new], launch.as_slice()].concat());
+    assert_eq!(diff("old").status.code(), Some(0));
+    let output = diff("new");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    let changes: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<&str> = changes
+        .iter()
+        .map(|it| it["what"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "file vmlinuz",
+            "kernel release",
+            "package linux-image",
+            "SNP launch digest, EPYC-v4 vcpus=1",
+            "SNP launch digest, EPYC-v4 vcpus=2"
+        ]
+    );
+    assert_eq!(changes[3]["old"], hex::encode(files.digest_of("old")));
+    assert_eq!(changes[3]["new"], hex::encode(files.digest_of("new")));
+}
+
+#[tokio::test]
+async fn an_upgrade_overlaps_with_what_it_replaces_until_its_end() {
+    let files = Files::new();
+    let deployment = broker(&[]);
+    files.key("owner.pem");
+    for (name, kernel) in [
+        ("old", &b"MZ, a kernel"[..]),
+        ("new", b"MZ, a newer kernel"),
+    ] {
+        files.image(name, name, kernel);
+    }
+    let (old, new) = (files.digest_of("old"), files.digest_of("new"));
+    assert!(told(&files.publish(&deployment, "old", &[])).contains("not signed"));
+    for name in ["old", "new"] {
+        done(&files.image_set(&["sign", name, "--key", "owner.pem"]));
+    }
+    done(&files.publish(&deployment, "old", &[]));
+    assert_eq!(executables(&deployment, old).await, 3);
+    assert_eq!(executables(&deployment, new).await, 33);
+
+    let overlap = files.publish(&deployment, "new", &["--old-until", FUTURE]);
+    done(&overlap);
+    for digest in [old, new] {
+        assert_eq!(executables(&deployment, digest).await, 3);
+    }
+    let listed = lines(&deployment.own(&["reference", "list"]));
+    let ends = listed.iter().map(|it| it["not_after"].as_str());
+    let ends: Vec<_> = ends.flatten().collect();
+    assert_eq!((listed.len(), ends.len()), (2, 1), "{listed:?}");
+    assert!(ends[0].starts_with("2100-01-01"), "{listed:?}");
+
+    // Rolled back at once: the new one's end is long past.
+    done(&files.publish(&deployment, "old", &["--old-until", PAST]));
+    assert_eq!(executables(&deployment, old).await, 3);
+    assert_eq!(executables(&deployment, new).await, 33);
+}

@@ -1,0 +1,134 @@
+//! The simulated TDX module and quoting enclave: what they say of one launch, its registers as the guest
+//! extends them, and the log that firmware and kernel would have left.
+
+use std::io;
+
+use agent_api::TeeCall;
+use anyhow::Context;
+use evidence::Tee;
+use evidence::eventlog::{EventKind, extended};
+use evidence::sim::tdx::{Enclave, LogBuilder, Platform, QuotingEnclave};
+use evidence::tdx::{Attributes, Body, Header};
+use measure::tdx::{
+    Acpi, Dialect, Event, Firmware, KernelForm, Launch, Memory, PageOrder, Prediction, SecureBoot,
+    Vmm,
+};
+
+use super::directory::{ACPI, Directory};
+use super::launch::Booted;
+use super::serve::{Firm, VALIDITY};
+use super::settings::{Tdx, TdxFault};
+use crate::measure::tdx::Tables;
+
+/// The version of quotes.
+const QUOTE: u16 = 4;
+const MIB: u64 = 1 << 20;
+
+/// One guest's.
+pub(super) struct Module {
+    body: Body,
+    log: Vec<u8>,
+    enclave: QuotingEnclave,
+    fault: TdxFault,
+}
+
+impl Module {
+    /// Measures a launch.
+    pub(super) fn launch(
+        booted: &Booted,
+        settings: &Tdx,
+        directory: &Directory,
+    ) -> anyhow::Result<Self> {
+        let predicted = predict(booted, directory)?;
+        let put = |log: LogBuilder, event: &Event| {
+            // Firmware's logs name what was measured; ours does the same in words.
+            let name = event.origin.to_string();
+            log.measured(event.index, event.kind, name.as_bytes(), &event.digest)
+        };
+        let mut log = predicted.events.iter().fold(LogBuilder::new(), put);
+        let mut body = Body::simulated(log.registers());
+        body.mr_td = predicted.mrtd;
+        body.mr_config_id
+            .copy_from_slice(booted.bound(Tee::SimTdx).as_bytes());
+        body.tcb_svn = [settings.svn; 16];
+        // The module's version: the identity TDX_01.
+        body.tcb_svn[1] = 1;
+        match settings.fault {
+            TdxFault::Measurement => body.mr_td[0] ^= 1,
+            TdxFault::ConfigId => body.mr_config_id = [0; 48],
+            TdxFault::Debug => body.td_attributes = Attributes(body.td_attributes.0 | 1),
+            TdxFault::Log => log = log.event(2, EventKind::EfiAction, b"never happened"),
+            TdxFault::None | TdxFault::Signature | TdxFault::ReportData => {}
+        }
+        let platform = Platform {
+            cpu_svn: [settings.svn; 16],
+            ..Platform::simulated(VALIDITY)
+        };
+        let key = directory.tdx_root()?.platform(&platform)?;
+        Ok(Self {
+            body,
+            log: log.finish(),
+            enclave: key.enclave(&Enclave::default())?,
+            fault: settings.fault,
+        })
+    }
+
+    fn quote(&self, report_data: [u8; 64]) -> io::Result<Vec<u8>> {
+        let mut body = self.body.clone();
+        body.report_data = report_data;
+        if self.fault == TdxFault::ReportData {
+            body.report_data[0] ^= 1;
+        }
+        let quote = self.enclave.quote(Header::simulated(QUOTE), body);
+        let mut quote = quote.map_err(io::Error::other)?;
+        if self.fault == TdxFault::Signature {
+            quote.body.mr_owner[0] ^= 1;
+        }
+        Ok(quote.to_bytes())
+    }
+}
+
+impl Firm for Module {
+    fn answer(&mut self, call: TeeCall) -> io::Result<Vec<Vec<u8>>> {
+        Ok(match call {
+            TeeCall::Report(data) => vec![self.quote(data)?, Vec::new()],
+            TeeCall::Read(register) => vec![self.register(register)?.to_vec()],
+            TeeCall::Extend(register, digest) => {
+                let register = self.register(register)?;
+                *register = extended(register, &digest);
+                Vec::new()
+            }
+            TeeCall::Log => vec![self.log.clone()],
+        })
+    }
+}
+
+impl Module {
+    fn register(&mut self, register: usize) -> io::Result<&mut [u8; 48]> {
+        let value = self.body.rtmr.get_mut(register);
+        value.ok_or_else(|| io::Error::other("a TD has RTMR0 to RTMR3"))
+    }
+}
+
+fn predict(booted: &Booted, directory: &Directory) -> anyhow::Result<Prediction> {
+    let firmware = Firmware::parse(&booted.firmware, Vmm::Qemu)?;
+    let tables = Tables::read(&directory.path(ACPI))?;
+    let memory = u64::from(booted.launch.memory_mib) * MIB;
+    let launch = Launch {
+        firmware: &firmware,
+        order: PageOrder::EachPage,
+        dialect: &Dialect::edk2_202508(),
+        secure_boot: SecureBoot::Absent,
+        memory: Memory::new(memory)?,
+        acpi: Acpi {
+            loader: tables.loader(),
+            files: &tables.files(),
+        },
+        kernel: &booted.kernel,
+        kernel_form: KernelForm::AsInFile,
+        initramfs: booted.initramfs.as_deref(),
+        command_line: &booted.launch.command_line,
+        runtime: &[],
+    };
+    launch.predict().context("predict the launch")
+}

@@ -1,0 +1,176 @@
+//! Mounts whose owners are mapped, for containers with a user namespace: the container's root finds the host's files
+//! as root's, and what it writes is root's on the host. The guest's kernel does it for what lies in the guest; what
+//! is shared with it is mapped here.
+//!
+//! What maps is a user namespace. A child that is in a new one is there until it has been given its mappings.
+//! <https://docs.kernel.org/filesystems/idmappings.html>
+#![expect(unsafe_code, reason = "there is no safe wrapper for mount_setattr(2)")]
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use crate::spec::oci::IdMapping;
+
+/// The verb by which this program waits in a new user namespace.
+pub const USERS: &str = "users";
+/// What the child says when it is there.
+const HELD: &[u8] = b"held";
+
+/// A user namespace to map by.
+#[derive(Debug)]
+pub struct Users(File);
+
+impl Users {
+    /// One with these mappings.
+    ///
+    /// # Errors
+    /// As the kernel refuses them; only root may have them.
+    pub fn new(uids: &[IdMapping], gids: &[IdMapping]) -> io::Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(USERS);
+        Self::of(command, uids, gids)
+    }
+
+    fn of(mut command: Command, uids: &[IdMapping], gids: &[IdMapping]) -> io::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut said = [0; HELD.len()];
+        let mut take = || {
+            let mut output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+            output.read_exact(&mut said)?;
+            let of = |name: &str| format!("/proc/{}/{name}", child.id());
+            fs::write(of("uid_map"), text(uids))?;
+            fs::write(of("gid_map"), text(gids))?;
+            File::open(of("ns/user"))
+        };
+        let taken = take();
+        // Its input ends with this.
+        let _ = child.kill();
+        let _ = child.wait();
+        taken.map(Self)
+    }
+
+    /// Mounts a directory or file on another with its owners mapped.
+    ///
+    /// # Errors
+    /// EINVAL where its file system does not map owners.
+    pub fn bind(&self, source: &Path, target: &Path, with_below: bool) -> io::Result<()> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        if with_below {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = open_tree(rustix::fs::CWD, source, flags)?;
+        self.map(&tree, with_below)?;
+        let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&tree, c"", rustix::fs::CWD, target, whole)?)
+    }
+
+    fn map(&self, tree: &OwnedFd, with_below: bool) -> io::Result<()> {
+        let attributes = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            // Undoing it later must not undo anything of the host's.
+            propagation: libc::MS_PRIVATE,
+            userns_fd: u64::try_from(self.0.as_raw_fd()).map_err(io::Error::other)?,
+        };
+        let mut flags = libc::AT_EMPTY_PATH;
+        if with_below {
+            flags |= libc::AT_RECURSIVE;
+        }
+        // SAFETY: both descriptors are open, and the kernel only reads the path and as much of the attributes as
+        // the size says; all outlive the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                tree.as_raw_fd(),
+                c"".as_ptr(),
+                flags,
+                &raw const attributes,
+                size_of::<libc::mount_attr>(),
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// What the child does.
+///
+/// # Errors
+/// As the kernel refuses the namespace.
+pub fn hold() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    let mut output = io::stdout();
+    output.write_all(HELD)?;
+    output.flush()?;
+    io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+}
+
+/// The form of `/proc/<pid>/uid_map`.
+fn text(mappings: &[IdMapping]) -> String {
+    mappings.iter().fold(String::new(), |mut text, one| {
+        let _ = writeln!(text, "{} {} {}", one.container_id, one.host_id, one.size);
+        text
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    use super::*;
+
+    const MAPPING: IdMapping = IdMapping {
+        host_id: 100_000,
+        container_id: 0,
+        size: 1000,
+    };
+
+    /// Users 0 to 999 as 100000 to 100999. This program is the test here, and has no verbs.
+    pub(crate) fn users() -> Option<Users> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: mapping owners needs root");
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--user", "sh", "-c", "printf held; cat"]);
+        Some(Users::of(command, &[MAPPING], &[MAPPING]).unwrap())
+    }
+
+    #[test]
+    fn owners_are_mapped_both_ways() {
+        let Some(users) = users() else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let (source, target) = (directory.path().join("s"), directory.path().join("t"));
+        fs::create_dir(&source).unwrap();
+        fs::create_dir(&target).unwrap();
+        fs::write(source.join("root"), "").unwrap();
+        users.bind(&source, &target, true).unwrap();
+        let owner = |path: &Path| fs::metadata(path).unwrap().uid();
+        assert_eq!(owner(&target.join("root")), 100_000);
+        chown(target.join("root"), Some(100_007), None).unwrap();
+        assert_eq!(owner(&source.join("root")), 7);
+        rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_map_is_told() {
+        let Some(users) = users() else { return };
+        let target = tempfile::tempdir().unwrap();
+        let error = users.bind(Path::new("/proc"), target.path(), false);
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+}

@@ -1,0 +1,458 @@
+//! The main job: an encrypted image runs attested in a VM, and only there.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod disks;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use disks::Volumes;
+
+use support::image::Recipe;
+use support::init_data::{ALLOW_ALL, InitData};
+use support::pod::{Pod, Settings};
+use support::run::within;
+use support::stage::{KEY_ID, Stage, TOOLS};
+use support::timeline::PHASES;
+use support::{dev_tee, need, product};
+
+const MARKER: &str = "only-the-guest-may-read-this";
+const PASSWORD: &str = "the-owners-password-of-the-database";
+const REFUSAL: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused() {
+    if !need(&[&TOOLS[..], &disks::TOOLS].concat()) {
+        return;
+    }
+    let stage = Stage::simulated().unwrap();
+    let key = stage.key("image.key").unwrap();
+    let image = stage
+        .push_encrypted(&Recipe::busybox(MARKER).unwrap(), "secret", &key, KEY_ID)
+        .unwrap();
+    let broker = stage.broker().unwrap();
+    let init_data = InitData::new(Some(broker), Some(&stage.registry), &workloads_policy());
+    broker.put(KEY_ID, &key).unwrap();
+    let sealed = Sealed::make(&stage);
+    broker
+        .release_only_to_kind("sim-snp", &init_data.digest())
+        .unwrap();
+    let key_bytes = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    std::fs::remove_dir_all(stage.state.path().join("layout-secret")).unwrap();
+
+    let before = stage.containerd.leftovers();
+    let mut settings = stage.settings();
+    settings.kubelet = Some(sealed.kubelet.clone());
+    let config = settings.write(&stage.state, "c.toml").unwrap();
+    let empty = stage.empty();
+    let pod = Pod::new("enc", &config, &empty, &["/bin/cat", "/marker"])
+        .from_image(&image)
+        .flag(&["--rm"]);
+
+    // The container runs, and says what only the decrypted layer holds.
+    let run = stage.run(&pod.clone().with_init_data(&init_data)).unwrap();
+    assert_eq!(
+        run.stdout,
+        format!("{MARKER}\n"),
+        "{}\n{}",
+        run.report(),
+        stage.log_tail()
+    );
+    assert_eq!(run.code, 0);
+
+    // The start is written down, phase by phase.
+    let timeline = stage.timeline("enc").unwrap();
+    let named: Vec<_> = timeline.phases.iter().map(|(phase, _)| *phase).collect();
+    assert_eq!(named, PHASES, "{timeline:?}");
+    assert!(
+        u128::from(timeline.total()) <= run.took.as_millis(),
+        "{timeline:?} {:?}",
+        run.took
+    );
+
+    // The host has neither plaintext nor key: not afterwards, and not while the container runs.
+    stage.settled(&before).unwrap();
+    let needles = [MARKER.as_bytes(), key_bytes.as_slice(), PASSWORD.as_bytes()];
+    assert_eq!(stage.search_host(&needles).unwrap(), Vec::<PathBuf>::new());
+    let volumes = Volumes::new(&stage);
+    let flags = volumes.flags();
+    let held = Pod::new("held", &config, &empty, &["/bin/sleep", "600"])
+        .from_image(&image)
+        .with_init_data(&init_data)
+        .flag(&[
+            "--detach",
+            "--null-io",
+            "--env",
+            &sealed.variable,
+            "--mount",
+            &sealed.mount,
+        ])
+        .flag(&strs(&flags));
+    let command_line = nothing_leaks_while_it_runs(&stage, &held, &needles, &volumes);
+    a_secret_of_another_name_stops_the_container(&stage, &pod, &init_data, &sealed);
+    stage.settled(&before).unwrap();
+    let clear = Pod::new("clear", &config, &empty, &["/bin/true"])
+        .from_image(&image)
+        .with_init_data(&init_data)
+        .flag(&strs(&flags));
+    a_volume_without_a_key_is_refused(&stage, &clear, volumes);
+    one_changed_byte_is_refused(&stage, &pod, &init_data);
+
+    // And the first pod still runs: a refusal spoils nothing.
+    let good = pod.with_init_data(&init_data);
+    let again = stage.run(&good).unwrap();
+    assert_eq!(again.stdout, format!("{MARKER}\n"), "{}", again.report());
+    later_pods_had_the_layers_from_the_nodes_mirror(&stage, &image);
+
+    // What was reported is what `cloister measure` predicts of these files and this command line.
+    only_what_is_predicted_is_released(&stage, &command_line, &init_data);
+    let predicted = stage.run(&good).unwrap();
+    assert_eq!(
+        predicted.stdout,
+        format!("{MARKER}\n"),
+        "{}",
+        predicted.report()
+    );
+    a_field_that_says_something_else_stops_the_guest(&stage, &image, &init_data);
+}
+
+fn a_volume_without_a_key_is_refused(stage: &Stage, pod: &Pod<'_>, volumes: Volumes) {
+    volumes.are_what_the_guest_left();
+    let _clear = volumes.without_a_key();
+    let error = stage.refuse(pod, "failed-precondition", REFUSAL).unwrap();
+    assert!(
+        error.contains("/fast") && error.contains("encryptionKey"),
+        "{error}"
+    );
+}
+
+/// One byte of init-data changed: the host learns a code and a ticket, the owner the cause.
+fn one_changed_byte_is_refused(stage: &Stage, pod: &Pod<'_>, init_data: &InitData) {
+    let broker = stage.broker().unwrap();
+    let changed = init_data.with_one_byte_changed();
+    assert_eq!(changed.toml.len(), init_data.toml.len());
+    let line = stage
+        .refuse(
+            &pod.clone().with_init_data(&changed),
+            "broker-denied",
+            REFUSAL,
+        )
+        .unwrap();
+    assert!(
+        !line.contains(&changed.digest()),
+        "the cause crossed the host: {line}"
+    );
+    let (_, ticket) = line.split_once("(ticket ").unwrap();
+    let (ticket, _) = ticket.split_once(')').unwrap();
+    let explained = broker.explain(ticket).unwrap();
+    for part in [&init_data.digest(), &changed.digest()] {
+        assert!(
+            explained.contains(part),
+            "{part} is missing in:\n{explained}"
+        );
+    }
+}
+
+/// A TD's registers, its log and what the guest recorded in them pass the same way.
+#[test]
+fn the_same_image_runs_in_a_simulated_td() {
+    if !need(&TOOLS) {
+        return;
+    }
+    let stage = Stage::simulated().unwrap();
+    let key = stage.key("image.key").unwrap();
+    let image = stage
+        .push_encrypted(&Recipe::busybox(MARKER).unwrap(), "td", &key, KEY_ID)
+        .unwrap();
+    let broker = stage.broker().unwrap();
+    broker.put(KEY_ID, &key).unwrap();
+    let init_data = stage.init_data();
+    let policy = EVENTS_OF
+        .replace("KIND", "sim-tdx")
+        .replace("MEASURED", "true");
+    let policy = policy.replace("INIT_DATA", &init_data.digest());
+    let policy = stage.state.file("td.rego", policy).unwrap();
+    broker.release_policy(&policy).unwrap();
+    let settings = Settings {
+        tee: "sim-tdx",
+        ..stage.settings()
+    };
+    let config = settings.write(&stage.state, "td.toml").unwrap();
+    let empty = stage.empty();
+    let pod = Pod::new("td", &config, &empty, &["/bin/cat", "/marker"])
+        .from_image(&image)
+        .with_init_data(&init_data)
+        .flag(&["--rm"]);
+    let run = stage.run(&pod).unwrap();
+    assert_eq!(
+        run.stdout,
+        format!("{MARKER}\n"),
+        "{}\n{}",
+        run.report(),
+        stage.log_tail()
+    );
+}
+
+/// Releases to a kind by its name, to what was measured, and to a guest that has recorded its init-data and its
+/// policy before it attested.
+const EVENTS_OF: &str = r#"package policy
+default allow := false
+evidence := input.submods.cpu0["ear.veraison.annotated-evidence"]
+said := evidence["KIND"]
+recorded contains event.details.data.operation if {
+	some event in said.uefi_event_logs
+	event.digest_matches_event
+	event.details.data.domain == "cloister"
+}
+allow if {
+	MEASURED
+	startswith(evidence.init_data, "INIT_DATA")
+	recorded == {"InitData", "Policy"}
+}
+"#;
+
+fn only_what_is_predicted_is_released(stage: &Stage, line: &str, init_data: &InitData) {
+    let firmware = stage.dev_tee.as_ref().unwrap().join("firmware.fd");
+    let mut measure = Command::new(product::bin("cloister").unwrap());
+    measure
+        .args([
+            "measure",
+            "--format",
+            "launch",
+            "--append",
+            line,
+            "--firmware",
+        ])
+        .arg(firmware)
+        .arg("--image")
+        .arg(product::guest_dir());
+    let predicted = within(REFUSAL, &mut measure).unwrap().ok().unwrap().stdout;
+    let predicted: serde_json::Value = serde_json::from_str(&predicted).unwrap();
+    let measurement = &predicted[0]["measurement"];
+    let policy = EVENTS_OF
+        .replace("KIND", "sim-snp")
+        .replace("MEASURED", &format!("said.measurement == {measurement}"))
+        .replace("INIT_DATA", &init_data.digest());
+    let policy = stage.state.file("measured.rego", policy).unwrap();
+    stage.broker().unwrap().release_policy(&policy).unwrap();
+}
+
+/// The field of the report is the authority: where it says nothing of the document, no workload is started.
+fn a_field_that_says_something_else_stops_the_guest(
+    stage: &Stage,
+    image: &str,
+    init_data: &InitData,
+) {
+    let dir = stage.state.path().join("dev-tee");
+    let dir = dev_tee::with(&dir, "fault = \"none\"", "fault = \"host-data\"").unwrap();
+    let settings = Settings {
+        dev_tee: Some(dir),
+        ..stage.settings()
+    };
+    let config = settings.write(&stage.state, "fault.toml").unwrap();
+    let empty = stage.empty();
+    let pod = Pod::new("fault", &config, &empty, &["/bin/cat", "/marker"])
+        .from_image(image)
+        .with_init_data(init_data)
+        .flag(&["--rm"]);
+    let line = stage.refuse(&pod, "init-data-invalid", REFUSAL).unwrap();
+    assert!(line.contains("the launch bound none"), "{line}");
+}
+
+/// Three pods pulled it. Only the one that came first needed the registry; a second, where the first was gone before
+/// its offer had arrived.
+fn later_pods_had_the_layers_from_the_nodes_mirror(stage: &Stage, image: &str) {
+    let manifest = stage.registry.manifest(image).unwrap();
+    let log = stage.registry.log();
+    for layer in manifest["layers"].as_array().unwrap() {
+        let digest = layer["digest"].as_str().unwrap();
+        let request = format!("\"GET /v2/secret/blobs/{digest}");
+        let pulls = log.matches(&request).count();
+        assert!((1..=2).contains(&pulls), "{pulls} of {digest} in:\n{log}");
+    }
+}
+
+/// Whose driver gives it in the clear.
+fn strs(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+/// The container can read what it came with, and the host cannot, while it runs. Answers what the kernel was
+/// started with.
+fn nothing_leaks_while_it_runs(
+    stage: &Stage,
+    held: &Pod<'_>,
+    needles: &[&[u8]],
+    volumes: &Volumes,
+) -> String {
+    let started = stage.run(held).unwrap();
+    let report = started.report();
+    assert_eq!(started.code, 0, "{report}\n{}", stage.log_tail());
+    let words = ["/bin/cat", "/marker"];
+    let exec = ["task", "exec", "--exec-id", "e", held.id];
+    let read = stage.containerd.ctr(&[&exec[..], &words].concat()).unwrap();
+    assert_eq!(read.stdout, format!("{MARKER}\n"), "{}", read.report());
+    assert_eq!(stage.search_host(needles).unwrap(), Vec::<PathBuf>::new());
+    let words = ["/bin/cat", "/proc/cmdline"];
+    let exec = ["task", "exec", "--exec-id", "c", held.id];
+    let line = stage.containerd.ctr(&[&exec[..], &words].concat()).unwrap();
+    secrets_are_opened_and_the_policy_says_who_reads_which(stage, held.id);
+    a_lent_secret_goes_when_it_is_revoked(stage, held.id);
+    volumes.are_noise_on_the_host(stage, held.id);
+    stage.containerd.remove(held.id);
+    line.stdout.trim_end().to_owned()
+}
+
+/// What the owner sealed, and where the host has it.
+struct Sealed {
+    variable: String,
+    kubelet: PathBuf,
+    mount: String,
+}
+
+impl Sealed {
+    /// Puts two secrets and the verification key at the broker, and seals them for a variable and for two files.
+    fn make(stage: &Stage) -> Self {
+        let (broker, state) = (stage.broker().unwrap(), &stage.state);
+        for (path, secret) in [
+            ("db", PASSWORD),
+            ("other", "other-secret"),
+            ("lent", "lent-secret"),
+        ] {
+            let file = state.file(path, secret).unwrap();
+            broker
+                .put(&format!("default/secret/{path}"), &file)
+                .unwrap();
+            std::fs::remove_file(file).unwrap();
+        }
+        let agent = |args: &[&str]| {
+            let mut command = Command::new(product::bin("attestation-agent").unwrap());
+            let done = within(REFUSAL, command.args(args)).unwrap().ok().unwrap();
+            done.stdout.trim().to_owned()
+        };
+        let private = state.path().join("seal.jwk");
+        let private = private.to_str().unwrap();
+        let public = state
+            .file("seal.pub", agent(&["seal-key", private]))
+            .unwrap();
+        broker.put("default/key/seal", &public).unwrap();
+        let seal = |terms: &[&str], resource: &str| {
+            let by = [
+                "seal",
+                "vault",
+                "--key",
+                private,
+                "--kid",
+                "kbs:///default/key/seal",
+            ];
+            let uri = format!("kbs:///default/secret/{resource}");
+            agent(&[&by[..], terms, &[uri.as_str()]].concat())
+        };
+        let kubelet = state.dir("kubelet").unwrap();
+        let volume = state
+            .dir("kubelet/pods/u/volumes/kubernetes.io~secret/s")
+            .unwrap();
+        for (file, terms, resource) in [
+            ("password", &["--name", "password"], "db"),
+            ("lent", &["--lease-seconds", "5"], "lent"),
+        ] {
+            std::fs::write(volume.join(file), seal(terms, resource)).unwrap();
+        }
+        std::fs::write(volume.join("plain"), "plain").unwrap();
+        let volume = volume.display();
+        Self {
+            variable: format!("DB_PASSWORD={}", seal(&["--name", "DB_PASSWORD"], "db")),
+            kubelet,
+            mount: format!("type=bind,src={volume},dst=/secret,options=rbind:ro"),
+        }
+    }
+}
+
+/// Every request of the host's; of the containers', one resource.
+fn workloads_policy() -> String {
+    let all = "default GetResourceRequest := true";
+    assert!(ALLOW_ALL.contains(all));
+    let one = "default GetResourceRequest := false\n\
+        GetResourceRequest if {\n    input.container.id == \"held\"\n    input.resource == \"default/secret/db\"\n}";
+    let policy = ALLOW_ALL.replace(all, one);
+    policy.replace(
+        "default GetTokenRequest := true",
+        "default GetTokenRequest := false",
+    )
+}
+
+/// The container's first process, a further one, its volume and the REST interface give the secret; what the policy does
+/// not name they do not.
+fn secrets_are_opened_and_the_policy_says_who_reads_which(stage: &Stage, id: &str) {
+    let script = "echo $DB_PASSWORD; tr '\\0' '\\n' < /proc/1/environ | grep DB_; cat /secret/password /secret/plain; echo; \
+        get='busybox wget -q -O - http://127.0.0.1:8006'; $get/cdh/resource/default/secret/db; echo; \
+        $get/cdh/resource/default/secret/other || echo refused; \
+        $get/aa/token?token_type=kbs || echo refused; $get/info";
+    let script = script.replace("tr ", "busybox tr ");
+    let exec = [
+        "task",
+        "exec",
+        "--exec-id",
+        "s",
+        id,
+        "/bin/sh",
+        "-c",
+        &script,
+    ];
+    let read = stage.containerd.ctr(&exec).unwrap();
+    let expected = format!(
+        "{PASSWORD}\nDB_PASSWORD={PASSWORD}\n{PASSWORD}plain\n{PASSWORD}\nrefused\nrefused\n"
+    );
+    let (told, info) = read.stdout.split_at(expected.len().min(read.stdout.len()));
+    assert_eq!(told, expected, "{}\n{}", read.report(), stage.log_tail());
+    assert!(info.contains(r#""tee":"sim-snp""#), "{info}");
+}
+
+/// The broker does not give it any more, and so the file goes; the others stay.
+fn a_lent_secret_goes_when_it_is_revoked(stage: &Stage, id: &str) {
+    let look = |number: usize| {
+        let exec_id = format!("l{number}");
+        let exec = [
+            "task",
+            "exec",
+            "--exec-id",
+            &exec_id,
+            id,
+            "/bin/ls",
+            "/secret",
+        ];
+        stage.containerd.ctr(&exec).unwrap().stdout
+    };
+    assert_eq!(look(0), "lent\npassword\nplain\n");
+    let revoke = ["resource", "delete", "default/secret/lent"];
+    stage.broker().unwrap().owner(&revoke).unwrap();
+    let mut seen = String::new();
+    for number in 1..30 {
+        seen = look(number);
+        if seen == "password\nplain\n" {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    panic!("a revoked secret stays: {seen}\n{}", stage.log_tail());
+}
+
+/// The host gives a secret of the owner's in another's place. The error names the variable and nothing of the secret.
+fn a_secret_of_another_name_stops_the_container(
+    stage: &Stage,
+    pod: &Pod<'_>,
+    init_data: &InitData,
+    sealed: &Sealed,
+) {
+    let (_, secret) = sealed.variable.split_once('=').unwrap();
+    let moved = format!("GREETING={secret}");
+    let pod = pod
+        .clone()
+        .with_init_data(init_data)
+        .flag(&["--env", &moved]);
+    let line = stage.refuse(&pod, "secret-not-opened", REFUSAL).unwrap();
+    assert!(line.contains("GREETING"), "{line}");
+    assert!(!line.contains(&secret[..32]), "{line}");
+}
