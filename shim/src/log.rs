@@ -7,7 +7,7 @@
 //! away must never stop a pod.
 
 mod journal;
-pub(crate) mod limit;
+mod limit;
 mod line;
 
 use std::fs::{File, OpenOptions};

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::guest::ProcessId;
 use crate::io::{StdinHolder, Stdio};
+use crate::lock::lock;
 use crate::spec::oci;
 
 /// The status of a process that was killed with its VM: 128 + SIGKILL.
@@ -186,15 +187,13 @@ impl Process {
 
     /// Keeps the size that its terminal is to have once there is one.
     pub fn want_size(&self, size: TerminalSize) {
-        if let Ok(mut wanted) = self.wanted_size.lock() {
-            *wanted = Some(size);
-        }
+        *lock(&self.wanted_size) = Some(size);
     }
 
     /// The size that was asked for before it was started.
     #[must_use]
     pub fn wanted_size(&self) -> Option<TerminalSize> {
-        self.wanted_size.lock().ok().and_then(|wanted| *wanted)
+        *lock(&self.wanted_size)
     }
 
     /// Its name for people.

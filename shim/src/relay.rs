@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::dev_tee::DevTee;
-use crate::guest_log::GuestLog;
+use crate::guest_log;
 use crate::mirror::Mirror;
 
 /// How long a peer may take to accept.
@@ -146,13 +146,12 @@ impl HostPort {
 
     async fn follow<S: AsyncRead + Unpin>(&self, mut stream: S, ready: Ready) {
         self.tell(Notice::Ready(ready)).await;
-        let mut log = GuestLog::default();
         while let Ok(line) = read_line(&mut stream).await {
             let text = std::str::from_utf8(&line).ok();
             match text.and_then(|line| AgentLine::from_line(line).ok()) {
                 Some(AgentLine::Event(event)) => self.tell(Notice::Event(event)).await,
-                Some(AgentLine::Log(line)) => log.take(&line),
-                None => log.odd(),
+                Some(AgentLine::Log(line)) => guest_log::take(&line),
+                None => guest_log::odd(),
             }
         }
         self.tell(Notice::Ended).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 
 /// Lines of one place at once.
-pub(crate) const BURST: u32 = 100;
+pub(super) const BURST: u32 = 100;
 /// How long until there is room for one more: a hundred in ten seconds.
 const PER_LINE: Duration = Duration::from_millis(100);
 
@@ -17,7 +17,7 @@ pub(super) struct Limits(HashMap<Identifier, Bucket>);
 
 /// What one place may say.
 #[derive(Debug)]
-pub(crate) struct Bucket {
+struct Bucket {
     lines: u32,
     since: Instant,
     left_out: u64,
@@ -33,7 +33,7 @@ impl Limits {
 
 impl Bucket {
     /// One with room for a burst.
-    pub(crate) fn full(now: Instant) -> Self {
+    fn full(now: Instant) -> Self {
         Self {
             lines: BURST,
             since: now,
@@ -42,7 +42,7 @@ impl Bucket {
     }
 
     /// Whether there is room for a line, and how many were left out before it.
-    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
+    fn admit(&mut self, now: Instant) -> Option<u64> {
         let passed = now.saturating_duration_since(self.since).as_millis() / PER_LINE.as_millis();
         let filled = u32::try_from(passed).unwrap_or(BURST).min(BURST);
         self.lines = self.lines.saturating_add(filled);
