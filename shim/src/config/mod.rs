@@ -249,8 +249,8 @@ impl Default for Vm {
     fn default() -> Self {
         Self {
             qemu: PathBuf::from("qemu-system-x86_64"),
-            kernel: PathBuf::from("/usr/share/cloister/vmlinux"),
-            initrd: Some(PathBuf::from("/usr/share/cloister/initrd.cpio")),
+            kernel: PathBuf::from("/usr/share/cloister/guest/vmlinux"),
+            initrd: Some(PathBuf::from("/usr/share/cloister/guest/initramfs.cpio")),
             firmware: None,
             confidential: Confidential::default(),
             machine: Machine::Q35,

@@ -9,8 +9,8 @@ const MODELS: [(&str, u32, [u32; 3]); 6] = [
     ("EPYC", 5, [0x17, 0x01, 2]),
     ("EPYC-IBPB", 0, [0x17, 0x01, 2]),
     ("EPYC-Rome", 5, [0x17, 0x31, 0]),
-    ("EPYC-Milan", 3, [0x19, 0x01, 1]),
-    ("EPYC-Genoa", 2, [0x19, 0x11, 0]),
+    ("EPYC-Milan", 4, [0x19, 0x01, 1]),
+    ("EPYC-Genoa", 3, [0x19, 0x11, 0]),
     ("EPYC-Turin", 2, [0x1a, 0x00, 0]),
 ];
 

@@ -142,15 +142,15 @@ fn a_guest_that_stands_still_holds_no_pod() {
     }
     let node = Node::start();
     let before = traces(&node);
-    node.member("pod", "sandbox");
-    node.member("main", "container");
+    node.member("life-pod", "sandbox");
+    node.member("life-main", "container");
     node.must_signal(VMM, Signal::SIGSTOP);
     let since = Instant::now();
     // As kubelets do, politely first: with the signal that the image names.
     let said = node
         .stage
         .containerd
-        .ctr_within(BOUND, &["task", "kill", "--signal", "SIGQUIT", "main"]);
+        .ctr_within(BOUND, &["task", "kill", "--signal", "SIGQUIT", "life-main"]);
     assert_eq!(said.unwrap().code, 0, "{}", node.stage.log_tail());
     let took = since.elapsed();
     println!("a guest that stands still is ended in {took:?}");
@@ -162,7 +162,7 @@ fn a_guest_that_stands_still_holds_no_pod() {
     );
     assert!(took < BOUND, "{took:?}");
     assert!(node.pids(VMM).is_empty());
-    for id in ["main", "pod"] {
+    for id in ["life-main", "life-pod"] {
         assert_ne!(node.state(id), "RUNNING", "{id}");
         // What has ended already is ended again without harm.
         node.stage.containerd.remove(id);
@@ -178,14 +178,14 @@ fn what_cannot_be_killed_and_what_nobody_reads_hold_no_pod() {
     }
     let node = Node::start();
     let before = traces(&node);
-    node.pod("full", &["/bin/sleep", "3600"]);
+    node.pod("life-full", &["/bin/sleep", "3600"]);
     // Its output goes nowhere: `ctr` is stopped and its FIFO stays.
     let words = [
         "task",
         "exec",
         "--exec-id",
-        "full",
-        "full",
+        "life-full",
+        "life-full",
         "/bin/dd",
         "if=/dev/zero",
         "bs=64k",
@@ -195,7 +195,7 @@ fn what_cannot_be_killed_and_what_nobody_reads_hold_no_pod() {
     std::thread::sleep(Duration::from_secs(1));
     let pid = Pid::from_raw(i32::try_from(client.pid()).unwrap());
     kill(pid, Signal::SIGSTOP).unwrap();
-    assert_eq!(node.exec("full", "beside"), "alive\n");
+    assert_eq!(node.exec("life-full", "beside"), "alive\n");
     // The file system of its root answers no more: whoever reads from it waits in the kernel.
     node.must_signal(VIRTIOFSD, Signal::SIGSTOP);
     let words = [
@@ -204,13 +204,13 @@ fn what_cannot_be_killed_and_what_nobody_reads_hold_no_pod() {
         "--detach",
         "--exec-id",
         "stuck",
-        "full",
+        "life-full",
         "/bin/ls",
         "/etc/nowhere",
     ];
     let _ = node.stage.containerd.ctr(&words);
     let since = Instant::now();
-    node.stage.containerd.remove("full");
+    node.stage.containerd.remove("life-full");
     while !node.pids(VMM).is_empty() {
         assert!(
             since.elapsed() < BOUND * 2,
@@ -228,7 +228,7 @@ fn what_cannot_be_killed_and_what_nobody_reads_hold_no_pod() {
     );
     kill(pid, Signal::SIGCONT).unwrap();
     let _ = client.crash();
-    node.stage.containerd.remove("full");
+    node.stage.containerd.remove("life-full");
     settled(&node, &before, "what cannot be killed");
 }
 
@@ -241,30 +241,30 @@ fn crowds_leave_a_shim_as_it_was() {
     let (execs, containers, pods) = if full { (1000, 100, 50) } else { (25, 6, 2) };
     let node = Node::start();
     let before = traces(&node);
-    node.member("pod", "sandbox");
-    node.member("main", "container");
+    node.member("life-pod", "sandbox");
+    node.member("life-main", "container");
     for warm in 0..10 {
-        node.exec("main", &format!("warm{warm}"));
+        node.exec("life-main", &format!("warm{warm}"));
     }
-    let (shim, agent) = (node.rss_kib(), node.agent_pss_kib("pod"));
+    let (shim, agent) = (node.rss_kib(), node.agent_pss_kib("life-pod"));
     for number in 0..execs {
-        assert_eq!(node.exec("main", &format!("e{number}")), "alive\n");
+        assert_eq!(node.exec("life-main", &format!("e{number}")), "alive\n");
     }
     flat(&node, shim, agent, &format!("{execs} further processes"));
     for number in 0..containers {
-        node.member(&format!("c{number}"), "container");
+        node.member(&format!("life-c{number}"), "container");
     }
     println!("with {containers} containers: shim {} KiB", node.rss_kib());
     for number in 0..containers {
-        node.stage.containerd.remove(&format!("c{number}"));
+        node.stage.containerd.remove(&format!("life-c{number}"));
     }
     flat(&node, shim, agent, &format!("{containers} containers"));
-    for id in ["main", "pod"] {
+    for id in ["life-main", "life-pod"] {
         node.stage.containerd.remove(id);
     }
     settled(&node, &before, "the crowd");
     for number in 0..pods {
-        let id = format!("p{number}");
+        let id = format!("life-p{number}");
         node.pod(&id, &["/bin/sleep", "3600"]);
         node.stage.containerd.remove(&id);
         settled(&node, &before, &format!("pod {number} of {pods}"));
@@ -273,7 +273,7 @@ fn crowds_leave_a_shim_as_it_was() {
 
 #[track_caller]
 fn flat(node: &Node, shim: u64, agent: u64, what: &str) {
-    let (shim_now, agent_now) = (node.rss_kib(), node.agent_pss_kib("pod"));
+    let (shim_now, agent_now) = (node.rss_kib(), node.agent_pss_kib("life-pod"));
     println!("after {what}: shim {shim} -> {shim_now} KiB, agent {agent} -> {agent_now} KiB");
     assert!(shim_now <= shim + FLAT_KIB, "the shim grew");
     assert!(agent_now <= agent + FLAT_KIB, "the agent grew");

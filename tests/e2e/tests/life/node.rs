@@ -58,7 +58,7 @@ impl Node {
         let kind = format!("io.kubernetes.cri.container-type={kind}");
         let pod = Pod::new(id, &self.config, &self.root, &["/bin/sleep", "3600"])
             .flag(&["--annotation", &kind])
-            .flag(&["--annotation", "io.kubernetes.cri.sandbox-id=pod"])
+            .flag(&["--annotation", "io.kubernetes.cri.sandbox-id=life-pod"])
             .flag(&["--detach", "--null-io"]);
         let run = self.stage.run(&pod).unwrap();
         assert_eq!(run.code, 0, "{}\n{}", run.report(), self.stage.log_tail());
@@ -147,12 +147,15 @@ impl Node {
 }
 
 /// What a pod can leave behind, on a host that other things run on too: [`Leftovers`] of the test's own directory, and
-/// cgroups of its namespace.
+/// cgroups of pods whose name begins with [`OURS`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Traces {
     pub(crate) of_shims: Leftovers,
     pub(crate) cgroups: BTreeSet<String>,
 }
+
+/// What the pods of this test are called.
+const OURS: &str = "life";
 
 pub(crate) fn traces(node: &Node) -> Traces {
     let mut cgroups = BTreeSet::new();
@@ -169,7 +172,8 @@ pub(crate) fn traces(node: &Node) -> Traces {
             .flatten()
             .flatten();
         cgroups.extend(
-            pods.filter(|pod| pod.path().is_dir())
+            pods.filter(|pod| pod.file_name().to_string_lossy().starts_with(OURS))
+                .filter(|pod| pod.path().is_dir())
                 .map(|pod| pod.path().display().to_string()),
         );
     }
