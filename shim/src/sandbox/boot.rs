@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use agent_api::agent::Storage;
 use agent_api::{ErrorCode, GuestError, Target, ports};
-use hypervisor::{BootError, Cause, Disks, Exit, HotNics, Hotplug, Incoming, SharedFs, Vm, VmSpec};
+use hypervisor::{Disks, HotNics, Hotplug, Incoming, SharedFs, Vm, VmSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, warn};
 use ttrpc::r#async::transport::Socket;
 
+use super::fault::{boot_error, exit_error, with_console};
 use super::health::Health;
-use super::tail::{plain, tail, with_tail};
 use crate::dev_tee::{self, DevTee};
 use crate::guest::Guest;
 use crate::mirror::Mirror;
@@ -358,46 +358,4 @@ impl Live {
             daemon.stop().await;
         }
     }
-}
-
-fn boot_error(error: &BootError) -> GuestError {
-    let code = match error {
-        BootError::Spec(_) => ErrorCode::InvalidArgument,
-        BootError::Kvm(_) => ErrorCode::FailedPrecondition,
-        BootError::Exited(_) => ErrorCode::VmmExited,
-        _ => ErrorCode::Internal,
-    };
-    let stderr = match error {
-        BootError::Exited(exit) => tail(&exit.stderr_tail),
-        _ => String::new(),
-    };
-    GuestError::new(
-        code,
-        "vmm",
-        with_tail(plain(&error.to_string()), "QEMU's last words", &stderr),
-    )
-}
-
-fn exit_error(exit: &Exit, vm: &Vm) -> GuestError {
-    let (code, phase) = match &exit.cause {
-        Cause::Panic(_) => (ErrorCode::GuestPanicked, "kernel"),
-        Cause::Vmm => (ErrorCode::VmmExited, "vmm"),
-        Cause::PoweredOff | Cause::Reset | Cause::Stopped => (ErrorCode::VmmExited, "guest"),
-    };
-    // It has the line of a panic, which is the guest's.
-    let text = plain(&exit.to_string());
-    let text = match &exit.cause {
-        Cause::Vmm => with_tail(text, "QEMU's last words", &tail(&exit.stderr_tail)),
-        _ => text,
-    };
-    with_console(GuestError::new(code, phase, text), vm)
-}
-
-fn with_console(error: GuestError, vm: &Vm) -> GuestError {
-    let text = with_tail(
-        error.message,
-        "the console's last lines",
-        &tail(&vm.console_tail()),
-    );
-    GuestError::new(error.code, &error.phase, text)
 }

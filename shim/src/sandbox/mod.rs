@@ -6,6 +6,7 @@
 
 mod boot;
 mod driver;
+mod fault;
 mod health;
 pub mod queue;
 pub mod state;

@@ -7,7 +7,7 @@ use agent_api::{ErrorCode, GuestError};
 use tracing::error;
 
 use super::Tasks;
-use super::create::Prepared;
+use super::prepare::Prepared;
 use crate::container::Container;
 use crate::disk::described::{self, Growth};
 use crate::disk::{self, Order, Purpose};

@@ -7,21 +7,23 @@ mod grow;
 mod hooked;
 mod kill;
 mod make;
+mod monitored;
 pub mod observed;
 pub(crate) mod options;
 mod plan;
 pub mod pod;
+mod prepare;
 pub mod service;
 mod settings;
+mod start;
 mod terminal;
 mod volumes;
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
-use async_trait::async_trait;
 use containerd_shim_protos::events::task as told;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
@@ -30,23 +32,17 @@ use tracing::{debug, info, warn};
 use crate::clock;
 use crate::container::Container;
 use crate::containers::{Containers, Patience};
-use crate::creation::Creation;
-use crate::disk::described::Growth;
 use crate::event::Publisher;
-use crate::exposition::{self, write};
+use crate::exposition;
 use crate::guest::{Guest, ProcessId};
-use crate::io::{self, Connections, Copies, Owner, Stdio, Streams};
-use crate::monitor;
+use crate::io::{Copies, Stdio};
 use crate::process::{Exit, KILLED, Phase, Process, exit_status};
 use crate::sandbox::Sandbox;
-use crate::spec::group::Role;
-use crate::spec::{oci, proto};
+use crate::spec::oci;
 use crate::state_dir::{StateDir, is_plain_name};
 use crate::stats::{self, CgroupMode};
-use crate::telemetry::{self, Telemetry};
+use crate::telemetry::Telemetry;
 use crate::timeline::Timeline;
-
-use kill::SIGKILL;
 
 pub use create::CreateRequest;
 
@@ -116,88 +112,6 @@ impl Tasks {
     /// The process id that stands for every process of the sandbox on the host: the VMM's.
     fn pid(&self) -> u32 {
         self.sandbox.view().pid.unwrap_or_default()
-    }
-
-    /// Starts a container's first process, or a further one.
-    async fn start(self: Arc<Self>, id: String, exec: String) -> Result<u32, GuestError> {
-        let is_first = exec.is_empty();
-        let telemetry = self.telemetry.clone();
-        let started = self.start_process(id, exec).await;
-        // An exec that fails is no start.
-        started.inspect_err(|error| {
-            if is_first {
-                telemetry.failed(error.code);
-            }
-        })
-    }
-
-    async fn start_process(self: Arc<Self>, id: String, exec: String) -> Result<u32, GuestError> {
-        let container = self.containers.get(&id)?;
-        container.check_created("start")?;
-        let process = container.process(&exec)?;
-        let turn = process.turn.lock().await;
-        process.check_startable()?;
-        // It would join those that stand still, and its start would wait with them.
-        container.check_not_paused("start")?;
-        let guest = self.sandbox.guest()?;
-        let began = std::time::Instant::now();
-        let pid = self.pid();
-        let owner = Owner {
-            namespace: self.directory.namespace(),
-            id: match exec.as_str() {
-                "" => id.clone(),
-                exec => exec.to_owned(),
-            },
-        };
-        let (streams, stdin) = io::open(&process.stdio, &owner).await?;
-        process.hold_stdin(stdin);
-        let connections = if exec.is_empty() {
-            let connections = Connections::open(&guest, &process.id, &streams).await?;
-            let is_last_look = container.role != Role::Sandbox;
-            self.sandbox.look_at_network(&guest, is_last_look).await?;
-            guest.start_container(&id).await?;
-            self.timeline.note("start", began.elapsed(), Some(&id));
-            info!("{}", self.timeline.line(&id));
-            self.telemetry.started(&self.timeline.phases(&id));
-            connections
-        } else {
-            exec_process(&guest, &process, &streams).await?
-        };
-        let copies = Copies::start(streams, connections, &guest, &process.id);
-        process.started();
-        self.tell_started(&process, pid);
-        drop(turn);
-        if exec.is_empty() {
-            // Who asked for the start, and the container's end, wait for no program of the host.
-            let (tasks, container) = (Arc::clone(&self), Arc::clone(&container));
-            tokio::spawn(async move { tasks.hooks_started(&container).await });
-            // What the way to here took is not needed to stay here.
-            tokio::task::spawn_blocking(footprint::give_back);
-        }
-        tokio::spawn(self.follow(container, process, guest, copies));
-        Ok(pid)
-    }
-
-    fn tell_started(&self, process: &Process, pid: u32) {
-        let container_id = process.id.container.clone();
-        if process.id.exec.is_empty() {
-            let event = told::TaskStart {
-                container_id,
-                pid,
-                ..Default::default()
-            };
-            self.events.publish(topics::TASK_START_EVENT_TOPIC, &event);
-        } else {
-            let exec_id = process.id.exec.clone();
-            let event = told::TaskExecStarted {
-                container_id,
-                exec_id,
-                pid,
-                ..Default::default()
-            };
-            self.events
-                .publish(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &event);
-        }
     }
 
     /// Waits for a process's end, then for the last of its output, then tells containerd.
@@ -427,33 +341,6 @@ impl Tasks {
         self.telemetry.flush().await;
     }
 
-    /// What the guest tells of itself, what became of the question, and why as a comment.
-    async fn guests_samples(&self) -> (Vec<exposition::Sample>, &'static str, String) {
-        let take = |text: String| {
-            let guests = self.guests.lock();
-            guests.unwrap_or_else(PoisonError::into_inner).take(&text)
-        };
-        let answer = match self.sandbox.guest() {
-            Ok(guest) => guest.metrics().await,
-            Err(error) => Err(error),
-        };
-        let none = |outcome, why: &dyn std::fmt::Display| {
-            // The console's last lines, which may follow, are no business of a page.
-            let why = why.to_string();
-            let why = image_rs::shown_up_to(why.lines().next().unwrap_or_default(), SHOWN_WHY);
-            (Vec::new(), outcome, format!("# guest: {why}\n"))
-        };
-        match answer.map(take) {
-            Ok(Ok((mut samples, left_out))) => {
-                samples.push(telemetry::guest_left_out(left_out));
-                (samples, "taken", String::new())
-            }
-            Ok(Err(fault)) => none("malformed", &fault),
-            Err(error) if error.code == ErrorCode::PolicyDenied => none("denied", &error),
-            Err(error) => none("unreachable", &error),
-        }
-    }
-
     /// Tells containerd of containers that run out of memory, until the guest is gone.
     async fn watch_memory(self: Arc<Self>, guest: Guest) {
         loop {
@@ -479,65 +366,12 @@ impl Tasks {
     }
 }
 
-#[async_trait]
-impl monitor::Source for Tasks {
-    fn own_metrics(&self) -> String {
-        let state = self.sandbox.view().state;
-        write(self.telemetry.samples(&state, self.containers.all().len()))
-    }
-
-    async fn guest_metrics(&self) -> String {
-        let (mut all, outcome, why) = self.guests_samples().await;
-        all.push(telemetry::guest_outcome(outcome));
-        format!("{why}{}", write(all))
-    }
-
-    async fn volume_stats(&self, device: &str) -> Result<String, GuestError> {
-        self.stats_of_volume(device).await
-    }
-
-    async fn grow_volume(&self, growth: &Growth) -> Result<(), GuestError> {
-        self.make_volume_larger(growth).await
-    }
-
-    fn creations(&self) -> Vec<Creation> {
-        let all = self.containers.all();
-        let creating = all.iter().filter(|container| !container.is_created());
-        creating
-            .map(|container| Creation {
-                container: container.id.clone(),
-                progress: container.progress(),
-            })
-            .collect()
-    }
-}
-
-/// Starts a further process. One whose streams cannot be had does not go on.
-async fn exec_process(
-    guest: &Guest,
-    process: &Process,
-    streams: &Streams,
-) -> Result<Connections, GuestError> {
-    let spec = process.spec.as_ref().map(proto::process);
-    guest
-        .exec_process(&process.id, spec.unwrap_or_default())
-        .await?;
-    terminal::sized(guest, process).await;
-    let opened = Connections::open(guest, &process.id, streams).await;
-    if opened.is_err() {
-        let _ = guest.signal_process(&process.id, SIGKILL).await;
-    }
-    opened
-}
-
 /// How long the shim waits for a container. containerd asks for the first within milliseconds of the
 /// start, on a host that has them to spare; after the last it asks for the end.
 const PATIENCE: Patience = Patience {
     first: Duration::from_secs(8),
     next: Duration::from_secs(3),
 };
-/// How much is shown of why a guest has no metrics.
-const SHOWN_WHY: usize = 512;
 
 /// What is told of a process that was deleted before it ran.
 fn never_ran() -> Exit {

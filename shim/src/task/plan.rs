@@ -8,7 +8,7 @@ use agent_api::{ErrorCode, GuestError};
 use hypervisor::{Machine, Scratch, VmSpec};
 
 use super::Tasks;
-use super::create::Prepared;
+use super::prepare::Prepared;
 use crate::config::Config;
 use crate::container::Container;
 use crate::rootfs::{self, Source};

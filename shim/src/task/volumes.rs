@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use tracing::{debug, warn};
 
 use super::Tasks;
-use super::create::Prepared;
+use super::prepare::Prepared;
 use crate::container::Container;
 use crate::guest::Guest;
 use crate::volume::Volumes;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -121,28 +121,50 @@ fn a_user_who_is_not_root_runs_containers_too() {
         return;
     }
     let host = ByHand::new().unwrap();
-    let base = host.stage.state.path();
-    // What is the user's is theirs, and the way to it is open.
-    let own = host.stage.state.dir("own").unwrap();
-    let shared = host.stage.state.dir("shared").unwrap();
-    std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o711)).unwrap();
-    for directory in [&own, &shared] {
-        std::os::unix::fs::chown(directory, Some(USER), Some(USER)).unwrap();
+    let user = User::of(&host);
+    what_the_guest_writes_to_a_volume_is_the_users(&user);
+    the_check_says_what_the_host_can(&user);
+    a_confidential_guest_is_refused(&user);
+    nothing_is_left_of_it(&user);
+}
+
+/// What is the user's is theirs, and the way to it is open.
+struct User<'a> {
+    host: &'a ByHand,
+    own: PathBuf,
+    shared: PathBuf,
+}
+
+impl<'a> User<'a> {
+    fn of(host: &'a ByHand) -> Self {
+        let base = host.stage.state.path();
+        let own = host.stage.state.dir("own").unwrap();
+        let shared = host.stage.state.dir("shared").unwrap();
+        std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o711)).unwrap();
+        for directory in [&own, &shared] {
+            std::os::unix::fs::chown(directory, Some(USER), Some(USER)).unwrap();
+        }
+        Self { host, own, shared }
     }
-    std::fs::write(shared.join("from-host"), "here\n").unwrap();
-    let command = |words: &[&str]| {
+
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
         let user = USER.to_string();
         command
             .args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"])
             .arg(product::bin("cloister").unwrap())
             .args(words)
-            .env("XDG_RUNTIME_DIR", &own)
-            .env("HOME", &own)
+            .env("XDG_RUNTIME_DIR", &self.own)
+            .env("HOME", &self.own)
             .env_remove("CLOISTER_STATE_ROOT")
-            .current_dir(&own);
+            .current_dir(&self.own);
         command
-    };
+    }
+}
+
+fn what_the_guest_writes_to_a_volume_is_the_users(user: &User<'_>) {
+    let (host, shared) = (user.host, &user.shared);
+    std::fs::write(shared.join("from-host"), "here\n").unwrap();
     let volume = format!("{}:/data", shared.display());
     let script = "cat /data/from-host && echo there >/data/from-guest; id -u; busybox ip -o -4 addr show eth0";
     let config = host.config.to_str().unwrap();
@@ -159,7 +181,7 @@ fn a_user_who_is_not_root_runs_containers_too() {
         "-c",
         script,
     ];
-    let said = with_input(START, &mut command(&words), b"").unwrap();
+    let said = with_input(START, &mut user.command(&words), b"").unwrap();
     assert!(
         said.stdout.starts_with("here\n0\n") && said.stdout.contains("10.0.2.15"),
         "{}",
@@ -167,16 +189,19 @@ fn a_user_who_is_not_root_runs_containers_too() {
     );
     let written = std::fs::metadata(shared.join("from-guest")).unwrap();
     assert_eq!(written.uid(), USER, "what the guest writes is the user's");
-    let rows = with_input(QUICK, &mut command(&["ps", "--all", "--json"]), b"").unwrap();
+    let rows = with_input(QUICK, &mut user.command(&["ps", "--all", "--json"]), b"").unwrap();
     assert_eq!(rows.stdout.trim(), "[]", "{}", rows.report());
-    let tried = as_if_confidential(&host);
+}
+
+fn the_check_says_what_the_host_can(user: &User<'_>) {
+    let tried = as_if_confidential(user.host);
     let tried = tried.to_str().unwrap();
     let words = [
         "check", "--tee", "--json", "--report", "tee.json", "--config", tried,
     ];
-    let check = with_input(START, &mut command(&words), b"").unwrap();
+    let check = with_input(START, &mut user.command(&words), b"").unwrap();
     let report: Value = serde_json::from_str(&check.stdout).unwrap();
-    let written = std::fs::read_to_string(own.join("tee.json")).unwrap();
+    let written = std::fs::read_to_string(user.own.join("tee.json")).unwrap();
     assert_eq!(written.trim(), check.stdout.trim());
     started_as_far_as_the_host_can(&report);
     let report = &report["host"];
@@ -199,8 +224,12 @@ fn a_user_who_is_not_root_runs_containers_too() {
             check.stdout
         );
     }
+}
+
+fn a_confidential_guest_is_refused(user: &User<'_>) {
+    let host = user.host;
     let tee = host.stage.state.path().join("snp.toml");
-    let text = std::fs::read_to_string(config).unwrap();
+    let text = std::fs::read_to_string(&host.config).unwrap();
     let text = text.replace("tee = \"none\"", "tee = \"snp\"");
     let text = text.replace("shared_fs = \"virtio-fs\"", "shared_fs = \"none\"");
     let vmlinux = product::guest("vmlinux").unwrap();
@@ -217,15 +246,18 @@ fn a_user_who_is_not_root_runs_containers_too() {
         &host.image,
         "/bin/true",
     ];
-    let refused = with_input(QUICK, &mut command(&words), b"").unwrap();
+    let refused = with_input(QUICK, &mut user.command(&words), b"").unwrap();
     let told = "no confidential guest is launched, and nothing in its place: SEV-SNP: ";
     assert!(
         refused.code != 0 && refused.stderr.contains(told),
         "{}",
         refused.report()
     );
-    // Nothing is left of it, and nothing of it was root's.
-    let left: Vec<_> = std::fs::read_dir(own.join("cloister"))
+}
+
+/// And nothing of it was root's.
+fn nothing_is_left_of_it(user: &User<'_>) {
+    let left: Vec<_> = std::fs::read_dir(user.own.join("cloister"))
         .unwrap()
         .flatten()
         .collect();
@@ -238,7 +270,7 @@ fn a_user_who_is_not_root_runs_containers_too() {
 
 /// A configuration whose guests talk to their devices as confidential ones have to: by copies in memory that
 /// they share, which is all that QEMU and the vsock device are given.
-fn as_if_confidential(host: &ByHand) -> std::path::PathBuf {
+fn as_if_confidential(host: &ByHand) -> PathBuf {
     let base = host.stage.state.path();
     let qemu = base.join("qemu-platform-dma");
     let script = "#!/bin/sh\nexec qemu-system-x86_64 \"$@\" -global virtio-device.iommu_platform=on \
@@ -284,7 +316,7 @@ fn started_as_far_as_the_host_can(report: &Value) {
 }
 
 /// Firmware that starts SEV-SNP guests.
-fn snp_firmware() -> std::path::PathBuf {
+fn snp_firmware() -> PathBuf {
     product::top().join(".cache/qemu/testing/root/usr/share/ovmf/OVMF.amdsev.fd")
 }
 

@@ -4,21 +4,18 @@
 
 mod script;
 mod services;
+mod tokens;
+mod unreachable;
 
 use std::{
-    io,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
-use attestation_agent::{
-    Broker, BrokerConfig, BrokerError, ResourceUri, Secret, Step, attester::SampleAttester,
-};
+use attestation_agent::{Broker, BrokerError, ResourceUri, Secret, Step};
 use evidence::init_data::{Algorithm, InitData};
 use kbs_protocol::{JweError, KeyKind, TeeKeyPair, seal};
 use serde_json::json;
-use transport::{BoxedStream, Dial};
 
 use script::{Identity, Reply, SECRET, Script, guest, start};
 
@@ -272,49 +269,6 @@ async fn padded_base64_is_not_opened() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_no_longer_taken_is_renewed_once() {
-    let (script, broker) = pair().await;
-    let stale = Reply::error(401, "TokenVerifierError", None);
-    script.says("resource", [stale.clone()]);
-    assert!(broker.resource(&uri()).await.is_ok());
-    assert_eq!((script.count("attest"), script.count("resource")), (2, 2));
-    assert_eq!(broker.attestation().unwrap().number, 2);
-    script.says("resource", vec![stale; 5]);
-    let error = error(broker.resource(&uri()).await);
-    assert!(matches!(error, BrokerError::Denied { .. }), "{error}");
-    assert_eq!((script.count("attest"), script.count("resource")), (3, 4));
-}
-
-#[tokio::test]
-async fn a_token_is_renewed_before_its_end() {
-    let (script, broker) = pair().await;
-    script.token_seconds.store(1, Ordering::SeqCst);
-    broker.attest().await.unwrap();
-    assert_eq!(broker.attest().await.unwrap().number, 1);
-    tokio::time::sleep(Duration::from_millis(900)).await;
-    assert!(broker.resource(&uri()).await.is_ok());
-    assert_eq!(script.count("attest"), 2);
-}
-
-#[tokio::test]
-async fn a_token_in_use_is_renewed_before_anybody_waits_for_it() {
-    let (script, broker) = pair().await;
-    let broker = Arc::new(broker);
-    tokio::spawn(broker.keep_fresh());
-    script.token_seconds.store(2, Ordering::SeqCst);
-    assert!(broker.resource(&uri()).await.is_ok());
-    while script.count("attest") < 2 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // Nobody used the second, and so there is no third.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(script.count("attest"), 2);
-    let before = Arc::downgrade(&broker);
-    drop(broker);
-    assert!(before.upgrade().is_none());
-}
-
-#[tokio::test]
 async fn a_denial_is_final_and_carries_its_ticket() {
     let (script, broker) = pair().await;
     script.says("resource", [Reply::error(403, "PolicyDeny", Some("T-17"))]);
@@ -396,81 +350,5 @@ async fn a_challenge_without_a_session_or_with_another_hash_is_refused() {
             ),
             "{error}"
         );
-    }
-}
-
-#[tokio::test]
-async fn a_host_that_does_not_relay_is_named_at_once() {
-    struct Refuses;
-    #[async_trait]
-    impl Dial for Refuses {
-        async fn dial(&self, _host: &str, _port: u16) -> io::Result<BoxedStream> {
-            Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "host-not-allowed: x",
-            ))
-        }
-    }
-    let config = BrokerConfig::new("https://kbs.test", None);
-    let attester = Arc::new(SampleAttester::new(None));
-    let broker = Broker::new(&config, Arc::new(Refuses), attester, None).unwrap();
-    let error = error(broker.resource(&uri()).await);
-    assert!(matches!(error, BrokerError::NotRelayed { .. }), "{error}");
-    assert!(error.to_string().contains("host-not-allowed"));
-}
-
-#[tokio::test]
-async fn a_broker_that_is_down_is_unreachable() {
-    let broker = guest(1, &Identity::new().pem, None);
-    let error = error(broker.resource(&uri()).await);
-    assert!(
-        matches!(
-            error,
-            BrokerError::Unreachable {
-                step: Step::Auth,
-                ..
-            }
-        ),
-        "{error}"
-    );
-}
-
-/// A way to the broker that always ends in the same error.
-struct Fails(io::ErrorKind);
-
-#[async_trait]
-impl Dial for Fails {
-    async fn dial(&self, _host: &str, _port: u16) -> io::Result<BoxedStream> {
-        Err(io::Error::new(self.0, "the host's relay says why"))
-    }
-}
-
-/// The error with the usual deadlines, and how long it took on the test's own clock.
-async fn failure(kind: io::ErrorKind) -> (BrokerError, Duration) {
-    let config = BrokerConfig::new("https://kbs.test", None);
-    let attester = Arc::new(SampleAttester::new(None));
-    let broker = Broker::new(&config, Arc::new(Fails(kind)), attester, None).unwrap();
-    let since = tokio::time::Instant::now();
-    let error = error(broker.resource(&uri()).await);
-    (error, since.elapsed())
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refused_connection_is_told_within_three_seconds() {
-    let (error, took) = failure(io::ErrorKind::ConnectionRefused).await;
-    assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
-    assert!(error.to_string().contains("the host's relay says why"));
-    // A broker that is only restarted is waited for.
-    let limits = Duration::from_millis(500)..Duration::from_secs(3);
-    assert!(limits.contains(&took), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_time_out_and_a_busy_relay_have_the_whole_deadline() {
-    for kind in [io::ErrorKind::TimedOut, io::ErrorKind::ResourceBusy] {
-        let (error, took) = failure(kind).await;
-        assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
-        assert!(took > BrokerConfig::DEADLINE / 2, "{took:?}");
-        assert!(took <= BrokerConfig::DEADLINE, "{took:?}");
     }
 }
