@@ -118,9 +118,18 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
         predicted.stdout,
         format!("{MARKER}\n"),
         "{}",
-        predicted.report()
+        with_cause(&stage, &predicted.report())
     );
     a_field_that_says_something_else_stops_the_guest(&stage, &image, &init_data);
+}
+
+/// What was said, and the broker's explanation of its ticket, where it has one.
+fn with_cause(stage: &Stage, report: &str) -> String {
+    let ticket = report
+        .split_once("(ticket ")
+        .and_then(|(_, rest)| rest.split_once(')'));
+    let cause = ticket.map(|(ticket, _)| stage.broker().unwrap().explain(ticket).unwrap());
+    format!("{report}\n{}", cause.unwrap_or_default())
 }
 
 fn a_volume_without_a_key_is_refused(stage: &Stage, pod: &Pod<'_>, volumes: Volumes) {
