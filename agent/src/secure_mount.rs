@@ -117,7 +117,9 @@ impl Asked {
                 format!("mount {FILE_SYSTEM} on {}", point.display()),
             )
         });
-        if mounted.is_err() {
+        if mounted.is_ok() {
+            crypt.keep(mapped);
+        } else {
             // Nobody would know of it.
             let _ = mapped.close();
         }
