@@ -152,7 +152,7 @@ impl Memory {
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
         let of = Arc::clone(self);
-        added.is_ok().then_some(Taken { of, bytes })
+        added.is_ok().then(|| Taken { of, bytes })
     }
 }
 

@@ -250,10 +250,11 @@ impl Vm {
         self.qemu.process.pid()
     }
 
-    /// What the guest's kernel was started with.
+    /// What the kernel of a confidential guest of this specification is started with, and what is measured of it. A
+    /// plain VM has this host's own words besides: its emulator's, and the port of its vsock device.
     #[must_use]
-    pub fn kernel_command_line(&self) -> &str {
-        &self.qemu.kernel_command_line
+    pub fn measured_command_line(&self) -> &str {
+        &self.qemu.measured_command_line
     }
 
     /// The accelerator that was chosen.

@@ -87,13 +87,7 @@ fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>,
                 continue;
             }
             // What the node's drivers describe is not for a user who may not look.
-            Err(error)
-                if error.kind() == io::ErrorKind::PermissionDenied
-                    && !is_direct
-                    && !rustix::process::geteuid().is_root() =>
-            {
-                continue;
-            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_direct => continue,
             read => read.map_err(|error| refused(error.to_string()))?,
         };
         let described = parse(&text).map_err(refused)?;

@@ -13,7 +13,7 @@ use hypervisor::{Disks, HotNics, Hotplug, Incoming, SharedFs, Vm, VmSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use ttrpc::r#async::transport::Socket;
 
 use super::fault::{boot_error, exit_error, with_console};
@@ -142,8 +142,9 @@ pub(super) async fn boot(
     let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
     let mut service = HostPort::new(&plan.relay_allow, sender).with_mirror(plan.mirror);
     if let (Some(wanted), Some(mut launch)) = (&plan.dev_tee, launch) {
-        vm.kernel_command_line()
+        vm.measured_command_line()
             .clone_into(&mut launch.command_line);
+        info!(command_line = launch.command_line, "measured as a launch");
         let firmware = DevTee::start(&wanted.directory, &launch, &plan.directory).await?;
         service = service.with_tee(firmware);
     }
