@@ -251,6 +251,23 @@ async fn what_a_container_did_to_its_directories_keeps_no_secret() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_replaced_goes_with_its_own_lease() {
+    let stage = Stage::new();
+    let volume = stage.volume(&["a"], &["lent"]);
+    stage.lender.say("lent", Say::Give(b"2"));
+    let bar = volume.path.join("..data_tmp");
+    fs::create_dir(&bar).unwrap();
+    sleep(59 * SECOND).await;
+    assert_eq!(volume.read("lent").unwrap(), b"1");
+    sleep(SECOND + SECOND / 10).await;
+    assert_eq!(volume.read("lent"), None);
+    assert!(!is_anywhere(&volume.path, b"1") && !is_anywhere(&volume.path, b"2"));
+    fs::remove_dir(&bar).unwrap();
+    sleep(11 * SECOND).await;
+    assert_eq!(volume.read("lent").unwrap(), b"2");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_open_set_of_the_host_keeps_neither_a_rotation_nor_itself_from_being_seen() {
     let stage = Stage::new();
     let volume = stage.volume(&["a"], &["lent", "gone"]);
