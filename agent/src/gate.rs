@@ -106,7 +106,7 @@ impl<R> std::ops::Deref for Allowed<R> {
 
 impl Allowed<PutContentRequest> {
     /// Its files, for the guest to open those that are sealed: the policy has seen all that it is to see.
-    pub fn files_mut(&mut self) -> &mut [ContentFile] {
+    pub fn files_mut(&mut self) -> &mut Vec<ContentFile> {
         &mut self.request.files
     }
 }
