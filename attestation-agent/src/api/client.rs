@@ -328,3 +328,69 @@ fn uri(name: &str) -> Result<ResourceUri, HubError> {
     let path: kbs_protocol::ResourcePath = name.parse()?;
     Ok(path.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Peer;
+
+    struct Everything;
+
+    #[async_trait::async_trait]
+    impl Authorize for Everything {
+        async fn identify(&self, _: Peer) -> Result<Caller, Refused> {
+            Err(Refused("nobody connects".to_owned()))
+        }
+
+        fn allow(&self, _: &Caller, _: &Ask<'_>) -> Result<(), Refused> {
+            Ok(())
+        }
+    }
+
+    fn desk() -> Arc<Desk> {
+        let hub = Hub::new(None, None, Default::default(), None);
+        let (hub, abilities) = (Arc::new(hub), Abilities::default());
+        Arc::new(Desk::new(hub, Arc::new(Everything), abilities))
+    }
+
+    fn client(desk: &Arc<Desk>, id: &str) -> Client {
+        let caller = Caller {
+            id: id.to_owned(),
+            annotations: Default::default(),
+        };
+        Client::new(Arc::clone(desk), caller)
+    }
+
+    #[tokio::test]
+    async fn one_caller_leaves_requests_to_others_however_many_it_sends() {
+        let desk = desk();
+        let [hoarder, other] = ["a", "b"].map(|id| client(&desk, id));
+        let mut turns: Vec<_> = (0..OF_ONE).map(|_| hoarder.turn().unwrap()).collect();
+        // Another connection of the same caller is no other caller.
+        for again in [&hoarder, &client(&desk, "a")] {
+            assert!(matches!(again.token("kbs").await, Err(ApiError::Busy)));
+        }
+        assert!(matches!(other.token("kbs").await, Err(ApiError::Hub(_))));
+        turns.pop();
+        assert!(matches!(hoarder.token("kbs").await, Err(ApiError::Hub(_))));
+    }
+
+    #[tokio::test]
+    async fn a_mount_says_no_more_than_a_policy_can_look_at() {
+        let client = client(&desk(), "a");
+        let mut request = MountRequest::default();
+        assert!(matches!(
+            client.mount(request.clone()).await,
+            Err(ApiError::Unsupported(_))
+        ));
+        request.flags = vec![String::new(); MOUNT_WORDS + 1];
+        let long = MountRequest {
+            mount_point: "x".repeat(MOUNT_BYTES + 1),
+            ..MountRequest::default()
+        };
+        for large in [request, long] {
+            let refused = client.mount(large).await;
+            assert!(matches!(refused, Err(ApiError::Invalid(_))));
+        }
+    }
+}
