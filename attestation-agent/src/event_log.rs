@@ -122,7 +122,8 @@ impl EventLog {
     /// stands for the TD's register that it maps to (UEFI 2.10, section 38.4.1). It may block.
     ///
     /// # Errors
-    /// The event is not in the log, and no register was extended by it.
+    /// The event is not in the log, and no register was extended by it. Where a file failed behind the register, whoever
+    /// uses the log next finishes the event.
     pub fn extend(
         &self,
         domain: &str,
@@ -155,7 +156,6 @@ impl EventLog {
             return Err(error);
         }
         if let Some(files) = &self.files {
-            // Where this fails, whoever uses the log next does it.
             files.append(&bytes)?;
         }
         state.entries.extend(&bytes);

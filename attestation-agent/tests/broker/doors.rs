@@ -1,6 +1,7 @@
 //! What one caller, or a stranger, can take of the services' connections.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,12 +9,15 @@ use async_trait::async_trait;
 use attestation_agent::api::{Abilities, Ask, Authorize, Caller, Peer, Refused, Serving};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::services::{http, owner, serve_to};
 
 /// Connections of one caller.
 const OF_ONE: usize = 32;
+/// Connections of one address that are not known yet.
+const ARRIVALS: usize = 8;
 /// Longer than a refusal takes, and shorter than a connection that is served may be silent.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -103,6 +107,60 @@ async fn a_caller_has_so_many_connections_and_one_more_is_told_once() {
         }
     };
     timeout(SOON, again).await.unwrap();
+}
+
+/// Takes its time to know anybody, and counts those who wait for it.
+struct Slow {
+    waiting: AtomicUsize,
+    known: Semaphore,
+}
+
+#[async_trait]
+impl Authorize for Slow {
+    async fn identify(&self, _: Peer) -> Result<Caller, Refused> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _known = self.known.acquire().await.unwrap();
+        Ok(Caller {
+            id: "web".to_owned(),
+            annotations: Default::default(),
+        })
+    }
+
+    fn allow(&self, _: &Caller, _: &Ask<'_>) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn few_are_let_in_before_it_is_known_who_they_are_and_the_others_wait() {
+    let owner = owner().await;
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow {
+        waiting: AtomicUsize::default(),
+        known: Semaphore::new(0),
+    });
+    let hub = Arc::clone(&owner.hub);
+    let (serving, _) = serve_to(hub, slow.clone(), Abilities::default(), directory.path()).await;
+    let address = serving.rest().unwrap();
+    let mut all = Vec::new();
+    for _ in 0..2 * ARRIVALS {
+        all.push(TcpStream::connect(address).await.unwrap());
+    }
+    let first = async {
+        while slow.waiting.load(Ordering::SeqCst) < ARRIVALS {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, first).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(slow.waiting.load(Ordering::SeqCst), ARRIVALS);
+    slow.known.add_permits(1);
+    for stream in &mut all {
+        let request = b"GET /info HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let answer = to_the_end(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
 }
 
 #[tokio::test]
