@@ -173,7 +173,7 @@ impl Options {
     fn encryption(&mut self) -> Result<Encryption, GuestError> {
         let source = self.take("sourceType")?.unwrap_or_default();
         let kind = self.take("encryptionType")?.unwrap_or_default();
-        let key = self.take("key")?;
+        let key = self.take(MountRequest::KEY)?;
         let integrity = self.take("dataIntegrity")?;
         let integrity = integrity.map(|value| truth("dataIntegrity", &value));
         match (source.as_str(), kind.as_str(), key) {
