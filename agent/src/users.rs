@@ -16,7 +16,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_api::{ErrorCode, GuestError, oci};
 use rustix::fs::{AtFlags, Gid, Uid, chownat, fstat};
@@ -139,7 +139,14 @@ pub struct Namespace {
 
 /// The user namespaces of a pod; they stay until the VM ends.
 #[derive(Debug, Default)]
-pub struct Namespaces(tokio::sync::Mutex<Vec<Arc<Namespace>>>);
+pub struct Namespaces {
+    known: tokio::sync::Mutex<Vec<Arc<Namespace>>>,
+    sysctls: Sysctls,
+}
+
+/// Those of [`SYSCTLS`] that the pod set itself, and which are left to it.
+#[derive(Debug, Default)]
+struct Sysctls(Mutex<Vec<&'static str>>);
 
 impl Map {
     /// The mappings of a specification, if it has any.
@@ -264,7 +271,7 @@ impl Namespaces {
     ///
     /// There are too many, or the kernel refuses the mappings.
     pub async fn get(&self, runtime: &Runtime, map: Map) -> Result<Arc<Namespace>, GuestError> {
-        let mut known = self.0.lock().await;
+        let mut known = self.known.lock().await;
         if let Some(found) = known.iter().find(|found| found.map == map) {
             return Ok(Arc::clone(found));
         }
@@ -273,9 +280,7 @@ impl Namespaces {
             return Err(GuestError::new(ErrorCode::ResourceExhausted, PHASE, text));
         }
         if known.is_empty() {
-            for (name, value) in SYSCTLS {
-                set_sysctl(name, value)?;
-            }
+            self.sysctls.set_rest(set_sysctl)?;
         }
         let directory = Path::new(STATE).join("users");
         fs::create_dir_all(&directory).or_internal(PHASE, directory.display())?;
@@ -285,6 +290,44 @@ impl Namespaces {
         let namespace = Arc::new(Namespace { map, path });
         known.push(Arc::clone(&namespace));
         Ok(namespace)
+    }
+
+    /// Sets a sysctl of the guest that the pod asks for.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_sysctl`].
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<(), GuestError> {
+        self.sysctls.set(name, value, set_sysctl)
+    }
+}
+
+impl Sysctls {
+    fn set(
+        &self,
+        name: &str,
+        value: &str,
+        write: impl Fn(&str, &str) -> Result<(), GuestError>,
+    ) -> Result<(), GuestError> {
+        let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        write(name, value)?;
+        // The kernel takes both signs.
+        let spelled = name.replace('/', ".");
+        let ours = SYSCTLS.into_iter().find(|(ours, _)| *ours == spelled);
+        if let Some((ours, _)) = ours.filter(|(ours, _)| !pods.contains(ours)) {
+            pods.push(ours);
+        }
+        Ok(())
+    }
+
+    /// Sets what the pod has not set.
+    fn set_rest(
+        &self,
+        write: impl Fn(&str, &str) -> Result<(), GuestError>,
+    ) -> Result<(), GuestError> {
+        let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = SYSCTLS.into_iter().filter(|(name, _)| !pods.contains(name));
+        rest.try_for_each(|(name, value)| write(name, value))
     }
 }
 
@@ -387,6 +430,28 @@ mod tests {
         assert_eq!((made.uid(), made.gid()), (7, 8));
         let error = Owner::default().makes(opened.as_fd(), name, make);
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_sysctl_that_the_pod_set_keeps_its_value() {
+        let [(ports, _), (ping, _)] = SYSCTLS;
+        for (spelled, left) in [
+            (ports, vec![ping]),
+            ("net.ipv4/ping_group_range", vec![ports]),
+            ("net.core.somaxconn", vec![ports, ping]),
+        ] {
+            let sysctls = Sysctls::default();
+            let pass = |_: &str, _: &str| Ok(());
+            sysctls.set(spelled, "1", pass).unwrap();
+            sysctls.set(spelled, "1", pass).unwrap();
+            let set = Mutex::new(Vec::new());
+            let note = |name: &str, _: &str| {
+                set.lock().unwrap().push(name.to_owned());
+                Ok(())
+            };
+            sysctls.set_rest(note).unwrap();
+            assert_eq!(set.into_inner().unwrap(), left, "{spelled}");
+        }
     }
 
     #[test]
