@@ -123,7 +123,7 @@ pub(super) async fn boot(
         });
         virtiofsd = Some(daemon);
     }
-    let Attached { nics, told } = match &plan.network {
+    let Attached { nics, told, cards } = match &plan.network {
         Some(path) => network::attach(path, &plan.directory)?,
         None => Attached::default(),
     };
@@ -175,7 +175,7 @@ pub(super) async fn boot(
         exit = vm.wait() => return Err(exit_error(&exit, &vm)),
     }
     let health = Health::watch(guest.clone(), vm.pulse(), plan.health_timeout);
-    let network = Late::new(plan.network.clone(), plan.directory.clone(), told);
+    let network = Late::new(plan.network.clone(), plan.directory.clone(), told, cards);
     let forwarding = match &plan.network {
         Some(path) if plan.forwards => forward(path, &vm),
         _ => None,
