@@ -32,7 +32,7 @@ impl Tasks {
     ) -> Result<Plan, GuestError> {
         let internal = |error: std::io::Error| GuestError::new(ErrorCode::Internal, "vmm", error);
         let Prepared { config, spec, .. } = prepared;
-        std::fs::create_dir_all(self.directory.shared()).map_err(internal)?;
+        self.directory.create().map_err(internal)?;
         let mut vm = config.vm.clone();
         size::fit(&mut vm, spec);
         // What a confidential guest is made of is measured, and is what it stays.
