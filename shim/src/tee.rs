@@ -9,6 +9,7 @@ use evidence::init_data::InitDataDigest;
 use evidence::snp::Generation;
 use hypervisor::Confidential;
 use hypervisor::tee::{Kind, Snp, Tdx, host};
+use measure::snp::Igvm;
 use measure::tdx::Vmm;
 use thiserror::Error;
 
@@ -37,6 +38,14 @@ pub enum TeeError {
         path: PathBuf,
         /// The technology.
         kind: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The IGVM file starts no such guest, or not this one.
+    #[error("IGVM file {path:?}: {reason}")]
+    Igvm {
+        /// The file.
+        path: PathBuf,
         /// What is wrong.
         reason: String,
     },
@@ -74,6 +83,9 @@ pub fn confidential(
     }
     check_kernel(&config.vm.kernel)?;
     let keys = &config.vm.confidential;
+    if let Some(path) = &config.vm.igvm {
+        check_igvm(path, keys.policy)?;
+    }
     Ok(Some(match kind {
         Kind::Snp => Confidential::Snp(Snp {
             cpu_model: match &keys.cpu_model {
@@ -115,6 +127,25 @@ fn check_firmware(kind: Kind, path: &Path) -> Result<(), TeeError> {
         kind: kind.name(),
         reason,
     })
+}
+
+/// QEMU takes the guest policy from the file, some versions after the launch has begun with the configured
+/// one: only where both are the same is it known which holds.
+fn check_igvm(path: &Path, policy: u64) -> Result<(), TeeError> {
+    let refused = |reason| TeeError::Igvm {
+        path: path.to_owned(),
+        reason,
+    };
+    // One more, so that a longer file is not taken for its beginning.
+    let file = read("IGVM file", path, measure::snp::IGVM_BYTES + 1)?;
+    let parsed = Igvm::parse(&file).map_err(|error| refused(error.to_string()))?;
+    let said = parsed.policy();
+    if said != policy {
+        return Err(refused(format!(
+            "it has the guest policy {said}, and snp_guest_policy is {policy}: set both to one"
+        )));
+    }
+    Ok(())
 }
 
 fn check_kernel(path: &Path) -> Result<(), TeeError> {
@@ -176,6 +207,34 @@ mod tests {
                 error.contains(&format!("starts no {kind} guest")),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn an_igvm_file_is_read_and_has_the_policy_that_is_configured() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.tee = Tee::Snp;
+        config.vm.kernel = kernel(directory.path(), b"HdrS");
+        let path = directory.path().join("guest.igvm");
+        config.vm.igvm = Some(path.clone());
+        let file = |policy| {
+            support::igvm::Builder::snp(policy)
+                .page(0, 0, 0, None)
+                .file()
+        };
+        std::fs::write(&path, file(0x3_0000)).unwrap();
+        assert!(confidential(&config, None).unwrap().is_some());
+        for (content, named) in [
+            (
+                file(0x13_0000),
+                "guest policy 1245184, and snp_guest_policy is 196608",
+            ),
+            (file(0x3_0000)[1..].to_vec(), "no IGVM file"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = confidential(&config, None).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
         }
     }
 

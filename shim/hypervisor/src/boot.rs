@@ -59,7 +59,10 @@ pub(crate) struct Prepared {
 
 pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
     let memory_encryption = match &spec.spec().confidential {
-        Some(wanted) => tee::ready(wanted, &spec.spec().qemu).await?,
+        Some(wanted) => {
+            let has_igvm = spec.spec().igvm.is_some();
+            tee::ready(wanted, has_igvm, &spec.spec().qemu).await?
+        }
         None => None,
     };
     let accel = match &spec.spec().confidential {

@@ -169,6 +169,8 @@ pub struct VmSpec {
     pub state_dir: PathBuf,
     /// Firmware in place of the machine's own (SeaBIOS, or qboot on a microvm).
     pub firmware: Option<PathBuf>,
+    /// An IGVM file in place of firmware: what an SEV-SNP guest begins with, and how.
+    pub igvm: Option<PathBuf>,
     /// What keeps the host out of it.
     pub confidential: Option<Confidential>,
     /// The QEMU program: a path, or a name to be looked up in `PATH`.
@@ -202,6 +204,7 @@ impl VmSpec {
             console_log: None,
             state_dir: state_dir.to_owned(),
             firmware: None,
+            igvm: None,
             confidential: None,
             qemu: PathBuf::from("qemu-system-x86_64"),
         }

@@ -38,6 +38,7 @@ fn lines(
         "two,2.img",
         "fs.sock",
         "OVMF.fd",
+        "guest.igvm",
     ] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
@@ -253,12 +254,26 @@ fn every_shape_of_a_confidential_guest_has_its_golden_line() {
             .replace(&"AQEB".repeat(1365), "$AQEB1365");
         holds(name, &short);
     }
+    let change = |spec: &mut VmSpec| {
+        confidential(spec, Confidential::Snp(snp()));
+        igvm(spec);
+    };
+    let lines = lines(Machine::Q35, Resolved::Kvm, USER, change);
+    // The file brings the page of hashes, for which QEMU has no place then.
+    assert!(!lines.contains("-bios") && !lines.contains("kernel-hashes"));
+    holds("snp-igvm", &lines);
+}
+
+/// An IGVM file in place of firmware.
+fn igvm(spec: &mut VmSpec) {
+    spec.firmware = None;
+    spec.igvm = Some(spec.state_dir.join("guest.igvm"));
 }
 
 #[test]
 fn what_a_confidential_guest_cannot_have_is_refused() {
     type Change = fn(&mut VmSpec);
-    let changes: [(Change, &str); 10] = [
+    let changes: [(Change, &str); 14] = [
         (|spec| spec.machine = Machine::Microvm, "q35"),
         (|spec| spec.accel = hypervisor::Accel::Tcg, "KVM"),
         (|spec| spec.reclaims = true, "memory back"),
@@ -284,9 +299,45 @@ fn what_a_confidential_guest_cannot_have_is_refused() {
             },
             "DEBUG",
         ),
+        (
+            |spec| {
+                igvm(spec);
+                spec.firmware = Some(spec.state_dir.join("OVMF.fd"));
+            },
+            "no second one",
+        ),
+        (
+            |spec| {
+                igvm(spec);
+                spec.confidential = Some(Confidential::Tdx(tdx()));
+            },
+            "none into a TD",
+        ),
+        (
+            |spec| {
+                igvm(spec);
+                spec.confidential = None;
+            },
+            "for SEV-SNP guests",
+        ),
+        (
+            |spec| {
+                igvm(spec);
+                let id_block = IdBlock::new(&[0; 96], &[0; ID_AUTH_BYTES]).ok();
+                spec.confidential = Some(Confidential::Snp(Snp { id_block, ..snp() }));
+            },
+            "ID block",
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
-    for name in ["vmlinux", "one.img", "two,2.img", "fs.sock", "OVMF.fd"] {
+    for name in [
+        "vmlinux",
+        "one.img",
+        "two,2.img",
+        "fs.sock",
+        "OVMF.fd",
+        "guest.igvm",
+    ] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
     for (change, named) in changes {

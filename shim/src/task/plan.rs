@@ -97,6 +97,7 @@ impl Tasks {
                 reclaims: is_plain && vm.reclaims,
                 initrd: vm.initrd,
                 firmware: vm.firmware,
+                igvm: vm.igvm,
                 confidential,
                 qemu: vm.qemu,
                 kernel_params,

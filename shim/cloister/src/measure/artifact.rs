@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use clap::Args;
 use guest_image::manifest::Manifest;
-use measure::snp::{FIRMWARE_BYTES, Firmware, KernelHashes, LaunchDigest};
+use measure::snp::{FIRMWARE_BYTES, Firmware, IGVM_BYTES, Igvm, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
+
+use super::start::Start;
 
 /// Bytes of a kernel.
 pub(crate) const KERNEL_BYTES: usize = 256 << 20;
@@ -21,8 +23,16 @@ pub(crate) const INITRAMFS: &str = "initramfs.cpio";
 #[derive(Debug, Args)]
 pub(super) struct Artifacts {
     /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd.
-    #[arg(long, value_name = "FILE")]
-    firmware: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "igvm")]
+    firmware: Option<PathBuf>,
+    /// The IGVM file that an SEV-SNP guest starts from, in place of firmware: it holds that, and the page of
+    /// hashes of what is booted.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["firmware", "firmware_digest", "id_key", "try_firmware", "try_append"]
+    )]
+    igvm: Option<PathBuf>,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
     #[arg(long, value_name = "HEX")]
     firmware_digest: Option<LaunchDigest>,
@@ -56,7 +66,7 @@ pub(super) struct Artifacts {
 /// Firmware and kernel of a launch, with what tells them from others in words.
 #[derive(Clone)]
 pub(super) struct Candidate {
-    pub(super) firmware: Firmware,
+    pub(super) start: Start,
     pub(super) kernel: Option<KernelHashes>,
     pub(super) words: Vec<String>,
 }
@@ -72,7 +82,7 @@ pub(super) struct Boot {
 impl Artifacts {
     /// The firmware's file.
     pub(super) fn firmware_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        read(&self.firmware, FIRMWARE_BYTES)
+        read(self.firmware_path()?, FIRMWARE_BYTES)
     }
 
     /// Files of firmware that `--explain` tries.
@@ -87,8 +97,11 @@ impl Artifacts {
         self.image.as_deref()
     }
 
-    pub(super) fn firmware_path(&self) -> &Path {
-        &self.firmware
+    /// # Errors
+    /// Where an IGVM file stands in its place, of which only SEV-SNP guests start.
+    pub(super) fn firmware_path(&self) -> anyhow::Result<&Path> {
+        let path = self.firmware.as_deref();
+        path.context("--igvm is of SEV-SNP guests: QEMU loads none into a TD, so give --firmware")
     }
 
     /// The command line.
@@ -101,27 +114,38 @@ impl Artifacts {
         &self.try_append
     }
 
-    pub(super) fn read(&self) -> anyhow::Result<(Firmware, Option<KernelHashes>)> {
-        let image = read(&self.firmware, FIRMWARE_BYTES)?;
-        let mut firmware =
-            Firmware::parse(&image).with_context(|| self.firmware.display().to_string())?;
+    pub(super) fn read(&self) -> anyhow::Result<(Start, Option<KernelHashes>)> {
+        Ok((self.start()?, self.kernel()?))
+    }
+
+    fn start(&self) -> anyhow::Result<Start> {
+        if let Some(path) = &self.igvm {
+            let file = Igvm::parse(&read(path, IGVM_BYTES)?);
+            let file = file.with_context(|| path.display().to_string())?;
+            return Ok(Start::Igvm(Box::new(file)));
+        }
+        let path = self.firmware_path()?;
+        let image = read(path, FIRMWARE_BYTES)?;
+        let mut firmware = Firmware::parse(&image).with_context(|| path.display().to_string())?;
         if let Some(digest) = self.firmware_digest {
             firmware = firmware.with_digest(digest);
         }
-        Ok((firmware, self.kernel()?))
+        Ok(Start::Firmware(Box::new(firmware)))
     }
 
     /// What is measured, and then all that might have been launched in its place.
     pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
-        let (firmware, kernel) = self.read()?;
+        let (start, kernel) = self.read()?;
         let words = Vec::new();
+        let is_igvm = self.igvm.is_some();
         let mut lines = vec![Candidate {
-            firmware,
+            start,
             kernel,
             words,
         }];
         let first = lines[0].clone();
-        if let Some(kernel) = &first.kernel {
+        // An IGVM file's digest is the same whatever is booted: the page of hashes is the file's.
+        if let Some(kernel) = first.kernel.as_ref().filter(|_| !is_igvm) {
             for line in &self.try_append {
                 lines.push(Candidate {
                     kernel: Some(kernel.clone().with_command_line(line)?),
@@ -143,7 +167,7 @@ impl Artifacts {
                 let mut words = vec![format!("firmware {}", path.display())];
                 words.extend(line.words.iter().cloned());
                 all.push(Candidate {
-                    firmware: firmware.clone(),
+                    start: Start::Firmware(Box::new(firmware.clone())),
                     kernel: line.kernel.clone(),
                     words,
                 });

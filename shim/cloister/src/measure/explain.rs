@@ -9,9 +9,9 @@ use std::io::{Read, Write};
 use anyhow::{Context, bail};
 use evidence::snp::{REPORT_BYTES, Report, SnpEvidence};
 use measure::Binding;
-use measure::snp::{CpuModel, GuestFeatures, Launch, LaunchDigest};
+use measure::snp::{CpuModel, GuestFeatures, LaunchDigest};
 
-use super::{Measure, init_data};
+use super::{Measure, With, init_data};
 
 /// Bytes of evidence in JSON.
 const EVIDENCE_BYTES: u64 = 1 << 20;
@@ -100,19 +100,14 @@ impl Measure {
         for candidate in self.artifacts.candidates()? {
             for features in &features {
                 for cpu in &models {
-                    let launch = Launch {
-                        firmware: &candidate.firmware,
+                    let with = With {
                         kernel: candidate.kernel.as_ref(),
                         cpu,
                         features: *features,
                     };
-                    // A firmware that takes no hashes is no candidate for a launch with them.
-                    let Ok(mut digests) = launch.digests() else {
-                        continue;
-                    };
-                    if let Some(at) = digests.position(|digest| digest == measurement) {
+                    if let Some(vcpus) = candidate.start.find(with, measurement) {
                         let mut words = candidate.words.clone();
-                        words.extend(self.shape(at + 1, cpu, *features));
+                        words.extend(self.shape(vcpus, cpu, *features));
                         return Ok(Some(Found { words }));
                     }
                 }

@@ -9,14 +9,15 @@ mod explain;
 mod output;
 mod shape;
 mod sign;
+mod start;
 pub(super) mod tdx;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, Launch, LaunchDigest};
-use ::measure::{Binding, snp};
+use ::measure::Binding;
+use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, LaunchDigest};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use evidence::init_data::InitDataDigest;
@@ -30,6 +31,7 @@ pub(crate) use self::artifact::{
 use self::output::{Format, Predicted};
 pub(crate) use self::shape::Vcpus;
 pub(crate) use self::sign::Signer;
+use self::start::With;
 use self::tdx::TdxArgs;
 use super::init_data;
 
@@ -253,23 +255,17 @@ impl Measure {
     }
 
     fn predict(&self) -> anyhow::Result<Predicted> {
-        let (firmware, kernel) = self.artifacts.read()?;
+        let (start, kernel) = self.artifacts.read()?;
         let digest = self.init_data_digest()?;
         let keys = self.id_block.keys()?;
         let mut shapes = Vec::new();
         for model in &self.cpu_model {
-            let launch = Launch {
-                firmware: &firmware,
+            let with = With {
                 kernel: kernel.as_ref(),
                 cpu: model,
                 features: self.guest_features,
             };
-            let digests: Vec<_> = launch.digests()?.take(self.vcpus.most()).collect();
-            for vcpus in self.vcpus.counts() {
-                let measurement = digests
-                    .get(vcpus - 1)
-                    .copied()
-                    .ok_or(snp::LaunchError::NoReset)?;
+            for (vcpus, measurement) in start.digests(with, &self.vcpus)? {
                 shapes.push(output::Shape {
                     vcpus,
                     cpu_model: model.name().to_owned(),

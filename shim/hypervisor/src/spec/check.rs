@@ -122,6 +122,9 @@ fn check_paths(spec: &VmSpec) -> Result<(), SpecError> {
     if let Some(firmware) = &spec.firmware {
         file("firmware", firmware)?;
     }
+    if let Some(igvm) = &spec.igvm {
+        file("IGVM file", igvm)?;
+    }
     for disk in &spec.disks {
         check_path("disk", &disk.path, "a file or device that exists", |path| {
             path.exists() && !path.is_dir()

@@ -22,6 +22,9 @@ use super::Report;
 /// What the kernel says of itself in a guest that the host cannot read.
 const SNP_WORDS: &str = "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP";
 const TDX_WORDS: &str = "tdx: Guest detected";
+/// Why a guest from an IGVM file is looked at and not started.
+const TIED: &str = "hypervisor.qemu.igvm: the file ties command line and ID block, to both of which these \
+     statements add: name the firmware in its place";
 
 /// A statement that hardware proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +189,8 @@ async fn confidential(config: &Config) -> Vec<Proof> {
 /// The guest of a kind, where host, QEMU and configuration have what it needs; else what lacks.
 async fn ready(kind: Kind, config: &Config) -> Result<Guest, String> {
     tee::host::look(kind, &Files::below(Path::new("/"))).map_err(|lack| lack.to_string())?;
-    if config.vm.firmware.is_none() {
+    let has_igvm = kind == Kind::Snp && config.vm.igvm.is_some();
+    if config.vm.firmware.is_none() && !has_igvm {
         return Err(format!(
             "hypervisor.qemu.firmware names no firmware for {}",
             kind.name()
@@ -194,8 +198,11 @@ async fn ready(kind: Kind, config: &Config) -> Result<Guest, String> {
     }
     let wanted = shim::tee::confidential(config, None).map_err(|error| error.to_string())?;
     let wanted = wanted.ok_or("no confidential guest is configured")?;
-    let asked = tee::ready(&wanted, &config.vm.qemu).await;
+    let asked = tee::ready(&wanted, has_igvm, &config.vm.qemu).await;
     asked.map_err(|error| error.to_string())?;
+    if has_igvm {
+        return Err(TIED.to_owned());
+    }
     Ok(Guest::confidential(config, wanted))
 }
 

@@ -197,7 +197,7 @@ impl<'a> Inputs<'a> {
     }
 
     fn firmware(&self) -> anyhow::Result<Firmware<'_>> {
-        let path = self.artifacts.firmware_path();
+        let path = self.artifacts.firmware_path()?;
         Firmware::parse(&self.image, Vmm::Qemu).with_context(|| path.display().to_string())
     }
 
