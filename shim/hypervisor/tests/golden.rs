@@ -7,7 +7,7 @@ use std::path::Path;
 
 use hypervisor::accel::Resolved;
 use hypervisor::nic::CardFds;
-use hypervisor::qemu::{Facts, VsockDevice, arguments, measured_command_line};
+use hypervisor::qemu::{Facts, VsockDevice, arguments, measured_command_line, predicted_command_line};
 use hypervisor::spec::DiskFormat;
 use hypervisor::tee::host::MemoryEncryption;
 use hypervisor::tee::{
@@ -72,6 +72,8 @@ fn lines(
     let mut text = String::new();
     let words = arguments(&spec, &facts);
     assert!(!is_measured || words.contains(&measured_command_line(&spec)));
+    let predicted = predicted_command_line(spec.spec()).unwrap();
+    assert_eq!(predicted, measured_command_line(&spec));
     for word in words {
         text.push_str(if word.starts_with('-') { "\n" } else { " " });
         text.push_str(&word);

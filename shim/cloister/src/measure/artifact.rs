@@ -9,6 +9,9 @@ use clap::Args;
 use guest_image::manifest::Manifest;
 use measure::snp::{FIRMWARE_BYTES, Firmware, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
+use shim::config::Tee;
+
+use super::line::Configured;
 
 /// Bytes of a kernel.
 pub(crate) const KERNEL_BYTES: usize = 256 << 20;
@@ -27,10 +30,10 @@ pub(super) struct Artifacts {
     #[arg(long, value_name = "HEX")]
     firmware_digest: Option<LaunchDigest>,
     /// The directory of a guest image, whose kernel and initramfs are booted.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "append")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "line")]
     image: Option<PathBuf>,
     /// The kernel, a bzImage.
-    #[arg(long, value_name = "FILE", requires = "append")]
+    #[arg(long, value_name = "FILE", requires = "line")]
     kernel: Option<PathBuf>,
     /// The initramfs.
     #[arg(long, value_name = "FILE", requires = "kernel")]
@@ -39,17 +42,21 @@ pub(super) struct Artifacts {
     #[arg(
         long,
         required_unless_present_any = ["image", "kernel"],
-        conflicts_with_all = ["image", "kernel", "append"]
+        conflicts_with_all = ["image", "kernel", "line"]
     )]
     no_kernel: bool,
     /// The kernel's command line, to the letter; an empty one is "".
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", group = "line")]
     append: Option<String>,
+    /// The configuration of the shim, Kata's or Cloister's, whose pods are launched: their command line is
+    /// measured. No file that it names is read.
+    #[arg(long, value_name = "FILE", group = "line")]
+    config: Option<Configured>,
     /// Another firmware that --explain tries.
     #[arg(long, value_name = "FILE", requires = "explain")]
     try_firmware: Vec<PathBuf>,
     /// Another command line that --explain tries.
-    #[arg(long, value_name = "TEXT", requires_all = ["explain", "append"])]
+    #[arg(long, value_name = "TEXT", requires_all = ["explain", "line"])]
     try_append: Vec<String>,
 }
 
@@ -93,7 +100,13 @@ impl Artifacts {
 
     /// The command line.
     pub(super) fn line(&self) -> &str {
-        self.append.as_deref().unwrap_or_default()
+        let configured = self.config.as_ref().map(|configured| configured.line.as_str());
+        self.append.as_deref().or(configured).unwrap_or_default()
+    }
+
+    /// The kind of guest that the configuration launches, where the line is one's.
+    pub(super) fn configured_tee(&self) -> Option<Tee> {
+        self.config.as_ref().map(|configured| configured.tee)
     }
 
     /// Command lines that `--explain` tries.
