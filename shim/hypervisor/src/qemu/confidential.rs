@@ -15,6 +15,10 @@ use crate::tee::{Confidential, QuoteService, Snp, TDX_ID_BYTES, Tdx};
 /// Further words of `-machine`. The interrupt controller for devices is QEMU's: KVM's reads the guest.
 pub(crate) const MACHINE: &str = ",kernel-irqchip=split,confidential-guest-support=tee";
 
+/// What a guest is told of the bits by which its addresses are shorter: the C-bit is all that it loses. CPUID of
+/// the host says how many the host loses (QEMU's `qemu-options.hx`).
+const REDUCED_PHYS_BITS: u32 = 1;
+
 /// Intel's service reached from the host itself (`VMADDR_CID_HOST`).
 const HOST_CID: &str = "2";
 
@@ -37,7 +41,7 @@ pub(crate) fn object(wanted: &Confidential, encryption: Option<MemoryEncryption>
     members.insert("id".to_owned(), "tee".into());
     if let (Confidential::Snp(_), Some(encryption)) = (wanted, encryption) {
         members.insert("cbitpos".to_owned(), encryption.c_bit.into());
-        let reduced = encryption.reduced_phys_bits.into();
+        let reduced = REDUCED_PHYS_BITS.into();
         members.insert("reduced-phys-bits".to_owned(), reduced);
     }
     Value::Object(members)
