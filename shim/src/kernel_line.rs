@@ -95,7 +95,12 @@ mod tests {
         let text = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n[data]\n\"policy.rego\" = \"package x\"\n";
         let digest = InitData::parse(text.as_bytes()).unwrap().digest();
         let mut config = Config::default();
-        for (tee, count) in [(Tee::None, 2), (Tee::Sample, 2), (Tee::Snp, 1), (Tee::SimTdx, 1)] {
+        for (tee, count) in [
+            (Tee::None, 2),
+            (Tee::Sample, 2),
+            (Tee::Snp, 1),
+            (Tee::SimTdx, 1),
+        ] {
             config.tee = tee;
             assert_eq!(words(&config, Some(&digest)).len(), count, "{}", tee.name());
         }

@@ -100,7 +100,10 @@ impl Artifacts {
 
     /// The command line.
     pub(super) fn line(&self) -> &str {
-        let configured = self.config.as_ref().map(|configured| configured.line.as_str());
+        let configured = self
+            .config
+            .as_ref()
+            .map(|configured| configured.line.as_str());
         self.append.as_deref().or(configured).unwrap_or_default()
     }
 

@@ -8,6 +8,7 @@ pub(super) mod artifact;
 mod explain;
 mod line;
 mod output;
+mod reported;
 mod shape;
 mod sign;
 pub(super) mod tdx;
@@ -218,7 +219,7 @@ impl Measure {
             return self.run_tdx();
         }
         if let Some(said) = &self.explain {
-            return self.explain(&explain::Reported::read(said)?);
+            return self.explain(&reported::Reported::read(said)?);
         }
         let predicted = self.predict()?;
         let bytes = match self.format {

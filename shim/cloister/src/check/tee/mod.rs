@@ -24,8 +24,7 @@ const SNP_WORDS: &str = "Memory Encryption Features active: AMD SEV SEV-ES SEV-S
 const TDX_WORDS: &str = "tdx: Guest detected";
 
 /// Why a launch that is stopped would prove nothing.
-const NO_DIGEST: &str =
-    "snp.digest does not hold: a launch that no ID block of this host starts is stopped by anything";
+const NO_DIGEST: &str = "snp.digest does not hold: a launch that no ID block of this host starts is stopped by anything";
 
 /// A statement that hardware proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

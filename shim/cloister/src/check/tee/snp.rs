@@ -114,7 +114,10 @@ mod tests {
         let said = "the VM ended before it ran: QEMU ended by itself, QEMU's exit code is 1: \
                     qemu-system-x86_64: SNP_LAUNCH_FINISH ret=-5 fw_error=11 'Bad measurement'";
         assert_eq!(refusal(said.to_owned()), Ok(said.to_owned()));
-        for other in ["start of qemu-system-x86_64: not found", "the agent does not say READY in time"] {
+        for other in [
+            "start of qemu-system-x86_64: not found",
+            "the agent does not say READY in time",
+        ] {
             let error = refusal(other.to_owned()).unwrap_err();
             assert!(error.contains(other), "{error}");
         }
