@@ -7,8 +7,10 @@
 use std::fmt;
 
 use super::{
-    BELOW_4G, PAGE,
+    BELOW_4G, PAGE, StoreError,
     bytes::{u32_at, u64_at},
+    store::Store,
+    variable::is_enrolled,
 };
 use crate::{
     guid::guid,
@@ -100,7 +102,7 @@ pub enum FirmwareError {
     /// A firmware for other guests.
     #[error(
         "the firmware has no TDX metadata, so that it cannot start a TD: use one that is built for it, \
-         such as OVMF.inteltdx.fd"
+         such as OVMF.inteltdx.fd or Debian's OVMF.inteltdx.ms.fd"
     )]
     NoMetadata,
     /// Metadata that lies outside of the image or is of another form.
@@ -166,6 +168,18 @@ impl<'a> Firmware<'a> {
     #[must_use]
     pub fn sections(&self) -> &[Section<'a>] {
         &self.sections
+    }
+
+    /// Whether a platform key is among the variables of its image: with it the firmware starts no kernel that is
+    /// not signed.
+    ///
+    /// # Errors
+    /// When the variables cannot be read.
+    pub fn has_platform_key(&self) -> Result<bool, StoreError> {
+        let Some(variables) = self.one(SectionKind::Variables) else {
+            return Ok(false);
+        };
+        Ok(is_enrolled(&Store::parse(variables.content)?))
     }
 
     /// Whose launch this is of.
