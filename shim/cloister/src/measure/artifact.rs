@@ -94,6 +94,11 @@ impl Artifacts {
         self.image.as_deref()
     }
 
+    /// Whether what is booted is left open.
+    pub(super) fn has_no_kernel(&self) -> bool {
+        self.no_kernel
+    }
+
     pub(super) fn firmware_path(&self) -> &Path {
         &self.firmware
     }

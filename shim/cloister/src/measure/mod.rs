@@ -168,6 +168,11 @@ impl Measure {
             self.id_block.id_key.is_none(),
             "--id-key makes what a launch needs and a broker does not: use `cloister measure`"
         );
+        ensure!(
+            !self.artifacts.has_no_kernel(),
+            "--no-kernel: with such values a broker releases keys to any kernel: say what is booted, with --image \
+             or --kernel"
+        );
         let bytes = match self.tee {
             Kind::Snp => self.predict()?.reference_values()?,
             Kind::Tdx => {
@@ -222,6 +227,9 @@ impl Measure {
             return self.explain(&reported::Reported::read(said)?);
         }
         let predicted = self.predict()?;
+        if matches!(self.format, Format::Json | Format::Corim) {
+            predicted.warn()?;
+        }
         let bytes = match self.format {
             Format::Text => predicted.text().into_bytes(),
             Format::Launch => predicted.launch()?,
