@@ -9,8 +9,8 @@ use clap::Args;
 use guest_image::manifest::Manifest;
 use measure::snp::{FIRMWARE_BYTES, Firmware, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
-use shim::config::Tee;
 
+use super::Kind;
 use super::line::Configured;
 
 /// Bytes of a kernel.
@@ -112,9 +112,10 @@ impl Artifacts {
         self.append.as_deref().or(configured).unwrap_or_default()
     }
 
-    /// The kind of guest that the configuration launches, where the line is one's.
-    pub(super) fn configured_tee(&self) -> Option<Tee> {
-        self.config.as_ref().map(|configured| configured.tee)
+    /// Whether the line is of such a guest, where a configuration says it.
+    pub(super) fn check_line(&self, kind: Kind) -> anyhow::Result<()> {
+        let configured = self.config.as_ref();
+        configured.map_or(Ok(()), |configured| configured.check(kind))
     }
 
     /// Command lines that `--explain` tries.

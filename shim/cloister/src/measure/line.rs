@@ -4,13 +4,16 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use anyhow::ensure;
 use shim::config::{self, Tee};
 use shim::kernel_line;
+
+use super::Kind;
 
 /// What a configuration says of the command line.
 #[derive(Debug, Clone)]
 pub(super) struct Configured {
-    pub(super) tee: Tee,
+    tee: Tee,
     pub(super) line: String,
 }
 
@@ -24,6 +27,24 @@ impl FromStr for Configured {
             tee: config.tee,
             line,
         })
+    }
+}
+
+impl Configured {
+    /// Whether the kind that is measured is the one that the configuration launches.
+    pub(super) fn check(&self, kind: Kind) -> anyhow::Result<()> {
+        let (is_same, word) = match self.tee {
+            Tee::Snp | Tee::SimSnp => (kind == Kind::Snp, "snp"),
+            Tee::Tdx | Tee::SimTdx => (kind == Kind::Tdx, "tdx"),
+            // A line of these was refused when it was read.
+            Tee::None | Tee::Sample => (false, "snp"),
+        };
+        ensure!(
+            is_same,
+            "--config: its tee is {:?}, and another kind is measured: add --tee {word}",
+            self.tee.name()
+        );
+        Ok(())
     }
 }
 
@@ -42,7 +63,7 @@ mod tests {
         let snp = "[hypervisor.qemu]\nfirmware = \"/nowhere/OVMF.fd\"\nkernel_params = \"a=b\"\n\
                    [cloister]\ntee = \"snp\"\n";
         let configured = of(snp).unwrap();
-        assert_eq!(configured.tee, Tee::Snp);
+        assert!(configured.check(Kind::Snp).is_ok());
         assert_eq!(
             configured.line,
             "console=ttyS0 reboot=t panic=-1 quiet a=b cloister.tee=snp"
@@ -52,6 +73,9 @@ mod tests {
             simulated.line,
             "console=ttyS0 reboot=t panic=-1 quiet cloister.tee=sim-tdx"
         );
+        assert!(simulated.check(Kind::Tdx).is_ok());
+        let error = simulated.check(Kind::Snp).unwrap_err().to_string();
+        assert!(error.contains("--tee tdx"), "{error}");
         for (text, named) in [
             ("[cloister]\ntee = \"none\"\n", "nothing measures"),
             ("[cloister]\ntee = \"sev\"\n", "\"sim-snp\""),
@@ -60,5 +84,25 @@ mod tests {
             assert!(error.contains(named), "{error}");
         }
         assert!("/nowhere/configuration.toml".parse::<Configured>().is_err());
+    }
+    #[test]
+    fn a_kernel_has_one_line_from_one_of_both() {
+        use clap::Parser;
+        use clap::error::ErrorKind;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("configuration.toml");
+        std::fs::write(&path, "[cloister]\ntee = \"sim-snp\"\n").unwrap();
+        let config = ["--config", path.to_str().unwrap()];
+        let append = ["--append", "quiet"];
+        let parsed = |line: &[&str]| {
+            let usual = ["cloister", "measure", "--firmware", "f", "--image", "i"];
+            let parsed = crate::Cli::try_parse_from([&usual[..], line].concat());
+            parsed.map(drop).map_err(|error| error.kind())
+        };
+        assert_eq!(parsed(&config), Ok(()));
+        assert_eq!(parsed(&append), Ok(()));
+        assert_eq!(parsed(&[]), Err(ErrorKind::MissingRequiredArgument));
+        let both = [config, append].concat();
+        assert_eq!(parsed(&both), Err(ErrorKind::ArgumentConflict));
     }
 }

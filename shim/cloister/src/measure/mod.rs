@@ -24,7 +24,6 @@ use clap::{Args, ValueEnum};
 use evidence::init_data::InitDataDigest;
 use policies::corim::Draft;
 use serde_json::Value;
-use shim::config::Tee;
 
 use self::artifact::Artifacts;
 pub(crate) use self::artifact::{
@@ -100,17 +99,6 @@ enum Kind {
     Snp,
     /// TDX, and the simulated one.
     Tdx,
-}
-
-impl Kind {
-    /// The one whose measurements such a guest has.
-    fn of(tee: Tee) -> Option<Self> {
-        match tee {
-            Tee::Snp | Tee::SimSnp => Some(Self::Snp),
-            Tee::Tdx | Tee::SimTdx => Some(Self::Tdx),
-            Tee::None | Tee::Sample => None,
-        }
-    }
 }
 
 /// Who launches the guest, which decides what is in the vCPUs' registers.
@@ -197,15 +185,7 @@ impl Measure {
             self.tee == Kind::Tdx || !self.tdx.asked(),
             "--dialect is of a TD: add --tee tdx"
         );
-        if let Some(tee) = self.artifacts.configured_tee() {
-            let name = tee.name();
-            ensure!(
-                Kind::of(tee) == Some(self.tee),
-                "--config: its tee is {name:?}, and --tee asks for another kind: add --tee {}",
-                name.trim_start_matches("sim-")
-            );
-        }
-        Ok(())
+        self.artifacts.check_line(self.tee)
     }
 
     pub(super) fn run(self) -> anyhow::Result<()> {
