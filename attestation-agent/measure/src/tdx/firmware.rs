@@ -102,7 +102,7 @@ pub enum FirmwareError {
     /// A firmware for other guests.
     #[error(
         "the firmware has no TDX metadata, so that it cannot start a TD: use one that is built for it, \
-         such as OVMF.inteltdx.fd or Debian's OVMF.inteltdx.ms.fd"
+         such as OVMF.inteltdx.fd"
     )]
     NoMetadata,
     /// Metadata that lies outside of the image or is of another form.
