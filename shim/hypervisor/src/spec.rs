@@ -13,7 +13,7 @@ use crate::nic::{Nic, NicError};
 use crate::tee::{Confidential, Unfit};
 
 pub use check::CheckedSpec;
-pub(crate) use check::is_plain_word;
+pub(crate) use check::{check_kernel_params, is_plain_word};
 
 /// The most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;

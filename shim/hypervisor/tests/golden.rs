@@ -7,7 +7,9 @@ use std::path::Path;
 
 use hypervisor::accel::Resolved;
 use hypervisor::nic::CardFds;
-use hypervisor::qemu::{Facts, VsockDevice, arguments, measured_command_line};
+use hypervisor::qemu::{
+    Facts, VsockDevice, arguments, measured_command_line, predicted_command_line,
+};
 use hypervisor::spec::DiskFormat;
 use hypervisor::tee::host::MemoryEncryption;
 use hypervisor::tee::{
@@ -19,10 +21,7 @@ use hypervisor::{
 
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
-const EPYC: Option<MemoryEncryption> = Some(MemoryEncryption {
-    c_bit: 51,
-    reduced_phys_bits: 5,
-});
+const EPYC: Option<MemoryEncryption> = Some(MemoryEncryption { c_bit: 51 });
 
 fn lines(
     machine: Machine,
@@ -73,6 +72,8 @@ fn lines(
     let mut text = String::new();
     let words = arguments(&spec, &facts);
     assert!(!is_measured || words.contains(&measured_command_line(&spec)));
+    let predicted = predicted_command_line(spec.spec()).unwrap();
+    assert_eq!(predicted, measured_command_line(&spec));
     for word in words {
         text.push_str(if word.starts_with('-') { "\n" } else { " " });
         text.push_str(&word);
@@ -253,6 +254,17 @@ fn every_shape_of_a_confidential_guest_has_its_golden_line() {
             .replace(&"A".repeat(5460), "$A5460")
             .replace(&"AQEB".repeat(1365), "$AQEB1365");
         holds(name, &short);
+    }
+    for (name, wanted) in [
+        ("snp-nic", Confidential::Snp(snp())),
+        ("tdx-nic", Confidential::Tdx(tdx())),
+    ] {
+        let change = |spec: &mut VmSpec| {
+            confidential(spec, wanted);
+            let tap = fs::File::open("/dev/null").unwrap();
+            spec.nics = vec![Nic::new([2, 0, 0, 0, 0, 1], tap.into())];
+        };
+        holds(name, &lines(Machine::Q35, Resolved::Kvm, USER, change));
     }
     let change = |spec: &mut VmSpec| {
         confidential(spec, Confidential::Snp(snp()));

@@ -127,7 +127,7 @@ pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &
         return Err((
             "hypervisor.qemu.firmware",
             format!("{name} guests start with firmware that was built for them, and none is named"),
-            "name OVMF for SEV-SNP (OVMF.amdsev.fd) or TDX (OVMF.inteltdx.fd)",
+            "name OVMF for SEV-SNP (OVMF.amdsev.fd) or for TDX without keys of Secure Boot (OVMF.inteltdx.fd)",
         ));
     }
     if config.vm.machine != Machine::Q35 {

@@ -10,6 +10,8 @@ use guest_image::manifest::Manifest;
 use measure::snp::{FIRMWARE_BYTES, Firmware, IGVM_BYTES, Igvm, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
 
+use super::Kind;
+use super::line::Configured;
 use super::start::Start;
 
 /// Bytes of a kernel.
@@ -37,10 +39,10 @@ pub(super) struct Artifacts {
     #[arg(long, value_name = "HEX")]
     firmware_digest: Option<LaunchDigest>,
     /// The directory of a guest image, whose kernel and initramfs are booted.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "append")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "line")]
     image: Option<PathBuf>,
     /// The kernel, a bzImage.
-    #[arg(long, value_name = "FILE", requires = "append")]
+    #[arg(long, value_name = "FILE", requires = "line")]
     kernel: Option<PathBuf>,
     /// The initramfs.
     #[arg(long, value_name = "FILE", requires = "kernel")]
@@ -49,17 +51,21 @@ pub(super) struct Artifacts {
     #[arg(
         long,
         required_unless_present_any = ["image", "kernel"],
-        conflicts_with_all = ["image", "kernel", "append"]
+        conflicts_with_all = ["image", "kernel", "line"]
     )]
     no_kernel: bool,
     /// The kernel's command line, to the letter; an empty one is "".
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", group = "line")]
     append: Option<String>,
+    /// The configuration of the shim, Kata's or Cloister's, whose pods are launched: their command line is
+    /// measured. No file that it names is read.
+    #[arg(long, value_name = "FILE", group = "line")]
+    config: Option<Configured>,
     /// Another firmware that --explain tries.
     #[arg(long, value_name = "FILE", requires = "explain")]
     try_firmware: Vec<PathBuf>,
     /// Another command line that --explain tries.
-    #[arg(long, value_name = "TEXT", requires_all = ["explain", "append"])]
+    #[arg(long, value_name = "TEXT", requires_all = ["explain", "line"])]
     try_append: Vec<String>,
 }
 
@@ -104,9 +110,24 @@ impl Artifacts {
         path.context("--igvm is of SEV-SNP guests: QEMU loads none into a TD, so give --firmware")
     }
 
+    /// Whether what is booted is left open.
+    pub(super) fn has_no_kernel(&self) -> bool {
+        self.no_kernel
+    }
+
     /// The command line.
     pub(super) fn line(&self) -> &str {
-        self.append.as_deref().unwrap_or_default()
+        let configured = self
+            .config
+            .as_ref()
+            .map(|configured| configured.line.as_str());
+        self.append.as_deref().or(configured).unwrap_or_default()
+    }
+
+    /// Whether the line is of such a guest, where a configuration says it.
+    pub(super) fn check_line(&self, kind: Kind) -> anyhow::Result<()> {
+        let configured = self.config.as_ref();
+        configured.map_or(Ok(()), |configured| configured.check(kind))
     }
 
     /// Command lines that `--explain` tries.

@@ -6,7 +6,9 @@
 
 pub(super) mod artifact;
 mod explain;
+mod line;
 mod output;
+mod reported;
 mod shape;
 mod sign;
 mod start;
@@ -156,6 +158,11 @@ impl Measure {
             self.id_block.id_key.is_none(),
             "--id-key makes what a launch needs and a broker does not: use `cloister measure`"
         );
+        ensure!(
+            !self.artifacts.has_no_kernel(),
+            "--no-kernel: with such values a broker releases keys to any kernel: say what is booted, with --image \
+             or --kernel"
+        );
         let bytes = match self.tee {
             Kind::Snp => self.predict()?.reference_values()?,
             Kind::Tdx => {
@@ -180,7 +187,7 @@ impl Measure {
             self.tee == Kind::Tdx || !self.tdx.asked(),
             "--dialect is of a TD: add --tee tdx"
         );
-        Ok(())
+        self.artifacts.check_line(self.tee)
     }
 
     pub(super) fn run(self) -> anyhow::Result<()> {
@@ -199,9 +206,12 @@ impl Measure {
             return self.run_tdx();
         }
         if let Some(said) = &self.explain {
-            return self.explain(&explain::Reported::read(said)?);
+            return self.explain(&reported::Reported::read(said)?);
         }
         let predicted = self.predict()?;
+        if matches!(self.format, Format::Json | Format::Corim) {
+            predicted.warn()?;
+        }
         let bytes = match self.format {
             Format::Text => predicted.text().into_bytes(),
             Format::Launch => predicted.launch()?,

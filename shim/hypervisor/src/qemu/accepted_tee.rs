@@ -114,10 +114,7 @@ async fn ends_with(
         console_fd: console_end.as_raw_fd(),
         scratch_fd: None,
         cards: Vec::new(),
-        memory_encryption: is_snp.then_some(MemoryEncryption {
-            c_bit: 51,
-            reduced_phys_bits: 1,
-        }),
+        memory_encryption: is_snp.then_some(MemoryEncryption { c_bit: 51 }),
     };
     let mut words = arguments(&spec, &facts);
     let at = words.iter().position(|word| word == "-accel").unwrap();

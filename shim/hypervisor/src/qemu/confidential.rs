@@ -22,6 +22,10 @@ pub(crate) const IGVM: &str = "igvm-cfg";
 /// The word of `-machine` for it.
 pub(crate) const IGVM_MACHINE: &str = ",igvm-cfg=igvm";
 
+/// What a guest is told of the bits by which its addresses are shorter: the C-bit is all that it loses. CPUID of
+/// the host says how many the host loses (QEMU's `qemu-options.hx`).
+const REDUCED_PHYS_BITS: u32 = 1;
+
 /// Intel's service reached from the host itself (`VMADDR_CID_HOST`).
 const HOST_CID: &str = "2";
 
@@ -48,7 +52,7 @@ pub(crate) fn object(
     members.insert("id".to_owned(), "tee".into());
     if let (Confidential::Snp(_), Some(encryption)) = (wanted, encryption) {
         members.insert("cbitpos".to_owned(), encryption.c_bit.into());
-        let reduced = encryption.reduced_phys_bits.into();
+        let reduced = REDUCED_PHYS_BITS.into();
         members.insert("reduced-phys-bits".to_owned(), reduced);
     }
     Value::Object(members)

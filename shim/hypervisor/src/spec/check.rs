@@ -68,7 +68,7 @@ fn check_shape(spec: &VmSpec) -> Result<(), SpecError> {
     }
 }
 
-fn check_kernel_params(spec: &VmSpec) -> Result<(), SpecError> {
+pub(crate) fn check_kernel_params(spec: &VmSpec) -> Result<(), SpecError> {
     for param in &spec.kernel_params {
         if param.is_empty() || !param.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(SpecError::KernelParam {
