@@ -289,15 +289,19 @@ impl Images {
         self.proof.as_ref().map(|proof| proof.attester.kind())
     }
 
-    /// Measures a policy that comes after the launch, before it decides anything.
+    /// Measures a policy that comes after the launch, before it decides anything. No token that does not say so is
+    /// used any more.
     ///
     /// # Errors
     /// It was not measured.
     pub async fn record_policy(&self, rego: &str) -> Result<(), GuestError> {
-        match &self.proof {
-            Some(proof) => proof.record_policy(Some(rego)).await,
-            None => Ok(()),
+        if let Some(proof) = &self.proof {
+            proof.record_policy(Some(rego)).await?;
         }
+        if let Some(broker) = &self.broker {
+            broker.forget().await;
+        }
+        Ok(())
     }
 
     /// Measures an image before anything of it can run.

@@ -123,6 +123,11 @@ impl Broker {
         Ok(self.session(deadline, None).await?.attestation)
     }
 
+    /// Drops the token: what happened since is in the next one, for which the guest attests again when it is asked for.
+    pub async fn forget(&self) {
+        self.state.lock().await.session = None;
+    }
+
     /// The broker's token for this guest. It attests first where that is needed.
     ///
     /// # Errors

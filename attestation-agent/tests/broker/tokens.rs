@@ -25,6 +25,16 @@ async fn a_token_that_is_no_longer_taken_is_renewed_once() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_forgotten_is_not_used_again() {
+    let (script, broker) = pair().await;
+    broker.attest().await.unwrap();
+    broker.forget().await;
+    assert_eq!(script.count("attest"), 1);
+    assert!(broker.resource(&uri()).await.is_ok());
+    assert_eq!((script.count("attest"), script.count("resource")), (2, 1));
+}
+
+#[tokio::test]
 async fn a_token_is_renewed_before_its_end() {
     let (script, broker) = pair().await;
     script.token_seconds.store(1, Ordering::SeqCst);
