@@ -1,8 +1,8 @@
 //! The virtio-fs daemon of one VM: it serves the sandbox's shared directory to a plain guest.
 //!
 //! What it serves is read-only where names of mounts are, see [`rootfs::serve`]. It runs in the shim's mount
-//! namespace (`sandbox=chroot`), so that a root file system mounted later by the shim is seen by the guest too. It ends when the VM disconnects, and is killed when
-//! this value is dropped.
+//! namespace (`sandbox=chroot`), so that a root file system mounted later by the shim is seen by the guest too.
+//! It ends when the VM disconnects, and is killed when this value is dropped.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -2,9 +2,9 @@
 //! one.
 //!
 //! Root of a pod that may mount file systems can mount the share itself, and then has of it what the daemon has: all
-//! that the host's root may do. A name that it planted there, a link above all, would be followed by whoever acts on the
-//! same path on the host. So names are made and removed in a directory that the guest never sees, and a read-only bind
-//! mount of it is served. What is mounted on the names of that view is as writable as each mount says.
+//! that the host's root may do. A name that it planted there, a link above all, would be followed by whoever acts on
+//! the same path on the host. So names are made and removed in a directory that the guest never sees, and a read-only
+//! bind mount of it is served. What is mounted on the names of that view is as writable as each mount says.
 //!
 //! Shim and daemon are in one mount namespace: what the shim mounts or unmounts later, the daemon sees at once, and no
 //! mount has to be propagated.
