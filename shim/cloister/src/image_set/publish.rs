@@ -61,7 +61,12 @@ struct Listed {
     not_before: Option<String>,
     not_after: Option<String>,
     version: i64,
+    holds: bool,
 }
+
+/// The names of registers of a TD: one that every policy asks for, and one that counts once it has a value.
+const RTMR_1: &str = "rtmr_1";
+const RTMR_0: &str = "rtmr_0";
 
 impl Publish {
     pub(super) async fn run(self) -> anyhow::Result<()> {
@@ -74,14 +79,23 @@ impl Publish {
         let broker = self.broker.open(self.plain_http)?;
         let broker = broker.context("give the broker: --kbs and --admin-token-file")?;
         let mut old = Vec::new();
-        if self.old_until.is_some() {
-            for name in names(&values) {
-                let listed = Value::Array(broker.reference_values(&name).await?);
-                let listed: Vec<Listed> = serde_json::from_value(listed)
-                    .context("the broker lists reference values in another form")?;
-                old.extend(listed);
-            }
+        let first = values.get(RTMR_0).is_some();
+        let asked = |name: &String| {
+            self.old_until.is_some() || (first && [RTMR_0, RTMR_1].contains(&name.as_str()))
+        };
+        for name in names(&values).into_iter().filter(asked) {
+            let listed = Value::Array(broker.reference_values(&name).await?);
+            let listed: Vec<Listed> = serde_json::from_value(listed)
+                .context("the broker lists reference values in another form")?;
+            old.extend(listed);
         }
+        ensure!(
+            !refuses_others(&old, &values),
+            "the broker knows TDs of other images by {RTMR_1}, and none by {RTMR_0}: with the first value of \
+             {RTMR_0} it would refuse them all; first register {RTMR_0} of those that go on (`cloister measure` \
+             of their image, `kbs reference import --add`), or withdraw their values, or leave it out of this \
+             launch with --no-rtmr-0"
+        );
         let (from, until) = (self.from.as_deref(), self.until.as_deref());
         broker
             .add_reference_values(&message(&values, from, until)?)
@@ -129,16 +143,26 @@ fn names(values: &Value) -> Vec<String> {
 
 /// Whether it is of a name that the new values have, and another value, with no end of its own.
 fn is_replaced(old: &Listed, new: &Value) -> bool {
+    old.not_after.is_none() && new.get(&old.name).is_some() && !is_among(old, new)
+}
+
+/// Whether all that it stands for is among the new values of its name.
+fn is_among(old: &Listed, new: &Value) -> bool {
     let members = |value: &Value| -> BTreeSet<String> {
         match value {
             Value::Array(list) => list.iter().map(Value::to_string).collect(),
             one => BTreeSet::from([one.to_string()]),
         }
     };
-    let Some(new) = new.get(&old.name) else {
-        return false;
-    };
-    old.not_after.is_none() && !members(&old.value).is_subset(&members(new))
+    let new = new.get(&old.name).map(members).unwrap_or_default();
+    members(&old.value).is_subset(&new)
+}
+
+/// Whether the new values would have RTMR0 judged of guests that are good now and of which it is not known.
+fn refuses_others(old: &[Listed], new: &Value) -> bool {
+    let known = |it: &Listed| it.name == RTMR_0 && it.holds;
+    let other = |it: &Listed| it.name == RTMR_1 && it.holds && !is_among(it, new);
+    new.get(RTMR_0).is_some() && !old.iter().any(known) && old.iter().any(other)
 }
 
 fn message(values: &Value, from: Option<&str>, until: Option<&str>) -> anyhow::Result<Value> {
@@ -169,6 +193,7 @@ mod tests {
             not_before: None,
             not_after: not_after.map(str::to_owned),
             version: 1,
+            holds: true,
         };
         let new = json!({ "a": ["x", "y"] });
         assert!(is_replaced(&old("a", json!("z"), None), &new));
@@ -179,5 +204,30 @@ mod tests {
             &old("a", json!("z"), Some("2030-01-01T00:00:00Z")),
             &new
         ));
+    }
+
+    #[test]
+    fn the_first_rtmr_0_refuses_no_td_that_is_good_now() {
+        let old = |name: &str, value: &str, holds| Listed {
+            name: name.to_owned(),
+            value: json!([value]),
+            not_before: None,
+            not_after: None,
+            version: 1,
+            holds,
+        };
+        let new = json!({ "rtmr_0": ["a"], "rtmr_1": ["x"] });
+        assert!(refuses_others(&[old(RTMR_1, "y", true)], &new));
+        let quiet = [
+            vec![],
+            vec![old(RTMR_1, "x", true)],
+            vec![old(RTMR_1, "y", false)],
+            vec![old(RTMR_1, "y", true), old(RTMR_0, "b", true)],
+        ];
+        for old in quiet {
+            assert!(!refuses_others(&old, &new), "{old:?}");
+        }
+        let without = json!({ "rtmr_1": ["x"] });
+        assert!(!refuses_others(&[old(RTMR_1, "y", true)], &without));
     }
 }

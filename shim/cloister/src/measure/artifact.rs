@@ -18,16 +18,17 @@ pub(crate) const INITRAMFS_BYTES: usize = 1 << 30;
 pub(crate) const KERNEL: &str = "vmlinuz";
 pub(crate) const INITRAMFS: &str = "initramfs.cpio";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct Artifacts {
-    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd.
-    #[arg(long, value_name = "FILE")]
-    firmware: PathBuf,
+    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd. Without it
+    /// the launches in the image's manifest are measured.
+    #[arg(long, value_name = "FILE", required_unless_present = "image")]
+    firmware: Option<PathBuf>,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", requires = "firmware")]
     firmware_digest: Option<LaunchDigest>,
     /// The directory of a guest image, whose kernel and initramfs are booted.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "append")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
     image: Option<PathBuf>,
     /// The kernel, a bzImage.
     #[arg(long, value_name = "FILE", requires = "append")]
@@ -43,7 +44,7 @@ pub(super) struct Artifacts {
     )]
     no_kernel: bool,
     /// The kernel's command line, to the letter; an empty one is "".
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", requires = "firmware")]
     append: Option<String>,
     /// Another firmware that --explain tries.
     #[arg(long, value_name = "FILE", requires = "explain")]
@@ -72,7 +73,39 @@ pub(super) struct Boot {
 impl Artifacts {
     /// The firmware's file.
     pub(super) fn firmware_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        read(&self.firmware, FIRMWARE_BYTES)
+        read(self.firmware_path()?, FIRMWARE_BYTES)
+    }
+
+    /// The same, where it is all that there is of the firmware.
+    pub(super) fn whole_firmware(&self) -> anyhow::Result<Vec<u8>> {
+        ensure!(
+            self.firmware_digest.is_none(),
+            "--firmware-digest stands for a part of the firmware: give the whole file"
+        );
+        self.firmware_bytes()
+    }
+
+    /// Whether flags say what is launched, and the image's manifest does not.
+    pub(super) fn is_given(&self) -> bool {
+        self.firmware.is_some()
+    }
+
+    /// Whether what is said of the launch is all that has to be.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.firmware.is_none() || self.image.is_none() || self.append.is_some(),
+            "--append is missing: give the kernel's command line, to the letter"
+        );
+        Ok(())
+    }
+
+    /// The same image, launched by a firmware with a command line.
+    pub(super) fn launched(&self, firmware: PathBuf, command_line: &str) -> Self {
+        Self {
+            firmware: Some(firmware),
+            append: Some(command_line.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// Files of firmware that `--explain` tries.
@@ -87,8 +120,8 @@ impl Artifacts {
         self.image.as_deref()
     }
 
-    pub(super) fn firmware_path(&self) -> &Path {
-        &self.firmware
+    pub(super) fn firmware_path(&self) -> anyhow::Result<&Path> {
+        self.firmware.as_deref().context("--firmware is missing")
     }
 
     /// The command line.
@@ -102,9 +135,9 @@ impl Artifacts {
     }
 
     pub(super) fn read(&self) -> anyhow::Result<(Firmware, Option<KernelHashes>)> {
-        let image = read(&self.firmware, FIRMWARE_BYTES)?;
-        let mut firmware =
-            Firmware::parse(&image).with_context(|| self.firmware.display().to_string())?;
+        let path = self.firmware_path()?;
+        let image = read(path, FIRMWARE_BYTES)?;
+        let mut firmware = Firmware::parse(&image).with_context(|| path.display().to_string())?;
         if let Some(digest) = self.firmware_digest {
             firmware = firmware.with_digest(digest);
         }
