@@ -3,6 +3,7 @@
 //! have put there.
 
 mod image_set;
+mod launches;
 
 use crate::deployment;
 use crate::platform;
