@@ -17,6 +17,7 @@ pub mod lease;
 mod place;
 mod set;
 mod slot;
+mod written;
 
 use std::collections::HashMap;
 use std::fs;
@@ -33,9 +34,11 @@ use rustix::fs::OFlags;
 use crate::fault::{OrFail, invalid, unimplemented};
 use crate::gate::Allowed;
 use crate::path;
-use lease::{Change, Lending, Loan};
+use attestation_agent::Secret;
+use lease::{Lending, Loan};
 pub use place::{Place, entries};
 use slot::Slot;
+use written::{Room, Written};
 
 const PHASE: &str = "content";
 /// Where slots are when the shared directory is the host's.
@@ -48,6 +51,7 @@ const LOG_MODE: u32 = 0o666;
 pub struct Slots {
     base: Option<PathBuf>,
     table: Mutex<HashMap<String, Slot>>,
+    room: Room,
 }
 
 impl Slots {
@@ -75,7 +79,7 @@ impl Slots {
     }
 
     /// Puts content into its place. A set is seen when its last file has come; answered beside is what is lent of
-    /// it then.
+    /// it then, which is to be kept even where there is an error.
     ///
     /// # Errors
     ///
@@ -86,7 +90,7 @@ impl Slots {
         request: &Allowed<PutContentRequest>,
         place: &Place,
         loans: Vec<Loan>,
-    ) -> Result<(PutContentResponse, Option<Lending>), GuestError> {
+    ) -> (Result<PutContentResponse, GuestError>, Lending) {
         self.put_in(request, place, loans)
     }
 
@@ -95,10 +99,28 @@ impl Slots {
         request: &PutContentRequest,
         place: &Place,
         loans: Vec<Loan>,
-    ) -> Result<(PutContentResponse, Option<Lending>), GuestError> {
+    ) -> (Result<PutContentResponse, GuestError>, Lending) {
+        let mut lending = Lending::default();
+        let done = self.write(request, place, loans, &mut lending);
+        let answer = done.map(|()| PutContentResponse {
+            slot: place.slot().to_owned(),
+            path: place.path().to_owned(),
+            ..Default::default()
+        });
+        (answer, lending)
+    }
+
+    fn write(
+        &self,
+        request: &PutContentRequest,
+        place: &Place,
+        loans: Vec<Loan>,
+        lending: &mut Lending,
+    ) -> Result<(), GuestError> {
         let mut table = self.table();
-        let adds = request.files.iter().map(set::held).sum();
-        check_room(&table, adds, place)?;
+        let adds = held(request) + loans.iter().map(Loan::held).sum::<usize>();
+        check_stages(&table, place)?;
+        check_room(&table, adds)?;
         if place.is_new() {
             let slot = open(request, place)?;
             table.insert(place.slot().to_owned(), slot);
@@ -106,39 +128,42 @@ impl Slots {
         let slot = table.get_mut(place.slot());
         // It may have gone with its container since.
         let slot = slot.ok_or_else(|| GuestError::new(ErrorCode::NotFound, PHASE, "no slot"))?;
-        let done = if slot.kind == Kind::DIRECTORY {
-            slot.add(&request.files, loans, request.more)
-        } else {
-            Ok(None)
-        };
-        let lent = match done {
-            Ok(lent) => lent,
-            Err(error) => return Err(give_up(&mut table, place, error)),
-        };
-        let lending = lent.map(|(set, loans)| Lending {
-            slot: place.slot().to_owned(),
-            set,
-            loans,
-        });
-        let response = PutContentResponse {
-            slot: place.slot().to_owned(),
-            path: place.path().to_owned(),
-            ..Default::default()
-        };
-        Ok((response, lending))
+        if slot.kind != Kind::DIRECTORY {
+            return Ok(());
+        }
+        let mut done = slot.add(&request.files, loans);
+        if done.is_ok() && !request.more {
+            (done, *lending) = slot.show(place.slot(), &self.room);
+        }
+        done.map_err(|error| give_up(&mut table, place, error))
     }
 
-    /// Changes files of a set that are lent. Says whether the set is still seen.
-    fn renew(&self, slot: &str, set: u64, changes: &[Change]) -> bool {
-        let mut table = self.table();
-        let slot = table.get_mut(slot);
-        let Some(slot) = slot.filter(|slot| slot.lends(set)) else {
-            return false;
-        };
-        if let Err(error) = slot.renew(changes) {
-            tracing::warn!(%error, "a set with lent files was not changed");
+    /// Shows another content of a file that is lent. None: the set is not seen any more.
+    fn replace(
+        &self,
+        (slot, set): (&str, u64),
+        file: &ContentFile,
+        secret: &Secret,
+    ) -> Result<Option<Written>, GuestError> {
+        let bytes = secret.expose().len();
+        if bytes > limit::MAX_CONTENT_FILE {
+            return Err(place::too_much("one file"));
         }
-        true
+        let mut table = self.table();
+        check_room(&table, set::held(&file.path, bytes))?;
+        match table.get_mut(slot).filter(|slot| slot.lends(set)) {
+            Some(slot) => slot.replace(file, secret, &self.room),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes away a file that is lent, where its set is still seen.
+    fn withdraw(&self, (slot, set): (&str, u64), path: &str) -> Result<(), GuestError> {
+        let mut table = self.table();
+        match table.get_mut(slot).filter(|slot| slot.lends(set)) {
+            Some(slot) => slot.withdraw(path, &self.room),
+            None => Ok(()),
+        }
     }
 
     /// The end of what a container has written as its termination message.
@@ -207,31 +232,41 @@ fn give_up(table: &mut HashMap<String, Slot>, place: &Place, error: GuestError) 
     error
 }
 
-fn check_room(table: &HashMap<String, Slot>, adds: usize, place: &Place) -> Result<(), GuestError> {
-    let exhausted = |message: String| {
-        Err(GuestError::new(
-            ErrorCode::ResourceExhausted,
-            PHASE,
-            message,
-        ))
-    };
+fn exhausted(message: String) -> GuestError {
+    GuestError::new(ErrorCode::ResourceExhausted, PHASE, message)
+}
+
+fn check_stages(table: &HashMap<String, Slot>, place: &Place) -> Result<(), GuestError> {
     if place.is_new() && table.len() >= limit::MAX_CONTENT_SLOTS {
-        return exhausted(format!("more than {} slots", limit::MAX_CONTENT_SLOTS));
+        let most = limit::MAX_CONTENT_SLOTS;
+        return Err(exhausted(format!("more than {most} slots")));
     }
     let begun = |slot: &&Slot| slot.is_under_construction();
     let begins = table.get(place.slot()).filter(begun).is_none();
     if begins && table.values().filter(begun).count() >= limit::MAX_CONTENT_STAGES {
         let most = limit::MAX_CONTENT_STAGES;
-        return exhausted(format!("more than {most} sets that are not whole"));
+        let message = format!("more than {most} sets that are not whole");
+        return Err(exhausted(message));
     }
+    Ok(())
+}
+
+fn check_room(table: &HashMap<String, Slot>, adds: usize) -> Result<(), GuestError> {
     let held: usize = table.values().map(Slot::held).sum();
     if held.saturating_add(adds) > limit::MAX_CONTENT_POD {
         let most = limit::MAX_CONTENT_POD;
-        return exhausted(format!(
-            "the pod's files of the host would have more than {most} bytes"
-        ));
+        let message = format!("the pod's files of the host would have more than {most} bytes");
+        return Err(exhausted(message));
     }
     Ok(())
+}
+
+/// What a request's files take of the guest's memory, in bytes.
+fn held(request: &PutContentRequest) -> usize {
+    let files = request.files.iter();
+    files
+        .map(|file| set::held(&file.path, file.data.len()))
+        .sum()
 }
 
 /// Makes what a new slot is.
@@ -241,7 +276,6 @@ fn open(request: &PutContentRequest, place: &Place) -> Result<Slot, GuestError> 
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).or_internal(PHASE, parent.display())?;
     }
-    let held = request.files.iter().map(set::held).sum();
     match (kind, request.files.as_slice()) {
         (Kind::FILE, [file]) => {
             write_new(&path, file)?;
@@ -260,7 +294,10 @@ fn open(request: &PutContentRequest, place: &Place) -> Result<Slot, GuestError> 
         }
         _ => return Err(invalid(PHASE, "the slot's kind and its files do not fit")),
     }
-    let held = if kind == Kind::DIRECTORY { 0 } else { held };
+    let held = match kind {
+        Kind::DIRECTORY => 0,
+        _ => held(request),
+    };
     Ok(Slot::new(&request.container_id, kind, path, held))
 }
 

@@ -98,6 +98,7 @@ pub enum Cipher {
 pub struct Crypt {
     modules: Mutex<Option<Ability>>,
     memory: Arc<Memory>,
+    kept: Mutex<Vec<Mapped>>,
 }
 
 impl Crypt {
@@ -106,7 +107,7 @@ impl Crypt {
     pub fn new(modules: Ability) -> Self {
         Self {
             modules: Mutex::new(Some(modules)),
-            memory: Arc::default(),
+            ..Self::default()
         }
     }
 
@@ -122,6 +123,12 @@ impl Crypt {
         }
         drop(modules);
         Mapped::whole(name, disk, cipher, &self.memory)
+    }
+
+    /// Holds what stays until the guest ends, and the memory of its tags with it.
+    pub fn keep(&self, mapped: Mapped) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(mapped);
     }
 }
 
@@ -145,7 +152,7 @@ impl Memory {
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
         let of = Arc::clone(self);
-        added.is_ok().then_some(Taken { of, bytes })
+        added.is_ok().then(|| Taken { of, bytes })
     }
 }
 

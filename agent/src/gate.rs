@@ -106,7 +106,7 @@ impl<R> std::ops::Deref for Allowed<R> {
 
 impl Allowed<PutContentRequest> {
     /// Its files, for the guest to open those that are sealed: the policy has seen all that it is to see.
-    pub fn files_mut(&mut self) -> &mut [ContentFile] {
+    pub fn files_mut(&mut self) -> &mut Vec<ContentFile> {
         &mut self.request.files
     }
 }
@@ -165,6 +165,8 @@ pub struct Gate {
     policy: RwLock<Arc<AgentPolicy>>,
     /// How many policies were in force before.
     replaced: AtomicU64,
+    /// Whoever replaces it.
+    turn: tokio::sync::Mutex<()>,
     is_confidential: bool,
 }
 
@@ -188,6 +190,7 @@ impl Gate {
         Ok(Self {
             policy: RwLock::new(Arc::new(policy)),
             replaced: AtomicU64::new(0),
+            turn: tokio::sync::Mutex::default(),
             is_confidential: tee.is_some(),
         })
     }
@@ -327,14 +330,22 @@ impl Gate {
         Ok(())
     }
 
-    /// Replaces the policy, as the one in force has allowed.
+    /// Replaces the policy, if the one in force allows it, after `recorded` has come to its end. One after another, so
+    /// that the last one recorded is the one in force.
     ///
     /// # Errors
     ///
-    /// [`ErrorCode::PolicyInvalid`]: the old policy stays.
-    pub fn replace(&self, request: &Allowed<agent::SetPolicyRequest>) -> Result<(), GuestError> {
+    /// [`ErrorCode::PolicyDenied`], [`ErrorCode::PolicyInvalid`], or that of `recorded`: the old policy stays.
+    pub async fn replace(
+        &self,
+        request: agent::SetPolicyRequest,
+        recorded: impl Future<Output = Result<(), GuestError>>,
+    ) -> Result<(), GuestError> {
+        let _turn = self.turn.lock().await;
+        let request = self.admit(request)?;
         let policy = AgentPolicy::from_rego(&request.policy)
             .map_err(|e| GuestError::new(ErrorCode::PolicyInvalid, PHASE, e))?;
+        recorded.await?;
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         // After the policy: who sees the new number asks the new policy.
         self.replaced.fetch_add(1, Ordering::Release);
@@ -348,6 +359,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
     use agent::{CopyFileRequest, CreateContainerRequest, SetPolicyRequest, StartContainerRequest};
 
@@ -421,8 +434,8 @@ mod tests {
         assert_eq!((drain.container_id(), drain.exec_id()), ("c", ""));
     }
 
-    #[test]
-    fn a_stream_is_carried_for_as_long_as_the_policy_in_force_allows() {
+    #[tokio::test]
+    async fn a_stream_is_carried_for_as_long_as_the_policy_in_force_allows() {
         let stream = |kind| StreamLine::new(kind, "c", "").unwrap();
         let gate = Gate::new(None, None).unwrap();
         let mut output = gate.admit_stream(stream(StreamKind::Stdout)).unwrap();
@@ -435,7 +448,7 @@ mod tests {
             default WriteStreamRequest := false\n\
             WriteStreamRequest if input.container_id == \"c\"\n"
             .into();
-        gate.replace(&gate.admit(request).unwrap()).unwrap();
+        gate.replace(request, ready(Ok(()))).await.unwrap();
         assert!(!gate.still_allows(&mut output));
         assert!(gate.still_allows(&mut input));
         // Output is hidden, input is refused.
@@ -478,13 +491,17 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_policy_is_replaced_only_when_the_one_in_force_allows_it() {
+    #[tokio::test]
+    async fn a_policy_is_replaced_only_when_the_one_in_force_allows_it_and_it_is_recorded() {
         let gate = Gate::new(None, None).unwrap();
         let mut request = SetPolicyRequest::new();
         request.policy = "package agent_policy\ndefault SetPolicyRequest := false\n".into();
-        gate.replace(&gate.admit(request.clone()).unwrap()).unwrap();
-        assert_eq!(code(gate.admit(request)), ErrorCode::PolicyDenied);
+        let full = GuestError::new(ErrorCode::ResourceExhausted, "attest", "the log is full");
+        let unrecorded = gate.replace(request.clone(), ready(Err(full))).await;
+        assert_eq!(code(unrecorded), ErrorCode::ResourceExhausted);
+        gate.replace(request.clone(), ready(Ok(()))).await.unwrap();
+        let denied = gate.replace(request, ready(Ok(()))).await;
+        assert_eq!(code(denied), ErrorCode::PolicyDenied);
         assert_eq!(
             code(Gate::new(None, Some("no rego"))),
             ErrorCode::PolicyInvalid

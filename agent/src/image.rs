@@ -283,8 +283,21 @@ impl Images {
         })
     }
 
-    fn tee(&self) -> Option<Tee> {
+    /// The kind of this guest's TEE; none in a plain VM.
+    #[must_use]
+    pub fn tee(&self) -> Option<Tee> {
         self.proof.as_ref().map(|proof| proof.attester.kind())
+    }
+
+    /// Measures a policy that comes after the launch, before it decides anything.
+    ///
+    /// # Errors
+    /// It was not measured.
+    pub async fn record_policy(&self, rego: &str) -> Result<(), GuestError> {
+        match &self.proof {
+            Some(proof) => proof.record_policy(Some(rego)).await,
+            None => Ok(()),
+        }
     }
 
     /// Measures an image before anything of it can run.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError, HOST_KEY_BYTES, HostKey, Ready, ports};
-use evidence::init_data::{Algorithm, Content, InitData, disk};
+use evidence::init_data::{InitData, disk};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -108,7 +108,7 @@ async fn serve(
     if let Some(proof) = &proof {
         let digest = init_data.as_ref().map(InitData::digest);
         proof
-            .record_launch(digest.as_ref(), &policy_name(&content))
+            .record_launch(digest.as_ref(), content.policy.as_deref())
             .await?;
     }
     let choice = Choice::make(content.image.store, cmdline.tee).await?;
@@ -161,15 +161,6 @@ fn start_log(cmdline: &Cmdline, events: Events) {
         .finish();
     // Fails only where there is a subscriber already, and there is none.
     let _ = tracing::subscriber::set_global_default(console);
-}
-
-/// The policy for the log: by its digest, or that it is the agent's own.
-fn policy_name(content: &Content) -> String {
-    let digest = |policy: &str| Algorithm::Sha384.digest(policy.as_bytes()).to_string();
-    content
-        .policy
-        .as_deref()
-        .map_or_else(|| "built-in".to_owned(), digest)
 }
 
 /// The init-data that the launch bound. Where it bound none there must be no disk either: a document that

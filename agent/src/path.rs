@@ -159,8 +159,7 @@ pub fn check_container_id(phase: &str, id: &str) -> Result<(), GuestError> {
 ///
 /// Those of openat2(2) and mkdirat(2).
 pub fn make_in_root(root: &Path, path: &Path, owner: Owner) -> io::Result<()> {
-    let root = open_root(root)?;
-    owner.does(|| make_directory(&root, path))?
+    make_directory(&open_root(root)?, path, owner)
 }
 
 /// Makes an empty file of a container's root, and what is above it, where something is missing.
@@ -173,31 +172,29 @@ pub fn make_file_in_root(root: &Path, path: &Path, owner: Owner) -> io::Result<(
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    owner.does(|| {
-        if in_root(&root, path, OFlags::PATH | OFlags::CLOEXEC).is_ok() {
-            return Ok(());
-        }
-        make_directory(&root, above)?;
-        let above = in_root(&root, above, OFlags::PATH | OFlags::CLOEXEC)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&above, name, flags, Mode::from_raw_mode(0o644))?;
-        Ok(())
-    })?
+    if in_root(&root, path, OFlags::PATH | OFlags::CLOEXEC).is_ok() {
+        return Ok(());
+    }
+    make_directory(&root, above, owner)?;
+    let above = in_root(&root, above, OFlags::PATH | OFlags::CLOEXEC)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let make = || openat(&above, name, flags, Mode::from_raw_mode(0o644)).map(drop);
+    owner.makes(above.as_fd(), name, make)
 }
 
-fn make_directory(root: &OwnedFd, path: &Path) -> io::Result<()> {
+fn make_directory(root: &OwnedFd, path: &Path, owner: Owner) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut way = PathBuf::from("/");
     for component in path.components() {
         let parent = in_root(root, &way, flags)?;
         way.push(component);
-        let made = match (in_root(root, &way, flags), component) {
+        match (in_root(root, &way, flags), component) {
             (Err(Errno::NOENT), Component::Normal(name)) => {
-                mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+                let make = || mkdirat(&parent, name, Mode::from_raw_mode(0o755));
+                owner.makes(parent.as_fd(), name, make)?;
             }
-            (opened, _) => opened.map(drop),
-        };
-        made?;
+            (opened, _) => opened.map(drop)?,
+        }
     }
     Ok(())
 }
@@ -302,5 +299,28 @@ mod tests {
         assert!(fs::read_dir(outside.path()).unwrap().next().is_none());
         fs::write(root.path().join("file"), "").unwrap();
         assert!(make_in_root(root.path(), Path::new("/file/x"), Owner::default()).is_err());
+    }
+
+    #[test]
+    fn a_mapped_root_makes_what_is_below_a_private_directory_of_a_user() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: to be another takes root");
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir_all(at("home/app")).unwrap();
+        fs::set_permissions(at("home/app"), fs::Permissions::from_mode(0o700)).unwrap();
+        chown(at("home/app"), Some(1000), Some(1000)).unwrap();
+        let owner = Owner { uid: 7, gid: 8 };
+        make_in_root(root.path(), Path::new("/home/app/src/a"), owner).unwrap();
+        make_file_in_root(root.path(), Path::new("/home/app/etc/file"), owner).unwrap();
+        make_file_in_root(root.path(), Path::new("/home/app/etc/file"), owner).unwrap();
+        for made in ["src", "src/a", "etc", "etc/file"] {
+            let made = fs::metadata(at("home/app").join(made)).unwrap();
+            assert_eq!((made.uid(), made.gid()), (7, 8));
+        }
+        assert_eq!(fs::metadata(at("home/app")).unwrap().uid(), 1000);
     }
 }

@@ -10,7 +10,7 @@ use attestation_agent::attester::{SampleAttester, is_bound};
 use attestation_agent::attester::{SnpAttester, TdxAttester, Tsm, snp_platform};
 use attestation_agent::{Attester, EventLog};
 use evidence::Tee;
-use evidence::init_data::InitDataDigest;
+use evidence::init_data::{Algorithm, InitDataDigest};
 use tokio::task::spawn_blocking;
 
 use crate::firmware::Firmware;
@@ -97,11 +97,21 @@ impl Proof {
     pub async fn record_launch(
         &self,
         init_data: Option<&InitDataDigest>,
-        policy: &str,
+        policy: Option<&str>,
     ) -> Result<(), GuestError> {
         let digest = init_data.map_or_else(|| "none".to_owned(), ToString::to_string);
         self.record(OWN, "InitData", digest).await?;
-        self.record(OWN, "Policy", policy.to_owned()).await
+        self.record_policy(policy).await
+    }
+
+    /// Records a policy before it decides anything, by its digest, or that it is the agent's own.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub async fn record_policy(&self, policy: Option<&str>) -> Result<(), GuestError> {
+        let digest = |policy: &str| Algorithm::Sha384.digest(policy.as_bytes()).to_string();
+        let name = policy.map_or_else(|| "built-in".to_owned(), digest);
+        self.record(OWN, "Policy", name).await
     }
 
     /// Records an image before anything of it runs.

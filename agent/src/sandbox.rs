@@ -20,7 +20,7 @@ use agent_api::{ErrorCode, GuestError, Phase, agent};
 use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
-use crate::content::{Place, Slots, lease};
+use crate::content::{Place, Slots};
 use crate::crypt::Crypt;
 use crate::disk::Disks;
 use crate::fault::{OrFail, unimplemented};
@@ -187,15 +187,10 @@ impl Sandbox {
     ) -> Result<PutContentResponse, GuestError> {
         let hub = self.images.hub();
         let loans = sealed::open_files(hub, request.files_mut()).await?;
-        let (response, lending) = self.content.put(&request, place, loans)?;
-        if let Some(lending) = lending {
-            tokio::spawn(lease::keep(
-                Arc::clone(&self.content),
-                Arc::clone(hub),
-                lending,
-            ));
-        }
-        Ok(response)
+        let (answer, lending) = self.content.put(&request, place, loans);
+        sealed::wipe(request.files_mut());
+        lending.keep(&self.content, hub);
+        answer
     }
 
     /// The pulls that are on their way.

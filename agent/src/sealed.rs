@@ -3,16 +3,17 @@
 //! The policy has seen the sealed form, and nobody outside the guest sees the other. A secret that does not open stops
 //! the container; the error names the variable or the file, and nothing of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent_api::content::ContentFile;
 use agent_api::{ErrorCode, GuestError, limit};
 use attestation_agent::sealed::{SealedError, is_sealed};
-use attestation_agent::{Hub, HubError, Secret};
+use attestation_agent::{Hub, HubError};
 use tokio::task::JoinSet;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::content::lease::Loan;
+use crate::content::lease::{Given, Lender, Loan};
 use crate::fault::{OrFail, invalid};
 use crate::image::fault::of_broker;
 
@@ -92,14 +93,14 @@ async fn open_variable(
     text.ok_or_else(|| invalid(PHASE, format!("{what}: the secret is no text without NUL")))
 }
 
-/// Opens the files that are sealed secrets. Answers what is lent of them.
+/// Opens the files that are sealed secrets. Those that are lent leave `files`, and are answered.
 ///
 /// # Errors
 ///
 /// Names the file.
 pub async fn open_files(
     hub: &Arc<Hub>,
-    files: &mut [ContentFile],
+    files: &mut Vec<ContentFile>,
 ) -> Result<Vec<Loan>, GuestError> {
     let mut opening = JoinSet::new();
     for (index, file) in files.iter_mut().enumerate() {
@@ -113,35 +114,51 @@ pub async fn open_files(
         let sealed = std::mem::take(&mut file.data);
         opening.spawn(async move {
             let opened = open_file(&hub, path, &sealed).await;
-            opened.map(|(secret, loan)| (index, secret, loan))
+            opened.map(|opened| (index, opened))
         });
     }
-    let mut loans = Vec::new();
+    // Nothing is in the request, which nobody wipes, before all have come.
+    let mut opened = BTreeMap::new();
     while let Some(one) = opening.join_next().await {
-        let (index, secret, loan) = one.or_internal(PHASE, "the task ended")??;
-        files[index].data = secret.expose().to_vec();
-        loans.extend(loan);
+        let (index, one) = one.or_internal(PHASE, "the task ended")??;
+        opened.insert(index, one);
+    }
+    let mut loans = Vec::new();
+    for (index, (given, sealed)) in opened.into_iter().rev() {
+        match given.term {
+            Some(term) => loans.push(Loan {
+                file: files.remove(index),
+                sealed,
+                secret: given.secret,
+                term,
+            }),
+            None => files[index].data = given.secret.expose().to_vec(),
+        }
     }
     Ok(loans)
 }
 
-async fn open_file(
-    hub: &Hub,
-    path: String,
-    sealed: &[u8],
-) -> Result<(Secret, Option<Loan>), GuestError> {
+/// Wipes what was opened into files.
+pub fn wipe(files: &mut [ContentFile]) {
+    for file in files {
+        file.data.zeroize();
+    }
+}
+
+/// What a file has in it, and its sealed form.
+async fn open_file(hub: &Hub, path: String, sealed: &[u8]) -> Result<(Given, String), GuestError> {
     let what = match path.as_str() {
         "" => "a file".to_owned(),
         path => format!("file {path}"),
     };
     let text = std::str::from_utf8(sealed);
     let text = text.map_err(|_| fault(&what, &SealedError::Form.into()))?;
-    let opened = hub.unseal(text, Some(&path)).await;
-    let opened = opened.map_err(|error| fault(&what, &error))?;
-    if opened.lease.is_some() && path.is_empty() {
+    let given = hub.give(text, &path).await;
+    let given = given.map_err(|error| fault(&what, &error))?;
+    if given.term.is_some() && path.is_empty() {
         return Err(fault(&what, &SealedError::Lease.into()));
     }
-    if opened.secret.expose().len() > limit::MAX_CONTENT_FILE {
+    if given.secret.expose().len() > limit::MAX_CONTENT_FILE {
         let most = limit::MAX_CONTENT_FILE;
         let message = format!("{what}: the secret has more than {most} bytes");
         return Err(GuestError::new(
@@ -150,12 +167,7 @@ async fn open_file(
             message,
         ));
     }
-    let loan = opened.lease.map(|lease| Loan {
-        path,
-        sealed: text.to_owned(),
-        lease,
-    });
-    Ok((opened.secret, loan))
+    Ok((given, text.to_owned()))
 }
 
 /// Whether a text is for us to open. Where there is a broker, whatever begins so is; elsewhere it is other people's
@@ -228,7 +240,7 @@ mod tests {
         assert!(error.message.contains("DB_PASSWORD"), "{error}");
         assert!(error.message.contains("no broker"), "{error}");
         assert!(!error.to_string().contains(&sealed[..20]), "{error}");
-        let mut files = [ContentFile {
+        let mut files = vec![ContentFile {
             path: "db/password".to_owned(),
             data: sealed.into_bytes(),
             ..Default::default()
@@ -249,6 +261,16 @@ mod tests {
         let opened = open_environment(&plain(), &mut environment, &[]).await;
         assert!(opened.unwrap().is_empty());
         assert_eq!(environment, before);
+    }
+
+    #[test]
+    fn what_was_opened_is_wiped_where_nobody_else_wipes_it() {
+        let mut files = [ContentFile {
+            data: b"hunter2".to_vec(),
+            ..Default::default()
+        }];
+        wipe(&mut files);
+        assert!(files[0].data.is_empty());
     }
 
     #[tokio::test]

@@ -117,7 +117,9 @@ impl Asked {
                 format!("mount {FILE_SYSTEM} on {}", point.display()),
             )
         });
-        if mounted.is_err() {
+        if mounted.is_ok() {
+            crypt.keep(mapped);
+        } else {
             // Nobody would know of it.
             let _ = mapped.close();
         }
@@ -171,7 +173,7 @@ impl Options {
     fn encryption(&mut self) -> Result<Encryption, GuestError> {
         let source = self.take("sourceType")?.unwrap_or_default();
         let kind = self.take("encryptionType")?.unwrap_or_default();
-        let key = self.take("key")?;
+        let key = self.take(MountRequest::KEY)?;
         let integrity = self.take("dataIntegrity")?;
         let integrity = integrity.map(|value| truth("dataIntegrity", &value));
         match (source.as_str(), kind.as_str(), key) {

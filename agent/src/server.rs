@@ -425,7 +425,9 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::SetPolicyRequest,
     ) -> ttrpc::Result<Empty> {
-        done!(self.gate.replace(&self.gate.admit(request)?))
+        let rego = request.policy.clone();
+        let recorded = self.sandbox.images().record_policy(&rego);
+        done!(self.gate.replace(request, recorded).await)
     }
 
     async fn get_diagnostic_data(

@@ -283,7 +283,9 @@ mod tests {
             assert_eq!(&shown, b"shown");
             let mut request = SetPolicyRequest::new();
             request.policy = "package agent_policy\ndefault ReadStreamRequest := false\n".into();
-            gate.replace(&gate.admit(request).unwrap()).unwrap();
+            gate.replace(request, std::future::ready(Ok(())))
+                .await
+                .unwrap();
             stdout.write_all(b"hidden").await.unwrap();
             drop(stdout);
             let mut rest = Vec::new();

@@ -10,18 +10,22 @@
 //! Everything before that last act is done by the guest's root, who may mount what the guest's own network, IPC and
 //! PID namespaces belong to. Containers of a pod with the same mappings are in the same namespace.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_api::{ErrorCode, GuestError, oci};
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{AtFlags, Gid, Uid, chownat, fstat};
+use rustix::io::Errno;
 use rustix::mount::mount_bind;
 use rustix::process::Pid;
-use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, capabilities, set_capabilities, set_thread_res_gid, set_thread_res_uid,
+};
 
 use crate::fault::{OrFail, invalid};
 use crate::path::STATE;
@@ -39,6 +43,9 @@ const SYSCTLS: [(&str, &str); 2] = [
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("net.ipv4.ping_group_range", "0 2147483647"),
 ];
+
+/// What the root of a container has over the files of its users (capabilities(7)).
+const OVER_FILES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Which ids of a container are which of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +72,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Does something to files as this user: a file system of the host with mapped owners lets nobody else make
-    /// files in it.
+    /// Does something to files as this user, with root's powers over files: a file system of the host with mapped
+    /// owners lets nobody else make files in it.
     ///
     /// # Errors
     ///
@@ -77,13 +84,49 @@ impl Owner {
         }
         // A thread has ids of its own, and goes with them.
         let changed = || -> io::Result<T> {
-            let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-            set_thread_res_gid(None::<Gid>, gid, None::<Gid>)?;
-            set_thread_res_uid(None::<Uid>, uid, None::<Uid>)?;
+            self.take_on()?;
             Ok(work())
         };
         let done = std::thread::scope(|scope| scope.spawn(changed).join());
         done.unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
+    }
+
+    /// Makes the calling thread this user's.
+    fn take_on(self) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        set_thread_res_gid(None::<Gid>, gid, None::<Gid>)?;
+        set_thread_res_uid(None::<Uid>, uid, None::<Uid>)?;
+        // With root's id its powers are out of effect, which it may have back one by one.
+        let mut powers = capabilities(None)?;
+        powers.effective |= powers.permitted & OVER_FILES;
+        Ok(set_capabilities(None, powers)?)
+    }
+
+    /// Has `make` put something into a directory under a name, as this user.
+    ///
+    /// # Errors
+    ///
+    /// Those of `make`, or the kernel refuses the change.
+    pub fn makes(
+        self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        make: impl Fn() -> Result<(), Errno> + Sync,
+    ) -> io::Result<()> {
+        match self.does(&make)? {
+            Err(Errno::ACCESS) if self != Self::default() => {}
+            made => return Ok(made?),
+        }
+        // A host has no powers of the guest's: there a private directory is its owner's to make something in.
+        let found = fstat(directory)?;
+        let above = Self {
+            uid: found.st_uid,
+            gid: found.st_gid,
+        };
+        above.does(&make)??;
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        Ok(chownat(directory, name, Some(uid), Some(gid), flags)?)
     }
 }
 
@@ -96,7 +139,14 @@ pub struct Namespace {
 
 /// The user namespaces of a pod; they stay until the VM ends.
 #[derive(Debug, Default)]
-pub struct Namespaces(tokio::sync::Mutex<Vec<Arc<Namespace>>>);
+pub struct Namespaces {
+    known: tokio::sync::Mutex<Vec<Arc<Namespace>>>,
+    sysctls: Sysctls,
+}
+
+/// Those of [`SYSCTLS`] that the pod set itself, and which are left to it.
+#[derive(Debug, Default)]
+struct Sysctls(Mutex<Vec<&'static str>>);
 
 impl Map {
     /// The mappings of a specification, if it has any.
@@ -221,7 +271,7 @@ impl Namespaces {
     ///
     /// There are too many, or the kernel refuses the mappings.
     pub async fn get(&self, runtime: &Runtime, map: Map) -> Result<Arc<Namespace>, GuestError> {
-        let mut known = self.0.lock().await;
+        let mut known = self.known.lock().await;
         if let Some(found) = known.iter().find(|found| found.map == map) {
             return Ok(Arc::clone(found));
         }
@@ -230,9 +280,7 @@ impl Namespaces {
             return Err(GuestError::new(ErrorCode::ResourceExhausted, PHASE, text));
         }
         if known.is_empty() {
-            for (name, value) in SYSCTLS {
-                set_sysctl(name, value)?;
-            }
+            self.sysctls.set_rest(set_sysctl)?;
         }
         let directory = Path::new(STATE).join("users");
         fs::create_dir_all(&directory).or_internal(PHASE, directory.display())?;
@@ -242,6 +290,44 @@ impl Namespaces {
         let namespace = Arc::new(Namespace { map, path });
         known.push(Arc::clone(&namespace));
         Ok(namespace)
+    }
+
+    /// Sets a sysctl of the guest that the pod asks for.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_sysctl`].
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<(), GuestError> {
+        self.sysctls.set(name, value, set_sysctl)
+    }
+}
+
+impl Sysctls {
+    fn set(
+        &self,
+        name: &str,
+        value: &str,
+        write: impl Fn(&str, &str) -> Result<(), GuestError>,
+    ) -> Result<(), GuestError> {
+        let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        write(name, value)?;
+        // The kernel takes both signs.
+        let spelled = name.replace('/', ".");
+        let ours = SYSCTLS.into_iter().find(|(ours, _)| *ours == spelled);
+        if let Some((ours, _)) = ours.filter(|(ours, _)| !pods.contains(ours)) {
+            pods.push(ours);
+        }
+        Ok(())
+    }
+
+    /// Sets what the pod has not set.
+    fn set_rest(
+        &self,
+        write: impl Fn(&str, &str) -> Result<(), GuestError>,
+    ) -> Result<(), GuestError> {
+        let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = SYSCTLS.into_iter().filter(|(name, _)| !pods.contains(name));
+        rest.try_for_each(|(name, value)| write(name, value))
     }
 }
 
@@ -260,6 +346,8 @@ pub fn establish(pid: Pid, told: OwnedFd, map: &Map, path: &Path) -> io::Result<
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     fn mappings(ranges: &[(u32, u32, u32)]) -> Vec<oci::LinuxIDMapping> {
@@ -319,6 +407,51 @@ mod tests {
         let owner = Owner { uid: 7, gid: 8 };
         assert_eq!(made(owner, "a"), (7, 8));
         assert_eq!(made(Owner::default(), "b"), (0, 0));
+    }
+
+    #[test]
+    fn where_a_host_refuses_root_the_directorys_owner_makes_it_and_root_gets_it() {
+        use std::os::unix::fs::{MetadataExt, chown};
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: to be another takes root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        chown(directory.path(), Some(9), Some(10)).unwrap();
+        let opened = fs::File::open(directory.path()).unwrap();
+        let make = || match rustix::process::geteuid().as_raw() {
+            9 => rustix::fs::mkdirat(&opened, "made", rustix::fs::Mode::from_raw_mode(0o755)),
+            _ => Err(Errno::ACCESS),
+        };
+        let owner = Owner { uid: 7, gid: 8 };
+        let name = OsStr::new("made");
+        owner.makes(opened.as_fd(), name, make).unwrap();
+        let made = fs::metadata(directory.path().join("made")).unwrap();
+        assert_eq!((made.uid(), made.gid()), (7, 8));
+        let error = Owner::default().makes(opened.as_fd(), name, make);
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_sysctl_that_the_pod_set_keeps_its_value() {
+        let [(ports, _), (ping, _)] = SYSCTLS;
+        for (spelled, left) in [
+            (ports, vec![ping]),
+            ("net.ipv4/ping_group_range", vec![ports]),
+            ("net.core.somaxconn", vec![ports, ping]),
+        ] {
+            let sysctls = Sysctls::default();
+            let pass = |_: &str, _: &str| Ok(());
+            sysctls.set(spelled, "1", pass).unwrap();
+            sysctls.set(spelled, "1", pass).unwrap();
+            let set = Mutex::new(Vec::new());
+            let note = |name: &str, _: &str| {
+                set.lock().unwrap().push(name.to_owned());
+                Ok(())
+            };
+            sysctls.set_rest(note).unwrap();
+            assert_eq!(set.into_inner().unwrap(), left, "{spelled}");
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use agent_api::{ErrorCode, GuestError};
 use async_trait::async_trait;
 use attestation_agent::api::{
-    self, Abilities, Addresses, Ask, Authorize, Caller, MountRequest, Peer, Refused, Serving,
-    Volumes,
+    self, Abilities, Addresses, Ask, Authorize, Caller, MountRequest, Peer, Refused, Seldom,
+    Serving, Volumes,
 };
 use evidence::init_data::content::WorkloadApi;
 use oci_spec::runtime::{Mount, Spec};
@@ -49,7 +49,11 @@ pub async fn serve(gate: Arc<Gate>, sandbox: Arc<Sandbox>) -> Result<Option<Serv
         log,
         volumes: Some(Arc::new(Disks(Arc::clone(&sandbox)))),
     };
-    let owner = Arc::new(Owner { gate, sandbox });
+    let owner = Arc::new(Owner {
+        gate,
+        sandbox,
+        warned: Seldom::default(),
+    });
     let addresses = Addresses {
         rest: wanted.rest.then(|| Addresses::of_guest().rest).flatten(),
         ..Addresses::of_guest()
@@ -81,6 +85,7 @@ pub fn mount_sockets(wanted: WorkloadApi, spec: &mut Spec) {
 struct Owner {
     gate: Arc<Gate>,
     sandbox: Arc<Sandbox>,
+    warned: Seldom,
 }
 
 #[async_trait]
@@ -109,11 +114,10 @@ impl Authorize for Owner {
         });
         let allowed = self.gate.admit_workload(ask.rule(), input, ask.is_usual());
         allowed.map_err(|error| {
-            tracing::warn!(
-                container = caller.id,
-                rule = ask.rule(),
-                "refused to a workload"
-            );
+            if let Some(left_out) = self.warned.due() {
+                let (container, rule) = (&caller.id, ask.rule());
+                tracing::warn!(container, rule, left_out, "refused to a workload");
+            }
             Refused(error.message)
         })
     }

@@ -8,15 +8,20 @@
 //! them. Where it has none, the log itself goes with the evidence, and the report's data is a digest over
 //! it: then it is the word of the measured guest at the time of the report. Entries are those of
 //! guest-components (AAEL), each in the register that was really extended.
+//!
+//! A log in files is used by several processes in turn: who has the lock reads what others wrote, and finishes or
+//! forgets the event that one of them left on its way.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+mod files;
+
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use evidence::eventlog::{AaelError, AaelEvent, entry, extended, register_of_pcr};
 
 use crate::attester::{REGISTER_BYTES, Registers};
+use files::{Ahead, Files, Lock};
 
 /// Entries of one log; firmware's come on top.
 const EVENTS: usize = 128;
@@ -24,19 +29,15 @@ const EVENTS: usize = 128;
 const LOG_BYTES: usize = 24 * 1024;
 /// Where an event goes for which no register is asked: RTMR3, guest-components' default.
 const DEFAULT_PCR: u64 = 17;
-/// The log's name in its directory, and the entry that is on its way into it.
-const FILE: &str = "eventlog";
-const AHEAD: &str = ".wal_event_entry";
-/// Bytes of a register's index before the entry that is written ahead.
-const INDEX_BYTES: usize = 4;
 
 /// The log of one guest. It is shared by reference.
 pub struct EventLog {
     registers: Option<Arc<dyn Registers>>,
-    directory: Option<PathBuf>,
+    files: Option<Files>,
     state: Mutex<State>,
 }
 
+/// What the log is; of one in files, as of the last use.
 #[derive(Default)]
 struct State {
     entries: Vec<u8>,
@@ -61,6 +62,12 @@ pub enum EventLogError {
         /// Why not.
         cause: io::Error,
     },
+    /// Another process has had the log for too long.
+    #[error("{path}: another process holds the event log: end it, or try again later", path = .0.display())]
+    Locked(PathBuf),
+    /// An event for a log that was opened to be read.
+    #[error("the event log was opened to be read: no event goes into it")]
+    ReadOnly,
     /// The log and the registers say different things for ever: there is no evidence any more.
     #[error("the event log is of no use any more: {0}")]
     Broken(String),
@@ -78,35 +85,45 @@ impl EventLog {
     /// An empty log in memory, of a guest with or without registers.
     #[must_use]
     pub fn new(registers: Option<Arc<dyn Registers>>) -> Self {
-        Self {
-            registers,
-            directory: None,
-            state: Mutex::default(),
-        }
+        Self::of(registers, None)
     }
 
-    /// The same in a directory, where it outlives this process: what was logged is read, and what was on
-    /// its way when another process ended is finished or forgotten, as the register says.
+    /// The same in a directory, where it outlives this process, and is used by others too: what was on its way when
+    /// one of them ended is finished or forgotten, as the register says. The directory is made where it is missing.
     ///
     /// # Errors
-    /// A file cannot be read, or the register has neither of the values that it can have.
+    /// A file cannot be used, or the register has neither of the values that it can have.
     pub fn open(
         registers: Option<Arc<dyn Registers>>,
         directory: impl Into<PathBuf>,
     ) -> Result<Self, EventLogError> {
-        let log = Self {
-            directory: Some(directory.into()),
-            ..Self::new(registers)
-        };
-        log.recover()?;
+        let files = Files::to_write(directory.into())?;
+        let log = Self::of(registers, Some(files));
+        log.held(|_| ())?;
         Ok(log)
+    }
+
+    /// The log that [`EventLog::open`] writes, to be read alone: nothing is made or changed. It is empty for as long
+    /// as there is none.
+    #[must_use]
+    pub fn look(registers: Option<Arc<dyn Registers>>, directory: impl Into<PathBuf>) -> Self {
+        Self::of(registers, Some(Files::to_read(directory.into())))
+    }
+
+    fn of(registers: Option<Arc<dyn Registers>>, files: Option<Files>) -> Self {
+        Self {
+            registers,
+            files,
+            state: Mutex::default(),
+        }
     }
 
     /// Measures an event. The number of a register is a TPM's, as in guest-components' interface, and
     /// stands for the TD's register that it maps to (UEFI 2.10, section 38.4.1). It may block.
     ///
     /// # Errors
-    /// The event is not in the log, and no register was extended by it.
+    /// The event is not in the log, and no register was extended by it. Where a file failed behind the register, whoever
+    /// uses the log next finishes the event.
     pub fn extend(
         &self,
         domain: &str,
@@ -121,11 +138,16 @@ impl EventLog {
         };
         let index = register_of_pcr(register.unwrap_or(DEFAULT_PCR));
         let (bytes, digest) = entry(index, &event.data()?);
-        let mut state = self.usable()?;
+        if self.files.as_ref().is_some_and(|files| !files.writes) {
+            return Err(EventLogError::ReadOnly);
+        }
+        let (mut state, _lock) = self.turn()?;
         if state.count >= EVENTS || state.entries.len() + bytes.len() > LOG_BYTES {
             return Err(EventLogError::Full);
         }
-        self.write_ahead(index, &bytes)?;
+        if let Some(files) = &self.files {
+            files.write_ahead(&self.ahead(index, &bytes, &state)?)?;
+        }
         if let Err(error) = self.extend_register(index, &digest, &mut state) {
             // One whose end is not known is left to be looked at.
             if !matches!(error, EventLogError::Broken(_)) {
@@ -133,7 +155,11 @@ impl EventLog {
             }
             return Err(error);
         }
-        self.append(&bytes, &mut state)?;
+        if let Some(files) = &self.files {
+            files.append(&bytes)?;
+        }
+        state.entries.extend(&bytes);
+        state.count += 1;
         self.forget_ahead()
     }
 
@@ -143,21 +169,67 @@ impl EventLog {
         self.registers.is_some()
     }
 
-    /// Runs something with the log's entries while no event can come.
+    /// Runs something with the log's entries while no event can come, from other processes neither.
     ///
     /// # Errors
-    /// [`EventLogError::Broken`].
+    /// [`EventLogError::Broken`], or a file cannot be used.
     pub fn held<T>(&self, with: impl FnOnce(&[u8]) -> T) -> Result<T, EventLogError> {
-        let state = self.usable()?;
+        let (state, _lock) = self.turn()?;
         Ok(with(&state.entries))
     }
 
-    fn usable(&self) -> Result<MutexGuard<'_, State>, EventLogError> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match &state.broken {
-            None => Ok(state),
-            Some(cause) => Err(EventLogError::Broken(cause.clone())),
+    /// Waits until nobody else uses the log, and reads what others did to it.
+    fn turn(&self) -> Result<(MutexGuard<'_, State>, Option<Lock>), EventLogError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cause) = &state.broken {
+            return Err(EventLogError::Broken(cause.clone()));
         }
+        let Some(files) = &self.files else {
+            return Ok((state, None));
+        };
+        let lock = files.lock()?;
+        match lock {
+            Some(_) => self.refresh(files, &mut state)?,
+            None => *state = State::default(),
+        }
+        Ok((state, lock))
+    }
+
+    fn refresh(&self, files: &Files, state: &mut State) -> Result<(), EventLogError> {
+        let mut entries = files.entries()?;
+        if let Some(ahead) = files.ahead()? {
+            let missing = ahead.missing(&entries, self.registers.as_deref())?;
+            if files.writes && !missing.is_empty() {
+                files.append(missing)?;
+            }
+            entries.extend(missing);
+        }
+        state.count = count(&entries)?;
+        state.entries = entries;
+        match files.writes {
+            true => files.forget_ahead(),
+            false => Ok(()),
+        }
+    }
+
+    fn ahead(&self, index: u32, bytes: &[u8], state: &State) -> Result<Ahead, EventLogError> {
+        let register = register(index);
+        let before = match &self.registers {
+            Some(registers) => registers
+                .read(register)
+                .map_err(|cause| EventLogError::Register { register, cause })?,
+            None => [0; REGISTER_BYTES],
+        };
+        Ok(Ahead {
+            at: state.entries.len(),
+            index,
+            before,
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    fn forget_ahead(&self) -> Result<(), EventLogError> {
+        self.files.as_ref().map_or(Ok(()), Files::forget_ahead)
     }
 
     /// An extension that failed may have been done. Then the register says so.
@@ -187,117 +259,6 @@ impl EventLog {
             }
         }
     }
-
-    fn append(&self, bytes: &[u8], state: &mut State) -> Result<(), EventLogError> {
-        if let Some(path) = self.path(FILE) {
-            let mut file = File::options();
-            let file = file.append(true).create(true).open(&path);
-            let written = file.and_then(|mut file| file.write_all(bytes));
-            if let Err(cause) = written {
-                // The register has it already.
-                state.broken = Some(format!("{}: {cause}", path.display()));
-                return Err(EventLogError::File { path, cause });
-            }
-        }
-        state.entries.extend(bytes);
-        state.count += 1;
-        Ok(())
-    }
-
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        Some(self.directory.as_ref()?.join(name))
-    }
-
-    /// The value that the register has before, and the entry.
-    fn write_ahead(&self, index: u32, bytes: &[u8]) -> Result<(), EventLogError> {
-        let Some(path) = self.path(AHEAD) else {
-            return Ok(());
-        };
-        let register = register(index);
-        let before = match &self.registers {
-            Some(registers) => registers
-                .read(register)
-                .map_err(|cause| EventLogError::Register { register, cause })?,
-            None => [0; REGISTER_BYTES],
-        };
-        let ahead = [&index.to_le_bytes()[..], &before, bytes].concat();
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(&ahead)?;
-            file.sync_all()
-        });
-        written.map_err(|cause| EventLogError::File { path, cause })
-    }
-
-    fn forget_ahead(&self) -> Result<(), EventLogError> {
-        let Some(path) = self.path(AHEAD) else {
-            return Ok(());
-        };
-        match fs::remove_file(&path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(EventLogError::File { path, cause })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn recover(&self) -> Result<(), EventLogError> {
-        let (Some(file), Some(ahead)) = (self.path(FILE), self.path(AHEAD)) else {
-            return Ok(());
-        };
-        let mut state = self.usable()?;
-        state.entries = read(&file)?;
-        let log = [&evidence::eventlog::header()[..], &state.entries].concat();
-        let parsed = evidence::eventlog::EventLog::parse(&log)
-            .map_err(|error| EventLogError::Broken(format!("{}: {error}", file.display())))?;
-        if parsed.bytes() != log.len() {
-            let told = format!("{}: something is behind its entries", file.display());
-            return Err(EventLogError::Broken(told));
-        }
-        state.count = parsed.events().len();
-        let written = read(&ahead)?;
-        if let Some((index, rest)) = written.split_first_chunk::<INDEX_BYTES>()
-            && let Some((before, bytes)) = rest.split_first_chunk::<REGISTER_BYTES>()
-            && self.was_extended(u32::from_le_bytes(*index), before, bytes)?
-            && !state.entries.ends_with(bytes)
-        {
-            self.append(bytes, &mut state)?;
-        }
-        // One that was not written to its end was not followed by anything.
-        self.forget_ahead()
-    }
-
-    /// Whether an entry that was written ahead has extended its register.
-    fn was_extended(
-        &self,
-        index: u32,
-        before: &[u8; REGISTER_BYTES],
-        bytes: &[u8],
-    ) -> Result<bool, EventLogError> {
-        let log = [&evidence::eventlog::header()[..], bytes].concat();
-        let Ok(parsed) = evidence::eventlog::EventLog::parse(&log) else {
-            return Ok(false);
-        };
-        let [event] = parsed.events() else {
-            return Ok(false);
-        };
-        let (Some(registers), Some(digest)) = (&self.registers, event.digests.first()) else {
-            return Ok(self.registers.is_none());
-        };
-        let digest = digest.digest.try_into().map_err(|_| {
-            EventLogError::Broken("what was written ahead has no SHA-384 digest".to_owned())
-        })?;
-        let register = register(index);
-        let value = registers
-            .read(register)
-            .map_err(|cause| EventLogError::Register { register, cause })?;
-        match value {
-            value if value == extended(before, digest) => Ok(true),
-            value if value == *before => Ok(false),
-            _ => Err(EventLogError::Broken(format!(
-                "RTMR{register} has another value than the last event leaves or finds"
-            ))),
-        }
-    }
 }
 
 impl std::fmt::Debug for EventLog {
@@ -311,22 +272,15 @@ fn register(index: u32) -> usize {
     usize::try_from(index).unwrap_or(usize::MAX).wrapping_sub(1)
 }
 
-/// A file of the log; an empty one where there is none.
-fn read(path: &Path) -> Result<Vec<u8>, EventLogError> {
-    let failed = |cause| EventLogError::File {
-        path: path.to_owned(),
-        cause,
-    };
-    let file = match File::open(path) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file.map_err(failed)?,
-    };
-    let mut bytes = Vec::new();
-    let cap = u64::try_from(LOG_BYTES).unwrap_or(u64::MAX) + 1;
-    file.take(cap).read_to_end(&mut bytes).map_err(failed)?;
-    match bytes.len() <= LOG_BYTES {
-        true => Ok(bytes),
-        false => Err(EventLogError::Full),
+/// The events of a log, which are all that it has.
+fn count(entries: &[u8]) -> Result<usize, EventLogError> {
+    let broken = |cause: String| EventLogError::Broken(format!("its file: {cause}"));
+    let log = [&evidence::eventlog::header()[..], entries].concat();
+    let parsed = evidence::eventlog::EventLog::parse(&log);
+    let parsed = parsed.map_err(|error| broken(error.to_string()))?;
+    match parsed.bytes() == log.len() {
+        true => Ok(parsed.events().len()),
+        false => Err(broken("something is behind its entries".to_owned())),
     }
 }
 

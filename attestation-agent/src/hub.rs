@@ -136,6 +136,19 @@ impl Hub {
         Ok(signed.verified(&kid, &key)?)
     }
 
+    /// The resource that [`Hub::examine`] fetches from the broker to verify a sealed secret; none where init-data names
+    /// the keys, or wants none.
+    ///
+    /// # Errors
+    /// The secret is malformed, or init-data names other keys.
+    pub fn key_of(&self, text: &str) -> Result<Option<ResourceUri>, HubError> {
+        let signed = Signed::parse(text)?;
+        match self.sealed.skip_verification {
+            true => Ok(None),
+            false => self.key_at_broker(&signed.kid()?),
+        }
+    }
+
     /// Opens what was examined, for the environment variable or file `name`; none where a program asks for it.
     ///
     /// # Errors
@@ -171,14 +184,10 @@ impl Hub {
     }
 
     async fn verifying_key(&self, kid: &str) -> Result<VerifyingKey, HubError> {
-        let named = &self.sealed.verification_keys;
-        if let Some(jwk) = named.get(kid) {
+        let Some(uri) = self.key_at_broker(kid)? else {
+            let jwk = self.sealed.verification_keys.get(kid);
+            let jwk = jwk.ok_or_else(|| unknown_key(kid))?;
             return Ok(VerifyingKey::from_jwk(kid, jwk.as_bytes())?);
-        }
-        let uri: Option<ResourceUri> = kid.parse().ok().filter(|_| named.is_empty());
-        let Some(uri) = uri else {
-            let kid = kid.chars().take(128).collect();
-            return Err(SealedError::UnknownKey { kid }.into());
         };
         let jwk = self.resource(&uri).await;
         let jwk = jwk.map_err(|cause| HubError::VerificationKey {
@@ -187,9 +196,24 @@ impl Hub {
         Ok(VerifyingKey::from_jwk(kid, jwk.expose())?)
     }
 
+    /// Where a key is that init-data does not have. Where it has some, there are no others.
+    fn key_at_broker(&self, kid: &str) -> Result<Option<ResourceUri>, HubError> {
+        let named = &self.sealed.verification_keys;
+        if named.contains_key(kid) {
+            return Ok(None);
+        }
+        let uri = kid.parse().ok().filter(|_| named.is_empty());
+        uri.map(Some).ok_or_else(|| unknown_key(kid))
+    }
+
     fn broker(&self) -> Result<&Broker, HubError> {
         self.broker.as_deref().ok_or(HubError::NoBroker)
     }
+}
+
+fn unknown_key(kid: &str) -> HubError {
+    let kid = kid.chars().take(128).collect();
+    SealedError::UnknownKey { kid }.into()
 }
 
 /// A service that was not given. None of the texts has a secret, a token or evidence in it.

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! There is no fallback to a weaker kind of evidence, no session to a broker other than the one in
-//! measured init-data, and no secret, token or evidence in a log or an error.
+//! measured init-data, and no secret, token, evidence or sentence of the broker's in a log or an error's text.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -22,7 +22,9 @@ pub mod sealed;
 mod token;
 
 pub use attester::{AttestError, Attester};
-pub use broker::{Attestation, Broker, BrokerConfig, BrokerError, ConfigError, Step, Traced};
+pub use broker::{
+    Attestation, Broker, BrokerConfig, BrokerError, ConfigError, Detail, Step, Traced,
+};
 pub use event_log::{EventLog, EventLogError};
 pub use hub::{Hub, HubError, Unsealed};
 pub use kbs_protocol::{ResourceError, ResourcePath, ResourceUri, Secret};

@@ -42,7 +42,7 @@ pub struct Launch {
     pub initrd: Option<PathBuf>,
     /// The firmware, where the configuration names one.
     pub firmware: Option<PathBuf>,
-    /// The kernel's command line, whole.
+    /// The kernel's command line, as a TEE would have it.
     pub command_line: String,
     /// Virtual processors.
     pub vcpus: u32,

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -21,6 +21,10 @@ use crate::spec::oci::IdMapping;
 
 /// The verb by which this program waits in a new user namespace.
 pub const USERS: &str = "users";
+/// How many user namespaces there may be.
+const ALLOWED: &str = "/proc/sys/user/max_user_namespaces";
+/// What is read of why it is not, in bytes.
+const MAX_SAID: u64 = 1024;
 /// What the child says when it is there.
 const HELD: &[u8] = b"held";
 
@@ -43,12 +47,14 @@ impl Users {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()?;
-        let mut said = [0; HELD.len()];
         let mut take = || {
             let mut output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            output.read_exact(&mut said)?;
+            let mut said = [0; HELD.len()];
+            if output.read_exact(&mut said).is_err() {
+                return Err(refused(child.stderr.take()));
+            }
             let of = |name: &str| format!("/proc/{}/{name}", child.id());
             fs::write(of("uid_map"), text(uids))?;
             fs::write(of("gid_map"), text(gids))?;
@@ -107,6 +113,30 @@ impl Users {
     }
 }
 
+/// Why a child is in no user namespace. It has ended, and what it said is short.
+fn refused(said: Option<ChildStderr>) -> io::Error {
+    let mut text = Vec::new();
+    if let Some(said) = said {
+        // What was read until it failed is what there is.
+        let _ = said.take(MAX_SAID).read_to_end(&mut text);
+    }
+    let allowed = fs::read_to_string(ALLOWED).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    io::Error::other(reason(text.trim(), allowed.trim()))
+}
+
+/// What to tell of it, by how many user namespaces this host allows.
+fn reason(said: &str, allowed: &str) -> String {
+    match allowed {
+        "0" => "this host allows no user namespaces: set the sysctl user.max_user_namespaces, \
+                such as to 15000"
+            .to_owned(),
+        _ => format!(
+            "no new user namespace: {said} (this host allows {allowed}, by the sysctl user.max_user_namespaces)"
+        ),
+    }
+}
+
 /// What the child does.
 ///
 /// # Errors
@@ -148,6 +178,18 @@ pub(crate) mod tests {
         let mut command = Command::new("unshare");
         command.args(["--user", "sh", "-c", "printf held; cat"]);
         Some(Users::of(command, &[MAPPING], &[MAPPING]).unwrap())
+    }
+
+    #[test]
+    fn a_child_that_is_in_no_namespace_says_why() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no room >&2; exit 1"]);
+        let error = Users::of(command, &[MAPPING], &[MAPPING]).unwrap_err();
+        assert!(error.to_string().contains("namespace"), "{error}");
+        let none = reason("no room", "0");
+        assert!(none.contains("set the sysctl user.max_user_namespaces"));
+        let full = reason("no room", "7");
+        assert!(full.contains("no room") && full.contains("allows 7"));
     }
 
     #[test]

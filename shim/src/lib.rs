@@ -33,6 +33,7 @@ pub mod hooks;
 pub mod idmap;
 pub mod init_data;
 pub mod io;
+pub mod kernel_line;
 mod lock;
 pub mod log;
 pub mod mirror;

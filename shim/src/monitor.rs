@@ -15,7 +15,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agent_api::{ErrorCode, GuestError};
@@ -31,7 +33,7 @@ use tracing::{debug, warn};
 use transport::{BoxedStream, Dial};
 
 use crate::creation::Creation;
-use crate::disk::described::{Growth, MAX_REQUEST, RESIZE, STATS};
+use crate::disk::described::{Growth, MAX_REQUEST, RESIZE, RESIZE_TIMEOUT, STATS};
 use crate::state_dir::StateDir;
 
 /// The socket in the state directory; Kata's name.
@@ -100,8 +102,7 @@ pub async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
         };
         let source = Arc::clone(&source);
         tokio::spawn(async move {
-            let connection = tokio::time::timeout(CONNECTION_TIMEOUT, speak(stream, source));
-            if connection.await.is_err() {
+            if !speak_in_time(stream, source).await {
                 debug!("a collector stayed too long");
             }
             drop(slot);
@@ -109,10 +110,23 @@ pub async fn serve(listener: UnixListener, source: Arc<dyn Source>) {
     }
 }
 
-async fn speak(stream: UnixStream, source: Arc<dyn Source>) {
+/// Speaks with a collector; answers whether it went in time. Who makes a volume larger may stay for that.
+async fn speak_in_time(stream: UnixStream, source: Arc<dyn Source>) -> bool {
+    let grows = AtomicBool::new(false);
+    let mut connection = pin!(speak(stream, source, &grows));
+    let in_time = tokio::time::timeout(CONNECTION_TIMEOUT, &mut connection).await;
+    if in_time.is_err() && grows.load(Ordering::Relaxed) {
+        return tokio::time::timeout(RESIZE_TIMEOUT, connection)
+            .await
+            .is_ok();
+    }
+    in_time.is_ok()
+}
+
+async fn speak(stream: UnixStream, source: Arc<dyn Source>, grows: &AtomicBool) {
     let service = service_fn(|request| {
         let source = Arc::clone(&source);
-        async move { Ok::<_, Infallible>(answer(request, source.as_ref()).await) }
+        async move { Ok::<_, Infallible>(answer(request, source, grows).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -124,7 +138,11 @@ async fn speak(stream: UnixStream, source: Arc<dyn Source>) {
     }
 }
 
-async fn answer<B>(request: Request<B>, source: &dyn Source) -> Response<Full<Bytes>>
+async fn answer<B>(
+    request: Request<B>,
+    source: Arc<dyn Source>,
+    grows: &AtomicBool,
+) -> Response<Full<Bytes>>
 where
     B: hyper::body::Body<Data = Bytes>,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -146,9 +164,9 @@ where
         (&Method::GET, GUEST_METRICS) => (StatusCode::OK, source.guest_metrics().await),
         (&Method::GET, STATS) => {
             content_type = JSON;
-            stats(head.uri.query().unwrap_or_default(), source).await
+            stats(head.uri.query().unwrap_or_default(), source.as_ref()).await
         }
-        (&Method::POST, RESIZE) => resize(body, source).await,
+        (&Method::POST, RESIZE) => resize(body, source, grows).await,
         (_, METRICS | OWN_METRICS | GUEST_METRICS | CREATIONS | STATS) => (
             StatusCode::METHOD_NOT_ALLOWED,
             "only GET is answered\n".to_owned(),
@@ -185,7 +203,7 @@ async fn stats(query: &str, source: &dyn Source) -> (StatusCode, String) {
     }
 }
 
-async fn resize<B>(body: B, source: &dyn Source) -> (StatusCode, String)
+async fn resize<B>(body: B, source: Arc<dyn Source>, grows: &AtomicBool) -> (StatusCode, String)
 where
     B: hyper::body::Body<Data = Bytes>,
     B::Error: std::error::Error + Send + Sync + 'static,
@@ -194,12 +212,19 @@ where
     let growth = body.map_err(|error| error.to_string()).and_then(|body| {
         serde_json::from_slice(&body.to_bytes()).map_err(|error| error.to_string())
     });
-    match growth {
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
-        Ok(growth) => match source.grow_volume(&growth).await {
-            Ok(()) => (StatusCode::OK, String::new()),
-            Err(error) => failed(&error),
-        },
+    let growth: Growth = match growth {
+        Ok(growth) => growth,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    grows.store(true, Ordering::Relaxed);
+    // What was begun is done whether or not anybody waits for it: the guest does not stop halfway.
+    let grown = tokio::spawn(async move { source.grow_volume(&growth).await }).await;
+    grows.store(false, Ordering::Relaxed);
+    let ended =
+        |error: tokio::task::JoinError| Err(GuestError::new(ErrorCode::Internal, "disk", error));
+    match grown.unwrap_or_else(ended) {
+        Ok(()) => (StatusCode::OK, String::new()),
+        Err(error) => failed(&error),
     }
 }
 
@@ -247,8 +272,11 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+
     use super::*;
     use crate::creation::Progress;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use transport::{Client, ClientConfig, PlainHttp, Roots, bytes_capped};
 
     struct Fixed(&'static str);
@@ -348,6 +376,71 @@ mod tests {
         assert!(text.contains("/dev/x has no 7 bytes"), "{text}");
         let (status, _) = ask_with(Fixed(""), Method::POST, RESIZE, "{").await;
         assert_eq!(status, 400);
+    }
+
+    /// Has volumes that take minutes to grow, and knows how many have.
+    #[derive(Default)]
+    struct Slow {
+        begun: tokio::sync::Notify,
+        done: AtomicU32,
+    }
+
+    #[async_trait]
+    impl Source for Slow {
+        fn own_metrics(&self) -> String {
+            String::new()
+        }
+
+        async fn guest_metrics(&self) -> String {
+            std::future::pending().await
+        }
+
+        fn creations(&self) -> Vec<Creation> {
+            Vec::new()
+        }
+
+        async fn volume_stats(&self, _device: &str) -> Result<String, GuestError> {
+            Ok(String::new())
+        }
+
+        async fn grow_volume(&self, _growth: &Growth) -> Result<(), GuestError> {
+            self.begun.notify_one();
+            tokio::time::sleep(CONNECTION_TIMEOUT * 4).await;
+            self.done.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_growth_may_take_minutes_and_is_done_though_nobody_waits() {
+        let source = Arc::new(Slow::default());
+        let body = r#"{"VolumePath":"/dev/x","Size":7}"#;
+        let growth = format!(
+            "POST {RESIZE} HTTP/1.1\r\nHost: shim\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let asked = async |request: &str| {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(request.as_bytes()).await.unwrap();
+            let connection = tokio::spawn(speak_in_time(theirs, source.clone()));
+            (ours, connection)
+        };
+        let (mut ours, connection) = asked(&growth).await;
+        let mut answer = String::new();
+        ours.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(connection.await.unwrap());
+        source.begun.notified().await;
+        let (ours, connection) = asked(&growth).await;
+        source.begun.notified().await;
+        drop(ours);
+        connection.await.unwrap();
+        tokio::time::sleep(CONNECTION_TIMEOUT * 5).await;
+        assert_eq!(source.done.load(Ordering::Relaxed), 2);
+        // Nobody else stays so long.
+        let slow = format!("GET {GUEST_METRICS} HTTP/1.1\r\nHost: shim\r\n\r\n");
+        let (_ours, connection) = asked(&slow).await;
+        assert!(!connection.await.unwrap());
     }
 
     #[tokio::test]

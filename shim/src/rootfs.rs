@@ -3,6 +3,7 @@
 
 mod layers;
 mod mapped;
+mod served;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::disk::FileSystem;
 use crate::spec::amend::HostBind;
 use crate::spec::group::{self, Role};
 pub use layers::{ALLOWED, Layers};
+pub use served::serve;
 pub use shared::Shared;
 
 /// The mount option by which a snapshotter hands over a volume of Kata's.

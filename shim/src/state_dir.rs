@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -117,10 +118,22 @@ impl StateDir {
             .unwrap_or_default()
     }
 
-    /// The directory that virtio-fs shares.
+    /// What virtio-fs serves: [`Self::mounts`] as the guest sees it.
     #[must_use]
     pub fn shared(&self) -> PathBuf {
         self.0.join("shared")
+    }
+
+    /// Where the containers' mount points are made and removed. The guest never sees it.
+    #[must_use]
+    pub fn mounts(&self) -> PathBuf {
+        self.0.join("mounts")
+    }
+
+    /// Where the layers of a container's root file system are mounted while that is made.
+    #[must_use]
+    pub fn layers(&self, container: &str) -> PathBuf {
+        self.0.join(format!("layers-{container}"))
     }
 
     /// Makes the directory, for root only.
@@ -312,7 +325,7 @@ fn detach_mounts_under(directory: &Path) -> io::Result<()> {
         .collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in points {
-        match rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH) {
+        match rustix::mount::unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }

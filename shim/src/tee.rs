@@ -9,6 +9,7 @@ use evidence::init_data::InitDataDigest;
 use evidence::snp::Generation;
 use hypervisor::Confidential;
 use hypervisor::tee::{Kind, Snp, Tdx, host};
+use measure::snp::Igvm;
 use measure::tdx::Vmm;
 use thiserror::Error;
 
@@ -16,6 +17,9 @@ use crate::config::Config;
 
 /// Where a bzImage says that it is one, and how (Linux `Documentation/arch/x86/boot.rst`).
 const BZIMAGE: (usize, &[u8; 4]) = (0x202, b"HdrS");
+
+/// Bytes of a kernel's file that hold its PE headers.
+const HEADERS: usize = 4096;
 
 /// Why a VM cannot be a confidential one.
 #[derive(Debug, Error)]
@@ -40,6 +44,14 @@ pub enum TeeError {
         /// What is wrong.
         reason: String,
     },
+    /// The IGVM file starts no such guest, or not this one.
+    #[error("IGVM file {path:?}: {reason}")]
+    Igvm {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The kernel is in the form for plain VMs.
     #[error(
         "kernel {path:?} is no bzImage, and firmware starts nothing else: name the vmlinuz beside it"
@@ -47,6 +59,18 @@ pub enum TeeError {
     Kernel {
         /// The file.
         path: PathBuf,
+    },
+    /// The firmware has keys, and the kernel no signature.
+    #[error(
+        "firmware {firmware:?} has Secure Boot on (a platform key, PK, is among its variables), and kernel {kernel:?} is \
+         not signed, so that it would not start: name firmware without keys, or take them out (`virt-fw-vars --input \
+         FILE --delete PK --output OTHER`)"
+    )]
+    SecureBoot {
+        /// The firmware.
+        firmware: PathBuf,
+        /// The kernel.
+        kernel: PathBuf,
     },
     /// The ID block.
     #[error("snp_id_block: {0}")]
@@ -69,11 +93,18 @@ pub fn confidential(
     let Some(kind) = config.tee.hardware() else {
         return Ok(None);
     };
-    if let Some(path) = &config.vm.firmware {
-        check_firmware(kind, path)?;
-    }
+    let has_keys = match &config.vm.firmware {
+        Some(path) => check_firmware(kind, path)?,
+        None => false,
+    };
     check_kernel(&config.vm.kernel)?;
+    if has_keys {
+        check_signed(config)?;
+    }
     let keys = &config.vm.confidential;
+    if let Some(path) = &config.vm.igvm {
+        check_igvm(path, keys.policy)?;
+    }
     Ok(Some(match kind {
         Kind::Snp => Confidential::Snp(Snp {
             cpu_model: match &keys.cpu_model {
@@ -100,21 +131,65 @@ fn model_of_host() -> Option<String> {
     Some(format!("EPYC-{product}"))
 }
 
-fn check_firmware(kind: Kind, path: &Path) -> Result<(), TeeError> {
+/// Whether the firmware, which starts such guests, has keys of Secure Boot.
+fn check_firmware(kind: Kind, path: &Path) -> Result<bool, TeeError> {
     let image = read("firmware", path, measure::snp::FIRMWARE_BYTES)?;
     let parsed = match kind {
-        Kind::Snp => measure::snp::Firmware::parse(&image)
-            .map(drop)
-            .map_err(|error| error.to_string()),
-        Kind::Tdx => measure::tdx::Firmware::parse(&image, Vmm::Qemu)
-            .map(drop)
-            .map_err(|error| error.to_string()),
+        Kind::Snp => snp_firmware(&image).map(|()| false),
+        Kind::Tdx => tdx_firmware(&image),
     };
     parsed.map_err(|reason| TeeError::Firmware {
         path: path.to_owned(),
         kind: kind.name(),
         reason,
     })
+}
+
+/// QEMU takes the guest policy from the file, some versions after the launch has begun with the configured
+/// one: only where both are the same is it known which holds.
+fn check_igvm(path: &Path, policy: u64) -> Result<(), TeeError> {
+    let refused = |reason| TeeError::Igvm {
+        path: path.to_owned(),
+        reason,
+    };
+    // One more, so that a longer file is not taken for its beginning.
+    let file = read("IGVM file", path, measure::snp::IGVM_BYTES + 1)?;
+    let parsed = Igvm::parse(&file).map_err(|error| refused(error.to_string()))?;
+    let said = parsed.policy();
+    if said != policy {
+        return Err(refused(format!(
+            "it has the guest policy {said}, and snp_guest_policy is {policy}: set both to one"
+        )));
+    }
+    Ok(())
+}
+
+/// Firmware without a page for hashes would boot the kernel unchecked, and QEMU gives it none.
+fn snp_firmware(image: &[u8]) -> Result<(), String> {
+    let parsed = measure::snp::Firmware::parse(image).map_err(|error| error.to_string())?;
+    match parsed.takes_hashes() {
+        true => Ok(()),
+        false => Err(measure::snp::LaunchError::NoHashes.to_string()),
+    }
+}
+
+fn tdx_firmware(image: &[u8]) -> Result<bool, String> {
+    let parsed = measure::tdx::Firmware::parse(image, Vmm::Qemu);
+    let parsed = parsed.map_err(|error| error.to_string())?;
+    parsed.has_platform_key().map_err(|error| error.to_string())
+}
+
+/// A kernel that somebody signed may be one that the firmware's keys allow.
+fn check_signed(config: &Config) -> Result<(), TeeError> {
+    let kernel = &config.vm.kernel;
+    match measure::tdx::is_signed(&read("kernel", kernel, HEADERS)?) {
+        Ok(true) => Ok(()),
+        // What is no EFI image has no signature either.
+        Ok(false) | Err(_) => Err(TeeError::SecureBoot {
+            firmware: config.vm.firmware.clone().unwrap_or_default(),
+            kernel: kernel.clone(),
+        }),
+    }
 }
 
 fn check_kernel(path: &Path) -> Result<(), TeeError> {
@@ -143,7 +218,12 @@ fn read(what: &'static str, path: &Path, most: usize) -> Result<Vec<u8>, TeeErro
 }
 
 #[cfg(test)]
+#[path = "../../attestation-agent/measure/tests/tdvf/mod.rs"]
+mod tdvf;
+
+#[cfg(test)]
 mod tests {
+    use super::tdvf::{GLOBAL, sections, store};
     use super::*;
     use crate::config::Tee;
     use hypervisor::tee::DEFAULT_CPU_MODEL;
@@ -176,6 +256,87 @@ mod tests {
                 error.contains(&format!("starts no {kind} guest")),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn an_igvm_file_is_read_and_has_the_policy_that_is_configured() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.tee = Tee::Snp;
+        config.vm.kernel = kernel(directory.path(), b"HdrS");
+        let path = directory.path().join("guest.igvm");
+        config.vm.igvm = Some(path.clone());
+        let file = |policy| {
+            support::igvm::Builder::snp(policy)
+                .page(0, 0, 0, None)
+                .file()
+        };
+        std::fs::write(&path, file(0x3_0000)).unwrap();
+        assert!(confidential(&config, None).unwrap().is_some());
+        for (content, named) in [
+            (
+                file(0x13_0000),
+                "guest policy 1245184, and snp_guest_policy is 196608",
+            ),
+            (file(0x3_0000)[1..].to_vec(), "no IGVM file"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = confidential(&config, None).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn generic_firmware_starts_no_snp_guest_with_a_kernel() {
+        use support::firmware::{HASHES, SECTIONS, direct_boot, entries, image};
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            tee: Tee::Snp,
+            ..Config::default()
+        };
+        config.vm.kernel = kernel(directory.path(), b"HdrS");
+        let firmware = directory.path().join("OVMF.fd");
+        config.vm.firmware = Some(firmware.clone());
+        std::fs::write(&firmware, direct_boot(4)).unwrap();
+        assert!(confidential(&config, None).unwrap().is_some());
+        let mut generic = entries();
+        generic.retain(|entry| entry.0 != HASHES);
+        std::fs::write(&firmware, image(4, &SECTIONS, &generic)).unwrap();
+        let error = confidential(&config, None).unwrap_err().to_string();
+        assert!(error.contains("no page for the hashes"), "{error}");
+    }
+
+    #[test]
+    fn firmware_with_keys_starts_a_td_of_a_signed_kernel_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            tee: Tee::Tdx,
+            ..Config::default()
+        };
+        config.vm.kernel = directory.path().join("vmlinuz");
+        let firmware = directory.path().join("OVMF.inteltdx.ms.fd");
+        config.vm.firmware = Some(firmware.clone());
+        let put = |signatures: u32, value: &[u8]| {
+            std::fs::write(directory.path().join("vmlinuz"), tdvf::kernel(signatures)).unwrap();
+            let keys = store(0x1000, &[(0x3f, GLOBAL, "PK", value)]);
+            let sections = sections(0x1000, 0x3000);
+            let image = tdvf::image(0x4000, &keys, &sections, &[tdvf::entry()]);
+            std::fs::write(&firmware, image).unwrap();
+        };
+        for (signatures, key) in [(0, &b""[..]), (0x5c0, b""), (0x5c0, b"key")] {
+            put(signatures, key);
+            assert!(confidential(&config, None).unwrap().is_some());
+        }
+        put(0, b"key");
+        let error = confidential(&config, None).unwrap_err().to_string();
+        for named in [
+            "Secure Boot",
+            "OVMF.inteltdx.ms.fd",
+            "vmlinuz",
+            "virt-fw-vars",
+        ] {
+            assert!(error.contains(named), "{error}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The virtio-fs daemon of one VM: it serves the sandbox's shared directory to a plain guest.
 //!
-//! It runs without its own mount namespace (`sandbox=chroot`), so that a root file system mounted
-//! later by the shim is seen by the guest too. It ends when the VM disconnects, and is killed when
+//! What it serves is read-only where names of mounts are, see [`rootfs::serve`]. It runs in the shim's mount
+//! namespace (`sandbox=chroot`), so that a root file system mounted later by the shim is seen by the guest too. It ends when the VM disconnects, and is killed when
 //! this value is dropped.
 
 use std::io;
@@ -14,6 +14,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
 use crate::config::{VirtioFsCache, Vm};
+use crate::rootfs::{self, RootfsError};
 use crate::state_dir::{OWNER_VARIABLE, StateDir};
 
 /// The tag by which the guest mounts the directory; Kata's name.
@@ -47,6 +48,9 @@ pub enum StartError {
     /// It is in none of the usual places.
     #[error("no virtiofsd in {PLACES:?}: install it, or set virtio_fs_daemon in [hypervisor.qemu]")]
     Missing,
+    /// There is nothing to serve.
+    #[error("prepare the shared directory: {0}")]
+    Serve(#[from] RootfsError),
     /// The program does not start.
     #[error("start {program:?}: {source}")]
     Spawn {
@@ -74,17 +78,18 @@ pub fn find(vm: &Vm) -> Option<PathBuf> {
 }
 
 impl Virtiofsd {
-    /// Starts the daemon for the shared directory and waits until it listens.
+    /// Prepares the shared directory, starts the daemon for it and waits until it listens.
     ///
     /// # Errors
     /// [`StartError`], as soon as the daemon has ended where it ends.
     pub async fn start(vm: &Vm, directory: &StateDir) -> Result<Self, StartError> {
         let program = find(vm).ok_or(StartError::Missing)?;
+        let served = rootfs::serve(directory)?;
         let socket = directory.path().join("virtiofs.sock");
         // Its parent directory is the sandbox's own; a left-over socket would be taken for a live one.
         let _ = std::fs::remove_file(&socket);
         let child = Command::new(&program)
-            .args(arguments(&socket, &directory.shared(), vm.virtio_fs_cache))
+            .args(arguments(&socket, &served, vm.virtio_fs_cache))
             .args(&vm.virtio_fs_extra_args)
             .env(OWNER_VARIABLE, directory.path())
             .current_dir(directory.path())

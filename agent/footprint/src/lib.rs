@@ -8,16 +8,20 @@
 
 #![expect(
     unsafe_code,
-    reason = "mallopt(3), malloc_trim(3) and madvise(2) have no safe wrapper"
+    reason = "mallopt(3), malloc_trim(3), dl_iterate_phdr(3) and madvise(2) have no safe wrapper"
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+use std::ffi::c_void;
 use std::ops::Range;
 
 /// Bytes from which a block is mapped by itself, and goes back when it is freed.
 const OF_ITS_OWN: libc::c_int = 64 << 10;
 /// Bytes that may be free at the top of the heap.
 const FREE_AT_TOP: libc::c_int = 128 << 10;
+
+/// The smallest page of the processors that we run on: addresses of mappings are multiples of it.
+const PAGE: usize = 4096;
 
 /// Has one heap for all threads, whose limits do not move. To be called before there are threads.
 pub fn keep_small() {
@@ -42,9 +46,11 @@ pub fn give_back() {
     let _ = unsafe { libc::malloc_trim(0) };
     // Without /proc there is nothing to give back by.
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-    for range in clean(&text) {
-        // SAFETY: the pages are the file's own: nothing was ever written to them, and nobody may write. What is
-        // read there after this call is read from the file again, and is the same.
+    for range in within(&clean(&text), &program()) {
+        // SAFETY: the pages are of the program itself, which stays mapped where it is as long as the process lives:
+        // no other thread can have put anything else there since /proc was read, as it could in the place of a
+        // library that was closed. They are the file's own: nothing was ever written to them, and nobody may write.
+        // What is read there after this call is read from the file again, and is the same.
         let _ = unsafe {
             libc::madvise(
                 std::ptr::with_exposed_provenance_mut(range.start),
@@ -53,6 +59,52 @@ pub fn give_back() {
             )
         };
     }
+}
+
+/// The address ranges that the program itself was loaded to. What is loaded besides may go.
+fn program() -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    // SAFETY: the callback has the type that is asked for, does not unwind, and is called before this returns, with
+    // the address of `found`, of which there is no other use meanwhile.
+    let _ = unsafe { libc::dl_iterate_phdr(Some(note_program), (&raw mut found).cast()) };
+    found
+}
+
+/// Notes the segments of the first object, which is the program, and ends the walk.
+unsafe extern "C" fn note_program(
+    object: *mut libc::dl_phdr_info,
+    _size: usize,
+    found: *mut c_void,
+) -> libc::c_int {
+    // SAFETY: the C library passes a valid description on, and what `program` gave it. Both are used within the
+    // call alone.
+    let (object, found) = unsafe { (&*object, &mut *found.cast::<Vec<Range<usize>>>()) };
+    if object.dlpi_phdr.is_null() {
+        return 1;
+    }
+    // SAFETY: a program's headers are in its memory, as many as it says, and nobody writes to them.
+    let headers =
+        unsafe { std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)) };
+    let address = |header: &libc::Elf64_Phdr| -> Option<Range<usize>> {
+        let start = usize::try_from(object.dlpi_addr.checked_add(header.p_vaddr)?).ok()?;
+        let end = start.checked_add(usize::try_from(header.p_filesz).ok()?)?;
+        // The kernel maps whole pages.
+        Some(start - start % PAGE..end.checked_next_multiple_of(PAGE)?)
+    };
+    let loaded = headers.iter().filter(|one| one.p_type == libc::PT_LOAD);
+    found.extend(loaded.filter_map(address));
+    1
+}
+
+/// The parts of ranges that are within others.
+fn within(ranges: &[Range<usize>], others: &[Range<usize>]) -> Vec<Range<usize>> {
+    let both = |one: &Range<usize>, other: &Range<usize>| {
+        one.start.max(other.start)..one.end.min(other.end)
+    };
+    let pairs = ranges
+        .iter()
+        .flat_map(|one| others.iter().map(move |other| both(one, other)));
+    pairs.filter(|part| !part.is_empty()).collect()
 }
 
 /// The address ranges of `/proc/PID/smaps` (proc(5)) that are a file's, may not be written, and have no page of
@@ -129,6 +181,46 @@ mod tests {
         assert!(more < THREADS * BLOCKS * BLOCK / 8, "{more} bytes stay");
         assert!(rest < program, "{rest} of {program} bytes of the program");
         assert_eq!(kept.len(), THREADS);
+    }
+
+    #[test]
+    fn another_file_that_is_mapped_is_left_alone_and_the_program_is_not() {
+        use std::os::fd::AsRawFd;
+
+        let mut path = std::env::temp_dir();
+        path.push(format!("footprint-{}", std::process::id()));
+        std::fs::write(&path, [7; PAGE]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        // SAFETY: a new mapping of a file that is open, where the kernel has room.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(mapped, libc::MAP_FAILED);
+        let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let clean = clean(&text);
+        let given = within(&clean, &program());
+        // SAFETY: it was mapped above, and is not used any more.
+        unsafe { libc::munmap(mapped, PAGE) };
+        let has =
+            |ranges: &[Range<usize>], address| ranges.iter().any(|one| one.contains(&address));
+        let other = mapped.addr();
+        assert!(has(&clean, other) && !has(&given, other), "{given:x?}");
+        let own = give_back as fn() as usize;
+        assert!(has(&given, own), "{own:x} is not in {given:x?}");
+    }
+
+    #[test]
+    fn a_range_that_is_partly_the_programs_is_cut() {
+        let parts = within(&[1..5, 7..9, 20..30], &[3..8, 25..40]);
+        assert_eq!(parts, [3..5, 7..8, 25..30]);
     }
 
     #[test]

@@ -14,14 +14,17 @@ use std::path::{Path, PathBuf};
 use agent_api::GuestError;
 use agent_api::content::ContentFile;
 use agent_api::limit;
+use attestation_agent::Secret;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, linkat, mkdirat, openat, readlinkat,
     renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::PHASE;
 use super::place::too_much;
+use super::written::Written;
 use crate::fault::OrFail;
 
 /// Of every directory of a set.
@@ -41,6 +44,7 @@ const OWN: &str = "..";
 pub(super) struct Stage {
     slot: OwnedFd,
     directory: OwnedFd,
+    number: u64,
     name: String,
     /// What is seen of the set in the slot.
     tops: BTreeSet<String>,
@@ -64,6 +68,7 @@ impl Stage {
         Ok(Self {
             slot: open,
             directory: inner,
+            number,
             name,
             tops: BTreeSet::new(),
             bytes: 0,
@@ -78,54 +83,94 @@ impl Stage {
         self.held
     }
 
+    /// Which set of its slot it is.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether it has taken the place of the one before.
+    pub(super) fn is_seen(&self) -> bool {
+        self.is_seen
+    }
+
     /// The slot's directory as it was opened, whatever stands under its name by now.
     fn here(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.slot.as_raw_fd()))
     }
 
-    /// Writes one more file, whose path was checked.
-    pub(super) fn add(&mut self, file: &ContentFile) -> Result<(), GuestError> {
-        self.bytes += file.data.len();
-        self.held += held(file);
+    /// Counts one more file.
+    pub(super) fn count(&mut self, path: &str, bytes: usize) -> Result<(), GuestError> {
+        self.bytes += bytes;
+        self.held += held(path, bytes);
         self.files += 1;
-        if self.bytes > limit::MAX_CONTENT_SET || self.files > limit::MAX_CONTENT_FILES {
-            return Err(too_much("the set"));
+        match self.bytes > limit::MAX_CONTENT_SET || self.files > limit::MAX_CONTENT_FILES {
+            true => Err(too_much("the set")),
+            false => Ok(()),
         }
-        let top = file.path.split('/').next().unwrap_or_default();
-        self.tops.insert(top.to_owned());
-        self.write(file).or_internal(PHASE, "write a file")
+    }
+
+    /// Counts and writes one more file, whose path was checked.
+    pub(super) fn add(&mut self, file: &ContentFile) -> Result<(), GuestError> {
+        self.count(&file.path, file.data.len())?;
+        let write = |mut made: File| {
+            made.write_all(&file.data)?;
+            settle(&made, file)
+        };
+        let made = self.make(&file.path);
+        made.and_then(write).or_internal(PHASE, "write a file")
+    }
+
+    /// Writes a secret that is lent, and was counted.
+    pub(super) fn lend(
+        &mut self,
+        file: &ContentFile,
+        secret: &Secret,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Written, GuestError> {
+        let write = |made: File| {
+            let written = Written::new(made, secret, place)?;
+            settle(written.file(), file)?;
+            Ok(written)
+        };
+        let made = self.make(&file.path);
+        made.and_then(write).or_internal(PHASE, "write a file")
     }
 
     /// Takes a file over from the set that is seen, whatever its container has made of it. One that the container
-    /// has removed stays so.
+    /// has removed, with its directory or without, stays so.
     pub(super) fn keep(&mut self, seen: u64, path: &str) -> Result<(), GuestError> {
-        let link = || -> Result<bool, io::Error> {
-            let mut from = directory(&self.slot, OsStr::new(&name_of(seen)))?;
-            let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
-            for part in above.split('/').filter(|part| !part.is_empty()) {
-                from = directory(&from, OsStr::new(part))?;
-            }
+        let from = || -> Result<OwnedFd, Errno> {
+            let set = directory(&self.slot, OsStr::new(&name_of(seen)))?;
+            above(set, path)
+        };
+        let link = || -> io::Result<bool> {
+            let from = match from() {
+                Err(error) if is_absent(error) => return Ok(false),
+                from => from?,
+            };
+            let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
             let (to, _) = self.parent(path)?;
             match linkat(&from, name, &to, name, AtFlags::empty()) {
                 Ok(()) => Ok(true),
-                Err(Errno::NOENT) => Ok(false),
+                // A directory in its place.
+                Err(Errno::PERM) => Ok(false),
+                Err(error) if is_absent(error) => Ok(false),
                 Err(error) => Err(error.into()),
             }
         };
         if link().or_internal(PHASE, "keep a file")? {
-            let top = path.split('/').next().unwrap_or_default();
-            self.tops.insert(top.to_owned());
+            self.tops.insert(top(path).to_owned());
         }
         Ok(())
     }
 
-    fn write(&self, file: &ContentFile) -> io::Result<()> {
-        let (parent, rest) = self.parent(&file.path)?;
+    /// Makes a file that only the guest reads yet.
+    fn make(&mut self, path: &str) -> io::Result<File> {
+        self.tops.insert(top(path).to_owned());
+        let (parent, rest) = self.parent(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let made = openat(&parent, rest, flags, Mode::from_raw_mode(CLOSED_MODE))?;
-        let mut made = File::from(made);
-        made.write_all(&file.data)?;
-        settle(&made, file)
+        Ok(File::from(made))
     }
 
     /// The directory of a file in this set, made where it is missing, and the file's name.
@@ -144,10 +189,11 @@ impl Stage {
         Ok((parent, rest))
     }
 
-    /// Lets the set be seen in the place of the one before, which goes.
-    pub(super) fn publish(mut self) -> Result<(), GuestError> {
+    /// Lets the set be seen in the place of the one before, which goes. `next` is under construction and stays.
+    pub(super) fn publish(&mut self, next: Option<&Self>) -> Result<(), GuestError> {
         self.show().or_internal(PHASE, "show a set")?;
-        self.tidy().or_internal(PHASE, "remove the set before")
+        let next = next.map(|next| next.name.as_str());
+        self.tidy(next).or_internal(PHASE, "remove the set before")
     }
 
     fn show(&mut self) -> Result<(), Errno> {
@@ -168,14 +214,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Removes what is no part of the set that is seen.
-    fn tidy(&self) -> io::Result<()> {
+    /// Removes what is no part of the set that is seen, nor the next.
+    fn tidy(&self, next: Option<&str>) -> io::Result<()> {
         for entry in fs::read_dir(self.here())? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
             let stays = match name.starts_with(OWN) {
-                true => name == DATA || name == self.name,
+                true => name == DATA || name == self.name || next == Some(&*name),
                 false => self.tops.contains(name.as_ref()),
             };
             if stays {
@@ -199,6 +245,40 @@ impl Drop for Stage {
     }
 }
 
+/// Takes the name of a file out of a set, through no link. What stands elsewhere by now is not looked for.
+pub(super) fn strike(slot: &Path, set: u64, path: &str) -> Result<(), GuestError> {
+    let strike = || -> Result<(), Errno> {
+        let slot = directory(&CWD, slot.as_os_str())?;
+        let set = directory(&slot, OsStr::new(&name_of(set)))?;
+        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+        unlinkat(above(set, path)?, name, AtFlags::empty())
+    };
+    match strike() {
+        Err(error) if !is_absent(error) => Err(error).or_internal(PHASE, "take a file out"),
+        _ => Ok(()),
+    }
+}
+
+/// The directory in a set that a file is in.
+fn above(set: OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
+    let above = path.rsplit_once('/').map(|(above, _)| above);
+    let mut parts = above.into_iter().flat_map(|above| above.split('/'));
+    parts.try_fold(set, |at, part| directory(&at, OsStr::new(part)))
+}
+
+/// What is seen of a file in the slot's own directory.
+fn top(path: &str) -> &str {
+    path.split_once('/').map_or(path, |(top, _)| top)
+}
+
+/// Whether a file is not there: neither itself nor something else of its name.
+fn is_absent(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR
+    )
+}
+
 fn name_of(set: u64) -> String {
     format!("..set-{set}")
 }
@@ -217,10 +297,10 @@ fn unlink(at: &OwnedFd, name: &str) -> Result<(), Errno> {
 
 /// What a file takes of the guest's memory with its directories, in bytes: whole pages, and an inode and a
 /// name for each.
-pub(super) fn held(file: &ContentFile) -> usize {
+pub(super) fn held(path: &str, bytes: usize) -> usize {
     const PAGE: usize = 4096;
     const INODE: usize = 1024;
-    file.data.len().next_multiple_of(PAGE) + INODE * file.path.split('/').count()
+    bytes.next_multiple_of(PAGE) + INODE * path.split('/').count()
 }
 
 /// Gives a written file its owner and mode.

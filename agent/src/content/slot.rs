@@ -1,15 +1,18 @@
 //! One slot: what it holds, the set that is under construction, and what is lent of the one that is seen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use agent_api::GuestError;
 use agent_api::content::ContentFile;
 use agent_api::content::put_content_request::Kind;
-use zeroize::Zeroize;
+use agent_api::{ErrorCode, GuestError};
+use attestation_agent::Secret;
+use tokio::sync::watch;
 
-use super::lease::{Change, Loan};
+use super::PHASE;
+use super::lease::{Keeper, Lending, Loan};
 use super::set::{self, Stage};
+use super::written::{Room, Written};
 
 /// One of a container's slots.
 pub(super) struct Slot {
@@ -20,18 +23,17 @@ pub(super) struct Slot {
     pub(super) held: usize,
     /// Sets that were begun, for their names.
     sets: u64,
-    stage: Option<Stage>,
-    /// Of the set under construction.
-    staged: Lendable,
+    staged: Option<Staged>,
     /// Of the set that is seen, where some of it is lent.
     lent: Option<Lent>,
 }
 
-/// What is kept of a set for the sake of its lent files.
-#[derive(Default)]
-struct Lendable {
-    paths: Vec<String>,
-    files: Vec<ContentFile>,
+/// The host's set under construction.
+struct Staged {
+    stage: Stage,
+    /// Files that are written.
+    paths: BTreeSet<String>,
+    /// Files that are not yet: a container sees what lies in its slot, and a lease may end before the set is whole.
     loans: Vec<Loan>,
 }
 
@@ -41,14 +43,12 @@ struct Lent {
     set: u64,
     /// The set that is seen now, which it has become.
     seen: u64,
-    /// Files that are not lent.
-    others: Vec<String>,
-    /// Those that are.
-    files: Vec<ContentFile>,
-    /// Those of them that were taken away.
-    gone: BTreeSet<String>,
-    /// Whether something was changed that is not seen yet.
-    is_due: bool,
+    /// The files that are seen.
+    paths: BTreeSet<String>,
+    /// What those that are lent take of the guest's memory, in bytes.
+    sizes: BTreeMap<String, usize>,
+    /// Whoever looks after a file of it learns by the end of this that the set is seen no more.
+    is_seen: watch::Sender<()>,
 }
 
 impl std::fmt::Debug for Slot {
@@ -66,14 +66,13 @@ impl Slot {
             path,
             held,
             sets: 0,
-            stage: None,
-            staged: Lendable::default(),
+            staged: None,
             lent: None,
         }
     }
 
     pub(super) fn is_under_construction(&self) -> bool {
-        self.stage.is_some()
+        self.staged.is_some()
     }
 
     /// Whether this set of the host's is seen, and some of it is lent.
@@ -82,110 +81,157 @@ impl Slot {
     }
 
     pub(super) fn forget_stage(&mut self) {
-        self.stage = None;
-        self.staged = Lendable::default();
+        self.staged = None;
     }
 
-    /// Adds to the set under construction, and shows it when it is whole. Answers what is lent of it then, with its
-    /// number.
+    /// Adds to the set under construction.
     pub(super) fn add(
         &mut self,
         files: &[ContentFile],
         loans: Vec<Loan>,
-        more: bool,
-    ) -> Result<Option<(u64, Vec<Loan>)>, GuestError> {
-        let mut stage = match self.stage.take() {
-            Some(stage) => stage,
-            None => {
-                self.staged = Lendable::default();
-                self.begin()?
-            }
+    ) -> Result<(), GuestError> {
+        let staged = match &mut self.staged {
+            Some(staged) => staged,
+            none => none.insert(Staged {
+                stage: begin(&self.path, &mut self.sets)?,
+                paths: BTreeSet::new(),
+                loans: Vec::new(),
+            }),
         };
         for file in files {
-            stage.add(file)?;
-            match loans.iter().any(|loan| loan.path == file.path) {
-                true => self.staged.files.push(file.clone()),
-                false => self.staged.paths.push(file.path.clone()),
-            }
+            staged.stage.add(file)?;
+            staged.paths.insert(file.path.clone());
         }
-        self.staged.loans.extend(loans);
-        if more {
-            self.stage = Some(stage);
-            return Ok(None);
+        for loan in &loans {
+            staged
+                .stage
+                .count(&loan.file.path, loan.secret.expose().len())?;
         }
-        let held = stage.held();
-        stage.publish()?;
-        self.held = held;
-        let staged = std::mem::take(&mut self.staged);
-        self.lent = (!staged.loans.is_empty()).then(|| Lent {
-            set: self.sets,
-            seen: self.sets,
-            others: staged.paths,
-            files: staged.files,
-            gone: BTreeSet::new(),
-            is_due: false,
-        });
-        Ok((!staged.loans.is_empty()).then_some((self.sets, staged.loans)))
-    }
-
-    fn begin(&mut self) -> Result<Stage, GuestError> {
-        self.sets += 1;
-        Stage::begin(&self.path, self.sets)
-    }
-
-    /// Shows the set anew where a lent file has changed, came or went.
-    pub(super) fn renew(&mut self, changes: &[Change]) -> Result<(), GuestError> {
-        let Some(mut lent) = self.lent.take() else {
-            return Ok(());
-        };
-        for change in changes {
-            lent.is_due |= lent.take(change);
-        }
-        // A change may wait for the host's next set, which is on its way and would go with it. What is taken away
-        // waits for no host.
-        let goes = changes.iter().any(|change| change.secret.is_none());
-        let shown = match lent.is_due && (goes || self.stage.is_none()) {
-            true => self.show(&mut lent),
-            false => Ok(()),
-        };
-        self.lent = Some(lent);
-        shown
-    }
-
-    fn show(&mut self, lent: &mut Lent) -> Result<(), GuestError> {
-        let mut stage = self.begin()?;
-        for path in &lent.others {
-            stage.keep(lent.seen, path)?;
-        }
-        let shown = |file: &&ContentFile| !lent.gone.contains(&file.path);
-        for file in lent.files.iter().filter(shown) {
-            stage.add(file)?;
-        }
-        stage.publish()?;
-        (lent.seen, lent.is_due) = (self.sets, false);
+        staged.loans.extend(loans);
         Ok(())
     }
 
+    /// Shows the set under construction. What is lent of it is answered even where something failed after it was seen.
+    pub(super) fn show(&mut self, name: &str, room: &Room) -> (Result<(), GuestError>, Lending) {
+        let Some(mut staged) = self.staged.take() else {
+            let none = GuestError::new(ErrorCode::Internal, PHASE, "no set was begun");
+            return (Err(none), Lending::default());
+        };
+        let written = match staged.write_loans(room) {
+            Ok(written) => written,
+            Err(error) => return (Err(error), Lending::default()),
+        };
+        let Staged {
+            mut stage,
+            mut paths,
+            ..
+        } = staged;
+        let shown = stage.publish(None);
+        if !stage.is_seen() {
+            return (shown, Lending::default());
+        }
+        self.held = stage.held();
+        self.lent = None;
+        if written.is_empty() {
+            return (shown, Lending::default());
+        }
+        let there = written.iter().filter(|(_, written)| written.is_some());
+        paths.extend(there.map(|(loan, _)| loan.file.path.clone()));
+        let sizes = written
+            .iter()
+            .map(|(loan, _)| (loan.file.path.clone(), loan.held()));
+        let lent = self.lent.insert(Lent {
+            set: stage.number(),
+            seen: stage.number(),
+            paths,
+            sizes: sizes.collect(),
+            is_seen: watch::Sender::new(()),
+        });
+        let keepers = written.into_iter().map(|(loan, written)| {
+            Keeper::new(name, lent.set, lent.is_seen.subscribe(), loan, written)
+        });
+        (shown, Lending(keepers.collect()))
+    }
+
+    /// Shows the set with another content of a lent file, or with one that was taken away.
+    pub(super) fn replace(
+        &mut self,
+        file: &ContentFile,
+        secret: &Secret,
+        room: &Room,
+    ) -> Result<Option<Written>, GuestError> {
+        let written = self.remake(Some((file, secret)), room)?;
+        if let Some(lent) = &mut self.lent {
+            let size = set::held(&file.path, secret.expose().len());
+            let before = lent.sizes.insert(file.path.clone(), size);
+            self.held = (self.held + size).saturating_sub(before.unwrap_or_default());
+        }
+        Ok(written)
+    }
+
+    /// Takes a lent file out of the set that is seen, and then shows it as another set, for those who watch. What fails
+    /// can be tried again; the first of both needs neither room nor any other file.
+    pub(super) fn withdraw(&mut self, path: &str, room: &Room) -> Result<(), GuestError> {
+        let Some(lent) = &mut self.lent else {
+            return Ok(());
+        };
+        lent.paths.remove(path);
+        set::strike(&self.path, lent.seen, path)?;
+        self.remake(None, room).map(drop)
+    }
+
+    /// Shows the set once more, with one file `anew`. The host's own, which may be on its way, stays.
+    fn remake(
+        &mut self,
+        anew: Option<(&ContentFile, &Secret)>,
+        room: &Room,
+    ) -> Result<Option<Written>, GuestError> {
+        let Some(lent) = &mut self.lent else {
+            return Ok(None);
+        };
+        let mut stage = begin(&self.path, &mut self.sets)?;
+        let other = |path: &&String| anew.is_none_or(|(file, _)| file.path != **path);
+        for path in lent.paths.iter().filter(other) {
+            stage.keep(lent.seen, path)?;
+        }
+        let write = |(file, secret)| stage.lend(file, secret, room.take()?);
+        let written = anew.map(write).transpose()?;
+        let shown = stage.publish(self.staged.as_ref().map(|staged| &staged.stage));
+        if stage.is_seen() {
+            lent.seen = stage.number();
+            lent.paths.extend(anew.map(|(file, _)| file.path.clone()));
+        }
+        match shown {
+            // It is there: what is left of the set before goes with the next.
+            Err(error) if stage.is_seen() && written.is_some() => {
+                tracing::warn!(%error, "a set with a new lent secret is not tidy");
+                Ok(written)
+            }
+            shown => shown.map(|()| written),
+        }
+    }
+
     pub(super) fn held(&self) -> usize {
-        let lent = self.lent.as_ref().map_or(&[][..], |lent| &lent.files);
-        let lent: usize = lent.iter().map(set::held).sum();
-        self.held + lent + self.stage.as_ref().map_or(0, Stage::held)
+        self.held + self.staged.as_ref().map_or(0, |staged| staged.stage.held())
     }
 }
 
-impl Lent {
-    /// Says whether something is another than it was.
-    fn take(&mut self, change: &Change) -> bool {
-        let file = self.files.iter_mut().find(|file| file.path == change.path);
-        let Some(file) = file else { return false };
-        let Some(secret) = &change.secret else {
-            file.data.zeroize();
-            return self.gone.insert(change.path.clone());
+impl Staged {
+    /// Writes what is lent and may still be read; the rest has to be asked for first.
+    fn write_loans(&mut self, room: &Room) -> Result<Vec<(Loan, Option<Written>)>, GuestError> {
+        let loans = std::mem::take(&mut self.loans);
+        let write = |loan: Loan| {
+            let written = match loan.term.is_over() {
+                true => None,
+                false => Some(self.stage.lend(&loan.file, &loan.secret, room.take()?)?),
+            };
+            Ok((loan, written))
         };
-        let came = self.gone.remove(&change.path);
-        let is_new = file.data != secret.expose();
-        file.data.zeroize();
-        file.data = secret.expose().to_vec();
-        came || is_new
+        loans.into_iter().map(write).collect()
     }
+}
+
+fn begin(slot: &std::path::Path, sets: &mut u64) -> Result<Stage, GuestError> {
+    *sets += 1;
+    Stage::begin(slot, *sets)
 }

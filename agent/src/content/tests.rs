@@ -3,14 +3,14 @@
 use super::*;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-fn slots(base: &Path) -> Slots {
+pub(super) fn slots(base: &Path) -> Slots {
     Slots {
         base: Some(base.to_owned()),
         ..Slots::default()
     }
 }
 
-fn file(base: &Path, path: &str, data: &[u8]) -> ContentFile {
+pub(super) fn file(base: &Path, path: &str, data: &[u8]) -> ContentFile {
     let owner = fs::metadata(base).unwrap();
     ContentFile {
         path: path.to_owned(),
@@ -22,7 +22,7 @@ fn file(base: &Path, path: &str, data: &[u8]) -> ContentFile {
     }
 }
 
-fn request(kind: Kind, files: Vec<ContentFile>) -> PutContentRequest {
+pub(super) fn request(kind: Kind, files: Vec<ContentFile>) -> PutContentRequest {
     PutContentRequest {
         container_id: "c".into(),
         name: "cfg".into(),
@@ -32,61 +32,15 @@ fn request(kind: Kind, files: Vec<ContentFile>) -> PutContentRequest {
     }
 }
 
-fn put(slots: &Slots, request: &PutContentRequest) -> Result<PutContentResponse, GuestError> {
+pub(super) fn put(
+    slots: &Slots,
+    request: &PutContentRequest,
+) -> Result<PutContentResponse, GuestError> {
     let place = slots.place(request)?;
-    Ok(slots.put_in(request, &place, Vec::new())?.0)
+    slots.put_in(request, &place, Vec::new()).0
 }
 
-fn lend(path: &str) -> Loan {
-    Loan {
-        path: path.to_owned(),
-        sealed: "sealed.a.b.c".to_owned(),
-        lease: std::time::Duration::from_secs(60),
-    }
-}
-
-fn change(path: &str, secret: Option<&[u8]>) -> Change {
-    Change {
-        path: path.to_owned(),
-        secret: secret.map(|secret| secret.to_vec().into()),
-    }
-}
-
-#[test]
-fn a_lent_file_changes_goes_and_comes_with_its_set() {
-    let base = tempfile::tempdir().unwrap();
-    let slots = slots(base.path());
-    let files = [("a", b"1"), ("lent", b"2")].map(|(path, data)| file(base.path(), path, data));
-    let request = request(Kind::DIRECTORY, files.to_vec());
-    let place = slots.place(&request).unwrap();
-    let (answer, lending) = slots.put_in(&request, &place, vec![lend("lent")]).unwrap();
-    let lending = lending.unwrap();
-    let (slot, set, path) = (&lending.slot, lending.set, Path::new(&answer.path));
-    let read = || fs::read(path.join("lent")).ok();
-
-    let before = fs::read_link(path.join("..data")).unwrap();
-    assert!(slots.renew(slot, set, &[change("lent", Some(b"2"))]));
-    assert_eq!(fs::read_link(path.join("..data")).unwrap(), before);
-    assert!(slots.renew(slot, set, &[change("lent", Some(b"3"))]));
-    assert_eq!(read().unwrap(), b"3");
-    assert!(slots.renew(slot, set, &[change("lent", None)]));
-    assert_eq!((read(), seen(path)), (None, vec!["a".to_owned()]));
-    assert!(slots.renew(slot, set, &[change("lent", Some(b"4"))]));
-    assert_eq!(read().unwrap(), b"4");
-
-    // The host's next set is not touched by the loans of the one before, nor is a slot that is gone.
-    let next = PutContentRequest {
-        slot: answer.slot.clone(),
-        ..request
-    };
-    put(&slots, &next).unwrap();
-    assert!(!slots.renew(slot, set, &[change("lent", None)]));
-    assert_eq!(read().unwrap(), b"2");
-    slots.release("c");
-    assert!(!slots.renew(slot, set, &[]));
-}
-
-fn seen(path: &Path) -> Vec<String> {
+pub(super) fn seen(path: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(path)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -159,12 +159,24 @@ pub(super) fn in_memory(bytes: u64) -> io::Result<(PathBuf, File)> {
         .read(true)
         .write(true)
         .open(LOOP_CONTROL)?;
-    // SAFETY: the descriptor is open, and this request has no argument.
-    let free = unsafe { libc::ioctl(control.as_raw_fd(), libc::Ioctl::from(LOOP_CTL_GET_FREE), 0) };
-    let path = PathBuf::from(format!("/dev/loop{}", answer(free)?));
-    let device = OpenOptions::new().read(true).write(true).open(&path)?;
+    loop {
+        // SAFETY: the descriptor is open, and this request has no argument.
+        let free =
+            unsafe { libc::ioctl(control.as_raw_fd(), libc::Ioctl::from(LOOP_CTL_GET_FREE), 0) };
+        let path = PathBuf::from(format!("/dev/loop{}", answer(free)?));
+        let device = OpenOptions::new().read(true).write(true).open(&path)?;
+        match back(&device, &memory) {
+            // Somebody else was told the same number, and came first.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            backed => return backed.map(|()| (path, device)),
+        }
+    }
+}
+
+/// Puts a file behind a loop device that has none.
+fn back(device: &File, file: &File) -> io::Result<()> {
     let mut config = [0_u8; LOOP_CONFIG];
-    put(&mut config, 0, &memory.as_raw_fd().to_le_bytes());
+    put(&mut config, 0, &file.as_raw_fd().to_le_bytes());
     put(&mut config, LOOP_FLAGS_AT, &LOOP_AUTOCLEAR.to_le_bytes());
     // SAFETY: the descriptors are open, and the kernel only reads the structure, which outlives the call.
     let result = unsafe {
@@ -174,8 +186,7 @@ pub(super) fn in_memory(bytes: u64) -> io::Result<(PathBuf, File)> {
             config.as_ptr(),
         )
     };
-    answer(result)?;
-    Ok((path, device))
+    answer(result).map(drop)
 }
 
 fn answer(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -17,7 +17,7 @@ use super::PHASE;
 use crate::causes::chain;
 use crate::fault::is_disk_full;
 
-/// A failure at the broker. Its text has no secret in it; a refusal's cause stays behind its ticket.
+/// A failure at the broker. Its text has no secret in it, and nothing that the broker said but its ticket.
 pub(crate) fn of_broker(error: &BrokerError) -> GuestError {
     let error_of_guest = GuestError::new(broker_code(error), "attest", chain(error));
     match error.ticket() {
@@ -234,5 +234,56 @@ fn unpack_code(error: &UnpackError) -> ErrorCode {
         | UnpackError::Device(_)
         | UnpackError::Trusted { .. }
         | UnpackError::Kind { .. } => ErrorCode::ImageMalformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attestation_agent::{Detail, Step};
+    use image_rs::policy::Location;
+
+    use super::*;
+
+    #[test]
+    fn what_the_broker_said_does_not_reach_the_host() {
+        let sentence = "the policy wants another measurement";
+        let detail = || Detail::from(sentence.to_owned());
+        let resource = || "kbs:///default/key/1".parse().unwrap();
+        let (step, status, ticket) = (Step::Attest, 500, None);
+        let of_policy_value = |error: BrokerError| PolicyError::Value {
+            location: Location::Broker("kbs:///default/key/1".to_owned()),
+            source: Box::new(error),
+        };
+        for error in [
+            BrokerError::Version { detail: detail() },
+            BrokerError::Rejected {
+                detail: detail(),
+                ticket: ticket.clone(),
+            },
+            BrokerError::Denied {
+                resource: resource(),
+                detail: detail(),
+                ticket,
+            },
+            BrokerError::NotFound {
+                resource: resource(),
+                detail: detail(),
+            },
+            BrokerError::Unavailable {
+                step,
+                status,
+                detail: detail(),
+            },
+            BrokerError::Refused {
+                step,
+                status,
+                detail: detail(),
+            },
+        ] {
+            for told in [of_broker(&error), of_policy(&of_policy_value(error))] {
+                assert!(!told.to_string().contains(sentence), "{told}");
+                assert!(!format!("{told:?}").contains(sentence), "{told:?}");
+            }
+        }
     }
 }

@@ -156,7 +156,7 @@ impl Sandbox {
             linux.set_devices(Some(nodes.into_iter().map(|node| node.device).collect()));
         }
         for (name, value) in &confined.sysctls {
-            spec::set_sysctl(name, value)?;
+            self.users.set_sysctl(name, value)?;
         }
         save(&mut confined.spec, &id, root.path(), users)?;
         let init = match &root {

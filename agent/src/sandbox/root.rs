@@ -70,6 +70,10 @@ impl Sandbox {
         }
         let mut pulls = request.storages.iter().filter(is_pull);
         let Some(pull) = pulls.next() else {
+            if self.images.tee().is_some() {
+                let message = "a confidential guest runs what it pulls and measures itself: set experimental = [\"force_guest_pull\"], or use cloister-snapshotter";
+                return Err(invalid("create", message));
+            }
             if let Some(stack) = request.storages.iter().find(is_stack) {
                 if users.is_some() {
                     let message = "layers that are disks of the host have no mapped owners: use another snapshotter, or hostUsers: true";

@@ -1,5 +1,7 @@
 //! What can be asked for, as an owner's policy sees it.
 
+use std::collections::BTreeMap;
+
 use kbs_protocol::ResourceUri;
 use serde_json::{Value, json};
 
@@ -31,10 +33,14 @@ pub enum Ask<'a> {
         /// The register, where the caller names one.
         register: Option<u64>,
     },
-    /// A volume that the guest encrypts.
+    /// A volume that the guest encrypts. A key that it names is asked for as a resource beside it.
     Mount {
         /// CoCo's kind of volume.
         volume_type: &'a str,
+        /// Which disk, and what is done to it, by their names in CoCo.
+        options: &'a BTreeMap<String, String>,
+        /// Of the mount.
+        flags: &'a [String],
         /// Where.
         mount_point: &'a str,
     },
@@ -49,6 +55,10 @@ pub enum Reading {
     Unseal,
     /// It unwraps a layer's key for the caller.
     Unwrap,
+    /// It verifies a sealed secret of the caller's.
+    Verify,
+    /// It is the key of a disk that the caller has mounted.
+    Mount,
 }
 
 impl Ask<'_> {
@@ -80,6 +90,8 @@ impl Ask<'_> {
                     Reading::Get => "get",
                     Reading::Unseal => "unseal",
                     Reading::Unwrap => "unwrap-key",
+                    Reading::Verify => "verify",
+                    Reading::Mount => "mount",
                 },
             }),
             Self::Token => json!({"token_type": "kbs"}),
@@ -94,8 +106,13 @@ impl Ask<'_> {
             }),
             Self::Mount {
                 volume_type,
+                options,
+                flags,
                 mount_point,
-            } => json!({"volume_type": volume_type, "mount_point": mount_point}),
+            } => json!({
+                "volume_type": volume_type, "options": options, "flags": flags,
+                "mount_point": mount_point,
+            }),
         }
     }
 }

@@ -6,16 +6,21 @@ use kbs_protocol::{ResourceUri, Secret};
 use ocicrypt::keyprovider::{Input, KeyUnwrapResults, Operation, Output, WireBytes};
 use ocicrypt::packet::Packet;
 use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::hold::{Counts, Place};
 use super::{Abilities, Ask, Authorize, Caller, MountRequest, Reading, Refused};
-use crate::sealed::Content;
+use crate::sealed::{Content, SealedError};
 use crate::{Hub, HubError};
 
-/// Requests at once, of all callers.
+/// Requests at once, of all callers and of one.
 const REQUESTS: usize = 64;
+const OF_ONE: usize = 16;
 /// Characters of a part of an event.
 const EVENT_CHARS: usize = 4096;
+
+/// What a mount may say: options and flags, and bytes of all its words.
+const MOUNT_WORDS: usize = 64;
+const MOUNT_BYTES: usize = 16 * 1024;
 
 /// Whose events the guest records itself: no workload says that an image was pulled.
 const RESERVED: [&str; 2] = ["cloister", "github.com/confidential-containers"];
@@ -25,7 +30,7 @@ pub(super) struct Desk {
     pub(super) hub: Arc<Hub>,
     pub(super) authorize: Arc<dyn Authorize>,
     abilities: Abilities,
-    requests: Semaphore,
+    requests: Arc<Counts>,
 }
 
 impl Desk {
@@ -34,7 +39,7 @@ impl Desk {
             hub,
             authorize,
             abilities,
-            requests: Semaphore::new(REQUESTS),
+            requests: Counts::new(REQUESTS, OF_ONE),
         }
     }
 }
@@ -71,7 +76,9 @@ pub enum ApiError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// Too much at once.
-    #[error("more than {REQUESTS} requests at once: ask again later")]
+    #[error(
+        "more than {OF_ONE} requests of one caller at once, or {REQUESTS} of all: ask again later"
+    )]
     Busy,
     /// The request.
     #[error("{0}")]
@@ -79,6 +86,10 @@ pub enum ApiError {
     /// What this guest does not do.
     #[error("not supported: {0}")]
     Unsupported(&'static str),
+    /// The key that would verify a sealed secret. One text for all causes: they would tell of resources that the
+    /// caller does not get.
+    #[error("the key that verifies the sealed secret cannot be had from the broker")]
+    VerificationKey,
     /// Nothing was measured.
     #[error("not measured: {0}")]
     Measure(String),
@@ -118,7 +129,8 @@ impl Client {
         Ok(self.desk.hub.resource(&uri).await?)
     }
 
-    /// A sealed secret's content. Its resource is what the policy is asked about.
+    /// A sealed secret's content. The policy is asked about its resource, and before that about the key that verifies
+    /// it, where the broker has that: who seals chooses both.
     ///
     /// # Errors
     /// Says whether the secret, the policy or the broker is against it.
@@ -126,7 +138,13 @@ impl Client {
         let _turn = self.turn()?;
         let text = std::str::from_utf8(sealed);
         let text = text.map_err(|_| ApiError::Invalid("the sealed secret is no text".into()))?;
-        let payload = self.desk.hub.examine(text).await?;
+        if let Some(uri) = self.desk.hub.key_of(text)? {
+            self.allow(&Ask::Resource {
+                uri: &uri,
+                reading: Reading::Verify,
+            })?;
+        }
+        let payload = self.desk.hub.examine(text).await.map_err(of_examination)?;
         let uri = match &payload.content {
             Content::Vault(uri) => uri,
             Content::Envelope(envelope) => envelope.kek(),
@@ -239,10 +257,20 @@ impl Client {
     /// The policy is against it, the guest has no disks, or it says what is wrong with this one.
     pub async fn mount(&self, request: MountRequest) -> Result<(), ApiError> {
         let _turn = self.turn()?;
+        check_size(&request)?;
         self.allow(&Ask::Mount {
             volume_type: &request.volume_type,
+            options: &request.options,
+            flags: &request.flags,
             mount_point: &request.mount_point,
         })?;
+        let key = request.options.get(MountRequest::KEY);
+        if let Some(key) = key.filter(|key| !key.is_empty()) {
+            self.allow(&Ask::Resource {
+                uri: &key.parse().map_err(HubError::Name)?,
+                reading: Reading::Mount,
+            })?;
+        }
         let Some(volumes) = &self.desk.abilities.volumes else {
             return Err(ApiError::Unsupported(
                 "SecureMount: there are no volumes here",
@@ -264,9 +292,33 @@ impl Client {
         Ok(self.desk.authorize.allow(&self.caller, ask)?)
     }
 
-    fn turn(&self) -> Result<SemaphorePermit<'_>, ApiError> {
-        self.desk.requests.try_acquire().map_err(|_| ApiError::Busy)
+    fn turn(&self) -> Result<Place, ApiError> {
+        let place = self.desk.requests.take(&self.caller.id);
+        place.ok_or(ApiError::Busy)
     }
+}
+
+fn of_examination(error: HubError) -> ApiError {
+    match error {
+        HubError::VerificationKey { .. } | HubError::Sealed(SealedError::Key { .. }) => {
+            ApiError::VerificationKey
+        }
+        error => error.into(),
+    }
+}
+
+fn check_size(request: &MountRequest) -> Result<(), ApiError> {
+    let options = request.options.iter();
+    let options: usize = options.map(|(name, value)| name.len() + value.len()).sum();
+    let flags: usize = request.flags.iter().map(String::len).sum();
+    let bytes = request.volume_type.len() + request.mount_point.len() + options + flags;
+    if request.options.len() + request.flags.len() > MOUNT_WORDS || bytes > MOUNT_BYTES {
+        let why = format!(
+            "a mount has at most {MOUNT_WORDS} options and flags, of {MOUNT_BYTES} bytes in all"
+        );
+        return Err(ApiError::Invalid(why));
+    }
+    Ok(())
 }
 
 fn uri(name: &str) -> Result<ResourceUri, HubError> {
@@ -275,4 +327,70 @@ fn uri(name: &str) -> Result<ResourceUri, HubError> {
     }
     let path: kbs_protocol::ResourcePath = name.parse()?;
     Ok(path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Peer;
+
+    struct Everything;
+
+    #[async_trait::async_trait]
+    impl Authorize for Everything {
+        async fn identify(&self, _: Peer) -> Result<Caller, Refused> {
+            Err(Refused("nobody connects".to_owned()))
+        }
+
+        fn allow(&self, _: &Caller, _: &Ask<'_>) -> Result<(), Refused> {
+            Ok(())
+        }
+    }
+
+    fn desk() -> Arc<Desk> {
+        let hub = Hub::new(None, None, Default::default(), None);
+        let (hub, abilities) = (Arc::new(hub), Abilities::default());
+        Arc::new(Desk::new(hub, Arc::new(Everything), abilities))
+    }
+
+    fn client(desk: &Arc<Desk>, id: &str) -> Client {
+        let caller = Caller {
+            id: id.to_owned(),
+            annotations: Default::default(),
+        };
+        Client::new(Arc::clone(desk), caller)
+    }
+
+    #[tokio::test]
+    async fn one_caller_leaves_requests_to_others_however_many_it_sends() {
+        let desk = desk();
+        let [hoarder, other] = ["a", "b"].map(|id| client(&desk, id));
+        let mut turns: Vec<_> = (0..OF_ONE).map(|_| hoarder.turn().unwrap()).collect();
+        // Another connection of the same caller is no other caller.
+        for again in [&hoarder, &client(&desk, "a")] {
+            assert!(matches!(again.token("kbs").await, Err(ApiError::Busy)));
+        }
+        assert!(matches!(other.token("kbs").await, Err(ApiError::Hub(_))));
+        turns.pop();
+        assert!(matches!(hoarder.token("kbs").await, Err(ApiError::Hub(_))));
+    }
+
+    #[tokio::test]
+    async fn a_mount_says_no_more_than_a_policy_can_look_at() {
+        let client = client(&desk(), "a");
+        let mut request = MountRequest::default();
+        assert!(matches!(
+            client.mount(request.clone()).await,
+            Err(ApiError::Unsupported(_))
+        ));
+        request.flags = vec![String::new(); MOUNT_WORDS + 1];
+        let long = MountRequest {
+            mount_point: "x".repeat(MOUNT_BYTES + 1),
+            ..MountRequest::default()
+        };
+        for large in [request, long] {
+            let refused = client.mount(large).await;
+            assert!(matches!(refused, Err(ApiError::Invalid(_))));
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! A connection that counts for as long as it is open, and tells its end.
+//! What counts for as long as it is there: connections, which also tell their end, and requests.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,15 +9,15 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
-/// Connections at once, and those of one caller: one that hoards them leaves some to others.
-const CONNECTIONS: usize = 256;
-const OF_ONE: usize = 32;
+/// How many each caller has, and how many there may be: one that hoards them leaves some to others.
+#[derive(Debug)]
+pub(super) struct Counts {
+    all: usize,
+    of_one: usize,
+    taken: Mutex<HashMap<String, usize>>,
+}
 
-/// How many connections each caller has.
-#[derive(Debug, Default)]
-pub(super) struct Counts(Mutex<HashMap<String, usize>>);
-
-/// One connection's place.
+/// One of them.
 #[derive(Debug)]
 pub(super) struct Place {
     counts: Arc<Counts>,
@@ -25,17 +25,24 @@ pub(super) struct Place {
 }
 
 impl Counts {
+    /// So many in all, and of one caller.
+    pub(super) fn new(all: usize, of_one: usize) -> Arc<Self> {
+        Arc::new(Self {
+            all,
+            of_one,
+            taken: Mutex::default(),
+        })
+    }
+
     /// A place for one more; none where there are too many.
     pub(super) fn take(self: &Arc<Self>, caller: &str) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.values().sum::<usize>() >= CONNECTIONS {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = taken.values().sum();
+        let own = taken.get(caller).copied().unwrap_or_default();
+        if all >= self.all || own >= self.of_one {
             return None;
         }
-        let own = counts.entry(caller.to_owned()).or_default();
-        if *own >= OF_ONE {
-            return None;
-        }
-        *own += 1;
+        taken.insert(caller.to_owned(), own + 1);
         Some(Place {
             counts: Arc::clone(self),
             caller: caller.to_owned(),
@@ -45,11 +52,12 @@ impl Counts {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = counts.get_mut(&self.caller) {
+        let taken = &self.counts.taken;
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = taken.get_mut(&self.caller) {
             *own -= 1;
             if *own == 0 {
-                counts.remove(&self.caller);
+                taken.remove(&self.caller);
             }
         }
     }
@@ -106,14 +114,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_caller_leaves_connections_to_others() {
-        let counts = Arc::new(Counts::default());
-        let mut places: Vec<_> = (0..OF_ONE).map(|_| counts.take("a").unwrap()).collect();
+    fn one_caller_leaves_places_to_others() {
+        let counts = Counts::new(4, 3);
+        let mut places: Vec<_> = (0..3).map(|_| counts.take("a").unwrap()).collect();
         assert!(counts.take("a").is_none());
-        assert!(counts.take("b").is_some());
+        let other = counts.take("b").unwrap();
+        assert!(counts.take("c").is_none());
+        drop(other);
         places.pop();
         assert!(counts.take("a").is_some());
         drop(places);
-        assert!(counts.0.lock().unwrap().is_empty());
+        assert!(counts.taken.lock().unwrap().is_empty());
     }
 }

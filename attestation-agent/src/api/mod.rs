@@ -18,11 +18,13 @@ mod hold;
 mod peer;
 mod rest;
 mod rpc;
+mod seldom;
 mod serve;
 
 pub use ask::{Ask, Reading};
 pub use client::{ApiError, Client, Info};
 pub use peer::Peer;
+pub use seldom::Seldom;
 pub use serve::{Addresses, ServeError, Serving, serve};
 
 use std::collections::BTreeMap;
@@ -83,6 +85,11 @@ pub struct MountRequest {
     pub flags: Vec<String>,
     /// Where.
     pub mount_point: String,
+}
+
+impl MountRequest {
+    /// The option with the address of a disk's key, for which the policy is asked as for any resource.
+    pub const KEY: &'static str = "key";
 }
 
 /// Makes volumes that nobody outside of the guest can read.

@@ -1,13 +1,19 @@
 //! CoCo's REST paths on the loopback, and `/cdh/unseal`, which it has not.
+//!
+//! Programs ask here, and no web pages: a browser in a container would send what a page of strangers wants, by a name
+//! that they made lead to this address.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::header::{CONTENT_TYPE, HOST, ORIGIN};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
@@ -22,6 +28,8 @@ use crate::{AttestError, BrokerError, HubError};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it may take for the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long somebody who is refused may take to hear it.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a head: evidence over a caller's data has them in its query.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Bytes of an event as JSON.
@@ -29,27 +37,40 @@ const EVENT_BYTES: usize = 64 * 1024;
 
 type Answer = Response<Full<Bytes>>;
 
-/// Serves one connection to its end. A caller that was refused is told so at each request.
-pub(super) async fn serve(stream: TcpStream, client: Result<Client, Refused>) {
+/// Serves one connection to its end.
+pub(super) async fn serve(stream: TcpStream, client: Client) {
     let service = service_fn(|request| {
         let client = client.clone();
         async move {
-            let answer = match client {
-                Ok(client) => route(&client, request).await,
-                Err(refused) => Err(ApiError::from(refused).into()),
-            };
+            let answer = route(&client, request).await;
             Ok::<_, Infallible>(answer.unwrap_or_else(Fault::answer))
         }
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+    let served = http(HEAD_TIMEOUT).serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
         tracing::debug!(%error, "a workload's connection ended");
     }
+}
+
+/// Tells somebody who is refused at the one request that is read. Then the connection ends.
+pub(super) async fn refuse(stream: TcpStream, refused: &Refused) {
+    let service = service_fn(|_: Request<Incoming>| {
+        let answer = Fault::from(ApiError::from(refused.clone())).answer();
+        ready(Ok::<_, Infallible>(answer))
+    });
+    let mut http = http(REFUSAL_TIMEOUT);
+    let told = http
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, told).await;
+}
+
+fn http(head_timeout: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .max_buf_size(HEAD_BYTES);
+    http
 }
 
 /// CoCo's form of a token, without the pod's private key.
@@ -59,6 +80,8 @@ pub(super) fn token_json(token: &str) -> String {
 
 /// A request that is answered by a status other than 200.
 enum Fault {
+    /// It is for another host, or from a web page.
+    Foreign,
     Path,
     Method,
     Api(ApiError),
@@ -79,7 +102,34 @@ struct Event {
     content: String,
 }
 
+/// Refuses what names another host than this one, and what a browser says to come from a page.
+fn check_foreign<B>(request: &Request<B>) -> Result<(), Fault> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_here = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().is_ok_and(is_loopback),
+        _ => false,
+    };
+    let target = request.uri().authority();
+    let is_here = is_here && target.is_none_or(|target| is_loopback(target.as_str()));
+    match is_here && !headers.contains_key(ORIGIN) {
+        true => Ok(()),
+        false => Err(Fault::Foreign),
+    }
+}
+
+/// Whether a host, with or without a port, is this one by a name that nobody else gives away.
+fn is_loopback(host: &str) -> bool {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if is_port(port) => name,
+        _ => host,
+    };
+    matches!(name, "127.0.0.1" | "[::1]") || name.eq_ignore_ascii_case("localhost")
+}
+
 async fn route(client: &Client, request: Request<Incoming>) -> Result<Answer, Fault> {
+    check_foreign(&request)?;
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     let expect = |method: Method| match *request.method() == method {
@@ -187,6 +237,10 @@ async fn body(request: Request<Incoming>, most: usize) -> Result<Bytes, ApiError
 impl Fault {
     fn answer(self) -> Answer {
         match self {
+            Self::Foreign => text(
+                StatusCode::FORBIDDEN,
+                "ask 127.0.0.1, localhost or [::1] by `Host`, and without `Origin`",
+            ),
             Self::Path => text(StatusCode::NOT_FOUND, "URL NOT FOUND"),
             Self::Method => text(StatusCode::METHOD_NOT_ALLOWED, "METHOD NOT ALLOWED"),
             Self::Api(error) => text(status(&error), &error.to_string()),
@@ -200,6 +254,7 @@ fn status(error: &ApiError) -> StatusCode {
         ApiError::Busy => StatusCode::TOO_MANY_REQUESTS,
         ApiError::Invalid(_) => StatusCode::BAD_REQUEST,
         ApiError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+        ApiError::VerificationKey => StatusCode::BAD_GATEWAY,
         ApiError::Measure(_) | ApiError::Mount(_) => StatusCode::INTERNAL_SERVER_ERROR,
         ApiError::Hub(error) => match error.broker() {
             Some(BrokerError::Denied { .. } | BrokerError::Rejected { .. }) => {
@@ -242,4 +297,48 @@ fn answer(status: StatusCode, kind: &'static str, body: &[u8]) -> Answer {
     let kind = http::HeaderValue::from_static(kind);
     answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_for_this_host_and_from_no_page() {
+        let asked = |target: &str, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().uri(target);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            check_foreign(&request.body(()).unwrap()).is_ok()
+        };
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8006",
+            "localhost",
+            "LocalHost:1",
+            "[::1]",
+            "[::1]:8006",
+        ] {
+            assert!(asked("/info", &[("host", host)]), "{host}");
+            assert!(!asked("/info", &[("host", host), ("origin", "null")]));
+        }
+        for host in [
+            "",
+            "evil.test",
+            "evil.test:8006",
+            "127.0.0.1.evil.test",
+            "127.0.0.1:",
+            "127.0.0.1:80:80",
+            "::1",
+            "evil.test@127.0.0.1",
+        ] {
+            assert!(!asked("/info", &[("host", host)]), "{host}");
+        }
+        assert!(!asked("/info", &[]));
+        let twice = [("host", "localhost"), ("host", "localhost")];
+        assert!(!asked("/info", &twice));
+        assert!(!asked("http://evil.test/info", &twice[..1]));
+        assert!(asked("http://localhost:8006/info", &twice[..1]));
+    }
 }

@@ -224,6 +224,7 @@ fn code(error: &ApiError) -> Code {
         ApiError::Busy => Code::RESOURCE_EXHAUSTED,
         ApiError::Invalid(_) => Code::INVALID_ARGUMENT,
         ApiError::Unsupported(_) => Code::UNIMPLEMENTED,
+        ApiError::VerificationKey => Code::UNAVAILABLE,
         ApiError::Measure(_) | ApiError::Mount(_) => Code::INTERNAL,
         ApiError::Hub(error) => match error.broker() {
             Some(BrokerError::Denied { .. } | BrokerError::Rejected { .. }) => {

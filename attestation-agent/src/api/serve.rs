@@ -1,5 +1,10 @@
 //! Listens on the addresses, and finds out who connects before anything is read.
+//!
+//! Each connection that is open has a place among a few: those that arrive, those that are served, and those that are
+//! told that they are not. So no caller takes the descriptors of this process, which a guest's first one shares with
+//! everything else.
 
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -8,14 +13,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::client::Desk;
 use super::hold::{Counts, Place};
-use super::{Abilities, Authorize, Client, Peer, Refused, rest, rpc};
+use super::{Abilities, Authorize, Client, Peer, Refused, Seldom, rest, rpc};
 use crate::Hub;
 
+/// Connections that are served at once, and those of one caller.
+const CONNECTIONS: usize = 256;
+const OF_ONE: usize = 32;
+/// Connections of one address that are being identified, each by a look at all processes. More wait in the kernel.
+const ARRIVALS: usize = 8;
+/// Refusals that are being told. More are closed without a word.
+const REFUSALS: usize = 8;
 /// How long to wait after an error of accept(2), which is one of memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long it may take to find out who connects.
@@ -92,8 +105,12 @@ pub async fn serve(
     addresses: &Addresses,
 ) -> Result<Serving, ServeError> {
     let desk = Arc::new(Desk::new(hub, authorize, abilities));
-    let counts = Arc::new(Counts::default());
-    let door = Door { desk, counts };
+    let door = Door {
+        desk,
+        served: Counts::new(CONNECTIONS, OF_ONE),
+        refusals: Arc::new(Semaphore::new(REFUSALS)),
+        warned: Arc::default(),
+    };
     let mut accepting = JoinSet::new();
     for (path, socket) in [
         (&addresses.attestation, Socket::Attestation),
@@ -140,36 +157,48 @@ fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
 #[derive(Clone)]
 struct Door {
     desk: Arc<Desk>,
-    counts: Arc<Counts>,
+    served: Arc<Counts>,
+    refusals: Arc<Semaphore>,
+    warned: Arc<Seldom>,
 }
+
+/// A connection's place until it is known whose it is.
+type Arrival = OwnedSemaphorePermit;
 
 impl Door {
     /// Who is there, and a place for the connection.
     async fn admit(
         &self,
-        peer: impl Future<Output = io::Result<Peer>>,
+        peer: impl Future<Output = io::Result<(Peer, Arrival)>>,
     ) -> Result<(Client, Place), Refused> {
         let found = async {
-            let peer = peer.await.map_err(|error| Refused(error.to_string()))?;
-            self.desk.authorize.identify(peer).await
+            let (peer, arrival) = peer.await.map_err(|error| Refused(error.to_string()))?;
+            Ok((self.desk.authorize.identify(peer).await?, arrival))
         };
         let late = || Refused("it took too long to find out who connects".to_owned());
-        let caller = timeout(IDENTIFY_TIMEOUT, found).await;
-        let caller = caller.map_err(|_| late())??;
-        let place = self.counts.take(&caller.id);
+        let found = timeout(IDENTIFY_TIMEOUT, found).await;
+        let (caller, _arrival) = found.map_err(|_| late())??;
+        let place = self.served.take(&caller.id);
         let place = place.ok_or_else(|| Refused("too many connections".to_owned()))?;
         Ok((Client::new(Arc::clone(&self.desk), caller), place))
+    }
+
+    fn warn(&self, refused: &Refused) {
+        if let Some(left_out) = self.warned.due() {
+            tracing::warn!(%refused, left_out, "a workload was not served");
+        }
     }
 }
 
 async fn accept_unix(listener: UnixListener, door: Door, socket: Socket) {
+    let arrivals = Arc::new(Semaphore::new(ARRIVALS));
     let mut connections = JoinSet::new();
-    loop {
+    while let Ok(arrival) = Arc::clone(&arrivals).acquire_owned().await {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
                 // At once: later the process that connected may be gone.
-                let peer = Peer::of_unix(&stream);
+                let peer = Peer::of_unix(&stream).map(|peer| (peer, arrival));
                 connections.spawn(serve_unix(stream, peer, door.clone(), socket));
             }
             Err(error) => {
@@ -180,8 +209,13 @@ async fn accept_unix(listener: UnixListener, door: Door, socket: Socket) {
     }
 }
 
-async fn serve_unix(stream: UnixStream, peer: io::Result<Peer>, door: Door, socket: Socket) {
-    match door.admit(async { peer }).await {
+async fn serve_unix(
+    stream: UnixStream,
+    peer: io::Result<(Peer, Arrival)>,
+    door: Door,
+    socket: Socket,
+) {
+    match door.admit(ready(peer)).await {
         Ok((client, _place)) => {
             let services = match socket {
                 Socket::Attestation => rpc::attestation(client),
@@ -189,17 +223,18 @@ async fn serve_unix(stream: UnixStream, peer: io::Result<Peer>, door: Door, sock
             };
             rpc::serve(stream, services).await;
         }
-        Err(refused) => tracing::warn!(%refused, "a workload was not served"),
+        Err(refused) => door.warn(&refused),
     }
 }
 
 async fn accept_tcp(listener: TcpListener, door: Door) {
+    let arrivals = Arc::new(Semaphore::new(ARRIVALS));
     let mut connections = JoinSet::new();
-    loop {
+    while let Ok(arrival) = Arc::clone(&arrivals).acquire_owned().await {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, remote)) => {
-                connections.spawn(serve_tcp(stream, remote, door.clone()));
+                connections.spawn(serve_tcp(stream, remote, arrival, door.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -209,17 +244,21 @@ async fn accept_tcp(listener: TcpListener, door: Door) {
     }
 }
 
-async fn serve_tcp(stream: TcpStream, remote: SocketAddr, door: Door) {
+async fn serve_tcp(stream: TcpStream, remote: SocketAddr, arrival: Arrival, door: Door) {
     let local = stream.local_addr();
     let peer = async {
         let local = local?;
-        spawn_blocking(move || Peer::of_tcp(local, remote)).await?
+        // A look that nobody waits for any more keeps its place until it ends.
+        let look = move || Ok((Peer::of_tcp(local, remote)?, arrival));
+        spawn_blocking(look).await?
     };
     match door.admit(peer).await {
-        Ok((client, _place)) => rest::serve(stream, Ok(client)).await,
+        Ok((client, _place)) => rest::serve(stream, client).await,
         Err(refused) => {
-            tracing::warn!(%refused, "a workload was not served");
-            rest::serve(stream, Err(refused)).await;
+            door.warn(&refused);
+            if let Ok(_turn) = door.refusals.try_acquire() {
+                rest::refuse(stream, &refused).await;
+            }
         }
     }
 }

@@ -1,4 +1,7 @@
 //! Why a secret did not come, in terms that the guest's owner can act on.
+//!
+//! The text of an error goes to the guest's host, in answers and in the log. So it has a step, and what the host sees
+//! of the connection anyway; what the broker said beside that stays in a [`Detail`], for who asks for it.
 
 use std::{fmt, io, time::Duration};
 
@@ -27,7 +30,31 @@ impl fmt::Display for Step {
     }
 }
 
-/// A secret that did not come. None of the texts has a secret, a token or evidence in it.
+/// The broker's own sentence. It may tell what the owner's policy looks at, and so is in no text of an error.
+#[derive(Clone)]
+pub struct Detail(String);
+
+impl From<String> for Detail {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl Detail {
+    /// The sentence, for the owner's eyes.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Detail(..)")
+    }
+}
+
+/// A secret that did not come. None of the texts has a secret, a token, evidence or a [`Detail`] in it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     /// There is no connection, or none that lasts.
@@ -51,62 +78,59 @@ pub enum BrokerError {
         cause: transport::Error,
     },
     /// The broker does not speak our version of the protocol.
-    #[error(
-        "broker speaks another version than {}: {detail}",
-        kbs_protocol::VERSION
-    )]
+    #[error("broker speaks another version than {}", kbs_protocol::VERSION)]
     Version {
         /// What the broker says.
-        detail: String,
+        detail: Detail,
     },
     /// This guest could not make evidence.
     #[error("evidence: {0}")]
     Evidence(#[from] AttestError),
     /// The broker does not believe the evidence.
-    #[error("broker rejects the evidence: {}", reason(detail, ticket))]
+    #[error("broker rejects the evidence: {}", reason(ticket.as_deref()))]
     Rejected {
         /// What the broker says.
-        detail: String,
+        detail: Detail,
         /// What the owner gives to the broker to read the cause.
         ticket: Option<String>,
     },
     /// The broker's policy does not release this resource to this guest.
-    #[error("broker denies {resource}: {}", reason(detail, ticket))]
+    #[error("broker denies {resource}: {}", reason(ticket.as_deref()))]
     Denied {
         /// The resource.
         resource: ResourceUri,
         /// What the broker says.
-        detail: String,
+        detail: Detail,
         /// What the owner gives to the broker to read the cause.
         ticket: Option<String>,
     },
     /// The broker has no such resource.
-    #[error("broker does not have {resource}: {detail}")]
+    #[error("broker does not have {resource}")]
     NotFound {
         /// The resource.
         resource: ResourceUri,
         /// What the broker says.
-        detail: String,
+        detail: Detail,
     },
     /// The broker is there and cannot answer now.
-    #[error("broker unavailable at {step}: status {status}: {detail}")]
+    #[error("broker unavailable at {step}: status {status}")]
     Unavailable {
         /// The step.
         step: Step,
         /// The HTTP status.
         status: u16,
         /// What the broker says.
-        detail: String,
+        detail: Detail,
     },
     /// The broker refuses the request as such.
-    #[error("broker refuses {step}: status {status}: {detail}")]
+    #[error("broker refuses {step}: status {status}")]
     Refused {
         /// The step.
         step: Step,
         /// The HTTP status.
         status: u16,
         /// What the broker says.
-        detail: String,
+        detail: Detail,
     },
     /// The answer is larger than its cap.
     #[error("broker's answer to {step} has more than {cap} bytes")]
@@ -121,11 +145,11 @@ pub enum BrokerError {
     Protocol {
         /// The step.
         step: Step,
-        /// What is wrong with it.
+        /// What is wrong with it, in words of ours.
         cause: String,
     },
     /// The resource came and cannot be opened.
-    #[error("open {resource}: {cause}")]
+    #[error("open {resource}: {}", unopened(cause))]
     Open {
         /// The resource.
         resource: ResourceUri,
@@ -152,6 +176,20 @@ impl BrokerError {
         }
     }
 
+    /// What the broker said: for the owner, and never for the guest's host.
+    #[must_use]
+    pub fn detail(&self) -> Option<&Detail> {
+        match self {
+            Self::Version { detail }
+            | Self::Rejected { detail, .. }
+            | Self::Denied { detail, .. }
+            | Self::NotFound { detail, .. }
+            | Self::Unavailable { detail, .. }
+            | Self::Refused { detail, .. } => Some(detail),
+            _ => None,
+        }
+    }
+
     pub(super) fn of_transport(step: Step, cause: transport::Error) -> Self {
         use transport::Error as E;
         match cause {
@@ -166,21 +204,29 @@ impl BrokerError {
             | E::Tls { .. }
             | E::Timeout { .. }
             | E::Protocol { .. } => Self::Unreachable { step, cause },
-            E::Request { .. }
-            | E::PlainHttp { .. }
-            | E::HeadTooLarge { .. }
-            | E::Redirect { .. } => Self::Protocol {
+            E::Request { .. } | E::PlainHttp { .. } | E::HeadTooLarge { .. } => Self::Protocol {
                 step,
                 cause: cause.to_string(),
+            },
+            E::Redirect { .. } => Self::Protocol {
+                step,
+                cause: "a redirect, which is not followed".to_owned(),
             },
         }
     }
 }
 
-/// With a ticket the cause stays at the broker; without one the broker's sentence is all there is.
-fn reason(detail: &str, ticket: &Option<String>) -> String {
+/// The cause stays at the broker, with a ticket or without.
+fn reason(ticket: Option<&str>) -> String {
     match ticket {
         Some(ticket) => format!("its owner reads the cause with `kbs explain {ticket}`"),
-        None => detail.to_owned(),
+        None => "its owner reads the cause in the broker's log".to_owned(),
+    }
+}
+
+fn unopened(cause: &JweError) -> String {
+    match cause {
+        JweError::Algorithm(_) => "its algorithm is not the one of this key".to_owned(),
+        cause => cause.to_string(),
     }
 }

@@ -13,14 +13,16 @@ use serde::de::DeserializeOwned;
 use transport::{Client, bytes_capped};
 
 use super::{
-    BrokerError, Step,
+    BrokerError, Detail, Step,
     retry::{Patience, Transient},
 };
 
 /// W3C's header for the span that asks.
 const TRACEPARENT: &str = "traceparent";
-/// Characters of a foreign text that go into an error.
+/// Characters of a foreign text that are kept with an error.
 const SHOWN_CHARS: usize = 256;
+/// Characters of a ticket.
+const TICKET_CHARS: usize = 64;
 
 /// Speaks to one broker.
 pub(super) struct Exchange {
@@ -227,18 +229,21 @@ impl Refusal {
         self.information.as_ref().and_then(ErrorInformation::kind)
     }
 
+    /// The ticket, where it is one: a word, with which no sentence leaves the guest.
     pub(super) fn ticket(&self) -> Option<String> {
         let ticket = self.information.as_ref()?.ticket.as_deref()?;
-        Some(shown(ticket))
+        let is_of_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let is_word = (1..=TICKET_CHARS).contains(&ticket.len()) && ticket.chars().all(is_of_word);
+        is_word.then(|| ticket.to_owned())
     }
 
     /// The broker's sentence; of a broker that does not follow the protocol, the start of its text.
-    pub(super) fn detail(&self) -> String {
-        match &self.information {
+    pub(super) fn detail(&self) -> Detail {
+        Detail::from(match &self.information {
             Some(information) => shown(&information.detail),
             None if self.text.is_empty() => format!("status {}", self.status),
             None => self.text.clone(),
-        }
+        })
     }
 
     /// What it is when the step gives it no meaning of its own.
@@ -247,7 +252,9 @@ impl Refusal {
         match (self.kind(), status) {
             (Some(ErrorKind::ProtocolVersion), _) => BrokerError::Version { detail },
             // Trustee has no kind for it.
-            _ if detail.contains("Protocol Version Mismatch") => BrokerError::Version { detail },
+            _ if detail.expose().contains("Protocol Version Mismatch") => {
+                BrokerError::Version { detail }
+            }
             _ if is_busy(status) => BrokerError::Unavailable {
                 step,
                 status,

@@ -29,7 +29,7 @@ use tokio::{
 use transport::{Client, Dial};
 
 pub use config::{BrokerConfig, ConfigError};
-pub use error::{BrokerError, Step};
+pub use error::{BrokerError, Detail, Step};
 
 use crate::{Attester, EventLog};
 pub use exchange::Traced;

@@ -1,7 +1,10 @@
 //! Logs with and without registers, and what a crash leaves of them.
 
+use std::fs;
+
 use evidence::eventlog::{self, EventClaims, LOG_END, header};
 
+use super::files::{AHEAD, LOG};
 use super::*;
 
 /// Registers, and what goes wrong with the next extension.
@@ -141,38 +144,64 @@ fn a_workload_cannot_fill_memory() {
     assert_eq!(taken.count(), LOG_BYTES / 6_100);
 }
 
-#[test]
-fn a_process_that_ended_amidst_an_event_is_followed_by_one_that_knows_what_was_done() {
-    let directory = tempfile::tempdir().unwrap();
-    let registers = Arc::new(Fake::default());
-    let open = || {
-        EventLog::open(
-            Some(registers.clone() as Arc<dyn Registers>),
-            directory.path(),
-        )
-    };
-    open().unwrap().extend("a", "b", "first", None).unwrap();
-    let ahead = directory.path().join(AHEAD);
-    assert!(!ahead.exists());
-    let (bytes, digest) = entry(
-        4,
-        &AaelEvent {
+/// A machine's log in a directory, and an event that is on its way into it.
+struct Machine {
+    directory: tempfile::TempDir,
+    registers: Arc<Fake>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            registers: Arc::default(),
+        }
+    }
+
+    fn registers(&self) -> Option<Arc<dyn Registers>> {
+        Some(self.registers.clone())
+    }
+
+    fn open(&self) -> Result<EventLog, EventLogError> {
+        EventLog::open(self.registers(), self.directory.path())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What is written ahead of an event now, its entry, and its digest.
+    fn next(&self, content: &str) -> (Vec<u8>, Vec<u8>, [u8; REGISTER_BYTES]) {
+        let event = AaelEvent {
             domain: "a",
             operation: "b",
-            content: "next",
-        }
-        .data()
-        .unwrap(),
-    );
-    let before = registers.values.lock().unwrap()[3];
-    let written = [&4u32.to_le_bytes()[..], &before, &bytes].concat();
+            content,
+        };
+        let (bytes, digest) = entry(4, &event.data().unwrap());
+        let length = fs::read(self.path(LOG)).unwrap_or_default().len() as u64;
+        let before = self.registers.values.lock().unwrap()[3];
+        let index = 4u32.to_le_bytes();
+        let written = [&length.to_le_bytes()[..], &index, &before, &bytes].concat();
+        (written, bytes, digest)
+    }
+}
+
+#[test]
+fn a_process_that_ended_amidst_an_event_is_followed_by_one_that_knows_what_was_done() {
+    let machine = Machine::new();
+    let open = || machine.open();
+    open().unwrap().extend("a", "b", "first", None).unwrap();
+    let ahead = machine.path(AHEAD);
+    assert!(!ahead.exists());
+    let (written, _, digest) = machine.next("next");
+    let registers = &machine.registers;
 
     // It ended before the register, or before all of it was written ahead.
     for cut in [written.len(), written.len() - 1, 3] {
         fs::write(&ahead, &written[..cut]).unwrap();
         let log = open().unwrap();
         assert_eq!(texts(&log).len(), 1);
-        assert_replays(&log, &registers);
+        assert_replays(&log, registers);
         assert!(!ahead.exists());
     }
     // Behind it.
@@ -180,16 +209,99 @@ fn a_process_that_ended_amidst_an_event_is_followed_by_one_that_knows_what_was_d
     registers.extend(3, &digest).unwrap();
     let log = open().unwrap();
     assert_eq!(texts(&log).len(), 2);
-    assert_replays(&log, &registers);
+    assert_replays(&log, registers);
     // Behind the log too.
     fs::write(&ahead, &written).unwrap();
     let log = open().unwrap();
     assert_eq!(texts(&log).len(), 2);
-    assert_replays(&log, &registers);
+    assert_replays(&log, registers);
     // Somebody else extended the register.
     fs::write(&ahead, &written).unwrap();
     registers.values.lock().unwrap()[3] = [1; 48];
     assert!(matches!(open(), Err(EventLogError::Broken(_))));
+}
+
+#[test]
+fn the_same_event_twice_is_in_the_log_twice_wherever_a_process_ended() {
+    let machine = Machine::new();
+    let log = machine.open().unwrap();
+    log.extend("a", "b", "same", None).unwrap();
+    let (written, bytes, digest) = machine.next("same");
+    machine.registers.extend(3, &digest).unwrap();
+    // Before the log has it, and in the middle of writing it there.
+    for there in [0, 5, bytes.len()] {
+        let first = fs::read(machine.path(LOG)).unwrap()[..bytes.len()].to_vec();
+        fs::write(machine.path(LOG), [&first, &bytes[..there]].concat()).unwrap();
+        fs::write(machine.path(AHEAD), &written).unwrap();
+        let log = machine.open().unwrap();
+        assert_eq!(texts(&log).len(), 2, "{there}");
+        assert_replays(&log, &machine.registers);
+    }
+    // A log that lost something, or has another event there, is told.
+    for other in [&bytes[..5], &[&bytes[..], b"x"].concat()] {
+        fs::write(machine.path(AHEAD), &written).unwrap();
+        fs::write(machine.path(LOG), other).unwrap();
+        assert!(matches!(machine.open(), Err(EventLogError::Broken(_))));
+    }
+}
+
+#[test]
+fn processes_take_turns_and_see_what_the_others_logged() {
+    const EACH: usize = 20;
+    let machine = Machine::new();
+    // A log that each process has opened has its own lock.
+    std::thread::scope(|scope| {
+        for process in 0..3 {
+            let log = machine.open().unwrap();
+            scope.spawn(move || {
+                for event in 0..EACH {
+                    let content = format!("{process} {event}");
+                    log.extend("a", "b", &content, None).unwrap();
+                }
+            });
+            let reader = EventLog::look(machine.registers(), machine.directory.path());
+            scope.spawn(move || {
+                for _ in 0..EACH {
+                    reader.held(count).unwrap().unwrap();
+                }
+            });
+        }
+    });
+    let log = machine.open().unwrap();
+    assert_eq!(texts(&log).len(), 3 * EACH);
+    assert_replays(&log, &machine.registers);
+}
+
+#[test]
+fn who_reads_makes_and_changes_nothing() {
+    let machine = Machine::new();
+    let absent = machine.path("absent");
+    let reader = EventLog::look(machine.registers(), &absent);
+    assert!(texts(&reader).is_empty());
+    assert!(!absent.exists());
+    let refused = reader.extend("a", "b", "c", None);
+    assert!(matches!(refused, Err(EventLogError::ReadOnly)));
+
+    let reader = EventLog::look(machine.registers(), machine.directory.path());
+    machine.open().unwrap().extend("a", "b", "c", None).unwrap();
+    let (written, bytes, digest) = machine.next("next");
+    fs::write(machine.path(AHEAD), &written).unwrap();
+    machine.registers.extend(3, &digest).unwrap();
+    // Evidence has what the register has, and who writes finishes it.
+    assert_eq!(texts(&reader).len(), 2);
+    assert_replays(&reader, &machine.registers);
+    assert_eq!(fs::read(machine.path(AHEAD)).unwrap(), written);
+    assert_eq!(fs::read(machine.path(LOG)).unwrap().len(), bytes.len() - 3);
+    assert_eq!(texts(&machine.open().unwrap()).len(), 2);
+}
+
+#[test]
+fn what_guest_components_have_on_their_way_is_left_to_them() {
+    let machine = Machine::new();
+    let theirs = machine.path(".wal_event_entry");
+    fs::write(&theirs, b"theirs").unwrap();
+    machine.open().unwrap().extend("a", "b", "c", None).unwrap();
+    assert_eq!(fs::read(&theirs).unwrap(), b"theirs");
 }
 
 #[test]
@@ -203,6 +315,6 @@ fn without_registers_the_log_stands_alone() {
         texts(&EventLog::open(None, directory.path()).unwrap()).len(),
         1
     );
-    fs::write(directory.path().join(FILE), b"no log").unwrap();
+    fs::write(directory.path().join(LOG), b"no log").unwrap();
     assert!(EventLog::open(None, directory.path()).is_err());
 }

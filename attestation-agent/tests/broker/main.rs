@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod asked;
+mod doors;
 mod script;
 mod services;
 mod tokens;
 mod unreachable;
+mod words;
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use attestation_agent::api::{self, Addresses, Ask, Authorize, Caller, Peer, Refused, Serving};
+use attestation_agent::api::{
+    self, Abilities, Addresses, Ask, Authorize, Caller, Peer, Refused, Serving,
+};
 use attestation_agent::sealed::{SealKey, SealedError, Sealer, Terms};
 use attestation_agent::{Hub, HubError, Secret, attester::SampleAttester};
 use evidence::init_data::content::SealedSecrets;
@@ -19,14 +21,14 @@ use crate::script::{Identity, Reply, SECRET, Script, guest, start};
 
 const KID: &str = "owner";
 
-struct Owner {
+pub(crate) struct Owner {
     sealer: Sealer,
-    script: Arc<Script>,
-    hub: Arc<Hub>,
+    pub(crate) script: Arc<Script>,
+    pub(crate) hub: Arc<Hub>,
     digest: InitDataDigest,
 }
 
-async fn owner() -> Owner {
+pub(crate) async fn owner() -> Owner {
     let identity = Identity::new();
     let (script, port) = start(&identity).await;
     let key = SealKey::generate();
@@ -137,22 +139,31 @@ impl Authorize for Policy {
 }
 
 async fn serve(owner: &Owner, directory: &Path) -> (Serving, Addresses) {
+    let hub = Arc::clone(&owner.hub);
+    serve_to(hub, Arc::new(Policy), Abilities::default(), directory).await
+}
+
+pub(crate) async fn serve_to(
+    hub: Arc<Hub>,
+    authorize: Arc<dyn Authorize>,
+    abilities: Abilities,
+    directory: &Path,
+) -> (Serving, Addresses) {
     let addresses = Addresses {
         attestation: directory.join("aa/aa.sock"),
         data_hub: directory.join("cdh.sock"),
         rest: Some("127.0.0.1:0".parse().unwrap()),
         mode: 0o600,
     };
-    let hub = Arc::clone(&owner.hub);
-    let serving = api::serve(hub, Arc::new(Policy), api::Abilities::default(), &addresses).await;
+    let serving = api::serve(hub, authorize, abilities, &addresses).await;
     (serving.unwrap(), addresses)
 }
 
-async fn http(serving: &Serving, head: &str, body: &str) -> (u16, String) {
+pub(crate) async fn http(serving: &Serving, head: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(serving.rest().unwrap()).await.unwrap();
     let length = body.len();
     let request = format!(
-        "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "{head} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -234,20 +245,34 @@ async fn rest_has_the_paths_of_peers_and_asks_the_policy() {
     assert!(status == 403 && text.contains("T-9"), "{status} {text}");
 }
 
-/// Calls a method whose message has one field of bytes or text, as its answer has.
-async fn call(socket: &Path, service: &str, method: &str, field: &[u8]) -> ttrpc::Result<Vec<u8>> {
-    let stream = UnixStream::connect(socket).await.unwrap();
-    let mut payload = Vec::new();
-    if !field.is_empty() {
-        payload = vec![0x0a];
-        let mut length = field.len();
-        while length > 0x7f {
-            payload.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
-            length >>= 7;
-        }
-        payload.push(u8::try_from(length).unwrap());
-        payload.extend(field);
+/// A field of bytes, text or a message, as protobuf writes it; nothing for an empty one.
+pub(crate) fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    if bytes.is_empty() {
+        return Vec::new();
     }
+    let mut field = vec![number << 3 | 2];
+    let mut length = bytes.len();
+    while length > 0x7f {
+        field.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
+        length >>= 7;
+    }
+    field.push(u8::try_from(length).unwrap());
+    field.extend(bytes);
+    field
+}
+
+/// Calls a method whose message has one field of bytes or text, as its answer has.
+async fn call(socket: &Path, service: &str, method: &str, one: &[u8]) -> ttrpc::Result<Vec<u8>> {
+    call_with(socket, service, method, field(1, one)).await
+}
+
+pub(crate) async fn call_with(
+    socket: &Path,
+    service: &str,
+    method: &str,
+    payload: Vec<u8>,
+) -> ttrpc::Result<Vec<u8>> {
+    let stream = UnixStream::connect(socket).await.unwrap();
     let request = Request {
         service: service.to_owned(),
         method: method.to_owned(),

@@ -2,6 +2,7 @@
 //! another kernel is not. The launch itself is simulated: its report has the digest that hardware would
 //! have put there.
 
+mod igvm;
 mod image_set;
 mod launches;
 

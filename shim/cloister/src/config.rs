@@ -170,6 +170,7 @@ fn absent(inspection: &Inspection) -> Vec<Note> {
         ("hypervisor.qemu.kernel", Some(&vm.kernel)),
         ("hypervisor.qemu.initrd", vm.initrd.as_ref()),
         ("hypervisor.qemu.firmware", vm.firmware.as_ref()),
+        ("hypervisor.qemu.igvm", vm.igvm.as_ref()),
         (
             "hypervisor.qemu.virtio_fs_daemon",
             vm.virtio_fs_daemon.as_ref(),

@@ -2,14 +2,19 @@
 //!
 //! Which sandbox has a volume is not written down anywhere: every shim of this host is asked for its device.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http::Request;
-use shim::disk::described::{self, Growth, RESIZE, STATS};
+use shim::disk::described::{self, Growth, RESIZE, RESIZE_TIMEOUT, STATS};
 use shim::state_dir::{self, StateDir};
 
 use super::monitor::{Monitor, Refused};
+
+/// How long a shim may take to answer: longer than it waits for its guest.
+const PATIENCE: Duration = RESIZE_TIMEOUT.saturating_add(Duration::from_secs(30));
 
 /// What to do with direct volumes.
 #[derive(Debug, Subcommand)]
@@ -87,24 +92,93 @@ impl Command {
 
 /// Asks the shims of this host one after another, until one knows the device.
 async fn ask_all(device: &str, request: &Request<Bytes>) -> Result<String> {
-    let mut unreached = None;
+    let (mut unreached, mut broken) = (None, None);
     for (namespace, sandbox) in state_dir::sandboxes(&state_dir::root()) {
         let directory = StateDir::of(&namespace, &sandbox)?;
-        let asked = Monitor::of(&sandbox, directory)?
+        let asked = Monitor::patient(&sandbox, directory, PATIENCE)?
             .send(request.clone())
             .await;
-        match asked {
+        let error = match asked {
             Ok(answer) => return Ok(answer),
-            Err(error) => match error.downcast_ref::<Refused>() {
-                Some(refused) if refused.is_not_found() => {}
-                Some(_) => return Err(error),
-                // Such as one that is ending; another may have it.
-                None => unreached = Some(error),
-            },
+            Err(error) => error,
+        };
+        match Silence::of(&error) {
+            None => return Err(error),
+            Some(Silence::Absent) => {}
+            Some(Silence::Unreached) => unreached = Some(error),
+            Some(Silence::Broken) => broken = Some(error),
         }
     }
-    match unreached {
-        Some(error) => Err(error).with_context(|| format!("no sandbox that answers has {device}")),
-        None => bail!("no sandbox of this host has a file system of {device}"),
+    match (broken, unreached) {
+        (Some(error), _) => Err(error).with_context(|| {
+            format!(
+                "a sandbox was asked about {device} and did not answer, and no other has it; what was asked for may \
+                 be done: ask again"
+            )
+        }),
+        (None, Some(error)) => {
+            Err(error).with_context(|| format!("no sandbox that answers has {device}"))
+        }
+        (None, None) => bail!("no sandbox of this host has a file system of {device}"),
+    }
+}
+
+/// Why a shim gave no answer of its own, so that another may have the volume.
+#[derive(Debug, PartialEq, Eq)]
+enum Silence {
+    /// It does not have it.
+    Absent,
+    /// It was never asked, such as one that has ended.
+    Unreached,
+    /// It was asked, and may have it.
+    Broken,
+}
+
+impl Silence {
+    fn of(error: &anyhow::Error) -> Option<Self> {
+        if let Some(refused) = error.downcast_ref::<Refused>() {
+            return refused.is_not_found().then_some(Self::Absent);
+        }
+        match error.downcast_ref::<transport::Error>()? {
+            transport::Error::Dial { .. }
+            | transport::Error::Timeout {
+                phase: transport::Phase::Dial,
+                ..
+            } => Some(Self::Unreached),
+            _ => Some(Self::Broken),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_broke_is_told_from_a_shim_that_is_gone() {
+        let gone = transport::Error::Dial {
+            host: "shim:80".into(),
+            kind: std::io::ErrorKind::ConnectionRefused,
+            cause: "connection refused".into(),
+        };
+        let broke = transport::Error::Protocol {
+            host: "shim:80".into(),
+            cause: "connection closed before message completed".into(),
+        };
+        let late = transport::Error::Timeout {
+            host: "shim:80".into(),
+            phase: transport::Phase::Head,
+            after: PATIENCE,
+        };
+        for (error, silence) in [
+            (gone, Silence::Unreached),
+            (broke, Silence::Broken),
+            (late, Silence::Broken),
+        ] {
+            // As it comes from the monitor.
+            let error = anyhow::Error::from(error).context("ask the shim of a");
+            assert_eq!(Silence::of(&error), Some(silence));
+        }
+        assert_eq!(Silence::of(&anyhow::anyhow!("no such thing")), None);
     }
 }

@@ -1,11 +1,12 @@
 //! The way to the shim of a running sandbox, for commands that ask it something.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::Args;
-use transport::{Client, ClientConfig, PlainHttp, Roots, bytes_capped};
+use transport::{Client, ClientConfig, PlainHttp, Roots, Timeouts, bytes_capped};
 
 use shim::creation::Creation;
 use shim::monitor::{CREATIONS, MonitorDial};
@@ -64,7 +65,13 @@ impl Refused {
 impl Monitor {
     /// The shim of a state directory.
     pub(super) fn of(name: &str, directory: StateDir) -> Result<Self> {
+        Self::patient(name, directory, Timeouts::default().head)
+    }
+
+    /// The same, whose answers may take so long.
+    pub(super) fn patient(name: &str, directory: StateDir, within: Duration) -> Result<Self> {
         let mut config = ClientConfig::new(Roots::web());
+        config.timeouts.head = within;
         // It is a socket of this host that only root can open.
         config.plain_http = PlainHttp::Allow;
         Ok(Self {

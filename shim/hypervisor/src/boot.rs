@@ -43,7 +43,7 @@ pub(crate) struct Greeted {
     pub(crate) console: Tail,
     pub(crate) stderr: Tail,
     pub(crate) accel: Resolved,
-    pub(crate) kernel_command_line: String,
+    pub(crate) measured_command_line: String,
     pub(crate) at: Instant,
 }
 
@@ -59,7 +59,10 @@ pub(crate) struct Prepared {
 
 pub(crate) async fn prepare(spec: &CheckedSpec) -> Result<Prepared, BootError> {
     let memory_encryption = match &spec.spec().confidential {
-        Some(wanted) => tee::ready(wanted, &spec.spec().qemu).await?,
+        Some(wanted) => {
+            let has_igvm = spec.spec().igvm.is_some();
+            tee::ready(wanted, has_igvm, &spec.spec().qemu).await?
+        }
         None => None,
     };
     let accel = match &spec.spec().confidential {
@@ -202,7 +205,7 @@ impl Prepared {
     }
 
     pub(crate) async fn start(self, spec: &CheckedSpec) -> Result<(Greeted, Incoming), BootError> {
-        let kernel_command_line = crate::qemu::command_line(spec, &self.facts);
+        let measured_command_line = crate::qemu::measured_command_line(spec);
         let arguments = arguments(spec, &self.facts);
         debug!(vm = spec.spec().name, ?arguments, "starting QEMU");
         let launch = Launch {
@@ -251,7 +254,7 @@ impl Prepared {
             console: tails.0,
             stderr: tails.1,
             accel: self.facts.accel,
-            kernel_command_line,
+            measured_command_line,
             at,
         };
         Ok((greeted, self.incoming))

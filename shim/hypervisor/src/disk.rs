@@ -32,8 +32,9 @@ use crate::spec::VmSpec;
 
 /// The most of them at a time: each is a target of the controller, which has 256.
 pub const MAX_HOT_DISKS: usize = 128;
-/// What the controller is on the command line. One queue, as Kata has it.
-pub(crate) const CONTROLLER: &str = "id=scsi,num_queues=1";
+/// What the controller is on the command line. One queue, as Kata has it. The agent has its kernel look for each disk:
+/// the controller's own word of one that went may come late, and take away what came after.
+pub(crate) const CONTROLLER: &str = "id=scsi,num_queues=1,hotplug=off";
 /// Bytes of a disk come in these.
 const SECTOR: u64 = 512;
 /// How long QEMU may use a disk's file after the disk is gone.

@@ -72,11 +72,22 @@ impl HotNics {
         let tap = nic.tap().ok_or(HotNicError::Kind)?;
         let tap = tap.try_clone_to_owned().map_err(HotNicError::Descriptor)?;
         *taken += 1;
-        let name = format!("hotnet{port}");
+        let added = self.add(port, nic, tap).await;
+        if added.is_err() {
+            // What QEMU holds of a tap keeps everybody from trying again.
+            for name in [network(port), vhost(port)] {
+                let _ = self.qmp.ask("closefd", json!({ "fdname": name })).await;
+            }
+        }
+        Ok(added?)
+    }
+
+    async fn add(&self, port: usize, nic: &Nic, tap: OwnedFd) -> Result<(), QmpError> {
+        let name = network(port);
         let mut backend = json!({ "type": "tap", "id": name, "fd": name, "vhost": false });
         self.pass(&name, tap).await?;
         if let Some(device) = self.vhost.then(vhost_net::open).flatten() {
-            let vhost = format!("vhost{port}");
+            let vhost = vhost(port);
             self.pass(&vhost, device).await?;
             backend["vhost"] = true.into();
             backend["vhostfd"] = vhost.into();
@@ -86,11 +97,11 @@ impl HotNics {
             "driver": "virtio-net-pci", "id": format!("card{port}"), "netdev": name,
             "mac": nic::spelled(nic.mac), "bus": format!("port{port}"), "romfile": "",
         });
-        if let Err(error) = self.qmp.ask("device_add", device).await {
+        let added = self.qmp.ask("device_add", device).await;
+        if added.is_err() {
             let _ = self.qmp.ask("netdev_del", json!({ "id": name })).await;
-            return Err(error.into());
         }
-        Ok(())
+        added.map(drop)
     }
 
     async fn pass(&self, name: &str, descriptor: OwnedFd) -> Result<(), QmpError> {
@@ -100,6 +111,15 @@ impl HotNics {
             .await
             .map(drop)
     }
+}
+
+/// The names of what stands behind the card of a port: its tap, and the host's kernel that serves it.
+fn network(port: usize) -> String {
+    format!("hotnet{port}")
+}
+
+fn vhost(port: usize) -> String {
+    format!("vhost{port}")
 }
 
 /// The device of a port.

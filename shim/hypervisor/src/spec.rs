@@ -13,7 +13,7 @@ use crate::nic::{Nic, NicError};
 use crate::tee::{Confidential, Unfit};
 
 pub use check::CheckedSpec;
-pub(crate) use check::is_plain_word;
+pub(crate) use check::{check_kernel_params, is_plain_word};
 
 /// The most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;
@@ -169,6 +169,8 @@ pub struct VmSpec {
     pub state_dir: PathBuf,
     /// Firmware in place of the machine's own (SeaBIOS, or qboot on a microvm).
     pub firmware: Option<PathBuf>,
+    /// An IGVM file in place of firmware: what an SEV-SNP guest begins with, and how.
+    pub igvm: Option<PathBuf>,
     /// What keeps the host out of it.
     pub confidential: Option<Confidential>,
     /// The QEMU program: a path, or a name to be looked up in `PATH`.
@@ -202,6 +204,7 @@ impl VmSpec {
             console_log: None,
             state_dir: state_dir.to_owned(),
             firmware: None,
+            igvm: None,
             confidential: None,
             qemu: PathBuf::from("qemu-system-x86_64"),
         }

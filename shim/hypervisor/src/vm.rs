@@ -117,15 +117,35 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Whether QEMU was stopped by a signal, or the guest over the control socket.
+    /// Whether QEMU was stopped by a signal, or the guest over the control socket. A guest that QEMU stopped by itself,
+    /// such as one whose instructions KVM cannot go on with (`internal-error`), is not paused: nobody makes it go on.
     pub async fn is_paused(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
         if stat.is_ok_and(|stat| is_stopped(&stat)) {
             return true;
         }
         let status = self.qmp.query_status().await;
-        status.is_ok_and(|status| status != "running")
+        status.is_ok_and(|status| is_wanted(&status))
     }
+}
+
+/// Whether a run state of QEMU (`RunState` of `qapi/run-state.json`) is one that somebody asked for, and in which
+/// the guest does not run.
+fn is_wanted(status: &str) -> bool {
+    const WANTED: [&str; 9] = [
+        "paused",
+        "suspended",
+        "debug",
+        // The guest comes from another host, or goes to one.
+        "prelaunch",
+        "inmigrate",
+        "finish-migrate",
+        "postmigrate",
+        // Its memory is being written down, or read.
+        "save-vm",
+        "restore-vm",
+    ];
+    WANTED.contains(&status)
 }
 
 /// The state in a line of `proc_pid_stat(5)`, behind the name, which may have blanks and brackets.
@@ -250,10 +270,11 @@ impl Vm {
         self.qemu.process.pid()
     }
 
-    /// What the guest's kernel was started with.
+    /// What the kernel of a confidential guest of this specification is started with, and what is measured of it. A
+    /// plain VM has this host's own words besides: its emulator's, and the port of its vsock device.
     #[must_use]
-    pub fn kernel_command_line(&self) -> &str {
-        &self.qemu.kernel_command_line
+    pub fn measured_command_line(&self) -> &str {
+        &self.qemu.measured_command_line
     }
 
     /// The accelerator that was chosen.
@@ -338,6 +359,24 @@ impl Vm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_state_that_somebody_asked_for_is_a_pause() {
+        for wanted in ["paused", "suspended", "debug", "prelaunch", "save-vm"] {
+            assert!(is_wanted(wanted), "{wanted}");
+        }
+        for own in [
+            "running",
+            "internal-error",
+            "io-error",
+            "guest-panicked",
+            "watchdog",
+            "shutdown",
+            "a later one",
+        ] {
+            assert!(!is_wanted(own), "{own}");
+        }
+    }
 
     #[test]
     fn a_process_that_was_stopped_is_told_from_one_that_waits() {

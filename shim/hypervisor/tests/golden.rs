@@ -7,7 +7,9 @@ use std::path::Path;
 
 use hypervisor::accel::Resolved;
 use hypervisor::nic::CardFds;
-use hypervisor::qemu::{Facts, VsockDevice, arguments, measured_command_line};
+use hypervisor::qemu::{
+    Facts, VsockDevice, arguments, measured_command_line, predicted_command_line,
+};
 use hypervisor::spec::DiskFormat;
 use hypervisor::tee::host::MemoryEncryption;
 use hypervisor::tee::{
@@ -19,10 +21,7 @@ use hypervisor::{
 
 const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
-const EPYC: Option<MemoryEncryption> = Some(MemoryEncryption {
-    c_bit: 51,
-    reduced_phys_bits: 5,
-});
+const EPYC: Option<MemoryEncryption> = Some(MemoryEncryption { c_bit: 51 });
 
 fn lines(
     machine: Machine,
@@ -38,6 +37,7 @@ fn lines(
         "two,2.img",
         "fs.sock",
         "OVMF.fd",
+        "guest.igvm",
     ] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
@@ -72,6 +72,8 @@ fn lines(
     let mut text = String::new();
     let words = arguments(&spec, &facts);
     assert!(!is_measured || words.contains(&measured_command_line(&spec)));
+    let predicted = predicted_command_line(spec.spec()).unwrap();
+    assert_eq!(predicted, measured_command_line(&spec));
     for word in words {
         text.push_str(if word.starts_with('-') { "\n" } else { " " });
         text.push_str(&word);
@@ -253,12 +255,37 @@ fn every_shape_of_a_confidential_guest_has_its_golden_line() {
             .replace(&"AQEB".repeat(1365), "$AQEB1365");
         holds(name, &short);
     }
+    for (name, wanted) in [
+        ("snp-nic", Confidential::Snp(snp())),
+        ("tdx-nic", Confidential::Tdx(tdx())),
+    ] {
+        let change = |spec: &mut VmSpec| {
+            confidential(spec, wanted);
+            let tap = fs::File::open("/dev/null").unwrap();
+            spec.nics = vec![Nic::new([2, 0, 0, 0, 0, 1], tap.into())];
+        };
+        holds(name, &lines(Machine::Q35, Resolved::Kvm, USER, change));
+    }
+    let change = |spec: &mut VmSpec| {
+        confidential(spec, Confidential::Snp(snp()));
+        igvm(spec);
+    };
+    let lines = lines(Machine::Q35, Resolved::Kvm, USER, change);
+    // The file brings the page of hashes, for which QEMU has no place then.
+    assert!(!lines.contains("-bios") && !lines.contains("kernel-hashes"));
+    holds("snp-igvm", &lines);
+}
+
+/// An IGVM file in place of firmware.
+fn igvm(spec: &mut VmSpec) {
+    spec.firmware = None;
+    spec.igvm = Some(spec.state_dir.join("guest.igvm"));
 }
 
 #[test]
 fn what_a_confidential_guest_cannot_have_is_refused() {
     type Change = fn(&mut VmSpec);
-    let changes: [(Change, &str); 10] = [
+    let changes: [(Change, &str); 14] = [
         (|spec| spec.machine = Machine::Microvm, "q35"),
         (|spec| spec.accel = hypervisor::Accel::Tcg, "KVM"),
         (|spec| spec.reclaims = true, "memory back"),
@@ -284,9 +311,45 @@ fn what_a_confidential_guest_cannot_have_is_refused() {
             },
             "DEBUG",
         ),
+        (
+            |spec| {
+                igvm(spec);
+                spec.firmware = Some(spec.state_dir.join("OVMF.fd"));
+            },
+            "no second one",
+        ),
+        (
+            |spec| {
+                igvm(spec);
+                spec.confidential = Some(Confidential::Tdx(tdx()));
+            },
+            "none into a TD",
+        ),
+        (
+            |spec| {
+                igvm(spec);
+                spec.confidential = None;
+            },
+            "for SEV-SNP guests",
+        ),
+        (
+            |spec| {
+                igvm(spec);
+                let id_block = IdBlock::new(&[0; 96], &[0; ID_AUTH_BYTES]).ok();
+                spec.confidential = Some(Confidential::Snp(Snp { id_block, ..snp() }));
+            },
+            "ID block",
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
-    for name in ["vmlinux", "one.img", "two,2.img", "fs.sock", "OVMF.fd"] {
+    for name in [
+        "vmlinux",
+        "one.img",
+        "two,2.img",
+        "fs.sock",
+        "OVMF.fd",
+        "guest.igvm",
+    ] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
     for (change, named) in changes {

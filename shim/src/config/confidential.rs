@@ -118,15 +118,16 @@ pub(super) fn kind(wanted: &Confidential, has_quote_port: bool) -> Result<Tee, &
 
 /// Whether the parts of a configuration go together; else the key, the reason and the remedy.
 pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
+    igvm(config)?;
     let Some(kind) = config.tee.hardware() else {
         return Ok(());
     };
     let name = kind.name();
-    if config.vm.firmware.is_none() {
+    if config.vm.firmware.is_none() && config.vm.igvm.is_none() {
         return Err((
             "hypervisor.qemu.firmware",
             format!("{name} guests start with firmware that was built for them, and none is named"),
-            "name OVMF for SEV-SNP (OVMF.amdsev.fd) or TDX (OVMF.inteltdx.fd)",
+            "name OVMF for SEV-SNP (OVMF.amdsev.fd) or for TDX without keys of Secure Boot (OVMF.inteltdx.fd)",
         ));
     }
     if config.vm.machine != Machine::Q35 {
@@ -147,6 +148,41 @@ pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &
         let fix = "`cloister measure --id-key` makes both: snp_id_block and snp_id_auth";
         ("hypervisor.qemu.snp_id_block", reason, fix)
     })
+}
+
+/// An IGVM file is for an SEV-SNP guest, and brings firmware and ID block along.
+fn igvm(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
+    const KEY: &str = "hypervisor.qemu.igvm";
+    if config.vm.igvm.is_none() {
+        return Ok(());
+    }
+    let keys = &config.vm.confidential;
+    match config.tee.hardware() {
+        Some(Kind::Tdx) => Err((
+            KEY,
+            "QEMU loads an IGVM file into SEV-SNP guests, and into no TD".to_owned(),
+            "name firmware in its place",
+        )),
+        None => Err((
+            KEY,
+            format!(
+                "an IGVM file starts SEV-SNP guests, and tee is {:?}",
+                config.tee.name()
+            ),
+            "set tee = \"snp\", or remove the key",
+        )),
+        Some(Kind::Snp) if config.vm.firmware.is_some() => Err((
+            KEY,
+            "an IGVM file holds the firmware, and QEMU takes no second one".to_owned(),
+            "remove firmware or igvm",
+        )),
+        Some(Kind::Snp) if !keys.id_block.is_empty() || !keys.id_auth.is_empty() => Err((
+            KEY,
+            "QEMU takes the ID block from the IGVM file, and drops any other".to_owned(),
+            "remove snp_id_block and snp_id_auth, or name firmware in place of igvm",
+        )),
+        Some(Kind::Snp) => Ok(()),
+    }
 }
 
 /// Base64 of a structure; empty for none.

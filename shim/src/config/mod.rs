@@ -172,6 +172,8 @@ pub struct Vm {
     pub initrd: Option<PathBuf>,
     /// Firmware in place of the machine's own.
     pub firmware: Option<PathBuf>,
+    /// An IGVM file in place of firmware.
+    pub igvm: Option<PathBuf>,
     /// What is said of confidential guests.
     pub confidential: Confidential,
     /// The machine type.
@@ -252,6 +254,7 @@ impl Default for Vm {
             kernel: PathBuf::from("/usr/share/cloister/guest/vmlinux"),
             initrd: Some(PathBuf::from("/usr/share/cloister/guest/initramfs.cpio")),
             firmware: None,
+            igvm: None,
             confidential: Confidential::default(),
             machine: Machine::Q35,
             accel: Accel::Auto,

@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::Duration;
 
 use agent_api::csi::VolumeStatsResponse;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ use crate::state_dir::write_whole;
 pub const STATS: &str = "/direct-volume/stats";
 /// The shim's path for a volume's growth: [`Growth`] as JSON.
 pub const RESIZE: &str = "/direct-volume/resize";
+/// How long a guest may take for a growth: a large file system has many groups of blocks to write.
+pub const RESIZE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The longest body of a request, in bytes.
 pub const MAX_REQUEST: usize = 8 * 1024;
 

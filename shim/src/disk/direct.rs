@@ -18,6 +18,7 @@ use super::host::Host;
 use super::{DiskError, FileSystem, Group, Purpose, Wanted, check};
 use crate::config::Config;
 use crate::spec::Spec;
+use crate::spec::amend::is_host_bind;
 use crate::spec::oci::Mount;
 
 /// Where drivers describe their volumes.
@@ -66,7 +67,7 @@ fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>,
     let mut wanted = Vec::new();
     for (index, mount) in spec.mounts.iter_mut().enumerate() {
         let is_direct = mount.kind == MOUNT_TYPE;
-        if !is_direct && mount.kind != "bind" && !mount.options.iter().any(|o| o == "rbind") {
+        if !is_direct && !is_host_bind(mount) {
             continue;
         }
         let Some(file) = place(root, &mount.source) else {
@@ -87,13 +88,7 @@ fn plan_in(root: &Path, config: &Config, spec: &mut Spec) -> Result<Vec<Wanted>,
                 continue;
             }
             // What the node's drivers describe is not for a user who may not look.
-            Err(error)
-                if error.kind() == io::ErrorKind::PermissionDenied
-                    && !is_direct
-                    && !rustix::process::geteuid().is_root() =>
-            {
-                continue;
-            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_direct => continue,
             read => read.map_err(|error| refused(error.to_string()))?,
         };
         let described = parse(&text).map_err(refused)?;
@@ -286,6 +281,14 @@ mod tests {
     const VOLUME: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pv/mount";
 
     fn planned(json: &str, options: &[&str]) -> (Spec, Result<Vec<Wanted>, DiskError>) {
+        planned_as("bind", json, options)
+    }
+
+    fn planned_as(
+        kind: &str,
+        json: &str,
+        options: &[&str],
+    ) -> (Spec, Result<Vec<Wanted>, DiskError>) {
         let root = tempfile::tempdir().unwrap();
         let disk = root.path().join("disk");
         fs::write(&disk, "x").unwrap();
@@ -296,7 +299,7 @@ mod tests {
         let mount = |source: &str| Mount {
             destination: "/data".into(),
             source: source.into(),
-            kind: "bind".into(),
+            kind: kind.into(),
             options: options.iter().map(|one| (*one).to_owned()).collect(),
             ..Mount::default()
         };
@@ -306,6 +309,23 @@ mod tests {
         };
         let planned = plan_in(root.path(), &Config::default(), &mut spec);
         (spec, planned)
+    }
+
+    #[test]
+    fn a_volume_is_found_however_its_mount_says_that_it_is_a_bind_mount() {
+        let json = r#"{"volume-type":"block","device":"DISK","fstype":"ext4"}"#;
+        for (kind, option) in [
+            ("bind", "rw"),
+            ("", "bind"),
+            ("none", "bind"),
+            ("none", "rbind"),
+        ] {
+            let (spec, found) = planned_as(kind, json, &[option]);
+            assert_eq!(found.unwrap().len(), 1, "{kind} {option}");
+            assert_eq!(spec.mounts[1].kind, "bind");
+        }
+        let (_, found) = planned_as("none", json, &["rw"]);
+        assert!(found.unwrap().is_empty(), "no bind mount");
     }
 
     #[test]

@@ -42,7 +42,7 @@ struct Attached {
 pub struct Stuck {
     /// As it is answered.
     pub error: GuestError,
-    /// Whether it did not go before, either.
+    /// Whether one of them did not go before, either.
     pub again: bool,
 }
 
@@ -211,6 +211,7 @@ impl Table {
             let again = std::mem::replace(&mut known.is_stuck, true);
             container.hold_disk(id);
             let error = GuestError::new(ErrorCode::FailedPrecondition, "disk", error);
+            let again = again || matches!(&outcome, Err(Stuck { again: true, .. }));
             outcome = Err(Stuck { error, again });
         }
         outcome

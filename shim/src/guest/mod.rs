@@ -27,6 +27,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use ttrpc::context::Context;
 
+use crate::disk::described::RESIZE_TIMEOUT;
+
 pub use container::NewContainer;
 pub use process::{ProcessId, Stream};
 
@@ -177,7 +179,7 @@ impl Guest {
             ..Default::default()
         };
         let call = self.client.resize_volume(Context::default(), &request);
-        self.call("volume", REQUEST_TIMEOUT, call).await.map(drop)
+        self.call("volume", RESIZE_TIMEOUT, call).await.map(drop)
     }
 
     /// Asks the agent whether it is there.

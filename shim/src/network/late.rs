@@ -2,6 +2,7 @@
 //! creation of the pod and its start. The namespace is looked at once more when the pod's sandbox container starts,
 //! and when the first of its other containers does; what comes later is not the VM's.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use agent_api::GuestError;
@@ -24,26 +25,48 @@ const NO_PORT: &str = "only a plain VM of the machine q35 whose network namespac
 pub struct Late {
     path: Option<PathBuf>,
     directory: StateDir,
-    /// What the guest was told; none when it is told no more.
-    told: Mutex<Option<Told>>,
+    /// None when the guest is told no more.
+    known: Mutex<Option<Known>>,
+}
+
+/// What a guest has.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// What it was told.
+    pub(super) told: Told,
+    /// The interfaces that have a card. The record has those too for which one was begun.
+    pub(super) cards: BTreeSet<u32>,
 }
 
 /// What is new.
 #[derive(Debug)]
 pub(super) struct News {
-    /// The names of the interfaces, and cards for them.
-    pub(super) nics: Vec<(String, Nic)>,
+    /// Cards for interfaces that have none.
+    pub(super) cards: Vec<Card>,
     pub(super) told: Told,
 }
 
+/// A card for an interface.
+#[derive(Debug)]
+pub(super) struct Card {
+    pub(super) interface: String,
+    pub(super) index: u32,
+    pub(super) nic: Nic,
+}
+
 impl Late {
-    pub(crate) fn new(path: Option<PathBuf>, directory: StateDir, told: Told) -> Self {
+    pub(crate) fn new(
+        path: Option<PathBuf>,
+        directory: StateDir,
+        told: Told,
+        cards: BTreeSet<u32>,
+    ) -> Self {
         // Nobody changes the user network.
         let path = path.filter(|path| path.as_os_str() != USER);
         Self {
             path,
             directory,
-            told: Mutex::new(Some(told)),
+            known: Mutex::new(Some(Known { told, cards })),
         }
     }
 
@@ -60,33 +83,44 @@ impl Late {
         let Some(path) = &self.path else {
             return Ok(());
         };
-        let mut told = self.told.lock().await;
-        let Some(known) = told.clone() else {
+        let mut turn = self.known.lock().await;
+        let Some(known) = &mut *turn else {
             return Ok(());
         };
         let namespace = Namespace::open(path)?;
-        let (directory, may_add) = (self.directory.clone(), hot.is_some());
-        let look = move || look(namespace, &directory, &known, may_add);
+        let (directory, has, may_add) = (self.directory.clone(), known.clone(), hot.is_some());
+        let look = move || look(namespace, &directory, &has, may_add);
         let looked = tokio::task::spawn_blocking(look).await;
         let looked = looked.map_err(|error| failed(&error))??;
-        let Some(news) = looked else {
-            told.take_if(|_| is_last);
-            return Ok(());
-        };
-        for (interface, nic) in &news.nics {
-            if let Some(hot) = hot {
-                let added = hot.attach(nic).await;
-                added.map_err(|source| NetworkError::Add {
-                    interface: interface.clone(),
-                    source,
-                })?;
+        if let Some(news) = looked {
+            for card in news.cards {
+                add(hot, card, known).await?;
             }
-            info!(interface, "came after the VM");
+            tell(guest, news.told.clone()).await?;
+            known.told = news.told;
         }
-        tell(guest, news.told.clone()).await?;
-        *told = Some(news.told).filter(|_| !is_last);
+        turn.take_if(|_| is_last);
         Ok(())
     }
+}
+
+/// Gives the VM a card, and notes that it has it.
+async fn add(hot: Option<&HotNics>, card: Card, known: &mut Known) -> Result<(), NetworkError> {
+    let Card {
+        interface,
+        index,
+        nic,
+    } = card;
+    if let Some(hot) = hot {
+        let added = hot.attach(&nic).await;
+        added.map_err(|source| NetworkError::Add {
+            interface: interface.clone(),
+            source,
+        })?;
+    }
+    known.cards.insert(index);
+    info!(interface, "came after the VM");
+    Ok(())
 }
 
 fn failed(error: &tokio::task::JoinError) -> GuestError {
@@ -97,7 +131,7 @@ fn failed(error: &tokio::task::JoinError) -> GuestError {
 pub(super) fn look(
     namespace: Namespace,
     directory: &StateDir,
-    known: &Told,
+    known: &Known,
     may_add: bool,
 ) -> Result<Option<News>, NetworkError> {
     let record = Record::read(directory).unwrap_or_else(|| namespace.record());
@@ -105,12 +139,12 @@ pub(super) fn look(
     namespace.inside(move || {
         let mut socket = Socket::open()?;
         let plan = plan(&Found::read(&mut socket)?)?;
-        if plan.told == known {
+        if plan.told == known.told {
             return Ok(None);
         }
         let wires = plan.wires.iter();
         let new: Vec<_> = wires
-            .filter(|wire| !record.links.contains(&wire.index))
+            .filter(|wire| !known.cards.contains(&wire.index))
             .collect();
         if let Some(wire) = new.first().filter(|_| !may_add) {
             return Err(NetworkError::Late {
@@ -118,18 +152,23 @@ pub(super) fn look(
                 why: NO_PORT,
             });
         }
-        let links = new.iter().map(|wire| wire.index);
+        // One that failed before is on record already.
+        let on_record = record.links.iter().copied();
+        let links: BTreeSet<_> = on_record.chain(new.iter().map(|wire| wire.index)).collect();
         let record = Record {
-            links: record.links.iter().copied().chain(links).collect(),
+            links: links.into_iter().collect(),
             ..record
         };
         record.write(&directory)?;
-        let nics = new.iter().map(|wire| {
-            let card = nic(&mut socket, wire, &directory)?;
-            Ok((wire.name.clone(), card))
+        let cards = new.iter().map(|wire| {
+            Ok(Card {
+                interface: wire.name.clone(),
+                index: wire.index,
+                nic: nic(&mut socket, wire, &directory)?,
+            })
         });
         Ok(Some(News {
-            nics: nics.collect::<Result<_, NetworkError>>()?,
+            cards: cards.collect::<Result<_, NetworkError>>()?,
             told: plan.told,
         }))
     })

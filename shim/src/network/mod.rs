@@ -29,6 +29,7 @@ mod redirect;
 mod tap;
 mod user;
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -197,6 +198,8 @@ pub struct Attached {
     pub nics: Vec<Nic>,
     /// What the guest is to make of them.
     pub told: Told,
+    /// The numbers of the interfaces in the namespace that they are for.
+    pub cards: BTreeSet<u32>,
 }
 
 /// Ties the interfaces of a namespace to devices for QEMU. What it made before an error, [`undo`] takes
@@ -219,8 +222,9 @@ pub fn attach(path: &Path, directory: &StateDir) -> Result<Attached, NetworkErro
             info!("the pod's network namespace has no interface that is up: no network");
             return Ok(Attached::default());
         }
+        let cards: BTreeSet<_> = plan.wires.iter().map(|wire| wire.index).collect();
         let record = Record {
-            links: plan.wires.iter().map(|wire| wire.index).collect(),
+            links: cards.iter().copied().collect(),
             ..record
         };
         record.write(&directory)?;
@@ -229,6 +233,7 @@ pub fn attach(path: &Path, directory: &StateDir) -> Result<Attached, NetworkErro
         Ok(Attached {
             nics: nics.collect::<Result<_, _>>()?,
             told: plan.told,
+            cards,
         })
     })
 }

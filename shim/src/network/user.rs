@@ -61,6 +61,7 @@ pub(super) fn attach() -> Attached {
             routes: vec![route],
             neighbours: Vec::new(),
         },
+        ..Attached::default()
     }
 }
 

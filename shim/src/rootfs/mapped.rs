@@ -8,12 +8,13 @@ use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::RootfsError;
+use super::shared::make_directory;
 use crate::idmap::Users;
 use crate::spec::oci::IdMapping;
 
 /// The option of overlayfs that names the layers, with colons between.
 const LOWER: &str = "lowerdir=";
-/// Where the layers are mapped, beside the root file system.
+/// How the mapped layers are named.
 const LAYER: &str = "layer-";
 
 /// How owners are mapped.
@@ -23,8 +24,11 @@ pub(super) struct Owners {
     gids: Vec<IdMapping>,
 }
 
-/// Mapped layers: what is mounted of them keeps them.
-struct Layers(Vec<PathBuf>);
+/// Mapped layers, in a directory of theirs that the guest never sees: what is mounted of them keeps them.
+struct Layers {
+    directory: PathBuf,
+    points: Vec<PathBuf>,
+}
 
 impl Owners {
     /// Those that a mount asks for.
@@ -45,66 +49,73 @@ impl Owners {
         }
     }
 
-    /// Mounts it.
-    pub(super) fn mount(&self, mount: &Mount, target: &Path) -> Result<(), RootfsError> {
+    /// Mounts it; the directory for its layers is made and removed.
+    pub(super) fn mount(
+        &self,
+        mount: &Mount,
+        target: &Path,
+        layers: &Path,
+    ) -> Result<(), RootfsError> {
         let failed = |path: &Path, cause: &dyn std::fmt::Display| RootfsError::Owners {
             path: path.to_owned(),
             cause: cause.to_string(),
         };
         let source = Path::new(&mount.source);
         let users = Users::new(&self.uids, &self.gids).map_err(|error| failed(source, &error))?;
-        self.mount_by(&users, mount, target)
-    }
-
-    fn mount_by(&self, users: &Users, mount: &Mount, target: &Path) -> Result<(), RootfsError> {
-        let mut layers = Layers(Vec::new());
-        let mut options = Vec::new();
-        for option in &mount.options {
-            if option.starts_with("uidmap=") || option.starts_with("gidmap=") {
-                continue;
-            }
-            let Some(lowers) = option.strip_prefix(LOWER) else {
-                options.push(option.clone());
-                continue;
-            };
-            for lower in lowers.split(':').map(Path::new) {
-                layers.map(users, lower, target)?;
-            }
-            let mapped: Vec<_> = layers
-                .0
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            options.push(format!("{LOWER}{}", mapped.join(":")));
-        }
-        let mut source = mount.source.clone();
-        if layers.0.is_empty() {
-            // A bind mount of the one layer.
-            layers.map(users, Path::new(&mount.source), target)?;
-            source = layers.0[0].display().to_string();
-        }
-        containerd_shim::mount::mount_rootfs(
-            Some(mount.type_.as_str()),
-            Some(source.as_str()),
-            &options,
-            target,
-        )
-        .map_err(|error| RootfsError::Mount {
-            what: format!("{} {}", mount.type_, mount.source),
-            path: target.to_owned(),
-            cause: error.to_string(),
-        })
+        mount_by(&users, mount, target, layers)
     }
 }
 
+fn mount_by(users: &Users, mount: &Mount, target: &Path, layers: &Path) -> Result<(), RootfsError> {
+    let mut layers = Layers::new(layers)?;
+    let mut options = Vec::new();
+    for option in &mount.options {
+        if option.starts_with("uidmap=") || option.starts_with("gidmap=") {
+            continue;
+        }
+        let Some(lowers) = option.strip_prefix(LOWER) else {
+            options.push(option.clone());
+            continue;
+        };
+        for lower in lowers.split(':').map(Path::new) {
+            layers.map(users, lower)?;
+        }
+        let points = layers.points.iter().map(|path| path.display().to_string());
+        let mapped: Vec<_> = points.collect();
+        options.push(format!("{LOWER}{}", mapped.join(":")));
+    }
+    let mut source = mount.source.clone();
+    if layers.points.is_empty() {
+        // A bind mount of the one layer.
+        layers.map(users, Path::new(&mount.source))?;
+        source = layers.points[0].display().to_string();
+    }
+    containerd_shim::mount::mount_rootfs(
+        Some(mount.type_.as_str()),
+        Some(source.as_str()),
+        &options,
+        target,
+    )
+    .map_err(|error| RootfsError::Mount {
+        what: format!("{} {}", mount.type_, mount.source),
+        path: target.to_owned(),
+        cause: error.to_string(),
+    })
+}
+
 impl Layers {
-    fn map(&mut self, users: &Users, layer: &Path, target: &Path) -> Result<(), RootfsError> {
-        let point = target.with_file_name(format!("{LAYER}{}", self.0.len()));
-        std::fs::create_dir(&point).map_err(|source| RootfsError::Make {
-            path: point.clone(),
-            source,
-        })?;
-        self.0.push(point.clone());
+    fn new(directory: &Path) -> Result<Self, RootfsError> {
+        make_directory(directory)?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            points: Vec::new(),
+        })
+    }
+
+    fn map(&mut self, users: &Users, layer: &Path) -> Result<(), RootfsError> {
+        let point = self.directory.join(format!("{LAYER}{}", self.points.len()));
+        make_directory(&point)?;
+        self.points.push(point.clone());
         users
             .bind(layer, &point, false)
             .map_err(|error| RootfsError::Owners {
@@ -116,11 +127,13 @@ impl Layers {
 
 impl Drop for Layers {
     fn drop(&mut self) {
-        for point in &self.0 {
+        for point in &self.points {
             // Nothing is mounted on the last where that failed.
-            let _ = unmount(point, UnmountFlags::DETACH);
-            if let Err(error) = std::fs::remove_dir(point) {
-                tracing::warn!(%error, path = %point.display(), "remove");
+            let _ = unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+        for path in self.points.iter().chain([&self.directory]) {
+            if let Err(error) = std::fs::remove_dir(path) {
+                tracing::warn!(%error, path = %path.display(), "remove");
             }
         }
     }
@@ -182,10 +195,6 @@ mod tests {
     #[test]
     fn layers_have_the_containers_owners_and_stay_as_they_were() {
         let Some(users) = users() else { return };
-        let owners = Owners {
-            uids: Vec::new(),
-            gids: Vec::new(),
-        };
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         for name in ["rootfs", "one", "two", "upper", "work"] {
@@ -207,7 +216,8 @@ mod tests {
             "overlay",
             &[&lower, &upper, &work, "uidmap=0:100000:1000"],
         );
-        owners.mount_by(&users, &overlay, &path("rootfs")).unwrap();
+        let target = path("rootfs");
+        mount_by(&users, &overlay, &target, &path("layers-c")).unwrap();
         for name in ["a", "b"] {
             assert_eq!(
                 fs::metadata(path("rootfs").join(name)).unwrap().uid(),
@@ -215,10 +225,10 @@ mod tests {
             );
         }
         assert_eq!(fs::metadata(path("one").join("a")).unwrap().uid(), 0);
-        assert!(!path("layer-0").exists());
+        assert!(!path("layers-c").exists());
         unmount(path("rootfs"), UnmountFlags::DETACH).unwrap();
         let bind = mount("bind", path("two").to_str().unwrap(), &["rbind", "ro"]);
-        owners.mount_by(&users, &bind, &path("rootfs")).unwrap();
+        mount_by(&users, &bind, &target, &path("layers-c")).unwrap();
         assert_eq!(
             fs::metadata(path("rootfs").join("b")).unwrap().uid(),
             100_000

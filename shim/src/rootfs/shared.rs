@@ -1,8 +1,13 @@
 //! What a container has in the directory that a plain guest shares with its host: mounts, undone when it goes.
 
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
+use nix::libc::O_NOFOLLOW;
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use super::{GUEST_SHARED, RootfsError, mapped};
@@ -13,7 +18,13 @@ use crate::state_dir::StateDir;
 /// What a container has mounted below the shared directory. Dropping it undoes the mounts.
 #[derive(Debug)]
 pub struct Shared {
-    directory: PathBuf,
+    container: String,
+    /// Where its mount points are made and removed. The guest does not see this directory.
+    points: PathBuf,
+    /// The same in what is served, where they are mounted on.
+    served: PathBuf,
+    /// Where layers are mounted meanwhile.
+    layers: PathBuf,
     mounted: Vec<PathBuf>,
 }
 
@@ -23,10 +34,13 @@ impl Shared {
     /// # Errors
     /// As the directory cannot be made.
     pub fn new(directory: &StateDir, container: &str) -> Result<Self, RootfsError> {
-        let directory = directory.shared().join(container);
-        make_directory(&directory)?;
+        let points = directory.mounts().join(container);
+        make_directory(&points)?;
         Ok(Self {
-            directory,
+            container: container.to_owned(),
+            points,
+            served: directory.shared().join(container),
+            layers: directory.layers(container),
             mounted: Vec::new(),
         })
     }
@@ -41,18 +55,18 @@ impl Shared {
         bundle: &Path,
         root: &str,
     ) -> Result<(), RootfsError> {
-        let target = self.directory.join("rootfs");
-        make_directory(&target)?;
+        let target = self.point("rootfs", true)?;
         if mounts.is_empty() {
             if root.is_empty() {
                 return Err(RootfsError::Nothing);
             }
-            return self.bind(&bundle.join(root), target);
+            return self.bind(&bundle.join(root), &target);
         }
         for mount in mounts {
-            if let Some(owners) = mapped::Owners::of(mount)? {
-                owners.mount(mount, &target)?;
-                self.mounted.push(target.clone());
+            let owners = mapped::Owners::of(mount)?;
+            self.note(&target);
+            if let Some(owners) = owners {
+                owners.mount(mount, &target, &self.layers)?;
                 continue;
             }
             let failed = |cause: String| RootfsError::Mount {
@@ -68,7 +82,6 @@ impl Shared {
                 &target,
             )
             .map_err(|error| failed(error.to_string()))?;
-            self.mounted.push(target.clone());
         }
         Ok(())
     }
@@ -79,96 +92,188 @@ impl Shared {
     /// [`RootfsError`] names the path.
     pub fn share(&mut self, bind: &HostBind, users: Option<&Users>) -> Result<String, RootfsError> {
         let source = Path::new(&bind.source);
-        let is_directory = std::fs::metadata(source)
+        let is_directory = fs::metadata(source)
             .map_err(|source| RootfsError::Make {
                 path: PathBuf::from(&bind.source),
                 source,
             })?
             .is_dir();
         let name = format!("mount-{}", bind.index);
-        let target = self.directory.join(&name);
-        if is_directory {
-            make_directory(&target)?;
-        } else {
-            std::fs::File::create(&target).map_err(|source| RootfsError::Make {
-                path: target.clone(),
-                source,
-            })?;
-        }
+        let target = self.point(&name, is_directory)?;
         match users {
-            Some(users) => self.bind_mapped(source, target, users)?,
-            None => self.bind(source, target)?,
+            Some(users) => self.bind_mapped(source, &target, users)?,
+            None => self.bind(source, &target)?,
         }
-        let container = self
-            .directory
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        Ok(format!("{GUEST_SHARED}/{container}/{name}"))
+        Ok(format!("{GUEST_SHARED}/{}/{name}", self.container))
+    }
+
+    /// Makes a mount point, and says where it is served.
+    fn point(&self, name: &str, is_directory: bool) -> Result<PathBuf, RootfsError> {
+        let path = self.points.join(name);
+        match is_directory {
+            true => make_directory(&path)?,
+            false => make_file(&path)?,
+        }
+        Ok(self.served.join(name))
+    }
+
+    /// Notes a mount before it is made: where a later step of it fails, it may be there all the same.
+    fn note(&mut self, target: &Path) {
+        self.mounted.push(target.to_owned());
     }
 
     fn bind_mapped(
         &mut self,
         source: &Path,
-        target: PathBuf,
+        target: &Path,
         users: &Users,
     ) -> Result<(), RootfsError> {
+        self.note(target);
         users
-            .bind(source, &target, true)
+            .bind(source, target, true)
             .map_err(|error| RootfsError::Owners {
                 path: source.to_owned(),
                 cause: error.to_string(),
-            })?;
-        self.mounted.push(target);
-        Ok(())
+            })
     }
 
-    fn bind(&mut self, source: &Path, target: PathBuf) -> Result<(), RootfsError> {
-        let failed = |error: rustix::io::Errno| RootfsError::Mount {
+    fn bind(&mut self, source: &Path, target: &Path) -> Result<(), RootfsError> {
+        let failed = |error: Errno| RootfsError::Mount {
             what: source.display().to_string(),
-            path: target.clone(),
+            path: target.to_owned(),
             cause: error.to_string(),
         };
-        rustix::mount::mount_bind_recursive(source, &target).map_err(failed)?;
+        self.note(target);
+        rustix::mount::mount_bind_recursive(source, target).map_err(failed)?;
         // Undoing it later must not undo anything of the host's.
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change(&target, private).map_err(failed)?;
-        self.mounted.push(target);
-        Ok(())
+        rustix::mount::mount_change(target, private).map_err(failed)
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         for target in self.mounted.drain(..).rev() {
-            if let Err(error) = rustix::mount::unmount(&target, UnmountFlags::DETACH) {
-                tracing::warn!(%error, path = %target.display(), "unmount");
+            match rustix::mount::unmount(&target, flags) {
+                // Noted, and never made.
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+                Err(error) => tracing::warn!(%error, path = %target.display(), "unmount"),
             }
         }
         // Removes what was mounted on, and stops at anything that is still mounted.
-        if let Err(error) = remove_empty_tree(&self.directory) {
-            tracing::warn!(%error, path = %self.directory.display(), "remove");
+        if let Err(error) = remove_empty_tree(&self.points) {
+            tracing::warn!(%error, path = %self.points.display(), "remove");
         }
     }
 }
 
-fn make_directory(path: &Path) -> Result<(), RootfsError> {
-    std::fs::create_dir_all(path).map_err(|source| RootfsError::Make {
-        path: path.to_owned(),
-        source,
-    })
+/// A directory that was not there: nobody else makes any here, so another's is refused.
+pub(super) fn make_directory(path: &Path) -> Result<(), RootfsError> {
+    fs::create_dir(path).map_err(not_made(path))
 }
 
-/// Removes a directory whose entries are empty files and empty directories.
-fn remove_empty_tree(directory: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            std::fs::remove_dir(&path)?;
-        } else {
-            std::fs::remove_file(&path)?;
+/// An empty file that was not there; no link is followed.
+fn make_file(path: &Path) -> Result<(), RootfsError> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(O_NOFOLLOW)
+        .open(path);
+    made.map(drop).map_err(not_made(path))
+}
+
+fn not_made(path: &Path) -> impl FnOnce(io::Error) -> RootfsError {
+    let path = path.to_owned();
+    move |source| RootfsError::Make { path, source }
+}
+
+/// Removes a directory whose entries are empty files and empty directories. A link is removed, not followed.
+fn remove_empty_tree(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir(entry.path())?,
+            false => fs::remove_file(entry.path())?,
         }
     }
-    std::fs::remove_dir(directory)
+    fs::remove_dir(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::rootfs::served::tests::Stage;
+
+    /// A state directory in which nothing is served, and a directory of the host with one file.
+    fn stage() -> (tempfile::TempDir, StateDir, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let directory = StateDir::at(&root.path().join("pod"));
+        fs::create_dir_all(directory.mounts()).unwrap();
+        let host = root.path().join("host");
+        fs::create_dir(&host).unwrap();
+        fs::write(host.join("file"), "of the host").unwrap();
+        (root, directory, host)
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_mount_point_is_refused_and_leads_nowhere() {
+        let (_root, directory, host) = stage();
+        symlink(&host, directory.mounts().join("c")).unwrap();
+        let error = Shared::new(&directory, "c").unwrap_err();
+        assert!(matches!(error, RootfsError::Make { .. }), "{error}");
+        let mut shared = Shared::new(&directory, "d").unwrap();
+        symlink(host.join("file"), directory.mounts().join("d/mount-0")).unwrap();
+        symlink(&host, directory.mounts().join("d/mount-1")).unwrap();
+        symlink(&host, directory.mounts().join("d/rootfs")).unwrap();
+        for (index, source) in [(0, host.join("file")), (1, host.clone())] {
+            let source = source.display().to_string();
+            let error = shared.share(&HostBind { index, source }, None);
+            assert!(matches!(error, Err(RootfsError::Make { .. })), "{index}");
+        }
+        let error = shared.mount_rootfs(&[], &host, "rootfs").unwrap_err();
+        assert!(matches!(error, RootfsError::Make { .. }), "{error}");
+        drop(shared);
+        assert_eq!(fs::read(host.join("file")).unwrap(), b"of the host");
+        assert!(!directory.mounts().join("d").exists());
+    }
+
+    #[test]
+    fn nothing_is_mounted_where_nothing_is_served() {
+        let (_root, directory, host) = stage();
+        let mut shared = Shared::new(&directory, "c").unwrap();
+        let error = shared.mount_rootfs(&[], host.parent().unwrap(), "host");
+        assert!(matches!(error, Err(RootfsError::Mount { .. })));
+        drop(shared);
+        assert!(fs::read_dir(directory.mounts()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn mounts_on_one_point_are_all_undone_also_when_the_last_fails() {
+        let Some(stage) = Stage::new() else { return };
+        let source = stage.source("layer").display().to_string();
+        let bind = Mount {
+            type_: "bind".into(),
+            source,
+            options: vec!["rbind".into(), "ro".into()],
+            ..Mount::default()
+        };
+        let wrong = Mount {
+            source: "/nowhere/at/all".into(),
+            ..bind.clone()
+        };
+        let mut shared = Shared::new(&stage.directory, "c").unwrap();
+        let mounts = [bind.clone(), bind, wrong];
+        let error = shared.mount_rootfs(&mounts, stage.root.path(), "");
+        assert!(matches!(error, Err(RootfsError::Mount { .. })));
+        let root = stage.directory.shared().join("c/rootfs");
+        assert!(root.join("file").exists());
+        drop(shared);
+        let list = crate::mountinfo::read().unwrap();
+        let left = crate::mountinfo::mounts(&list).filter(|mount| mount.point == root);
+        assert_eq!(left.count(), 0);
+        assert!(!root.exists() && stage.root.path().join("layer/file").exists());
+    }
 }

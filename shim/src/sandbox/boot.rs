@@ -13,7 +13,7 @@ use hypervisor::{Disks, HotNics, Hotplug, Incoming, SharedFs, Vm, VmSpec};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use ttrpc::r#async::transport::Socket;
 
 use super::fault::{boot_error, exit_error, with_console};
@@ -123,7 +123,7 @@ pub(super) async fn boot(
         });
         virtiofsd = Some(daemon);
     }
-    let Attached { nics, told } = match &plan.network {
+    let Attached { nics, told, cards } = match &plan.network {
         Some(path) => network::attach(path, &plan.directory)?,
         None => Attached::default(),
     };
@@ -142,8 +142,9 @@ pub(super) async fn boot(
     let (sender, mut notices) = mpsc::channel(MAX_NOTICES);
     let mut service = HostPort::new(&plan.relay_allow, sender).with_mirror(plan.mirror);
     if let (Some(wanted), Some(mut launch)) = (&plan.dev_tee, launch) {
-        vm.kernel_command_line()
+        vm.measured_command_line()
             .clone_into(&mut launch.command_line);
+        info!(command_line = launch.command_line, "measured as a launch");
         let firmware = DevTee::start(&wanted.directory, &launch, &plan.directory).await?;
         service = service.with_tee(firmware);
     }
@@ -174,7 +175,7 @@ pub(super) async fn boot(
         exit = vm.wait() => return Err(exit_error(&exit, &vm)),
     }
     let health = Health::watch(guest.clone(), vm.pulse(), plan.health_timeout);
-    let network = Late::new(plan.network.clone(), plan.directory.clone(), told);
+    let network = Late::new(plan.network.clone(), plan.directory.clone(), told, cards);
     let forwarding = match &plan.network {
         Some(path) if plan.forwards => forward(path, &vm),
         _ => None,

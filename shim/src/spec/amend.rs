@@ -127,8 +127,10 @@ fn pods_shm(mount: &mut Mount, shm: Option<&str>) {
     }
 }
 
-/// The guest's own files are not the host's.
-fn is_host_bind(mount: &Mount) -> bool {
+/// Whether a mount is a bind mount of the host's, which an option alone can say. The guest's own files are not the
+/// host's.
+#[must_use]
+pub fn is_host_bind(mount: &Mount) -> bool {
     if *mount == shm_mount() {
         return false;
     }

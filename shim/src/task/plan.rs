@@ -11,6 +11,7 @@ use super::Tasks;
 use super::prepare::Prepared;
 use crate::config::Config;
 use crate::container::Container;
+use crate::kernel_line;
 use crate::rootfs::{self, Source};
 use crate::sandbox::Plan;
 use crate::spec::group::Role;
@@ -32,15 +33,13 @@ impl Tasks {
     ) -> Result<Plan, GuestError> {
         let internal = |error: std::io::Error| GuestError::new(ErrorCode::Internal, "vmm", error);
         let Prepared { config, spec, .. } = prepared;
-        std::fs::create_dir_all(self.directory.shared()).map_err(internal)?;
+        self.directory.create().map_err(internal)?;
         let mut vm = config.vm.clone();
         size::fit(&mut vm, spec);
         // What a confidential guest is made of is measured, and is what it stays.
         let is_plain = !config.tee.is_confidential();
         let grows = is_plain && !config.static_size && vm.machine == Machine::Q35;
         let growth = grows.then(|| size::growth(&vm, size::of_host()));
-        let mut kernel_params = vm.kernel_params.clone();
-        kernel_params.push(format!("cloister.tee={}", config.tee.name()));
         let mut disks = Vec::new();
         let init_data = init_data::prepare(
             &spec.annotations,
@@ -52,10 +51,7 @@ impl Tasks {
         let confidential = tee::confidential(config, digest.as_ref())
             .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "vmm", error))?;
         disks.extend(init_data.map(|prepared| prepared.disk));
-        // A kind with reports has it in a field of those; and so all pods of one image measure the same.
-        if let Some(digest) = digest.as_ref().filter(|_| !config.tee.has_reports()) {
-            kernel_params.push(format!("cloister.init_data={digest}"));
-        }
+        let kernel_params = kernel_line::words(config, digest.as_ref());
         let scratch =
             scratch(config).map_err(|error| GuestError::new(ErrorCode::Internal, "vmm", error))?;
         // A pod's later containers may need files of the host; one on its own is known already.
@@ -97,6 +93,7 @@ impl Tasks {
                 reclaims: is_plain && vm.reclaims,
                 initrd: vm.initrd,
                 firmware: vm.firmware,
+                igvm: vm.igvm,
                 confidential,
                 qemu: vm.qemu,
                 kernel_params,

@@ -13,6 +13,9 @@ use crate::rootfs::GUEST_SHARED;
 
 /// Where the guest has those in memory: the place that Kata's agent knows.
 const IN_MEMORY: &str = "/run/kata-containers/sandbox/ephemeral";
+/// Where the guest has parts of those in huge pages: it may share files with the host, and then nobody makes a name in
+/// the shared directory.
+const HUGE_PARTS: &str = "/run/kata-containers/sandbox/part";
 /// The most bytes that a limit may say.
 const MAX_SIZE: u64 = 1 << 40;
 /// Numbers of file systems (statfs(2)).
@@ -42,14 +45,23 @@ pub(super) fn storages(
             .and_then(|list| mounted_on(&list, Path::new(point), &volume.name)),
     };
     let path = path.ok_or_else(|| VolumeError::SubPath(destination.to_owned()))?;
+    let parts = parts(sandbox, found == Ok(HUGETLBFS));
     let part = Storage {
         driver: "part".to_owned(),
         source: whole.mount_point.clone(),
         options: vec![format!("path={path}")],
-        mount_point: format!("{GUEST_SHARED}/{sandbox}/rootfs/part/{container}-{index}"),
+        mount_point: format!("{parts}/{container}-{index}"),
         ..Default::default()
     };
     Ok(vec![whole, part])
+}
+
+/// Where the guest has parts of the pod's volumes.
+fn parts(sandbox: &str, is_huge: bool) -> String {
+    match is_huge {
+        true => HUGE_PARTS.to_owned(),
+        false => format!("{GUEST_SHARED}/{sandbox}/rootfs/part"),
+    }
 }
 
 /// Which part of a volume is mounted on `point`, by the kernel's list of mounts.
@@ -165,6 +177,12 @@ mod tests {
                 .iter()
                 .any(|option| option.starts_with("size="))
         );
+    }
+
+    #[test]
+    fn a_part_of_what_a_guest_has_that_shares_files_is_not_in_the_shared_directory() {
+        assert!(!parts("pod", true).starts_with(GUEST_SHARED));
+        assert!(parts("pod", false).starts_with(GUEST_SHARED));
     }
 
     #[test]

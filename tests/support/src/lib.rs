@@ -15,6 +15,7 @@ pub mod cri;
 pub mod dev_tee;
 pub mod firmware;
 pub mod host;
+pub mod igvm;
 pub mod image;
 pub mod init_data;
 pub mod kube;

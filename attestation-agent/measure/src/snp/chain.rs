@@ -11,7 +11,7 @@ use super::PAGE;
 const PAGE_INFO_BYTES: usize = 0x70;
 
 /// Where the page of a vCPU's registers is: at no address, of which the bits of a physical page remain.
-const VMSA_ADDRESS: u64 = 0xffff_ffff_f000;
+pub(super) const VMSA_ADDRESS: u64 = 0xffff_ffff_f000;
 
 /// The digest of a launch, or of its beginning.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +58,7 @@ pub(super) enum PageKind {
     Normal = 1,
     Vmsa = 2,
     Zero = 3,
+    Unmeasured = 4,
     Secrets = 5,
     Cpuid = 6,
 }
@@ -102,7 +103,7 @@ impl Chain {
     }
 
     /// No page is of IMI, and no VMPL below 0 may touch one, so that what is between is zero.
-    fn page(&mut self, kind: PageKind, address: u64, contents: &[u8; 48]) {
+    pub(super) fn page(&mut self, kind: PageKind, address: u64, contents: &[u8; 48]) {
         let mut info = [0; PAGE_INFO_BYTES];
         info[..48].copy_from_slice(&self.0.0);
         info[48..96].copy_from_slice(contents);

@@ -163,6 +163,13 @@ impl Firmware {
         &self.sections
     }
 
+    /// Whether it has a page for the hashes of kernel, initramfs and command line, without which it boots what it
+    /// finds.
+    #[must_use]
+    pub fn takes_hashes(&self) -> bool {
+        self.hashes.is_some()
+    }
+
     pub(super) fn reset(&self) -> Option<u32> {
         self.reset
     }

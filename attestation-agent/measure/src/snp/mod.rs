@@ -5,6 +5,8 @@
 //! firmware ([`KernelHashes`]), and at last one page of registers for each vCPU. The security processor
 //! chains a digest over them; so does this module.
 //!
+//! An IGVM file says all of that itself, page by page ([`Igvm`]).
+//!
 //! Sources: AMD 56860 (SEV-SNP firmware ABI), 8.17.2 (the chain); QEMU's `target/i386/sev.c` and
 //! `hw/i386/x86-common.c` (order, hashes, and that a confidential guest's kernel is passed on as it is
 //! in its file); Linux's `arch/x86/kvm/svm/sev.c` (the pages of registers come last).
@@ -14,6 +16,7 @@ mod cpu;
 mod firmware;
 mod hashes;
 mod id_block;
+mod igvm;
 mod launch;
 mod vmsa;
 
@@ -22,6 +25,7 @@ pub use cpu::{CpuModel, CpuModelError};
 pub use firmware::{FIRMWARE_BYTES, Firmware, FirmwareError, Section, SectionKind};
 pub use hashes::{KernelError, KernelHashes};
 pub use id_block::{ID_AUTH_BYTES, ID_BLOCK_BYTES, IdAuth, IdBlock, IdKey, IdKeyError, KeyDigest};
+pub use igvm::{IGVM_BYTES, Igvm, IgvmError, IgvmLaunch};
 pub use launch::{Digests, Launch, LaunchError, VCPUS};
 pub use vmsa::{FeaturesError, GuestFeatures};
 

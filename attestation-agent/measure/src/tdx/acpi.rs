@@ -2,8 +2,10 @@
 //!
 //! QEMU builds the tables for each machine, device and version of its own, in some ten thousand lines;
 //! no other program makes the same bytes. So they are an input: of a guest of the same shape, whose
-//! fw_cfg files can be read in `/sys/firmware/qemu_fw_cfg/by_name/etc`, or from the same QEMU without
-//! TDX. They say how many vCPUs and which devices there are, and nothing of the disks' content.
+//! fw_cfg files can be read in `/sys/firmware/qemu_fw_cfg/by_name/etc`. A TD has no legacy interrupt
+//! controller: a plain guest of the same QEMU has the same tables only where its machine is started with
+//! `pic=off`, since their MADT says whether there is one. They say how many vCPUs and which devices there
+//! are, and nothing of the disks' content.
 //!
 //! Firmware gets them with a list of commands, `etc/table-loader`. It measures the list, and then each
 //! file as a command allocates memory for it, before any other command changes the file.

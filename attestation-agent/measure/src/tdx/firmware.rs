@@ -7,8 +7,10 @@
 use std::fmt;
 
 use super::{
-    BELOW_4G, PAGE,
+    BELOW_4G, PAGE, StoreError,
     bytes::{u32_at, u64_at},
+    store::Store,
+    variable::is_enrolled,
 };
 use crate::{
     guid::guid,
@@ -166,6 +168,18 @@ impl<'a> Firmware<'a> {
     #[must_use]
     pub fn sections(&self) -> &[Section<'a>] {
         &self.sections
+    }
+
+    /// Whether a platform key is among the variables of its image: with it the firmware starts no kernel that is
+    /// not signed.
+    ///
+    /// # Errors
+    /// When the variables cannot be read.
+    pub fn has_platform_key(&self) -> Result<bool, StoreError> {
+        let Some(variables) = self.one(SectionKind::Variables) else {
+            return Ok(false);
+        };
+        Ok(is_enrolled(&Store::parse(variables.content)?))
     }
 
     /// Whose launch this is of.

@@ -12,7 +12,7 @@ use super::{
     runtime::{self, RuntimeError, RuntimeEvent},
     store::Store,
     td_hob,
-    variable::{boot_events, secure_boot_events},
+    variable::{boot_events, is_enrolled, secure_boot_events},
 };
 
 const CALLING: &str = "Calling EFI Application from Boot Option";
@@ -77,6 +77,12 @@ pub enum LaunchError {
          of this firmware has it, as the dialect's authority"
     )]
     NoAuthority,
+    /// Keys in a firmware that is said to be built without Secure Boot.
+    #[error(
+        "a platform key (PK) is among the firmware's variables, so that it has Secure Boot: say whether it is on or \
+         off, or take the keys out (`virt-fw-vars --delete PK`)"
+    )]
+    Enrolled,
     /// No file.
     #[error("the initramfs is empty: leave it out")]
     Initramfs,
@@ -133,6 +139,9 @@ impl Launch<'_> {
         let variables = variables.ok_or(LaunchError::NoVariables)?.content;
         let mut events = self.start(variables)?;
         let store = Store::parse(variables)?;
+        if self.secure_boot == SecureBoot::Absent && is_enrolled(&store) {
+            return Err(LaunchError::Enrolled);
+        }
         events.extend(secure_boot_events(self.secure_boot, &store)?);
         events.push(Event::separator(1));
         events.extend(self.acpi.events()?);

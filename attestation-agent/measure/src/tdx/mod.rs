@@ -43,7 +43,7 @@ pub use kernel::{KernelError, KernelForm};
 pub use launch::{Launch, LaunchError, Prediction};
 pub use memory::{MEMORY_BYTES, Memory, MemoryError};
 pub use mrtd::PageOrder;
-pub use pe::{ImageError, authenticode};
+pub use pe::{ImageError, authenticode, is_signed};
 pub use runtime::{RuntimeError, RuntimeEvent, event as runtime_event};
 pub use store::StoreError;
 pub use variable::{BootOption, SecureBoot, VariableError};

@@ -44,52 +44,87 @@ pub enum ImageError {
     Length(usize),
 }
 
+/// What the hash needs of an image's headers.
+struct Headers<'a> {
+    /// From the PE header on.
+    pe: &'a [u8],
+    /// Where that is.
+    start: usize,
+    /// The checksum's place in it.
+    checksum: usize,
+    /// The place of the entry that leads to the signatures, where there is one.
+    entry: Option<usize>,
+    /// Bytes of signatures.
+    signatures: usize,
+    /// Bytes of all headers.
+    bytes: usize,
+}
+
+impl<'a> Headers<'a> {
+    fn of(image: &'a [u8]) -> Result<Self, ImageError> {
+        const SHORT: ImageError = ImageError::Header("it is cut off");
+        if !image.starts_with(DOS) {
+            return Err(ImageError::NoImage);
+        }
+        let start = place_at(image, PE_AT).ok_or(SHORT)?;
+        let pe = image.get(start..).ok_or(SHORT)?;
+        if !pe.starts_with(PE) {
+            return Err(ImageError::NoImage);
+        }
+        let optional = COFF_BYTES;
+        // Where the directory begins in a PE32 and in a PE32+ header, behind the number of its entries.
+        let directory = match u16_at(pe, optional) {
+            Some(0x10b) => optional + 96,
+            Some(0x20b) => optional + 112,
+            _ => return Err(ImageError::Header("it is neither PE32 nor PE32+")),
+        };
+        let bytes = place_at(pe, optional + 60).ok_or(SHORT)?;
+        let entries = u32_at(pe, directory - 4).ok_or(SHORT)?;
+        let entry = (entries > 4).then_some(directory + SIGNATURES * ENTRY_BYTES);
+        let signatures = match entry {
+            Some(entry) => place_at(pe, entry + 4).ok_or(SHORT)?,
+            None => 0,
+        };
+        Ok(Self {
+            pe,
+            start,
+            checksum: optional + 64,
+            entry,
+            signatures,
+            bytes,
+        })
+    }
+}
+
+/// Whether an image has signatures, whosever they are. Its headers are enough.
+///
+/// # Errors
+/// When it is no image, or a broken one.
+pub fn is_signed(image: &[u8]) -> Result<bool, ImageError> {
+    Ok(Headers::of(image)?.signatures > 0)
+}
+
 /// The hash of an image.
 ///
 /// # Errors
 /// When it is no image, or a broken one.
 pub fn authenticode(image: &[u8]) -> Result<Digest, ImageError> {
-    const SHORT: ImageError = ImageError::Header("it is cut off");
     if image.len() > IMAGE_BYTES {
         return Err(ImageError::Length(image.len()));
     }
-    if !image.starts_with(DOS) {
-        return Err(ImageError::NoImage);
-    }
-    let header = place_at(image, PE_AT).ok_or(SHORT)?;
-    let pe = image.get(header..).ok_or(SHORT)?;
-    if !pe.starts_with(PE) {
-        return Err(ImageError::NoImage);
-    }
-    let optional = COFF_BYTES;
-    // Where the directory begins in a PE32 and in a PE32+ header, behind the number of its entries.
-    let directory = match u16_at(pe, optional) {
-        Some(0x10b) => optional + 96,
-        Some(0x20b) => optional + 112,
-        _ => return Err(ImageError::Header("it is neither PE32 nor PE32+")),
-    };
-    let checksum = optional + 64;
-    let headers = place_at(pe, optional + 60).ok_or(SHORT)?;
-    let entries = u32_at(pe, directory - 4).ok_or(SHORT)?;
-    let signed = entries > 4;
-    let entry = directory + SIGNATURES * ENTRY_BYTES;
-    let signatures = if signed {
-        place_at(pe, entry + 4).ok_or(SHORT)?
-    } else {
-        0
-    };
+    let headers = Headers::of(image)?;
     let mut hash = Hash::new(image);
-    hash.up_to(header + checksum)?;
+    hash.up_to(headers.start + headers.checksum)?;
     hash.skip(4);
-    if signed {
-        hash.up_to(header + entry)?;
+    if let Some(entry) = headers.entry {
+        hash.up_to(headers.start + entry)?;
         hash.skip(ENTRY_BYTES);
     }
-    hash.up_to(headers)?;
-    for (start, bytes) in sections(pe)? {
+    hash.up_to(headers.bytes)?;
+    for (start, bytes) in sections(headers.pe)? {
         hash.section(start, bytes)?;
     }
-    let end = image.len().checked_sub(signatures);
+    let end = image.len().checked_sub(headers.signatures);
     let end = end.filter(|end| *end >= hash.at);
     hash.up_to(end.ok_or(ImageError::Header("its signatures lie in a section"))?)?;
     Ok(hash.sha.finalize().into())

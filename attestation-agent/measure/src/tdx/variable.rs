@@ -66,6 +66,12 @@ impl SecureBoot {
     }
 }
 
+/// Whether a platform key is enrolled, with which firmware that has Secure Boot turns it on.
+pub(super) fn is_enrolled(store: &Store<'_>) -> bool {
+    let key = store.get(GLOBAL, &wide("PK"));
+    key.is_some_and(|key| !key.is_empty())
+}
+
 /// The events of Secure Boot: a variable that is absent counts as an empty one, but for `dbt`.
 pub(super) fn secure_boot_events(
     secure_boot: SecureBoot,

@@ -9,6 +9,7 @@ mod measured_boot;
 mod tdvf;
 
 mod snp_firmware;
+mod snp_igvm;
 mod snp_peer;
 mod snp_vectors;
 mod tdx_explain;

@@ -145,6 +145,24 @@ fn a_section_that_is_not_known_or_cannot_be_is_refused() {
 }
 
 #[test]
+fn firmware_takes_hashes_where_it_has_their_page_and_their_place() {
+    assert!(Firmware::parse(&direct_boot(4)).unwrap().takes_hashes());
+    let mut placeless = entries();
+    placeless.retain(|entry| entry.0 != HASHES);
+    let pageless: Vec<_> = SECTIONS
+        .into_iter()
+        .filter(|section| section[2] != 0x10)
+        .collect();
+    for generic in [
+        image(4, &SECTIONS, &placeless),
+        image(4, &pageless, &placeless),
+        image(4, &pageless, &entries()),
+    ] {
+        assert!(!Firmware::parse(&generic).unwrap().takes_hashes());
+    }
+}
+
+#[test]
 fn one_vcpu_needs_no_reset_address_and_two_do() {
     let mut alone = entries();
     alone.retain(|entry| entry.0 != RESET);

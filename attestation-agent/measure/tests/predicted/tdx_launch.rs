@@ -6,6 +6,7 @@ use crate::tdvf;
 use evidence::eventlog::EventKind;
 use measure::tdx::{
     Dialect, Firmware, KernelForm, LaunchError, Memory, Origin, SecureBoot, Vmm, authenticode,
+    is_signed,
 };
 use sha2::{Digest, Sha384};
 use support::product;
@@ -92,6 +93,30 @@ fn secure_boot_without_an_authority_is_not_predicted() {
     assert!(launch.predict().is_ok());
 }
 
+#[test]
+fn firmware_with_a_platform_key_is_none_without_secure_boot() {
+    let stores: [(&[tdvf::Variable<'_>], bool); 4] = [
+        (&[], false),
+        (&[(0x3f, GLOBAL, "PK", b"")], false),
+        (&[(0x3f, SECURITY, "PK", b"key")], false),
+        (&[(0x3f, GLOBAL, "PK", b"key")], true),
+    ];
+    for (variables, is_enrolled) in stores {
+        let stored = store(0x1000, variables);
+        let bytes = image(0x4000, &stored, &sections(0x1000, 0x3000), &[entry()]);
+        let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
+        assert_eq!(firmware.has_platform_key(), Ok(is_enrolled));
+        let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
+        let mut launch = launch(&firmware, &dialect, &loader, &kernel);
+        let absent = launch.predict().err();
+        assert_eq!(absent, is_enrolled.then_some(LaunchError::Enrolled));
+        launch.secure_boot = SecureBoot::Off;
+        assert!(launch.predict().is_ok());
+    }
+    assert_eq!(is_signed(&kernel(0)), Ok(false));
+    assert_eq!(is_signed(&kernel(0x5c0)[..0x300]), Ok(true));
+}
+
 /// What the firmware's image has of Secure Boot decides RTMR0, and which of two values of a variable.
 #[test]
 fn keys_in_the_firmwares_image_count() {
@@ -99,7 +124,9 @@ fn keys_in_the_firmwares_image_count() {
         let bytes = image(0x4000, variables, &sections(0x1000, 0x3000), &[entry()]);
         let firmware = Firmware::parse(&bytes, Vmm::Qemu).unwrap();
         let (dialect, loader, kernel) = (Dialect::edk2_202508(), loader(), kernel(0));
-        let prediction = launch(&firmware, &dialect, &loader, &kernel).predict()?;
+        let mut launch = launch(&firmware, &dialect, &loader, &kernel);
+        launch.secure_boot = SecureBoot::Off;
+        let prediction = launch.predict()?;
         let events = prediction.events.into_iter();
         let keys = events.filter(|event| matches!(event.origin, Origin::SecureBoot(_)));
         Ok::<_, LaunchError>(keys.map(|event| event.digest).collect::<Vec<_>>())

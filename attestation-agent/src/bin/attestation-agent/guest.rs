@@ -47,6 +47,15 @@ pub(super) struct Services {
     pub(super) log: Arc<EventLog>,
 }
 
+/// What is done to the machine's log.
+#[derive(Clone, Copy)]
+pub(super) enum Log {
+    /// It goes into evidence.
+    Read,
+    /// Events go into it too.
+    Write,
+}
+
 #[derive(clap::Args)]
 pub(super) struct Evidence {
     #[command(flatten)]
@@ -80,7 +89,7 @@ pub(super) struct Unseal {
 
 impl Guest {
     /// The services, with a broker where one is named.
-    pub(super) fn services(&self) -> Result<Services, Error> {
+    pub(super) fn services(&self, log: Log) -> Result<Services, Error> {
         let init_data = match &self.init_data {
             Some(path) => Some(InitData::parse(&file::read(path, TEXT_BYTES)?)?),
             None => None,
@@ -90,7 +99,7 @@ impl Guest {
             None => Default::default(),
         };
         let digest = init_data.as_ref().map(InitData::digest);
-        let (attester, log) = proof(self.tee, init_data.as_ref())?;
+        let (attester, log) = proof(self.tee, init_data.as_ref(), log)?;
         check_bound(self.tee, attester.as_ref(), digest.as_ref())?;
         let location = match &self.url {
             Some(url) => Some(BrokerLocation {
@@ -118,7 +127,7 @@ impl Guest {
 
     /// The services of a guest that needs a broker.
     fn with_broker(&self) -> Result<Hub, Error> {
-        let hub = self.services()?.hub;
+        let hub = self.services(Log::Read)?.hub;
         match hub.has_broker() {
             true => Ok(hub),
             false => Err(Error::NoBroker),
@@ -164,6 +173,7 @@ fn check_bound(
 fn proof(
     tee: Tee,
     init_data: Option<&InitData>,
+    log: Log,
 ) -> Result<(Arc<dyn Attester>, Arc<EventLog>), Error> {
     let root = Path::new("/");
     match tee {
@@ -177,7 +187,7 @@ fn proof(
         }
         Tee::Tdx => {
             let platform = Arc::new(Tsm::tdx_guest(root));
-            let log = log_of_machine(platform.clone())?;
+            let log = log_of_machine(platform.clone(), log)?;
             let attester = TdxAttester::new(tee, platform, Arc::clone(&log));
             Ok((Arc::new(attester), log))
         }
@@ -186,13 +196,12 @@ fn proof(
 }
 
 /// The log that outlives this process, as the registers do.
-fn log_of_machine(registers: Arc<dyn Registers>) -> Result<Arc<EventLog>, Error> {
-    let directory = Path::new(LOG_DIRECTORY);
-    std::fs::create_dir_all(directory).map_err(|cause| Error::File {
-        path: directory.to_owned(),
-        cause,
-    })?;
-    Ok(Arc::new(EventLog::open(Some(registers), directory)?))
+fn log_of_machine(registers: Arc<dyn Registers>, log: Log) -> Result<Arc<EventLog>, Error> {
+    let registers = Some(registers);
+    Ok(Arc::new(match log {
+        Log::Read => EventLog::look(registers, LOG_DIRECTORY),
+        Log::Write => EventLog::open(registers, LOG_DIRECTORY)?,
+    }))
 }
 
 impl Evidence {
@@ -202,7 +211,7 @@ impl Evidence {
             (None, Some(path)) => file::read(path, REPORT_DATA_BYTES)?.to_vec(),
             (None, None) => Vec::new(),
         };
-        let evidence = self.guest.services()?.hub.evidence(data).await?;
+        let evidence = self.guest.services(Log::Read)?.hub.evidence(data).await?;
         print(format!("{evidence}\n").as_bytes())
     }
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use attestation_agent::api::ServeError;
 use attestation_agent::sealed::SealedError;
-use attestation_agent::{BrokerError, ConfigError, EventLogError, HubError};
+use attestation_agent::{BrokerError, ConfigError, Detail, EventLogError, HubError};
 use clap::{Parser, Subcommand};
 use evidence::Tee;
 use evidence::init_data::InitDataError;
@@ -88,6 +88,16 @@ enum Error {
     Write(io::Error),
 }
 
+impl Error {
+    fn detail(&self) -> Option<&Detail> {
+        match self {
+            Self::Broker(error) => error.detail(),
+            Self::Hub(error) => error.broker()?.detail(),
+            _ => None,
+        }
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
@@ -103,6 +113,10 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("attestation-agent: {error}");
+            // Who runs this on a terminal is no host of another's guest.
+            if let Some(detail) = error.detail() {
+                eprintln!("the broker says: {}", detail.expose());
+            }
             ExitCode::FAILURE
         }
     }

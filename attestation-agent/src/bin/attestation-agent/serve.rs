@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     Error,
-    guest::{Guest, Services},
+    guest::{Guest, Log, Services},
 };
 
 #[derive(clap::Args)]
@@ -42,7 +42,7 @@ enum Kind {
 
 impl Serve {
     pub(super) async fn run(self) -> Result<(), Error> {
-        let Services { hub, log } = self.guest.services()?;
+        let Services { hub, log } = self.guest.services(Log::Write)?;
         let hub = Arc::new(hub);
         tokio::spawn(hub.keep_fresh());
         let users = match self.users.is_empty() {

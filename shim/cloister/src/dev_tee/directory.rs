@@ -164,7 +164,7 @@ impl Directory {
                [attestation]\n  accept = [\"sim-snp\", \"sim-tdx\"]\n  \
                development = {{ snp_root = {snp:?}, tdx_root = {tdx:?}, collateral = {collateral:?} }}\n\
              and what is measured is predicted with\n  \
-               cloister measure --firmware {firmware} --image DIR --append \"...\"",
+               cloister measure --firmware {firmware} --image DIR --config FILE",
             dir = self.0.display().to_string(),
             firmware = self.path(FIRMWARE).display(),
         )?;

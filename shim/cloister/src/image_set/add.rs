@@ -32,7 +32,7 @@ impl Add {
         manifest.verify(dir)?;
         ensure!(
             self.measure.is_given(),
-            "give what is launched, as to `cloister measure`: --firmware, --append and the shapes"
+            "give what is launched, as to `cloister measure`: --firmware, --config or --append, and the shapes"
         );
         if let Some(number) = self.known(&manifest)? {
             println!("launch {number} of {} is this one", dir.display());

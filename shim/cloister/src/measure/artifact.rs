@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use clap::Args;
 use guest_image::manifest::Manifest;
-use measure::snp::{FIRMWARE_BYTES, Firmware, KernelHashes, LaunchDigest};
+use measure::snp::{FIRMWARE_BYTES, Firmware, IGVM_BYTES, Igvm, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
+
+use super::Kind;
+use super::line::Configured;
+use super::start::Start;
 
 /// Bytes of a kernel.
 pub(crate) const KERNEL_BYTES: usize = 256 << 20;
@@ -20,10 +24,19 @@ pub(crate) const INITRAMFS: &str = "initramfs.cpio";
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct Artifacts {
-    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd. Without it
-    /// the launches in the image's manifest are measured.
-    #[arg(long, value_name = "FILE", required_unless_present = "image")]
+    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd. Without it and
+    /// without an IGVM file the launches in the image's manifest are measured.
+    #[arg(long, value_name = "FILE", group = "start", required_unless_present_any = ["image", "igvm"])]
     firmware: Option<PathBuf>,
+    /// The IGVM file that an SEV-SNP guest starts from, in place of firmware: it holds that, and the page of
+    /// hashes of what is booted.
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "start",
+        conflicts_with_all = ["firmware_digest", "id_key", "try_firmware", "try_append"]
+    )]
+    igvm: Option<PathBuf>,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
     #[arg(long, value_name = "HEX", requires = "firmware")]
     firmware_digest: Option<LaunchDigest>,
@@ -31,7 +44,7 @@ pub(super) struct Artifacts {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
     image: Option<PathBuf>,
     /// The kernel, a bzImage.
-    #[arg(long, value_name = "FILE", requires = "append")]
+    #[arg(long, value_name = "FILE", requires = "line")]
     kernel: Option<PathBuf>,
     /// The initramfs.
     #[arg(long, value_name = "FILE", requires = "kernel")]
@@ -40,24 +53,28 @@ pub(super) struct Artifacts {
     #[arg(
         long,
         required_unless_present_any = ["image", "kernel"],
-        conflicts_with_all = ["image", "kernel", "append"]
+        conflicts_with_all = ["image", "kernel", "line"]
     )]
     no_kernel: bool,
     /// The kernel's command line, to the letter; an empty one is "".
-    #[arg(long, value_name = "TEXT", requires = "firmware")]
+    #[arg(long, value_name = "TEXT", group = "line", requires = "start")]
     append: Option<String>,
+    /// The configuration of the shim, Kata's or Cloister's, whose pods are launched: their command line is
+    /// measured. No file that it names is read.
+    #[arg(long, value_name = "FILE", group = "line", requires = "start")]
+    config: Option<Configured>,
     /// Another firmware that --explain tries.
     #[arg(long, value_name = "FILE", requires = "explain")]
     try_firmware: Vec<PathBuf>,
     /// Another command line that --explain tries.
-    #[arg(long, value_name = "TEXT", requires_all = ["explain", "append"])]
+    #[arg(long, value_name = "TEXT", requires_all = ["explain", "line"])]
     try_append: Vec<String>,
 }
 
 /// Firmware and kernel of a launch, with what tells them from others in words.
 #[derive(Clone)]
 pub(super) struct Candidate {
-    pub(super) firmware: Firmware,
+    pub(super) start: Start,
     pub(super) kernel: Option<KernelHashes>,
     pub(super) words: Vec<String>,
 }
@@ -76,8 +93,13 @@ impl Artifacts {
         read(self.firmware_path()?, FIRMWARE_BYTES)
     }
 
-    /// The same, where it is all that there is of the firmware.
+    /// The same, where it is all that there is of the firmware, as an image records it.
     pub(super) fn whole_firmware(&self) -> anyhow::Result<Vec<u8>> {
+        ensure!(
+            self.igvm.is_none(),
+            "--igvm: an image records launches by firmware alone; give the file to `cloister measure` and \
+             `cloister image-set publish`, which take --igvm beside --image"
+        );
         ensure!(
             self.firmware_digest.is_none(),
             "--firmware-digest stands for a part of the firmware: give the whole file"
@@ -87,16 +109,18 @@ impl Artifacts {
 
     /// Whether flags say what is launched, and the image's manifest does not.
     pub(super) fn is_given(&self) -> bool {
-        self.firmware.is_some()
+        self.firmware.is_some() || self.igvm.is_some()
     }
 
-    /// Whether what is said of the launch is all that has to be.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    /// Whether what is said of a launch of this kind is all that has to be, and of this kind.
+    pub(super) fn check(&self, kind: Kind) -> anyhow::Result<()> {
+        let has_line = self.append.is_some() || self.config.is_some();
         ensure!(
-            self.firmware.is_none() || self.image.is_none() || self.append.is_some(),
-            "--append is missing: give the kernel's command line, to the letter"
+            has_line || self.image.is_none() || !self.is_given(),
+            "the kernel's command line is missing: give --config, or --append with it to the letter"
         );
-        Ok(())
+        let configured = self.config.as_ref();
+        configured.map_or(Ok(()), |configured| configured.check(kind))
     }
 
     /// The same image, launched by a firmware with a command line.
@@ -120,13 +144,20 @@ impl Artifacts {
         self.image.as_deref()
     }
 
+    /// # Errors
+    /// Where an IGVM file stands in its place, of which only SEV-SNP guests start.
     pub(super) fn firmware_path(&self) -> anyhow::Result<&Path> {
-        self.firmware.as_deref().context("--firmware is missing")
+        let path = self.firmware.as_deref();
+        path.context("--igvm is of SEV-SNP guests: QEMU loads none into a TD, so give --firmware")
     }
 
     /// The command line.
     pub(super) fn line(&self) -> &str {
-        self.append.as_deref().unwrap_or_default()
+        let configured = self
+            .config
+            .as_ref()
+            .map(|configured| configured.line.as_str());
+        self.append.as_deref().or(configured).unwrap_or_default()
     }
 
     /// Command lines that `--explain` tries.
@@ -134,27 +165,38 @@ impl Artifacts {
         &self.try_append
     }
 
-    pub(super) fn read(&self) -> anyhow::Result<(Firmware, Option<KernelHashes>)> {
+    pub(super) fn read(&self) -> anyhow::Result<(Start, Option<KernelHashes>)> {
+        Ok((self.start()?, self.kernel()?))
+    }
+
+    fn start(&self) -> anyhow::Result<Start> {
+        if let Some(path) = &self.igvm {
+            let file = Igvm::parse(&read(path, IGVM_BYTES)?);
+            let file = file.with_context(|| path.display().to_string())?;
+            return Ok(Start::Igvm(Box::new(file)));
+        }
         let path = self.firmware_path()?;
         let image = read(path, FIRMWARE_BYTES)?;
         let mut firmware = Firmware::parse(&image).with_context(|| path.display().to_string())?;
         if let Some(digest) = self.firmware_digest {
             firmware = firmware.with_digest(digest);
         }
-        Ok((firmware, self.kernel()?))
+        Ok(Start::Firmware(Box::new(firmware)))
     }
 
     /// What is measured, and then all that might have been launched in its place.
     pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
-        let (firmware, kernel) = self.read()?;
+        let (start, kernel) = self.read()?;
         let words = Vec::new();
+        let is_igvm = self.igvm.is_some();
         let mut lines = vec![Candidate {
-            firmware,
+            start,
             kernel,
             words,
         }];
         let first = lines[0].clone();
-        if let Some(kernel) = &first.kernel {
+        // An IGVM file's digest is the same whatever is booted: the page of hashes is the file's.
+        if let Some(kernel) = first.kernel.as_ref().filter(|_| !is_igvm) {
             for line in &self.try_append {
                 lines.push(Candidate {
                     kernel: Some(kernel.clone().with_command_line(line)?),
@@ -176,7 +218,7 @@ impl Artifacts {
                 let mut words = vec![format!("firmware {}", path.display())];
                 words.extend(line.words.iter().cloned());
                 all.push(Candidate {
-                    firmware: firmware.clone(),
+                    start: Start::Firmware(Box::new(firmware.clone())),
                     kernel: line.kernel.clone(),
                     words,
                 });

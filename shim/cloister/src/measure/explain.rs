@@ -3,53 +3,17 @@
 //! number of vCPUs and any CPU model, the usual features, kernel hashes on and off, and what the caller
 //! names besides.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 
-use anyhow::{Context, bail};
-use evidence::snp::{REPORT_BYTES, Report, SnpEvidence};
+use anyhow::bail;
 use measure::Binding;
-use measure::snp::{CpuModel, GuestFeatures, Launch, LaunchDigest};
+use measure::snp::{CpuModel, GuestFeatures, LaunchDigest};
 
-use super::{Measure, init_data};
+use super::reported::Reported;
+use super::{Measure, With, init_data};
 
-/// Bytes of evidence in JSON.
-const EVIDENCE_BYTES: u64 = 1 << 20;
 /// With and without DebugSwap: what kernels set.
 const FEATURES: [u64; 2] = [0x1, 0x21];
-
-/// What a report says of its launch.
-pub(super) struct Reported {
-    measurement: LaunchDigest,
-    /// Where there is a report and not just a measurement.
-    host_data: Option<[u8; 32]>,
-}
-
-impl Reported {
-    pub(super) fn read(said: &str) -> anyhow::Result<Self> {
-        if let Ok(measurement) = said.parse() {
-            return Ok(Self {
-                measurement,
-                host_data: None,
-            });
-        }
-        let mut content = Vec::new();
-        File::open(said)
-            .and_then(|file| file.take(EVIDENCE_BYTES).read_to_end(&mut content))
-            .with_context(|| format!("--explain takes 96 hex digits or a file; read {said}"))?;
-        let report = if content.len() == REPORT_BYTES {
-            Report::parse(&content).with_context(|| said.to_owned())?
-        } else {
-            let evidence: SnpEvidence = serde_json::from_slice(&content)
-                .with_context(|| format!("{said} is neither a report nor evidence in JSON"))?;
-            evidence.report().clone()
-        };
-        Ok(Self {
-            measurement: LaunchDigest(report.measurement),
-            host_data: Some(report.host_data),
-        })
-    }
-}
 
 /// A launch that has the measurement.
 struct Found {
@@ -59,8 +23,13 @@ struct Found {
 impl Measure {
     /// Prints that all is as predicted, or fails with what is not.
     pub(super) fn explain(&self, reported: &Reported) -> anyhow::Result<()> {
+        let digest = self.init_data.as_deref().map(init_data::digest);
+        let digest = digest.transpose()?;
+        let bound = digest
+            .as_ref()
+            .map(|digest| Binding::of(evidence::Tee::Snp, Some(digest)));
         let mut differs = Vec::new();
-        match self.find(reported.measurement)? {
+        match self.find(reported.measurement())? {
             Some(found) => differs.extend(found.words),
             None => differs.push(
                 "measurement: no number of vCPUs, CPU model or features makes it of these files, so that \
@@ -69,24 +38,20 @@ impl Measure {
                     .to_owned(),
             ),
         }
-        if let (Some(found), Some(path)) = (&reported.host_data, &self.init_data) {
-            let digest = init_data::digest(path)?;
-            let expected = Binding::of(evidence::Tee::Snp, Some(&digest));
-            if expected.as_bytes() != found {
-                differs.push(format!(
-                    "{} {}: the launch bound other init-data, or none",
-                    expected.field(),
-                    hex::encode(found)
-                ));
-            }
-        }
+        differs.extend(reported.differences(bound.as_ref()));
+        let open = reported.open(bound.as_ref());
+        let open = open.iter().map(|line| format!("not compared: {line}\n"));
+        let open: String = open.collect();
         if !differs.is_empty() {
             bail!(
-                "the report is of another launch:\n  {}",
+                "the report is of another launch:\n  {}\n{open}",
                 differs.join("\n  ")
             );
         }
-        writeln!(std::io::stdout(), "the report is of a predicted launch")?;
+        write!(
+            std::io::stdout(),
+            "the report is of a predicted launch\n{open}"
+        )?;
         Ok(())
     }
 
@@ -100,19 +65,14 @@ impl Measure {
         for candidate in self.artifacts.candidates()? {
             for features in &features {
                 for cpu in &models {
-                    let launch = Launch {
-                        firmware: &candidate.firmware,
+                    let with = With {
                         kernel: candidate.kernel.as_ref(),
                         cpu,
                         features: *features,
                     };
-                    // A firmware that takes no hashes is no candidate for a launch with them.
-                    let Ok(mut digests) = launch.digests() else {
-                        continue;
-                    };
-                    if let Some(at) = digests.position(|digest| digest == measurement) {
+                    if let Some(vcpus) = candidate.start.find(with, measurement) {
                         let mut words = candidate.words.clone();
-                        words.extend(self.shape(at + 1, cpu, *features));
+                        words.extend(self.shape(vcpus, cpu, *features));
                         return Ok(Some(Found { words }));
                     }
                 }

@@ -6,20 +6,23 @@
 
 pub(super) mod artifact;
 mod explain;
+mod line;
 mod output;
 mod prediction;
 mod recorded;
 mod references;
+mod reported;
 mod shape;
 mod sign;
+mod start;
 pub(super) mod tdx;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, Launch, LaunchDigest};
-use ::measure::{Binding, snp};
+use ::measure::Binding;
+use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, LaunchDigest};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use evidence::init_data::InitDataDigest;
@@ -34,8 +37,10 @@ use self::output::{Format, json_lines};
 use self::prediction::Prediction;
 pub(crate) use self::recorded::File;
 use self::references::References;
+use self::reported::Reported;
 pub(crate) use self::shape::Vcpus;
 pub(crate) use self::sign::Signer;
+use self::start::With;
 use self::tdx::TdxArgs;
 use super::init_data;
 
@@ -47,7 +52,7 @@ pub(crate) struct Measure {
     #[command(flatten)]
     artifacts: Artifacts,
     /// Numbers of vCPUs that a pod may have, such as 1-4,8.
-    #[arg(long, value_name = "LIST", default_value = "1", requires = "firmware")]
+    #[arg(long, value_name = "LIST", default_value = "1", requires = "start")]
     vcpus: Vcpus,
     /// QEMU's CPU models that hosts may launch with, with a comma between them.
     #[arg(
@@ -55,11 +60,11 @@ pub(crate) struct Measure {
         value_name = "MODEL",
         value_delimiter = ',',
         default_value = "EPYC-v4",
-        requires = "firmware"
+        requires = "start"
     )]
     cpu_model: Vec<CpuModel>,
     /// SEV_FEATURES of the guest, such as 0x1.
-    #[arg(long, value_name = "BITS", default_value = "0x1", requires = "firmware", value_parser = features)]
+    #[arg(long, value_name = "BITS", default_value = "0x1", requires = "start", value_parser = features)]
     guest_features: GuestFeatures,
     /// Who launches.
     #[arg(long, value_enum, default_value = "qemu")]
@@ -166,7 +171,13 @@ impl Measure {
             self.id_block.id_key.is_none(),
             "--id-key makes what a launch needs and a broker does not: use `cloister measure`"
         );
-        Ok(Self::references(&self.predicted()?)?.json())
+        let all = self.predicted()?;
+        ensure!(
+            all.iter().all(Prediction::says_what_is_booted),
+            "--no-kernel: with such values a broker releases keys to any kernel: say what is booted, with --image \
+             or --kernel"
+        );
+        Ok(Self::references(&all)?.json())
     }
 
     fn kind(&self) -> Kind {
@@ -185,7 +196,7 @@ impl Measure {
             self.kind() == Kind::Tdx || !self.tdx.asked(),
             "--dialect is of a TD: add --tee tdx"
         );
-        self.artifacts.check()
+        self.artifacts.check(self.kind())
     }
 
     pub(super) fn run(self) -> anyhow::Result<()> {
@@ -245,7 +256,7 @@ impl Measure {
         let mut others = Vec::new();
         for launch in &launches {
             let explained = match launch.kind() {
-                Kind::Snp => explain::Reported::read(said).and_then(|it| launch.explain(&it)),
+                Kind::Snp => Reported::read(said).and_then(|it| launch.explain(&it)),
                 Kind::Tdx => launch.explain_tdx(said),
             };
             match explained {
@@ -289,23 +300,17 @@ impl Measure {
     }
 
     fn predict(&self) -> anyhow::Result<output::Predicted> {
-        let (firmware, kernel) = self.artifacts.read()?;
+        let (start, kernel) = self.artifacts.read()?;
         let digest = self.init_data_digest()?;
         let keys = self.id_block.keys()?;
         let mut shapes = Vec::new();
         for model in &self.cpu_model {
-            let launch = Launch {
-                firmware: &firmware,
+            let with = With {
                 kernel: kernel.as_ref(),
                 cpu: model,
                 features: self.guest_features,
             };
-            let digests: Vec<_> = launch.digests()?.take(self.vcpus.most()).collect();
-            for vcpus in self.vcpus.counts() {
-                let measurement = digests
-                    .get(vcpus - 1)
-                    .copied()
-                    .ok_or(snp::LaunchError::NoReset)?;
+            for (vcpus, measurement) in start.digests(with, &self.vcpus)? {
                 shapes.push(output::Shape {
                     vcpus,
                     cpu_model: model.name().to_owned(),

@@ -1,7 +1,8 @@
 //! Predictions as text, as what a launch needs, and as what a broker takes: the reference values under
 //! Trustee's names.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use anyhow::Context;
 use base64::Engine;
@@ -15,6 +16,9 @@ use super::references::References;
 
 /// The name under which appraisal policies ask for the launch digest.
 const MEASUREMENT: &str = "snp_launch_measurement";
+
+const NO_KERNEL: &str = "kernel_hashes off: these values say nothing of what is booted, so that a broker which has them \
+                         releases keys to any kernel";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -90,6 +94,14 @@ impl Predicted {
             let _ = writeln!(text, "{line}");
         }
         text
+    }
+
+    /// Tells what a document for a broker says nothing of.
+    pub(super) fn warn(&self) -> anyhow::Result<()> {
+        if !self.kernel_hashes {
+            writeln!(std::io::stderr(), "{NO_KERNEL}")?;
+        }
+        Ok(())
     }
 
     pub(super) fn shapes(&self) -> Vec<Value> {

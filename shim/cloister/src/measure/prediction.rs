@@ -38,8 +38,17 @@ impl Prediction {
     /// Tells what a document for a broker has not.
     pub(super) fn warn(&self) -> anyhow::Result<()> {
         match self {
-            Self::Snp(_) => Ok(()),
+            Self::Snp(predicted) => predicted.warn(),
             Self::Tdx(predicted) => predicted.warn(),
+        }
+    }
+
+    /// Whether another kernel, initramfs or command line makes another measurement.
+    pub(super) fn says_what_is_booted(&self) -> bool {
+        match self {
+            Self::Snp(predicted) => predicted.kernel_hashes,
+            // A TD's firmware measures what it boots.
+            Self::Tdx(_) => true,
         }
     }
 }

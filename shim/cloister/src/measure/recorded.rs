@@ -25,7 +25,9 @@ impl Measure {
         match (self.is_given(), self.image()) {
             (true, _) => Ok(vec![self.clone()]),
             (false, Some(dir)) => self.of_image(dir),
-            (false, None) => bail!("give --firmware, or --image with launches in its manifest"),
+            (false, None) => {
+                bail!("give --firmware or --igvm, or --image with launches in its manifest")
+            }
         }
     }
 
@@ -39,8 +41,8 @@ impl Measure {
         let launches: Vec<_> = launches.collect::<Result<_, _>>()?;
         ensure!(
             !launches.is_empty(),
-            "the manifest in {} says of no such launch: add it with `cloister image-set add`, or give --firmware \
-             and --append",
+            "the manifest in {} says of no such launch: add it with `cloister image-set add`, or give --firmware or \
+             --igvm, and --config or --append",
             dir.display()
         );
         let snp = |launch: &Self| launch.kind() == Kind::Snp;

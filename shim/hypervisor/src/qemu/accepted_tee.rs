@@ -67,6 +67,24 @@ async fn ends(
     accel: &str,
     change: fn(&mut Vec<String>),
 ) -> (Status, String) {
+    ends_with(program, wanted, accel, Begin::Firmware, change).await
+}
+
+/// What the guest begins with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Firmware,
+    Igvm,
+}
+
+/// The same with what the guest begins with.
+async fn ends_with(
+    program: &Path,
+    wanted: Confidential,
+    accel: &str,
+    begin: Begin,
+    change: fn(&mut Vec<String>),
+) -> (Status, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| {
         let path = dir.path().join(name);
@@ -74,7 +92,10 @@ async fn ends(
         path
     };
     let mut spec = VmSpec::new("tee", &file("vmlinuz"), dir.path());
-    spec.firmware = Some(file("OVMF.fd"));
+    match begin {
+        Begin::Firmware => spec.firmware = Some(file("OVMF.fd")),
+        Begin::Igvm => spec.igvm = Some(file("guest.igvm")),
+    }
     spec.confidential = Some(wanted);
     let spec = CheckedSpec::try_from(spec).unwrap();
     let (incoming, _receiver) = tokio::sync::mpsc::channel(1);
@@ -93,10 +114,7 @@ async fn ends(
         console_fd: console_end.as_raw_fd(),
         scratch_fd: None,
         cards: Vec::new(),
-        memory_encryption: is_snp.then_some(MemoryEncryption {
-            c_bit: 51,
-            reduced_phys_bits: 1,
-        }),
+        memory_encryption: is_snp.then_some(MemoryEncryption { c_bit: 51 }),
     };
     let mut words = arguments(&spec, &facts);
     let at = words.iter().position(|word| word == "-accel").unwrap();
@@ -122,7 +140,7 @@ async fn is_taken(program: &Path, wanted: Confidential) {
         Kind::Snp => "sev-snp-guest",
         Kind::Tdx => "tdx-guest",
     };
-    ability::check(program, &wanted).await.unwrap();
+    ability::check(program, &wanted, false).await.unwrap();
     let (status, words) = ends(program, wanted.clone(), "tcg", |_| {}).await;
     assert_eq!(status, Status::Code(1), "{words}");
     let expected = format!("cannot set up private guest memory for {object}: KVM required");
@@ -153,7 +171,12 @@ async fn is_taken(program: &Path, wanted: Confidential) {
 }
 
 async fn lacks(program: &Path, wanted: Confidential, named: &str) {
-    let unable = ability::check(program, &wanted).await.unwrap_err();
+    lacks_with(program, wanted, Begin::Firmware, named).await;
+}
+
+async fn lacks_with(program: &Path, wanted: Confidential, begin: Begin, named: &str) {
+    let unable = ability::check(program, &wanted, begin == Begin::Igvm).await;
+    let unable = unable.unwrap_err();
     assert!(matches!(unable, Unable::Lacks { .. }), "{unable}");
     assert!(unable.to_string().contains(named), "{unable}");
 }
@@ -217,11 +240,44 @@ async fn a_qemu_with_both_takes_both_machines() {
     is_taken(&program, tdx()).await;
 }
 
+/// Debian builds its QEMUs without the library, also the new one: none of them takes the file, which is
+/// said before a launch, and of all other words of the line none makes them complain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qemu_without_igvm_is_named_and_takes_the_rest_of_the_line() {
+    for name in ["trixie", "testing"] {
+        let Some(program) = qemu(name) else {
+            continue;
+        };
+        let mut wanted = snp(DEFAULT_CPU_MODEL);
+        if let Confidential::Snp(snp) = &mut wanted {
+            snp.id_block = None;
+        }
+        let named = "has no object igvm-cfg: use 10.1 or newer, built with it";
+        lacks_with(&program, wanted.clone(), Begin::Igvm, named).await;
+
+        let (_, words) = ends_with(&program, wanted.clone(), "tcg", Begin::Igvm, |_| {}).await;
+        assert!(
+            words.contains("igvm-cfg") && !words.contains("KVM"),
+            "{words}"
+        );
+        let without = |words: &mut Vec<String>| {
+            let at = words.iter().position(|word| word.contains("\"igvm-cfg\""));
+            words.drain(at.unwrap() - 1..=at.unwrap());
+            for word in words {
+                *word = word.replace(",igvm-cfg=igvm", "");
+            }
+        };
+        let (_, words) = ends_with(&program, wanted, "tcg", Begin::Igvm, without).await;
+        let expected = "cannot set up private guest memory for sev-snp-guest: KVM required";
+        assert!(words.contains(expected), "{words}");
+    }
+}
+
 #[tokio::test]
 async fn a_program_that_is_no_qemu_is_named() {
-    let missing = ability::check(Path::new("/nonexistent/qemu"), &tdx()).await;
+    let missing = ability::check(Path::new("/nonexistent/qemu"), &tdx(), false).await;
     assert!(matches!(missing.unwrap_err(), Unable::Spawn { .. }));
-    let other = ability::check(Path::new("/bin/true"), &tdx()).await;
+    let other = ability::check(Path::new("/bin/true"), &tdx(), false).await;
     let said = other.unwrap_err().to_string();
     assert!(said.starts_with("/bin/true does not answer"), "{said}");
 }

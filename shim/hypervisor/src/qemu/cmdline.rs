@@ -144,8 +144,13 @@ impl Line {
         }
         if let Some(wanted) = &spec.spec().confidential {
             kind.push_str(confidential::MACHINE);
-            let object = confidential::object(wanted, facts.memory_encryption);
+            let igvm = spec.spec().igvm.as_deref();
+            let object = confidential::object(wanted, facts.memory_encryption, igvm.is_some());
             self.option("-object", object.to_string());
+            if let Some(path) = igvm {
+                kind.push_str(confidential::IGVM_MACHINE);
+                self.option("-object", confidential::igvm(path).to_string());
+            }
         }
         self.option("-machine", kind);
         let (accel, cpu) = match facts.accel {

@@ -4,7 +4,7 @@
 use crate::accel::Resolved;
 use crate::growth;
 use crate::qemu::Facts;
-use crate::spec::{CheckedSpec, Machine};
+use crate::spec::{CheckedSpec, Machine, SpecError, VmSpec, check_kernel_params};
 
 /// More than all words of this module together, to check a spec's parameters against.
 pub(crate) const LONGEST_OWN_PARAMS: usize = 352;
@@ -27,16 +27,29 @@ const EMULATED: &[&str] = &[
 /// The whole kernel command line.
 #[must_use]
 pub fn command_line(spec: &CheckedSpec, facts: &Facts) -> String {
-    words(spec, facts.accel, facts.tsc_khz, facts.host_port)
+    words(spec.spec(), facts.accel, facts.tsc_khz, facts.host_port)
 }
 
 /// The one of a confidential guest, which is the same on every host and in every pod of one configuration.
 #[must_use]
 pub fn measured_command_line(spec: &CheckedSpec) -> String {
-    words(spec, Resolved::Kvm, None, spec.spec().host_port)
+    measured(spec.spec())
 }
 
-fn words(spec: &CheckedSpec, accel: Resolved, tsc_khz: Option<u32>, host_port: u32) -> String {
+/// The same of a VM that another host launches, so that its files need not be here.
+///
+/// # Errors
+/// A word that no launch has, or too many of them.
+pub fn predicted_command_line(spec: &VmSpec) -> Result<String, SpecError> {
+    check_kernel_params(spec)?;
+    Ok(measured(spec))
+}
+
+fn measured(spec: &VmSpec) -> String {
+    words(spec, Resolved::Kvm, None, spec.host_port)
+}
+
+fn words(spec: &VmSpec, accel: Resolved, tsc_khz: Option<u32>, host_port: u32) -> String {
     let mut words: Vec<String> = ALWAYS.iter().map(ToString::to_string).collect();
     if accel == Resolved::Tcg {
         words.extend(EMULATED.iter().map(ToString::to_string));
@@ -48,13 +61,13 @@ fn words(spec: &CheckedSpec, accel: Resolved, tsc_khz: Option<u32>, host_port: u
             words.push("tsc=reliable".to_owned());
         }
     }
-    words.extend(growth::kernel_words(spec.spec(), accel));
-    if spec.spec().machine == Machine::Microvm {
+    words.extend(growth::kernel_words(spec, accel));
+    if spec.machine == Machine::Microvm {
         // There is no PCI bus, and the kernel complains about that even when quiet.
         words.push("pci=off".to_owned());
     }
-    words.extend(spec.spec().kernel_params.iter().cloned());
-    if host_port != spec.spec().host_port {
+    words.extend(spec.kernel_params.iter().cloned());
+    if host_port != spec.host_port {
         words.push(format!("cloister.host_port={host_port}"));
     }
     words.join(" ")

@@ -10,5 +10,4 @@ pub mod kernel;
 
 pub(crate) use cmdline::is_shared;
 pub use cmdline::{Facts, VsockDevice, arguments};
-pub(crate) use kernel::command_line;
-pub use kernel::measured_command_line;
+pub use kernel::{measured_command_line, predicted_command_line};

@@ -68,7 +68,7 @@ fn check_shape(spec: &VmSpec) -> Result<(), SpecError> {
     }
 }
 
-fn check_kernel_params(spec: &VmSpec) -> Result<(), SpecError> {
+pub(crate) fn check_kernel_params(spec: &VmSpec) -> Result<(), SpecError> {
     for param in &spec.kernel_params {
         if param.is_empty() || !param.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(SpecError::KernelParam {
@@ -121,6 +121,9 @@ fn check_paths(spec: &VmSpec) -> Result<(), SpecError> {
     }
     if let Some(firmware) = &spec.firmware {
         file("firmware", firmware)?;
+    }
+    if let Some(igvm) = &spec.igvm {
+        file("IGVM file", igvm)?;
     }
     for disk in &spec.disks {
         check_path("disk", &disk.path, "a file or device that exists", |path| {

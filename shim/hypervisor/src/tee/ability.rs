@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Confidential, Kind};
+use crate::qemu::confidential;
 use crate::qmp::{Qmp, QmpError, Version};
 use crate::supervise::{Launch, spawn};
 
@@ -30,6 +31,8 @@ pub(crate) struct Ability {
     properties: Option<BTreeSet<String>>,
     /// Whether it has the CPU model.
     has_model: bool,
+    /// The properties of its object for IGVM files, as above; empty where none is needed.
+    igvm: Option<BTreeSet<String>>,
 }
 
 /// Why a guest is not launched with this QEMU.
@@ -78,16 +81,20 @@ struct Named {
 ///
 /// # Errors
 /// [`Unable`] names what it lacks, or why it could not be asked.
-pub(crate) async fn check(program: &Path, wanted: &Confidential) -> Result<(), Unable> {
-    match timeout(ANSWER_TIMEOUT, ask(program, wanted)).await {
-        Ok(answer) => answer?.check(wanted),
+pub(crate) async fn check(
+    program: &Path,
+    wanted: &Confidential,
+    has_igvm: bool,
+) -> Result<(), Unable> {
+    match timeout(ANSWER_TIMEOUT, ask(program, wanted, has_igvm)).await {
+        Ok(answer) => answer?.check(wanted, has_igvm),
         Err(_) => Err(Unable::Silent {
             program: program.display().to_string(),
         }),
     }
 }
 
-async fn ask(program: &Path, wanted: &Confidential) -> Result<Ability, Unable> {
+async fn ask(program: &Path, wanted: &Confidential, has_igvm: bool) -> Result<Ability, Unable> {
     let name = program.display().to_string();
     let not_started = |source| Unable::Spawn {
         program: name.clone(),
@@ -118,6 +125,10 @@ async fn ask(program: &Path, wanted: &Confidential) -> Result<Ability, Unable> {
             version,
             properties: properties(&qmp, object(wanted.kind())).await?,
             has_model,
+            igvm: match has_igvm {
+                true => properties(&qmp, confidential::IGVM).await?,
+                false => Some(BTreeSet::new()),
+            },
         })
     };
     answer.await.map_err(|source| Unable::Ask {
@@ -156,7 +167,7 @@ fn object(kind: Kind) -> &'static str {
 
 impl Ability {
     /// Whether all that a launch needs is there.
-    pub(crate) fn check(&self, wanted: &Confidential) -> Result<(), Unable> {
+    pub(crate) fn check(&self, wanted: &Confidential, has_igvm: bool) -> Result<(), Unable> {
         let lacks = |lacking, since| {
             Err(Unable::Lacks {
                 version: self.version,
@@ -173,9 +184,17 @@ impl Ability {
         let Some(properties) = &self.properties else {
             return lacks(format!("object {object}"), since);
         };
-        let mut needed = crate::qemu::confidential::properties(wanted);
+        let mut needed = confidential::properties(wanted, has_igvm);
         if let Some(property) = needed.find(|name| !properties.contains(name)) {
             return lacks(format!("property {property} of {object}"), since);
+        }
+        // Also a new one may lack it: it is built in where its library was there.
+        match &self.igvm {
+            None => return lacks(format!("object {}", confidential::IGVM), "10.1"),
+            Some(found) if has_igvm && !found.contains("file") => {
+                return lacks(format!("property file of {}", confidential::IGVM), "10.1");
+            }
+            Some(_) => {}
         }
         match wanted {
             Confidential::Snp(snp) if !self.has_model => {

@@ -46,8 +46,6 @@ pub enum Vendor {
 pub struct MemoryEncryption {
     /// The bit of a guest's page tables that says that a page is encrypted.
     pub c_bit: u32,
-    /// Bits by which addresses are shorter.
-    pub reduced_phys_bits: u32,
 }
 
 /// The files of a host, below another root in tests.
@@ -210,10 +208,7 @@ pub fn memory_encryption() -> Option<MemoryEncryption> {
 
 fn decode(eax: u32, ebx: u32) -> Option<MemoryEncryption> {
     const SEV: u32 = 1 << 1;
-    (eax & SEV != 0).then_some(MemoryEncryption {
-        c_bit: ebx & 0x3f,
-        reduced_phys_bits: (ebx >> 6) & 0x3f,
-    })
+    (eax & SEV != 0).then_some(MemoryEncryption { c_bit: ebx & 0x3f })
 }
 
 #[cfg(test)]
@@ -265,10 +260,10 @@ mod tests {
     }
 
     #[test]
-    fn the_leaf_of_an_epyc_is_its_c_bit_and_the_bits_it_takes() {
+    fn the_leaf_of_an_epyc_has_its_c_bit() {
         // As an EPYC 9654 has it.
         let found = decode(0x0101_fd3f, 0x0000_4173).unwrap();
-        assert_eq!((found.c_bit, found.reduced_phys_bits), (51, 5));
+        assert_eq!(found.c_bit, 51);
         assert_eq!(decode(1, 0x4173), None);
     }
 }

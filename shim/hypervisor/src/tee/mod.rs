@@ -143,6 +143,12 @@ pub enum Unfit {
         /// Why not.
         reason: &'static str,
     },
+    /// An IGVM file that cannot be this guest's.
+    #[error("an IGVM file {reason}")]
+    Igvm {
+        /// Why not.
+        reason: &'static str,
+    },
     /// No name of a model.
     #[error("CPU model {model:?}: use 1 to {MAX_MODEL} of the characters A-Z a-z 0-9 . _ -")]
     Model {
@@ -254,16 +260,17 @@ pub enum NotReady {
     Qemu(#[from] ability::Unable),
 }
 
-/// Whether host and QEMU can launch the guest; how the processor encrypts memory, where that is asked.
+/// Whether host and QEMU can launch the guest, from an IGVM file where it has one; how the processor encrypts memory, where that is asked.
 ///
 /// # Errors
 /// The first thing that is missing.
 pub async fn ready(
     wanted: &Confidential,
+    has_igvm: bool,
     qemu: &Path,
 ) -> Result<Option<MemoryEncryption>, NotReady> {
     host::look(wanted.kind(), &host::Files::below(Path::new("/")))?;
-    ability::check(qemu, wanted).await?;
+    ability::check(qemu, wanted, has_igvm).await?;
     match wanted.kind() {
         Kind::Snp => host::memory_encryption().ok_or(NotReady::Leaf).map(Some),
         Kind::Tdx => Ok(None),
@@ -271,6 +278,7 @@ pub async fn ready(
 }
 
 pub(crate) fn check(spec: &VmSpec) -> Result<(), Unfit> {
+    check_igvm(spec)?;
     let Some(confidential) = &spec.confidential else {
         return Ok(());
     };
@@ -305,7 +313,7 @@ pub(crate) fn check(spec: &VmSpec) -> Result<(), Unfit> {
             "has the vsock device of this process: the kernel's ports may change its command line",
         ),
         (
-            spec.firmware.is_none(),
+            spec.firmware.is_none() && spec.igvm.is_none(),
             "starts with firmware that was built for it: set firmware to OVMF for SEV-SNP or TDX",
         ),
     ];
@@ -328,6 +336,25 @@ pub(crate) fn check(spec: &VmSpec) -> Result<(), Unfit> {
         }),
         _ => Ok(()),
     }
+}
+
+/// What QEMU would refuse of a guest with an IGVM file, or do in another way than was asked for.
+fn check_igvm(spec: &VmSpec) -> Result<(), Unfit> {
+    let reason = match &spec.confidential {
+        _ if spec.igvm.is_none() => return Ok(()),
+        None => "is for SEV-SNP guests: set tee to \"snp\", or take igvm out",
+        Some(Confidential::Tdx(_)) => {
+            "starts SEV-SNP guests: QEMU loads none into a TD, so name firmware in place of igvm"
+        }
+        Some(Confidential::Snp(_)) if spec.firmware.is_some() => {
+            "holds the firmware, and QEMU takes no second one: take firmware or igvm out"
+        }
+        Some(Confidential::Snp(snp)) if snp.id_block.is_some() => {
+            "brings its ID block along, and QEMU drops any other: take snp_id_block out"
+        }
+        Some(Confidential::Snp(_)) => return Ok(()),
+    };
+    Err(Unfit::Igvm { reason })
 }
 
 #[cfg(test)]

@@ -325,6 +325,10 @@ fn a_guest_of_trusted_hardware_has_what_it_needs() {
             format!("{snp}{qemu}snp_id_block = {:?}", "A".repeat(128)),
             "authentication information",
         ),
+        (
+            format!("{snp}{qemu}igvm = \"/guest.igvm\""),
+            "no second one",
+        ),
     ] {
         let error = load_text(&text).unwrap_err();
         assert!(error.contains(named), "{named}: {error}");
@@ -340,4 +344,25 @@ fn a_guest_of_trusted_hardware_has_what_it_needs() {
     let config = load_text(&format!("{snp}snp_cpu_model = \"host-generation\"\n{qemu}")).unwrap();
     assert_eq!(config.vm.confidential.cpu_model, None);
     assert!(config.vm.kernel.ends_with("vmlinuz"));
+}
+
+#[test]
+fn an_igvm_file_stands_for_the_firmware_of_an_snp_guest_alone() {
+    let with = |tee: &str, more: &str| {
+        let text =
+            format!("[cloister]\ntee = {tee:?}\n[hypervisor.qemu]\nigvm = \"/guest.igvm\"\n");
+        load_text(&format!("{text}{more}"))
+    };
+    let config = with("snp", "").unwrap();
+    assert_eq!(config.vm.igvm.as_deref(), Some(Path::new("/guest.igvm")));
+    for (tee, named) in [
+        ("tdx", "into no TD"),
+        ("none", "starts SEV-SNP guests"),
+        ("sim-snp", "starts SEV-SNP guests"),
+    ] {
+        let error = with(tee, "").unwrap_err();
+        assert!(error.contains(named), "{tee}: {error}");
+    }
+    let error = with("snp", &format!("snp_id_block = {:?}", "A".repeat(128))).unwrap_err();
+    assert!(error.contains("drops any other"), "{error}");
 }

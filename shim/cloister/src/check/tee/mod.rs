@@ -22,6 +22,12 @@ use super::Report;
 /// What the kernel says of itself in a guest that the host cannot read.
 const SNP_WORDS: &str = "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP";
 const TDX_WORDS: &str = "tdx: Guest detected";
+/// Why a guest from an IGVM file is looked at and not started.
+const TIED: &str = "hypervisor.qemu.igvm: the file ties command line and ID block, to both of which these \
+     statements add: name the firmware in its place";
+
+/// Why a launch that is stopped would prove nothing.
+const NO_DIGEST: &str = "snp.digest does not hold: a launch that no ID block of this host starts is stopped by anything";
 
 /// A statement that hardware proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,13 +166,7 @@ async fn confidential(config: &Config) -> Vec<Proof> {
         (Kind::Snp, Tee::Snp, &[SNP, SNP_DIGEST, SNP_REFUSAL][..]),
         (Kind::Tdx, Tee::Tdx, &[TDX][..]),
     ] {
-        let mut config = config.clone();
-        config.tee = tee;
-        // The image has its kernel in both forms.
-        let firmwares = config.vm.kernel.with_file_name("vmlinuz");
-        if firmwares.exists() {
-            config.vm.kernel = firmwares;
-        }
+        let config = of_kind(config, tee);
         match ready(kind, &config).await {
             Err(lack) => {
                 let untried = |it: &Statement| it.with(Outcome::Untried, lack.clone());
@@ -174,8 +174,14 @@ async fn confidential(config: &Config) -> Vec<Proof> {
             }
             Ok(guest) if kind == Kind::Snp => {
                 proofs.push(SNP.of(started(guest.clone(), SNP_WORDS).await));
-                proofs.push(SNP_DIGEST.of(snp::predicted(&guest).await));
-                proofs.push(SNP_REFUSAL.of(snp::refused(&guest).await));
+                let digest = SNP_DIGEST.of(snp::predicted(&guest).await);
+                let refusal = match digest.outcome {
+                    Outcome::Holds => SNP_REFUSAL.of(snp::refused(&guest).await),
+                    Outcome::Fails | Outcome::Untried => {
+                        SNP_REFUSAL.with(Outcome::Untried, NO_DIGEST)
+                    }
+                };
+                proofs.extend([digest, refusal]);
             }
             Ok(guest) => proofs.push(TDX.of(started(guest, TDX_WORDS).await)),
         }
@@ -183,10 +189,26 @@ async fn confidential(config: &Config) -> Vec<Proof> {
     proofs
 }
 
+/// The configuration for guests of a kind. The ones that are started have a word more on their command lines than
+/// pods have, so that an ID block for those would stop them.
+fn of_kind(config: &Config, tee: Tee) -> Config {
+    let mut config = config.clone();
+    config.tee = tee;
+    config.vm.confidential.id_block.clear();
+    config.vm.confidential.id_auth.clear();
+    // The image has its kernel in both forms.
+    let firmwares = config.vm.kernel.with_file_name("vmlinuz");
+    if firmwares.exists() {
+        config.vm.kernel = firmwares;
+    }
+    config
+}
+
 /// The guest of a kind, where host, QEMU and configuration have what it needs; else what lacks.
 async fn ready(kind: Kind, config: &Config) -> Result<Guest, String> {
     tee::host::look(kind, &Files::below(Path::new("/"))).map_err(|lack| lack.to_string())?;
-    if config.vm.firmware.is_none() {
+    let has_igvm = kind == Kind::Snp && config.vm.igvm.is_some();
+    if config.vm.firmware.is_none() && !has_igvm {
         return Err(format!(
             "hypervisor.qemu.firmware names no firmware for {}",
             kind.name()
@@ -194,8 +216,11 @@ async fn ready(kind: Kind, config: &Config) -> Result<Guest, String> {
     }
     let wanted = shim::tee::confidential(config, None).map_err(|error| error.to_string())?;
     let wanted = wanted.ok_or("no confidential guest is configured")?;
-    let asked = tee::ready(&wanted, &config.vm.qemu).await;
+    let asked = tee::ready(&wanted, has_igvm, &config.vm.qemu).await;
     asked.map_err(|error| error.to_string())?;
+    if has_igvm {
+        return Err(TIED.to_owned());
+    }
     Ok(Guest::confidential(config, wanted))
 }
 
@@ -239,6 +264,20 @@ mod tests {
             let row = format!("| `{}` | {}", statement.id, statement.says);
             assert!(docs.contains(&row), "{row}");
         }
+    }
+
+    #[test]
+    fn an_id_block_of_pods_does_not_stop_what_is_started_here() {
+        let directory = tempfile::tempdir().unwrap();
+        let vmlinuz = directory.path().join("vmlinuz");
+        std::fs::write(&vmlinuz, b"x").unwrap();
+        let mut config = Config::default();
+        config.vm.kernel = directory.path().join("vmlinux");
+        config.vm.confidential.id_block = vec![1; 96];
+        config.vm.confidential.id_auth = vec![1; 4096];
+        let config = of_kind(&config, Tee::Snp);
+        assert_eq!(config.vm.confidential.id(), Ok(None));
+        assert_eq!((config.tee, config.vm.kernel), (Tee::Snp, vmlinuz));
     }
 
     #[test]

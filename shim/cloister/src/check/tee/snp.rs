@@ -17,6 +17,9 @@ use crate::measure::{INITRAMFS_BYTES, KERNEL_BYTES, read_file};
 /// What kernels of hosts set: SNP alone, or with DebugSwap.
 const FEATURES: [u64; 2] = [0x1, 0x21];
 
+/// QEMU's word for the step at which the security processor compares.
+const LAUNCH_FINISH: &str = "SNP_LAUNCH_FINISH";
+
 /// Starts the guest with an ID block of the digest that is predicted for it.
 pub(super) async fn predicted(guest: &Guest) -> Result<String, String> {
     let mut refusals = Vec::new();
@@ -37,7 +40,17 @@ pub(super) async fn predicted(guest: &Guest) -> Result<String, String> {
 pub(super) async fn refused(guest: &Guest) -> Result<String, String> {
     match pinned(guest, LaunchDigest([0; 48]))?.start().await {
         Ok(up) => Err(format!("it starts all the same: {up}")),
-        Err(refusal) => Ok(refusal),
+        Err(failure) => refusal(failure),
+    }
+}
+
+/// A start that fails for the digest fails when the launch ends, and nowhere else.
+fn refusal(failure: String) -> Result<String, String> {
+    match failure.contains(LAUNCH_FINISH) {
+        true => Ok(failure),
+        false => Err(format!(
+            "it does not start, and QEMU does not say {LAUNCH_FINISH}, so that it is for something else: {failure}"
+        )),
     }
 }
 
@@ -90,4 +103,23 @@ fn pinned(guest: &Guest, digest: LaunchDigest) -> Result<Guest, String> {
     let mut guest = guest.clone();
     guest.confidential = Some(Confidential::Snp(snp));
     Ok(guest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_the_launch_is_a_refusal_of_the_digest() {
+        let said = "the VM ended before it ran: QEMU ended by itself, QEMU's exit code is 1: \
+                    qemu-system-x86_64: SNP_LAUNCH_FINISH ret=-5 fw_error=11 'Bad measurement'";
+        assert_eq!(refusal(said.to_owned()), Ok(said.to_owned()));
+        for other in [
+            "start of qemu-system-x86_64: not found",
+            "the agent does not say READY in time",
+        ] {
+            let error = refusal(other.to_owned()).unwrap_err();
+            assert!(error.contains(other), "{error}");
+        }
+    }
 }

@@ -62,6 +62,14 @@ const HONOURED: &[Honoured] = &[
         get: |config| path_value(config.vm.firmware.as_deref()),
     },
     Honoured {
+        name: "igvm",
+        set: Set::Text(|config, path| {
+            config.vm.igvm = Some(PathBuf::from(path)).filter(|_| !path.is_empty());
+            Ok(())
+        }),
+        get: |config| path_value(config.vm.igvm.as_deref()),
+    },
+    Honoured {
         name: "machine_type",
         set: Set::Text(|config, name| {
             config.vm.machine = match name {

@@ -1,0 +1,193 @@
+//! What one caller, or a stranger, can take of the services' connections.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use attestation_agent::api::{Abilities, Ask, Authorize, Caller, Peer, Refused, Serving};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::services::{http, owner, serve_to};
+
+/// Connections of one caller.
+const OF_ONE: usize = 32;
+/// Connections of one address that are not known yet.
+const ARRIVALS: usize = 8;
+/// Longer than a refusal takes, and shorter than a connection that is served may be silent.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Takes everybody for the same one, and nobody where that has no name.
+#[derive(Default)]
+struct Named(Mutex<&'static str>);
+
+impl Named {
+    fn are(&self, name: &'static str) {
+        *self.0.lock().unwrap() = name;
+    }
+}
+
+#[async_trait]
+impl Authorize for Named {
+    async fn identify(&self, _: Peer) -> Result<Caller, Refused> {
+        match *self.0.lock().unwrap() {
+            "" => Err(Refused("a stranger".to_owned())),
+            name => Ok(Caller {
+                id: name.to_owned(),
+                annotations: Default::default(),
+            }),
+        }
+    }
+
+    fn allow(&self, _: &Caller, _: &Ask<'_>) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+/// A connection that stays, after one answer over it.
+async fn keep_alive(serving: &Serving) -> TcpStream {
+    let mut stream = TcpStream::connect(serving.rest().unwrap()).await.unwrap();
+    let request = b"GET /info HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    stream
+}
+
+/// Everything that comes until the connection ends, which is soon.
+async fn to_the_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let ended = timeout(SOON, stream.read_to_end(&mut answer)).await;
+    match ended.expect("the connection was not ended") {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => panic!("{error}"),
+        _ => String::from_utf8(answer).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_caller_has_so_many_connections_and_one_more_is_told_once() {
+    let owner = owner().await;
+    let directory = tempfile::tempdir().unwrap();
+    let who = Arc::new(Named::default());
+    let hub = Arc::clone(&owner.hub);
+    let (serving, _) = serve_to(hub, who.clone(), Abilities::default(), directory.path()).await;
+    who.are("web");
+    let mut open = Vec::new();
+    for _ in 0..OF_ONE {
+        open.push(keep_alive(&serving).await);
+    }
+    for (name, told) in [("web", "too many connections"), ("", "a stranger")] {
+        who.are(name);
+        // It asks to be kept, and is not.
+        let mut refused = TcpStream::connect(serving.rest().unwrap()).await.unwrap();
+        let request = b"GET /info HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        refused.write_all(request).await.unwrap();
+        let answer = to_the_end(&mut refused).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 403"), "{answer}");
+        assert!(
+            answer.contains("connection: close") && answer.ends_with(told),
+            "{answer}"
+        );
+        // Nor is one that asks nothing.
+        let mut silent = TcpStream::connect(serving.rest().unwrap()).await.unwrap();
+        assert_eq!(to_the_end(&mut silent).await, "");
+    }
+    who.are("db");
+    assert_eq!(http(&serving, "GET /info", "").await.0, 200);
+    who.are("web");
+    open.pop();
+    let again = async {
+        while http(&serving, "GET /info", "").await.0 != 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, again).await.unwrap();
+}
+
+/// Takes its time to know anybody, and counts those who wait for it.
+struct Slow {
+    waiting: AtomicUsize,
+    known: Semaphore,
+}
+
+#[async_trait]
+impl Authorize for Slow {
+    async fn identify(&self, _: Peer) -> Result<Caller, Refused> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _known = self.known.acquire().await.unwrap();
+        Ok(Caller {
+            id: "web".to_owned(),
+            annotations: Default::default(),
+        })
+    }
+
+    fn allow(&self, _: &Caller, _: &Ask<'_>) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn few_are_let_in_before_it_is_known_who_they_are_and_the_others_wait() {
+    let owner = owner().await;
+    let directory = tempfile::tempdir().unwrap();
+    let slow = Arc::new(Slow {
+        waiting: AtomicUsize::default(),
+        known: Semaphore::new(0),
+    });
+    let hub = Arc::clone(&owner.hub);
+    let (serving, _) = serve_to(hub, slow.clone(), Abilities::default(), directory.path()).await;
+    let address = serving.rest().unwrap();
+    let mut all = Vec::new();
+    for _ in 0..2 * ARRIVALS {
+        all.push(TcpStream::connect(address).await.unwrap());
+    }
+    let first = async {
+        while slow.waiting.load(Ordering::SeqCst) < ARRIVALS {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, first).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(slow.waiting.load(Ordering::SeqCst), ARRIVALS);
+    slow.known.add_permits(1);
+    for stream in &mut all {
+        let request = b"GET /info HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let answer = to_the_end(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_does_not_ask_and_nobody_by_another_name() {
+    let owner = owner().await;
+    let directory = tempfile::tempdir().unwrap();
+    let who = Arc::new(Named::default());
+    who.are("web");
+    let hub = Arc::clone(&owner.hub);
+    let (serving, _) = serve_to(hub, who, Abilities::default(), directory.path()).await;
+    let address = serving.rest().unwrap();
+    for (head, status) in [
+        (format!("host: {address}"), "200"),
+        ("host: [::1]".to_owned(), "200"),
+        ("host: rebound.test:8006".to_owned(), "403"),
+        (
+            format!("host: {address}\r\norigin: http://page.test"),
+            "403",
+        ),
+        ("x: y".to_owned(), "403"),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let path = "/cdh/resource/default/key/1";
+        let request = format!("GET {path} HTTP/1.1\r\nconnection: close\r\n{head}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = to_the_end(&mut stream).await;
+        assert_eq!(&answer[9..12], status, "{head}: {answer}");
+    }
+    assert_eq!(owner.script.count("resource"), 2);
+}
