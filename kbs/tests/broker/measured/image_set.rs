@@ -14,6 +14,7 @@ use support::product;
 use super::{Deployment, Files, broker, executables, lines, openssl};
 
 const PAST: &str = "2020-01-01T00:00:00Z";
+const SOONER: &str = "2099-01-01T00:00:00Z";
 const FUTURE: &str = "2100-01-01T00:00:00Z";
 
 impl Files {
@@ -196,6 +197,19 @@ async fn an_upgrade_overlaps_with_what_it_replaces_until_its_end() {
     let ends: Vec<_> = ends.flatten().collect();
     assert_eq!((listed.len(), ends.len()), (2, 1), "{listed:?}");
     assert!(ends[0].starts_with("2100-01-01"), "{listed:?}");
+
+    // What has an end may have an earlier one.
+    done(&files.publish(&deployment, "new", &["--old-until", SOONER]));
+    let listed = lines(&deployment.own(&["reference", "list"]));
+    let ends = listed.iter().filter_map(|it| it["not_after"].as_str());
+    let ends: Vec<_> = ends.collect();
+    assert!(
+        ends.len() == 1 && ends[0].starts_with("2099-01-01"),
+        "{listed:?}"
+    );
+    let gap = ["--from", FUTURE, "--old-until", SOONER];
+    let refused = files.publish(&deployment, "new", &gap);
+    assert!(told(&refused).contains("--old-until"), "{}", told(&refused));
 
     // Rolled back at once: the new one's end is long past.
     done(&files.publish(&deployment, "old", &["--old-until", PAST]));
