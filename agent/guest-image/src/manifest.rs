@@ -106,6 +106,12 @@ pub enum ManifestError {
         /// The name.
         name: String,
     },
+    /// It lists no file, so that all would be good.
+    #[error("the manifest in `{dir}` lists no file; build the image with `make build`")]
+    Empty {
+        /// The image's directory.
+        dir: PathBuf,
+    },
     /// A file of the image is not the one that was built.
     #[error("`{path}` has digest {found}, and its manifest says {expected}")]
     Differs {
@@ -133,8 +139,17 @@ impl Manifest {
             return Err(file(io::Error::other("larger than 1 MiB")));
         }
         let text = fs::read(&path).map_err(file)?;
+        Self::parse(dir, &text)
+    }
+
+    /// The manifest with these bytes, of the image in a directory.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when it is none that this program knows.
+    pub fn parse(dir: &Path, text: &[u8]) -> Result<Self, ManifestError> {
+        let path = dir.join(FILE);
         let manifest: Self =
-            serde_json::from_slice(&text).map_err(|source| ManifestError::Parse {
+            serde_json::from_slice(text).map_err(|source| ManifestError::Parse {
                 path: path.clone(),
                 source,
             })?;
@@ -170,6 +185,11 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Differs`] names the first that is not.
     pub fn verify(&self, dir: &Path) -> Result<(), ManifestError> {
+        if self.outputs.is_empty() {
+            return Err(ManifestError::Empty {
+                dir: dir.to_owned(),
+            });
+        }
         for output in &self.outputs {
             if !is_inside(&output.name) {
                 let (dir, name) = (dir.to_owned(), output.name.clone());
@@ -251,11 +271,19 @@ mod tests {
     use crate::launch::{SnpLaunch, TdLaunch, TdShape};
 
     const OLD: &str = r#"{"version": 1, "kernel": {"flavour": "debian", "release": "6", "packages": []},
-        "agent": {"name": "cloister-agent", "sha256": "00", "size": 1}, "modules": [], "outputs": []}"#;
+        "agent": {"name": "cloister-agent", "sha256": "00", "size": 1}, "modules": [], "outputs": [LISTED]}"#;
+    /// A file without content.
+    const LISTED: &str = r#"{"name": "vmlinuz", "size": 0,
+        "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#;
 
     fn read(text: &str) -> Result<Manifest, ManifestError> {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(FILE), text).unwrap();
+        fs::write(dir.path().join("vmlinuz"), "").unwrap();
+        fs::write(
+            dir.path().join(FILE),
+            text.replace("[LISTED]", &format!("[{LISTED}]")),
+        )
+        .unwrap();
         let manifest = Manifest::read(dir.path())?;
         manifest.verify(dir.path())?;
         Ok(manifest)
@@ -321,9 +349,15 @@ mod tests {
     #[test]
     fn no_file_outside_of_the_image_is_one_of_it() {
         for name in ["../x", "/x", "a/../../x", ""] {
-            let listed = format!(r#""outputs": [{{"name": "{name}", "sha256": "00", "size": 1}}]"#);
-            let error = read(&OLD.replace(r#""outputs": []"#, &listed)).unwrap_err();
+            let listed = LISTED.replace("vmlinuz", name);
+            let error = read(&OLD.replace("LISTED", &listed)).unwrap_err();
             assert!(matches!(error, ManifestError::Name { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn an_image_without_files_is_none() {
+        let error = read(&OLD.replace("LISTED", "")).unwrap_err();
+        assert!(matches!(error, ManifestError::Empty { .. }), "{error}");
     }
 }

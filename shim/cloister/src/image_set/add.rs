@@ -25,11 +25,13 @@ pub(super) struct Add {
 }
 
 impl Add {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(mut self) -> anyhow::Result<()> {
         let dir = self.measure.image();
         let dir = dir.context("a launch is added to an image: give --image")?;
+        let dir = &dir.to_owned();
         let mut manifest = Manifest::read(dir)?;
         manifest.verify(dir)?;
+        self.measure.trust(manifest.clone());
         ensure!(
             self.measure.is_given(),
             "give what is launched, as to `cloister measure`: --firmware, --config or --append, and the shapes"

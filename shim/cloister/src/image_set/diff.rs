@@ -51,11 +51,13 @@ struct Change {
 impl Diff {
     /// Prints what differs; returns the exit code.
     pub(super) fn run(self) -> anyhow::Result<u8> {
-        let mut all = changes(&facts(&read(&self.old)?)?, &facts(&read(&self.new)?)?);
+        let (old, new) = (read(&self.old)?, read(&self.new)?);
+        let mut all = changes(&facts(&old)?, &facts(&new)?);
         if let Some(firmware) = &self.firmware {
             let other = self.new_firmware.as_ref().unwrap_or(firmware);
-            let old = self.digests(&self.old, firmware)?;
-            all.extend(changes(&old, &self.digests(&self.new, other)?));
+            let old = self.digests(&self.old, &old, firmware)?;
+            let new = self.digests(&self.new, &new, other)?;
+            all.extend(changes(&old, &new));
         }
         if self.json {
             println!("{}", serde_json::to_string_pretty(&all)?);
@@ -69,10 +71,14 @@ impl Diff {
     }
 
     /// The launch digest for each number of vCPUs.
-    fn digests(&self, dir: &Path, firmware: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-        let manifest = Manifest::read(dir)?;
-        let kernel = listed(dir, &manifest, KERNEL, KERNEL_BYTES)?;
-        let initramfs = listed(dir, &manifest, INITRAMFS, INITRAMFS_BYTES)?;
+    fn digests(
+        &self,
+        dir: &Path,
+        manifest: &Manifest,
+        firmware: &Path,
+    ) -> anyhow::Result<BTreeMap<String, String>> {
+        let kernel = listed(dir, manifest, KERNEL, KERNEL_BYTES)?;
+        let initramfs = listed(dir, manifest, INITRAMFS, INITRAMFS_BYTES)?;
         let line = self.append.as_deref().unwrap_or_default();
         let hashes = KernelHashes::new(&kernel, Some(&initramfs), line)?;
         let image = read_file(firmware, FIRMWARE_BYTES)?;

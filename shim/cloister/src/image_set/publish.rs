@@ -74,12 +74,13 @@ const RTMR_1: &str = "rtmr_1";
 const RTMR_0: &str = "rtmr_0";
 
 impl Publish {
-    pub(super) async fn run(self) -> anyhow::Result<()> {
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
         check_overlap(self.from, self.old_until)?;
         if let Some(key) = &self.manifest_key {
             let image = self.measure.image();
             let image = image.context("--manifest-key is of an image: add --image")?;
-            signed::verify(image, key)?;
+            let manifest = signed::verify(image, key)?;
+            self.measure.trust(manifest);
         }
         let values = self.measure.reference_values()?;
         let broker = self.broker.open(self.plain_http)?;

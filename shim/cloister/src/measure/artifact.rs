@@ -43,6 +43,12 @@ pub(super) struct Artifacts {
     /// The directory of a guest image, whose kernel and initramfs are booted.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
     image: Option<PathBuf>,
+    /// The image's manifest, where it was read and judged before.
+    #[arg(skip)]
+    manifest: Option<Manifest>,
+    /// The firmware's name in the image, where the manifest says it.
+    #[arg(skip)]
+    recorded_firmware: Option<String>,
     /// The kernel, a bzImage.
     #[arg(long, value_name = "FILE", requires = "line")]
     kernel: Option<PathBuf>,
@@ -90,7 +96,10 @@ pub(super) struct Boot {
 impl Artifacts {
     /// The firmware's file.
     pub(super) fn firmware_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        read(self.firmware_path()?, FIRMWARE_BYTES)
+        match (&self.image, &self.recorded_firmware) {
+            (Some(dir), Some(name)) => listed(dir, &self.manifest(dir)?, name, FIRMWARE_BYTES),
+            _ => read(self.firmware_path()?, FIRMWARE_BYTES),
+        }
     }
 
     /// The same, where it is all that there is of the firmware, as an image records it.
@@ -123,10 +132,31 @@ impl Artifacts {
         configured.map_or(Ok(()), |configured| configured.check(kind))
     }
 
-    /// The same image, launched by a firmware with a command line.
-    pub(super) fn launched(&self, firmware: PathBuf, command_line: &str) -> Self {
+    /// From now on this is the image's manifest, whatever becomes of the file.
+    pub(super) fn trust(&mut self, manifest: Manifest) {
+        self.manifest = Some(manifest);
+    }
+
+    /// The manifest of the image in this directory.
+    pub(super) fn manifest(&self, dir: &Path) -> anyhow::Result<Manifest> {
+        match &self.manifest {
+            Some(manifest) => Ok(manifest.clone()),
+            None => Ok(Manifest::read(dir)?),
+        }
+    }
+
+    /// The same image with this manifest, launched by a firmware of it with a command line.
+    pub(super) fn launched(
+        &self,
+        dir: &Path,
+        manifest: &Manifest,
+        firmware: &str,
+        command_line: &str,
+    ) -> Self {
         Self {
-            firmware: Some(firmware),
+            firmware: Some(dir.join(firmware)),
+            recorded_firmware: Some(firmware.to_owned()),
+            manifest: Some(manifest.clone()),
             append: Some(command_line.to_owned()),
             ..self.clone()
         }
@@ -176,7 +206,7 @@ impl Artifacts {
             return Ok(Start::Igvm(Box::new(file)));
         }
         let path = self.firmware_path()?;
-        let image = read(path, FIRMWARE_BYTES)?;
+        let image = self.firmware_bytes()?;
         let mut firmware = Firmware::parse(&image).with_context(|| path.display().to_string())?;
         if let Some(digest) = self.firmware_digest {
             firmware = firmware.with_digest(digest);
@@ -240,7 +270,7 @@ impl Artifacts {
     pub(super) fn boot(&self) -> anyhow::Result<Option<Boot>> {
         let (path, kernel, initramfs) = match (&self.image, &self.kernel) {
             (Some(dir), _) => {
-                let manifest = Manifest::read(dir)?;
+                let manifest = self.manifest(dir)?;
                 let file = |name, most| listed(dir, &manifest, name, most);
                 let initramfs = Some(file(INITRAMFS, INITRAMFS_BYTES)?);
                 (dir.join(KERNEL), file(KERNEL, KERNEL_BYTES)?, initramfs)

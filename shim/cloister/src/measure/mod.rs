@@ -26,6 +26,7 @@ use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, LaunchDigest};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use evidence::init_data::InitDataDigest;
+use guest_image::manifest::Manifest;
 use policies::corim::Draft;
 use serde_json::Value;
 
@@ -153,6 +154,11 @@ impl Measure {
     /// The directory of the guest image that is measured.
     pub(crate) fn image(&self) -> Option<&Path> {
         self.artifacts.image()
+    }
+
+    /// From now on this is the image's manifest, whatever becomes of the file.
+    pub(crate) fn trust(&mut self, manifest: Manifest) {
+        self.artifacts.trust(manifest);
     }
 
     /// Whether flags say what is launched, and the image's manifest does not.

@@ -33,7 +33,7 @@ impl Measure {
 
     /// The launches of an image, of which every file is the one in its manifest.
     fn of_image(&self, dir: &Path) -> anyhow::Result<Vec<Self>> {
-        let manifest = Manifest::read(dir)?;
+        let manifest = self.artifacts.manifest(dir)?;
         manifest.verify(dir)?;
         let asked = |launch: &&Launch| self.tee.is_none_or(|kind| kind == Kind::of(launch));
         let launches = manifest.launches.iter().filter(asked);
@@ -58,10 +58,13 @@ impl Measure {
         listed_name(manifest, launch.firmware())?;
         let mut all = self.clone();
         all.tee = Some(Kind::of(launch));
-        let firmware = dir.join(launch.firmware());
+        let launched = |line: &str| {
+            self.artifacts
+                .launched(dir, manifest, launch.firmware(), line)
+        };
         match launch {
             Launch::Snp(launch) => {
-                all.artifacts = self.artifacts.launched(firmware, &launch.command_line);
+                all.artifacts = launched(&launch.command_line);
                 let vcpus: Vec<_> = launch.vcpus.iter().map(usize::to_string).collect();
                 let vcpus = vcpus.join(",").parse().map_err(anyhow::Error::msg);
                 all.vcpus = vcpus.context("the launch's vcpus in the manifest")?;
@@ -74,7 +77,7 @@ impl Measure {
                 all.guest_features = GuestFeatures::new(launch.guest_features)?;
             }
             Launch::Tdx(launch) => {
-                all.artifacts = self.artifacts.launched(firmware, &launch.command_line);
+                all.artifacts = launched(&launch.command_line);
                 all.tdx = TdxArgs::of(launch, manifest, dir)?;
             }
         }

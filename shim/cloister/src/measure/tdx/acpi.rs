@@ -60,6 +60,8 @@ impl FromStr for Size {
 pub(in super::super) struct Dir {
     pub(super) size: Option<Size>,
     pub(super) path: PathBuf,
+    /// Its tables, where they were read and judged before.
+    pub(super) tables: Option<Tables>,
 }
 
 impl FromStr for Dir {
@@ -72,17 +74,19 @@ impl FromStr for Dir {
             Some((size, path)) => Self {
                 size: Some(size),
                 path: path.into(),
+                tables: None,
             },
             None => Self {
                 size: None,
                 path: text.into(),
+                tables: None,
             },
         })
     }
 }
 
 /// What a guest's fw_cfg has of tables.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tables {
     loader: Vec<u8>,
     files: Vec<(String, Vec<u8>)>,
@@ -113,7 +117,8 @@ impl Tables {
         let mut all = Vec::new();
         for mib in sizes.mib() {
             for (size, dir) in shapes(mib, dirs)? {
-                all.push((size, Self::read(&dir.path)?));
+                let tables = dir.tables.clone();
+                all.push((size, tables.map_or_else(|| Self::read(&dir.path), Ok)?));
             }
         }
         Ok(all)

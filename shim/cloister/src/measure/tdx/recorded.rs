@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use guest_image::launch::{TdLaunch, TdShape};
-use guest_image::manifest::Manifest;
+use guest_image::manifest::{Digest, Manifest};
 use measure::tdx::Dialect;
 
 use super::acpi::{Dir, Size, is_inside};
@@ -110,12 +110,20 @@ fn tables(shape: &TdShape, manifest: &Manifest, dir: &Path) -> anyhow::Result<Di
         shape.acpi
     );
     let path = dir.join(&shape.acpi);
-    for (name, _) in Tables::read(&path)?.named() {
-        listed_name(manifest, &format!("{}/{name}", shape.acpi))?;
+    let tables = Tables::read(&path)?;
+    for (name, content) in tables.named() {
+        let name = format!("{}/{name}", shape.acpi);
+        listed_name(manifest, &name)?;
+        ensure!(
+            manifest.outputs.contains(&Digest::new(&name, content)),
+            "{} is not the file in the manifest: add the launch anew",
+            dir.join(&name).display()
+        );
     }
     Ok(Dir {
         size: Some(size),
         path,
+        tables: Some(tables),
     })
 }
 
