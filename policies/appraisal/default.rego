@@ -4,7 +4,8 @@
 # configuration, 97 hardware that proves nothing. Simulated evidence keeps 97 for ever, since no hardware
 # is behind it.
 # A judgement that is optional holds where nothing is registered, and the part is then worth a little
-# less; once a value is registered it must match. Written out rather than looped over: every attestation
+# less (save for a TD without a value for RTMR0, which is worth the same); once a value is registered it
+# must match. Written out rather than looped over: every attestation
 # evaluates this, and a loop costs four times as much.
 package policy
 
@@ -135,13 +136,15 @@ judged_snp(kind, told, e) := {
 	h13 := true in [r13 == [], e.policy_smt_allowed in r13]
 }
 
+# RTMR0 is judged with the executables: its ACPI tables are code that the guest's kernel runs.
 tdx(kind, told) := {
 	"trust_claims": {
-		"executables": {true: {true: 4, false: 3}[[] in [r3, r4]], false: 33}[{h1, h2, h3, h4} == {true}],
+		"executables": {true: {true: 4, false: 3}[[] in [r3, r4]], false: 33}[{h0, h1, h2, h3, h4} == {true}],
 		"configuration": {true: 2, false: 36}[{h10, h11} == {true}],
 		"hardware": {true: 2, false: 97}[{h5, h6, h7, h8, h9, told == []} == {true}],
 	},
 	"judgements": array.concat(told, [
+		{"claim": [kind, "quote", "body", "rtmr_0"], "found": f0, "expected": r0, "holds": h0, "rule": "executables", "reference": "rtmr_0"},
 		{"claim": [kind, "quote", "body", "rtmr_1"], "found": f1, "expected": r1, "holds": h1, "rule": "executables", "reference": "rtmr_1"},
 		{"claim": [kind, "quote", "body", "rtmr_2"], "found": f2, "expected": r2, "holds": h2, "rule": "executables", "reference": "rtmr_2"},
 		{"claim": [kind, "uefi_event_logs", "kernel"], "found": f3, "expected": r3, "holds": h3, "rule": "executables", "reference": "tdvfkernel"},
@@ -156,6 +159,7 @@ tdx(kind, told) := {
 	]),
 } if {
 	e := input[kind]
+	f0 := object.get(e, ["quote", "body", "rtmr_0"], null)
 	f1 := object.get(e, ["quote", "body", "rtmr_1"], null)
 	f2 := object.get(e, ["quote", "body", "rtmr_2"], null)
 	f5 := object.get(e, ["quote", "header", "tee_type"], null)
@@ -168,6 +172,8 @@ tdx(kind, told) := {
 	logs := object.get(e, "uefi_event_logs", [])
 	f3 := kernel(logs)
 	f4 := parameters(logs)
+	r0 := query_reference_values("rtmr_0")
+	h0 := true in [r0 == [], f0 in r0]
 	r1 := query_reference_values("rtmr_1")
 	h1 := f1 in r1
 	r2 := query_reference_values("rtmr_2")

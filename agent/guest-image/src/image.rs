@@ -108,6 +108,7 @@ pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageE
             Digest::new(VMLINUX, &vmlinux),
             Digest::new(VMLINUZ, &vmlinuz),
         ],
+        launches: Vec::new(),
     };
     // A fifth of the agent is symbols, and all that is here the guest unpacks and keeps in memory.
     let init = Elf::parse(&program).and_then(|elf| elf.loadable());
@@ -118,8 +119,7 @@ pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageE
     let initramfs = lz4::pack(&initramfs(init, modules)?).map_err(ImageError::Pack)?;
     manifest.outputs.push(Digest::new(INITRAMFS, &initramfs));
 
-    let mut text = serde_json::to_vec_pretty(&manifest)?;
-    text.push(b'\n');
+    let text = manifest.to_bytes()?;
     let _turn = turn(out)?;
     let complete = out.join(manifest::FILE);
     match fs::remove_file(&complete) {

@@ -28,6 +28,7 @@ mod digest;
 pub mod elf;
 pub mod image;
 pub mod kernel;
+pub mod launch;
 pub mod lz4;
 pub mod manifest;
 pub mod module;

@@ -4,6 +4,7 @@
 
 mod igvm;
 mod image_set;
+mod launches;
 
 use crate::deployment;
 use crate::platform;

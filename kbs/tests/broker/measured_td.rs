@@ -7,7 +7,7 @@ use crate::platform;
 use crate::predicted;
 use crate::tdvf;
 
-use std::{fs, process::Command};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use deployment::{Deployment, Guest, succeed};
 use evidence::tdx::Attributes;
@@ -21,7 +21,7 @@ use serde_json::Value;
 const AFFIRMED: (&str, [i64; 3]) = ("affirming", [4, 2, 2]);
 
 /// A broker whose default appraisal takes a simulated TD for a real one.
-fn broker() -> Deployment {
+pub(crate) fn broker() -> Deployment {
     let deployment = platform::broker(&[]);
     let rego = policies::appraisal::DEFAULT.replace("[simulated(\"sim-tdx\")]", "[]");
     assert_ne!(rego, policies::appraisal::DEFAULT);
@@ -31,7 +31,7 @@ fn broker() -> Deployment {
 }
 
 /// What a broker says of a TD: its status, and executables, hardware and configuration.
-async fn appraised(deployment: &Deployment, td: &Td) -> (String, [i64; 3]) {
+pub(crate) async fn appraised(deployment: &Deployment, td: &Td) -> (String, [i64; 3]) {
     let mut guest = Guest::asked(deployment, "sim-tdx", None).await;
     td.prove(&mut guest.request);
     let token = guest.token(deployment).await;
@@ -136,12 +136,18 @@ fn a_document_says_what_it_has_not() {
     let output = files.measure(&["--format", "json"]);
     succeed(&output);
     let said = String::from_utf8(output.stderr).unwrap();
-    for part in ["xfam is not", "rtmr_0 is no", "rtmr_3 is not", "tdvfkernel"] {
+    for part in ["xfam is not", "rtmr_0 is in", "rtmr_3 is not", "tdvfkernel"] {
         assert!(said.contains(part), "{said}");
     }
-    let values: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let names: Vec<_> = values.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["mr_td", "rtmr_1", "rtmr_2"]);
+    let names = |document: &[u8]| {
+        let values: BTreeMap<String, Value> = serde_json::from_slice(document).unwrap();
+        values.into_keys().collect::<Vec<_>>()
+    };
+    let all = ["mr_td", "rtmr_0", "rtmr_1", "rtmr_2"];
+    assert_eq!(names(&output.stdout), all);
+    let fewer = files.measure(&["--format", "json", "--no-rtmr-0"]);
+    assert_eq!(names(&fewer.stdout), ["mr_td", "rtmr_1", "rtmr_2"]);
+    assert!(String::from_utf8_lossy(&fewer.stderr).contains("rtmr_0 is left out"));
     let text = String::from_utf8(files.measured(&[])).unwrap();
     assert!(text.contains("xfam is not") && text.contains("rtmr_3 is not"));
     assert!(text.contains(&format!("mr_config_id {}", "00".repeat(48))));

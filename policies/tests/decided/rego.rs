@@ -4,6 +4,12 @@ use std::{fs, path::Path};
 
 use regorus::{Engine, Value};
 
+/// The broker's functions over `data.references`, where a test puts lists by their names.
+const REFERENCES: &str = r#"package policy
+query_reference_values(name) := object.get(data.references, name, [])
+query_reference_value(name) := object.get(data.references, name, null)
+"#;
+
 #[test]
 fn every_rego_test_holds_and_every_policy_has_some() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -29,12 +35,10 @@ fn run_tests(policy: &Path, tests: &Path) -> usize {
     let mut engine = Engine::new();
     engine.add_policy_from_file(policy).unwrap();
     let package = engine.add_policy_from_file(tests).unwrap();
-    let nothing = |_: Vec<Value>| Ok(Value::Null);
-    let query = "query_reference_value".to_owned();
-    engine.add_extension(query, 1, Box::new(nothing)).unwrap();
-    let none = |_: Vec<Value>| Ok(Value::new_array());
-    let query = "query_reference_values".to_owned();
-    engine.add_extension(query, 1, Box::new(none)).unwrap();
+    let query = REFERENCES.to_owned();
+    engine.add_policy("references".to_owned(), query).unwrap();
+    let none = Value::from_json_str(r#"{"references": {}}"#).unwrap();
+    engine.add_data(none).unwrap();
     let names: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("test_"))

@@ -63,4 +63,20 @@ fn an_igvm_file_is_predicted_for_the_kernel_that_it_ties_to_the_guest() {
             "{more:?}: {said}"
         );
     }
+    files.image("set", "6.12.1", b"MZ, a kernel");
+    let add = [
+        "add",
+        "--image",
+        "set",
+        "--igvm",
+        "guest.igvm",
+        "--append",
+        "quiet",
+    ];
+    let refused = files.image_set(&add);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("image-set publish"),
+        "{said}"
+    );
 }

@@ -14,17 +14,17 @@ use support::product;
 use super::{Deployment, Files, broker, executables, lines, openssl};
 
 const PAST: &str = "2020-01-01T00:00:00Z";
+const SOONER: &str = "2099-01-01T00:00:00Z";
 const FUTURE: &str = "2100-01-01T00:00:00Z";
 
 impl Files {
     /// An image of a kernel, with its manifest.
-    fn image(&self, name: &str, release: &str, kernel: &[u8]) -> PathBuf {
+    pub(super) fn image(&self, name: &str, release: &str, kernel: &[u8]) -> PathBuf {
         let dir = self.path(name);
         fs::create_dir(&dir).unwrap();
         let put = |name: &str, content: &[u8]| {
             fs::write(dir.join(name), content).unwrap();
-            let sha256 = hex::encode(Sha256::digest(content));
-            json!({ "name": name, "sha256": sha256, "size": content.len() })
+            json!({ "name": name, "sha256": sha256(content), "size": content.len() })
         };
         let agent = json!({ "name": "cloister-agent", "sha256": "00", "size": 1 });
         let package = json!({ "name": "linux-image", "version": release, "sha256": "00" });
@@ -39,7 +39,7 @@ impl Files {
         dir
     }
 
-    fn image_set(&self, words: &[&str]) -> Output {
+    pub(super) fn image_set(&self, words: &[&str]) -> Output {
         let mut command = Command::new(product::bin("cloister").unwrap());
         command
             .current_dir(self.path(""))
@@ -48,7 +48,7 @@ impl Files {
         command.output().unwrap()
     }
 
-    fn key(&self, name: &str) {
+    pub(super) fn key(&self, name: &str) {
         let (private, public) = (self.path(name), self.path(&format!("{name}.pub")));
         let (private, public) = (private.to_str().unwrap(), public.to_str().unwrap());
         let curve = "ec_paramgen_curve:P-384";
@@ -79,8 +79,18 @@ impl Files {
     }
 
     fn publish(&self, deployment: &Deployment, image: &str, more: &[&str]) -> Output {
-        let words =
-            "publish --firmware OVMF.fd --append quiet --manifest-key owner.pem.pub --image";
+        let launch = ["--firmware", "OVMF.fd", "--append", "quiet"];
+        self.publish_set(deployment, image, &[&launch, more].concat())
+    }
+
+    /// The same of an image that says itself how it is launched.
+    pub(super) fn publish_set(
+        &self,
+        deployment: &Deployment,
+        image: &str,
+        more: &[&str],
+    ) -> Output {
+        let words = "publish --manifest-key owner.pem.pub --image";
         let token = deployment.write("admin.token", deployment.admin_token());
         let root = deployment.path("tls-root.pem");
         let broker = ["--kbs", &deployment.url, "--admin-token-file", &token];
@@ -90,12 +100,16 @@ impl Files {
     }
 }
 
-fn told(output: &Output) -> String {
+pub(super) fn sha256(content: &[u8]) -> String {
+    hex::encode(Sha256::digest(content))
+}
+
+pub(super) fn told(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 
 #[track_caller]
-fn done(output: &Output) {
+pub(super) fn done(output: &Output) {
     assert!(output.status.success(), "{}", told(output));
 }
 
@@ -183,6 +197,19 @@ async fn an_upgrade_overlaps_with_what_it_replaces_until_its_end() {
     let ends: Vec<_> = ends.flatten().collect();
     assert_eq!((listed.len(), ends.len()), (2, 1), "{listed:?}");
     assert!(ends[0].starts_with("2100-01-01"), "{listed:?}");
+
+    // What has an end may have an earlier one.
+    done(&files.publish(&deployment, "new", &["--old-until", SOONER]));
+    let listed = lines(&deployment.own(&["reference", "list"]));
+    let ends = listed.iter().filter_map(|it| it["not_after"].as_str());
+    let ends: Vec<_> = ends.collect();
+    assert!(
+        ends.len() == 1 && ends[0].starts_with("2099-01-01"),
+        "{listed:?}"
+    );
+    let gap = ["--from", FUTURE, "--old-until", SOONER];
+    let refused = files.publish(&deployment, "new", &gap);
+    assert!(told(&refused).contains("--old-until"), "{}", told(&refused));
 
     // Rolled back at once: the new one's end is long past.
     done(&files.publish(&deployment, "old", &["--old-until", PAST]));

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
+use guest_image::launch;
 use guest_image::manifest::{Digest, Manifest};
 use measure::snp::{CpuModel, FIRMWARE_BYTES, Firmware, GuestFeatures, KernelHashes, Launch};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::measure::{INITRAMFS, INITRAMFS_BYTES, KERNEL, KERNEL_BYTES, Vcpus, listed, read_file};
 
@@ -49,11 +51,13 @@ struct Change {
 impl Diff {
     /// Prints what differs; returns the exit code.
     pub(super) fn run(self) -> anyhow::Result<u8> {
-        let mut all = changes(&facts(&read(&self.old)?), &facts(&read(&self.new)?));
+        let (old, new) = (read(&self.old)?, read(&self.new)?);
+        let mut all = changes(&facts(&old)?, &facts(&new)?);
         if let Some(firmware) = &self.firmware {
             let other = self.new_firmware.as_ref().unwrap_or(firmware);
-            let old = self.digests(&self.old, firmware)?;
-            all.extend(changes(&old, &self.digests(&self.new, other)?));
+            let old = self.digests(&self.old, &old, firmware)?;
+            let new = self.digests(&self.new, &new, other)?;
+            all.extend(changes(&old, &new));
         }
         if self.json {
             println!("{}", serde_json::to_string_pretty(&all)?);
@@ -67,10 +71,14 @@ impl Diff {
     }
 
     /// The launch digest for each number of vCPUs.
-    fn digests(&self, dir: &Path, firmware: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-        let manifest = Manifest::read(dir)?;
-        let kernel = listed(dir, &manifest, KERNEL, KERNEL_BYTES)?;
-        let initramfs = listed(dir, &manifest, INITRAMFS, INITRAMFS_BYTES)?;
+    fn digests(
+        &self,
+        dir: &Path,
+        manifest: &Manifest,
+        firmware: &Path,
+    ) -> anyhow::Result<BTreeMap<String, String>> {
+        let kernel = listed(dir, manifest, KERNEL, KERNEL_BYTES)?;
+        let initramfs = listed(dir, manifest, INITRAMFS, INITRAMFS_BYTES)?;
         let line = self.append.as_deref().unwrap_or_default();
         let hashes = KernelHashes::new(&kernel, Some(&initramfs), line)?;
         let image = read_file(firmware, FIRMWARE_BYTES)?;
@@ -98,7 +106,7 @@ fn read(dir: &Path) -> anyhow::Result<Manifest> {
 }
 
 /// All that a manifest says, each by a name.
-fn facts(manifest: &Manifest) -> BTreeMap<String, String> {
+fn facts(manifest: &Manifest) -> anyhow::Result<BTreeMap<String, String>> {
     let kernel = &manifest.kernel;
     let mut facts = BTreeMap::from([
         ("kernel release".to_owned(), kernel.release.clone()),
@@ -106,6 +114,9 @@ fn facts(manifest: &Manifest) -> BTreeMap<String, String> {
     ]);
     for package in &kernel.packages {
         facts.insert(format!("package {}", package.name), package.version.clone());
+    }
+    for (number, launch) in manifest.launches.iter().enumerate() {
+        facts.extend(said(number, launch)?);
     }
     let mut put = |kind: &str, digest: &Digest| {
         let text = format!("sha256 {}, {} bytes", digest.sha256, digest.size);
@@ -118,7 +129,22 @@ fn facts(manifest: &Manifest) -> BTreeMap<String, String> {
     for output in &manifest.outputs {
         put("file", output);
     }
-    facts
+    Ok(facts)
+}
+
+/// What a launch says, each by the name of the member.
+fn said(number: usize, launch: &launch::Launch) -> anyhow::Result<BTreeMap<String, String>> {
+    let Value::Object(members) = serde_json::to_value(launch).context("write JSON")? else {
+        bail!("launch {number} has no members");
+    };
+    let said = members.into_iter().map(|(member, value)| {
+        let text = match value {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        (format!("launch {number} {member}"), text)
+    });
+    Ok(said.collect())
 }
 
 fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Vec<Change> {

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   make build ─► DIR: vmlinuz, initramfs.cpio, manifest.json
+//!     add ──────► DIR/launch-0: firmware and ACPI tables; command line and shapes are in the manifest
 //!     sign ─────► DIR/manifest.sig          who answers for these bytes
 //!     verify ───► the signature, and every file against the manifest
 //!     diff ─────► what another set has other: files, packages, launch digests
 //!     publish ──► the broker's reference values: the new beside the old, each in its window
 //! ```
 
+mod add;
 mod diff;
 mod publish;
 mod signed;
@@ -25,6 +27,9 @@ pub(super) struct ImageSet {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Make a launch part of an image: its firmware and tables are copied, and command line and shapes
+    /// written down, so that measuring and publishing need the image alone. Sign it afterwards.
+    Add(Box<add::Add>),
     /// Sign an image's manifest, after every file was compared with it.
     Sign {
         /// The image's directory.
@@ -53,6 +58,7 @@ impl ImageSet {
     /// Runs the command; returns the exit code.
     pub(super) async fn run(self) -> anyhow::Result<u8> {
         match self.verb {
+            Verb::Add(add) => add.run()?,
             Verb::Sign { dir, key } => {
                 let path = signed::sign(&dir, &key)?;
                 println!("{}", path.display());

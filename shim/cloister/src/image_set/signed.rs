@@ -45,13 +45,13 @@ enum Key {
 /// Signs the manifest of an image whose files are those of it; gives the signature's path.
 pub(super) fn sign(dir: &Path, key: &Path) -> anyhow::Result<PathBuf> {
     let signer = Signer::read(key)?;
-    let message = message(dir)?;
-    Manifest::read(dir)?.verify(dir)?;
+    let manifest = bytes(dir)?;
+    Manifest::parse(dir, &manifest)?.verify(dir)?;
     let signature = Signature {
         version: VERSION,
         algorithm: signer.algorithm().to_string(),
         key_id: hex::encode(signer.key_id()?),
-        signature: STANDARD.encode(signer.sign(&message)),
+        signature: STANDARD.encode(signer.sign(&message(&manifest))),
     };
     let path = dir.join(SIGNATURE);
     let text = serde_json::to_string_pretty(&signature).context("write JSON")? + "\n";
@@ -59,7 +59,8 @@ pub(super) fn sign(dir: &Path, key: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The manifest of an image that the owner signed and whose files are those of it.
+/// The manifest of an image that the owner signed and whose files are those of it: the bytes that were verified are
+/// the ones that are parsed, whatever becomes of the file.
 pub(super) fn verify(dir: &Path, key: &Path) -> anyhow::Result<Manifest> {
     let key = Key::read(key)?;
     let path = dir.join(SIGNATURE);
@@ -80,20 +81,25 @@ pub(super) fn verify(dir: &Path, key: &Path) -> anyhow::Result<Manifest> {
         shown(&signature.algorithm),
         shown(&signature.key_id)
     );
-    let bytes = STANDARD.decode(&signature.signature);
-    let bytes = bytes.context("the signature is not base64")?;
+    let numbers = STANDARD.decode(&signature.signature);
+    let numbers = numbers.context("the signature is not base64")?;
+    let manifest = bytes(dir)?;
     ensure!(
-        key.verifies(&message(dir)?, &bytes),
+        key.verifies(&message(&manifest), &numbers),
         "the signature is not of this manifest"
     );
-    let manifest = Manifest::read(dir)?;
+    let manifest = Manifest::parse(dir, &manifest)?;
     manifest.verify(dir)?;
     Ok(manifest)
 }
 
-fn message(dir: &Path) -> anyhow::Result<Vec<u8>> {
-    let manifest = read_file(&dir.join(FILE), MANIFEST_BYTES)?;
-    Ok([CONTEXT, manifest.as_slice()].concat())
+/// The manifest's bytes.
+fn bytes(dir: &Path) -> anyhow::Result<Vec<u8>> {
+    read_file(&dir.join(FILE), MANIFEST_BYTES)
+}
+
+fn message(manifest: &[u8]) -> Vec<u8> {
+    [CONTEXT, manifest].concat()
 }
 
 /// Text of another's, short and printable.

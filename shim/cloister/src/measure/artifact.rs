@@ -22,25 +22,33 @@ pub(crate) const INITRAMFS_BYTES: usize = 1 << 30;
 pub(crate) const KERNEL: &str = "vmlinuz";
 pub(crate) const INITRAMFS: &str = "initramfs.cpio";
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct Artifacts {
-    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd.
-    #[arg(long, value_name = "FILE", required_unless_present = "igvm")]
+    /// The firmware: an OVMF image that can start such guests: OVMF.amdsev.fd, OVMF.inteltdx.fd. Without it and
+    /// without an IGVM file the launches in the image's manifest are measured.
+    #[arg(long, value_name = "FILE", group = "start", required_unless_present_any = ["image", "igvm"])]
     firmware: Option<PathBuf>,
     /// The IGVM file that an SEV-SNP guest starts from, in place of firmware: it holds that, and the page of
     /// hashes of what is booted.
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["firmware", "firmware_digest", "id_key", "try_firmware", "try_append"]
+        group = "start",
+        conflicts_with_all = ["firmware_digest", "id_key", "try_firmware", "try_append"]
     )]
     igvm: Option<PathBuf>,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", requires = "firmware")]
     firmware_digest: Option<LaunchDigest>,
     /// The directory of a guest image, whose kernel and initramfs are booted.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "line")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
     image: Option<PathBuf>,
+    /// The image's manifest, where it was read and judged before.
+    #[arg(skip)]
+    manifest: Option<Manifest>,
+    /// The firmware's name in the image, where the manifest says it.
+    #[arg(skip)]
+    recorded_firmware: Option<String>,
     /// The kernel, a bzImage.
     #[arg(long, value_name = "FILE", requires = "line")]
     kernel: Option<PathBuf>,
@@ -55,11 +63,11 @@ pub(super) struct Artifacts {
     )]
     no_kernel: bool,
     /// The kernel's command line, to the letter; an empty one is "".
-    #[arg(long, value_name = "TEXT", group = "line")]
+    #[arg(long, value_name = "TEXT", group = "line", requires = "start")]
     append: Option<String>,
     /// The configuration of the shim, Kata's or Cloister's, whose pods are launched: their command line is
     /// measured. No file that it names is read.
-    #[arg(long, value_name = "FILE", group = "line")]
+    #[arg(long, value_name = "FILE", group = "line", requires = "start")]
     config: Option<Configured>,
     /// Another firmware that --explain tries.
     #[arg(long, value_name = "FILE", requires = "explain")]
@@ -88,7 +96,70 @@ pub(super) struct Boot {
 impl Artifacts {
     /// The firmware's file.
     pub(super) fn firmware_bytes(&self) -> anyhow::Result<Vec<u8>> {
-        read(self.firmware_path()?, FIRMWARE_BYTES)
+        match (&self.image, &self.recorded_firmware) {
+            (Some(dir), Some(name)) => listed(dir, &self.manifest(dir)?, name, FIRMWARE_BYTES),
+            _ => read(self.firmware_path()?, FIRMWARE_BYTES),
+        }
+    }
+
+    /// The same, where it is all that there is of the firmware, as an image records it.
+    pub(super) fn whole_firmware(&self) -> anyhow::Result<Vec<u8>> {
+        ensure!(
+            self.igvm.is_none(),
+            "--igvm: an image records launches by firmware alone; give the file to `cloister measure` and \
+             `cloister image-set publish`, which take --igvm beside --image"
+        );
+        ensure!(
+            self.firmware_digest.is_none(),
+            "--firmware-digest stands for a part of the firmware: give the whole file"
+        );
+        self.firmware_bytes()
+    }
+
+    /// Whether flags say what is launched, and the image's manifest does not.
+    pub(super) fn is_given(&self) -> bool {
+        self.firmware.is_some() || self.igvm.is_some()
+    }
+
+    /// Whether what is said of a launch of this kind is all that has to be, and of this kind.
+    pub(super) fn check(&self, kind: Kind) -> anyhow::Result<()> {
+        let has_line = self.append.is_some() || self.config.is_some();
+        ensure!(
+            has_line || self.image.is_none() || !self.is_given(),
+            "the kernel's command line is missing: give --config, or --append with it to the letter"
+        );
+        let configured = self.config.as_ref();
+        configured.map_or(Ok(()), |configured| configured.check(kind))
+    }
+
+    /// From now on this is the image's manifest, whatever becomes of the file.
+    pub(super) fn trust(&mut self, manifest: Manifest) {
+        self.manifest = Some(manifest);
+    }
+
+    /// The manifest of the image in this directory.
+    pub(super) fn manifest(&self, dir: &Path) -> anyhow::Result<Manifest> {
+        match &self.manifest {
+            Some(manifest) => Ok(manifest.clone()),
+            None => Ok(Manifest::read(dir)?),
+        }
+    }
+
+    /// The same image with this manifest, launched by a firmware of it with a command line.
+    pub(super) fn launched(
+        &self,
+        dir: &Path,
+        manifest: &Manifest,
+        firmware: &str,
+        command_line: &str,
+    ) -> Self {
+        Self {
+            firmware: Some(dir.join(firmware)),
+            recorded_firmware: Some(firmware.to_owned()),
+            manifest: Some(manifest.clone()),
+            append: Some(command_line.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// Files of firmware that `--explain` tries.
@@ -110,11 +181,6 @@ impl Artifacts {
         path.context("--igvm is of SEV-SNP guests: QEMU loads none into a TD, so give --firmware")
     }
 
-    /// Whether what is booted is left open.
-    pub(super) fn has_no_kernel(&self) -> bool {
-        self.no_kernel
-    }
-
     /// The command line.
     pub(super) fn line(&self) -> &str {
         let configured = self
@@ -122,12 +188,6 @@ impl Artifacts {
             .as_ref()
             .map(|configured| configured.line.as_str());
         self.append.as_deref().or(configured).unwrap_or_default()
-    }
-
-    /// Whether the line is of such a guest, where a configuration says it.
-    pub(super) fn check_line(&self, kind: Kind) -> anyhow::Result<()> {
-        let configured = self.config.as_ref();
-        configured.map_or(Ok(()), |configured| configured.check(kind))
     }
 
     /// Command lines that `--explain` tries.
@@ -146,7 +206,7 @@ impl Artifacts {
             return Ok(Start::Igvm(Box::new(file)));
         }
         let path = self.firmware_path()?;
-        let image = read(path, FIRMWARE_BYTES)?;
+        let image = self.firmware_bytes()?;
         let mut firmware = Firmware::parse(&image).with_context(|| path.display().to_string())?;
         if let Some(digest) = self.firmware_digest {
             firmware = firmware.with_digest(digest);
@@ -210,7 +270,7 @@ impl Artifacts {
     pub(super) fn boot(&self) -> anyhow::Result<Option<Boot>> {
         let (path, kernel, initramfs) = match (&self.image, &self.kernel) {
             (Some(dir), _) => {
-                let manifest = Manifest::read(dir)?;
+                let manifest = self.manifest(dir)?;
                 let file = |name, most| listed(dir, &manifest, name, most);
                 let initramfs = Some(file(INITRAMFS, INITRAMFS_BYTES)?);
                 (dir.join(KERNEL), file(KERNEL, KERNEL_BYTES)?, initramfs)

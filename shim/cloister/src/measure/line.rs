@@ -51,6 +51,7 @@ impl Configured {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::Measure;
 
     #[test]
     fn a_configuration_has_the_line_of_its_pods_or_is_refused() {
@@ -85,24 +86,52 @@ mod tests {
         }
         assert!("/nowhere/configuration.toml".parse::<Configured>().is_err());
     }
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        measure: Measure,
+    }
+
     #[test]
-    fn a_kernel_has_one_line_from_one_of_both() {
+    fn a_launch_of_flags_has_one_start_and_one_line_and_an_image_may_say_its_own() {
         use clap::Parser;
-        use clap::error::ErrorKind;
+        use clap::error::ErrorKind::{ArgumentConflict, MissingRequiredArgument};
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("configuration.toml");
         std::fs::write(&path, "[cloister]\ntee = \"sim-snp\"\n").unwrap();
-        let config = ["--config", path.to_str().unwrap()];
-        let append = ["--append", "quiet"];
-        let parsed = |line: &[&str]| {
-            let usual = ["cloister", "measure", "--firmware", "f", "--image", "i"];
-            let parsed = crate::Cli::try_parse_from([&usual[..], line].concat());
-            parsed.map(drop).map_err(|error| error.kind())
+        let config = format!("--config {}", path.display());
+        let parsed = |words: &str| {
+            let words = ["measure"].into_iter().chain(words.split_whitespace());
+            let parsed = Command::try_parse_from(words);
+            parsed.map(|it| it.measure).map_err(|error| error.kind())
         };
-        assert_eq!(parsed(&config), Ok(()));
-        assert_eq!(parsed(&append), Ok(()));
-        assert_eq!(parsed(&[]), Err(ErrorKind::MissingRequiredArgument));
-        let both = [config, append].concat();
-        assert_eq!(parsed(&both), Err(ErrorKind::ArgumentConflict));
+        for start in ["--firmware f --image i", "--igvm g --image i"] {
+            for line in ["--append quiet", &config] {
+                let measure = parsed(&format!("{start} {line}")).unwrap();
+                assert!(measure.is_given() && measure.check().is_ok());
+            }
+            let said = parsed(start).unwrap().check().unwrap_err().to_string();
+            assert!(said.contains("--config"), "{said}");
+            let both = parsed(&format!("{start} --append quiet {config}"));
+            assert_eq!(both.unwrap_err(), ArgumentConflict);
+        }
+        let alone = parsed("--image i").unwrap();
+        assert!(!alone.is_given() && alone.check().is_ok());
+        for (words, refusal) in [
+            (
+                "--firmware f --igvm g --image i --append q",
+                ArgumentConflict,
+            ),
+            ("--firmware f --kernel k", MissingRequiredArgument),
+            ("--image i --append q", MissingRequiredArgument),
+            (&format!("--image i {config}"), MissingRequiredArgument),
+            ("--image i --vcpus 2", MissingRequiredArgument),
+        ] {
+            assert_eq!(parsed(words).unwrap_err(), refusal, "{words}");
+        }
+        let igvm = parsed("--igvm g --image i --append q").unwrap();
+        let said = igvm.recorded("launch-0").unwrap_err().to_string();
+        assert!(said.contains("--igvm"), "{said}");
     }
 }

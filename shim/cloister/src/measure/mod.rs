@@ -8,6 +8,9 @@ pub(super) mod artifact;
 mod explain;
 mod line;
 mod output;
+mod prediction;
+mod recorded;
+mod references;
 mod reported;
 mod shape;
 mod sign;
@@ -23,6 +26,7 @@ use ::measure::snp::{CpuModel, GuestFeatures, IdBlock, IdKey, LaunchDigest};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use evidence::init_data::InitDataDigest;
+use guest_image::manifest::Manifest;
 use policies::corim::Draft;
 use serde_json::Value;
 
@@ -30,33 +34,38 @@ use self::artifact::Artifacts;
 pub(crate) use self::artifact::{
     INITRAMFS, INITRAMFS_BYTES, KERNEL, KERNEL_BYTES, listed, read as read_file,
 };
-use self::output::{Format, Predicted};
+use self::output::{Format, json_lines};
+use self::prediction::Prediction;
+pub(crate) use self::recorded::File;
+use self::references::References;
+use self::reported::Reported;
 pub(crate) use self::shape::Vcpus;
 pub(crate) use self::sign::Signer;
 use self::start::With;
 use self::tdx::TdxArgs;
 use super::init_data;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Measure {
-    /// The kind of TEE.
-    #[arg(long, value_enum, default_value = "snp")]
-    tee: Kind,
+    /// The kind of TEE: snp unless it is said, and all launches of an image that has some in its manifest.
+    #[arg(long, value_enum)]
+    tee: Option<Kind>,
     #[command(flatten)]
     artifacts: Artifacts,
     /// Numbers of vCPUs that a pod may have, such as 1-4,8.
-    #[arg(long, value_name = "LIST", default_value = "1")]
+    #[arg(long, value_name = "LIST", default_value = "1", requires = "start")]
     vcpus: Vcpus,
     /// QEMU's CPU models that hosts may launch with, with a comma between them.
     #[arg(
         long,
         value_name = "MODEL",
         value_delimiter = ',',
-        default_value = "EPYC-v4"
+        default_value = "EPYC-v4",
+        requires = "start"
     )]
     cpu_model: Vec<CpuModel>,
     /// SEV_FEATURES of the guest, such as 0x1.
-    #[arg(long, value_name = "BITS", default_value = "0x1", value_parser = features)]
+    #[arg(long, value_name = "BITS", default_value = "0x1", requires = "start", value_parser = features)]
     guest_features: GuestFeatures,
     /// Who launches.
     #[arg(long, value_enum, default_value = "qemu")]
@@ -113,7 +122,7 @@ enum Vmm {
 }
 
 /// The ID block, with which the hardware starts nothing else.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct IdBlockArgs {
     /// The private key in PEM, on P-384, that signs an ID block for each digest (--format text or launch).
     #[arg(long, value_name = "PEM")]
@@ -147,6 +156,16 @@ impl Measure {
         self.artifacts.image()
     }
 
+    /// From now on this is the image's manifest, whatever becomes of the file.
+    pub(crate) fn trust(&mut self, manifest: Manifest) {
+        self.artifacts.trust(manifest);
+    }
+
+    /// Whether flags say what is launched, and the image's manifest does not.
+    pub(crate) fn is_given(&self) -> bool {
+        self.artifacts.is_given()
+    }
+
     /// A JSON map of reference values, as a broker takes it.
     pub(crate) fn reference_values(&self) -> anyhow::Result<Value> {
         self.check()?;
@@ -158,21 +177,17 @@ impl Measure {
             self.id_block.id_key.is_none(),
             "--id-key makes what a launch needs and a broker does not: use `cloister measure`"
         );
+        let all = self.predicted()?;
         ensure!(
-            !self.artifacts.has_no_kernel(),
+            all.iter().all(Prediction::says_what_is_booted),
             "--no-kernel: with such values a broker releases keys to any kernel: say what is booted, with --image \
              or --kernel"
         );
-        let bytes = match self.tee {
-            Kind::Snp => self.predict()?.reference_values()?,
-            Kind::Tdx => {
-                let inputs = tdx::Inputs::read(&self.tdx, &self.artifacts)?;
-                let predicted = inputs.predict(self.init_data_digest()?.as_ref())?;
-                predicted.warn()?;
-                predicted.reference_values()?
-            }
-        };
-        serde_json::from_slice(&bytes).context("read the reference values")
+        Ok(Self::references(&all)?.json())
+    }
+
+    fn kind(&self) -> Kind {
+        self.tee.unwrap_or(Kind::Snp)
     }
 
     /// Whether what is asked for goes together.
@@ -184,10 +199,10 @@ impl Measure {
             );
         }
         ensure!(
-            self.tee == Kind::Tdx || !self.tdx.asked(),
+            self.kind() == Kind::Tdx || !self.tdx.asked(),
             "--dialect is of a TD: add --tee tdx"
         );
-        self.artifacts.check_line(self.tee)
+        self.artifacts.check(self.kind())
     }
 
     pub(super) fn run(self) -> anyhow::Result<()> {
@@ -202,43 +217,69 @@ impl Measure {
             shown || self.id_block.id_key.is_none(),
             "--id-key makes what a launch needs and a broker does not: use --format text or launch"
         );
-        if self.tee == Kind::Tdx {
-            return self.run_tdx();
-        }
         if let Some(said) = &self.explain {
-            return self.explain(&reported::Reported::read(said)?);
+            return self.explain_all(said);
         }
-        let predicted = self.predict()?;
-        if matches!(self.format, Format::Json | Format::Corim) {
-            predicted.warn()?;
-        }
+        let all = self.predicted()?;
         let bytes = match self.format {
-            Format::Text => predicted.text().into_bytes(),
-            Format::Launch => predicted.launch()?,
-            Format::Json => predicted.reference_values()?,
-            Format::Corim => self.corim(&predicted.draft(&self.corim_id))?,
+            Format::Text => all.iter().map(Prediction::text).collect::<String>().into(),
+            Format::Launch => {
+                let shapes = all.iter().flat_map(Prediction::shapes);
+                json_lines(&Value::Array(shapes.collect()))?
+            }
+            Format::Json => json_lines(&Self::references(&all)?.json())?,
+            Format::Corim => self.corim(&Self::references(&all)?.draft(&self.corim_id)?)?,
         };
         self.write(&bytes)
     }
 
-    fn run_tdx(&self) -> anyhow::Result<()> {
-        let digest = self.init_data_digest()?;
-        let inputs = tdx::Inputs::read(&self.tdx, &self.artifacts)?;
-        if let Some(said) = &self.explain {
-            let found = tdx::Found::read(said)?;
-            return inputs.explain(&found, digest.as_ref());
-        }
-        let predicted = inputs.predict(digest.as_ref())?;
-        if matches!(self.format, Format::Json | Format::Corim) {
+    /// What each launch leads to.
+    fn predicted(&self) -> anyhow::Result<Vec<Prediction>> {
+        let predict = |launch: Self| match launch.kind() {
+            Kind::Snp => Ok(Prediction::Snp(launch.predict()?)),
+            Kind::Tdx => {
+                let inputs = tdx::Inputs::read(&launch.tdx, &launch.artifacts)?;
+                let digest = launch.init_data_digest()?;
+                Ok(Prediction::Tdx(inputs.predict(digest.as_ref())?))
+            }
+        };
+        self.launches()?.into_iter().map(predict).collect()
+    }
+
+    /// What a broker is told to expect; what it is not told goes to the standard error.
+    fn references(all: &[Prediction]) -> anyhow::Result<References> {
+        let mut references = References::default();
+        for predicted in all {
+            predicted.refer(&mut references);
             predicted.warn()?;
         }
-        let bytes = match self.format {
-            Format::Text => predicted.text().into_bytes(),
-            Format::Launch => predicted.launch()?,
-            Format::Json => predicted.reference_values()?,
-            Format::Corim => self.corim(&predicted.draft(&self.corim_id))?,
-        };
-        self.write(&bytes)
+        Ok(references)
+    }
+
+    /// Prints that a report is of one of the launches, or fails with what each would have been.
+    fn explain_all(&self, said: &str) -> anyhow::Result<()> {
+        let launches = self.launches()?;
+        let mut others = Vec::new();
+        for launch in &launches {
+            let explained = match launch.kind() {
+                Kind::Snp => Reported::read(said).and_then(|it| launch.explain(&it)),
+                Kind::Tdx => launch.explain_tdx(said),
+            };
+            match explained {
+                Err(error) if launches.len() > 1 => {
+                    let firmware = launch.artifacts.firmware_path()?.display();
+                    others.push(format!("as launched by {firmware}: {error:#}"));
+                }
+                one => return one,
+            }
+        }
+        bail!("{}", others.join("\n"))
+    }
+
+    fn explain_tdx(&self, said: &str) -> anyhow::Result<()> {
+        let inputs = tdx::Inputs::read(&self.tdx, &self.artifacts)?;
+        let found = tdx::Found::read(said)?;
+        inputs.explain(&found, self.init_data_digest()?.as_ref())
     }
 
     /// The document, signed where there is a key.
@@ -264,7 +305,7 @@ impl Measure {
         }
     }
 
-    fn predict(&self) -> anyhow::Result<Predicted> {
+    fn predict(&self) -> anyhow::Result<output::Predicted> {
         let (start, kernel) = self.artifacts.read()?;
         let digest = self.init_data_digest()?;
         let keys = self.id_block.keys()?;
@@ -286,7 +327,7 @@ impl Measure {
                 });
             }
         }
-        Ok(Predicted {
+        Ok(output::Predicted {
             shapes,
             guest_features: self.guest_features,
             kernel_hashes: kernel.is_some(),

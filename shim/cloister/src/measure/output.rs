@@ -10,8 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use measure::Binding;
 use measure::snp::{GuestFeatures, IdAuth, IdBlock, KeyDigest, LaunchDigest};
-use policies::corim::Draft;
 use serde_json::{Value, json};
+
+use super::references::References;
 
 /// The name under which appraisal policies ask for the launch digest.
 const MEASUREMENT: &str = "snp_launch_measurement";
@@ -103,7 +104,7 @@ impl Predicted {
         Ok(())
     }
 
-    pub(super) fn launch(&self) -> anyhow::Result<Vec<u8>> {
+    pub(super) fn shapes(&self) -> Vec<Value> {
         let shape = |shape: &Shape| {
             let mut value = json!({
                 "vcpus": shape.vcpus,
@@ -121,26 +122,14 @@ impl Predicted {
             }
             value
         };
-        json_lines(&Value::Array(self.shapes.iter().map(shape).collect()))
-    }
-
-    pub(super) fn reference_values(&self) -> anyhow::Result<Vec<u8>> {
-        let digests: Vec<_> = self.measurements().iter().map(LaunchDigest::hex).collect();
-        json_lines(&json!({ MEASUREMENT: digests }))
-    }
-
-    pub(super) fn draft(&self, id: &str) -> Draft {
-        let measurements = self.measurements();
-        let digests = measurements.iter().map(|measurement| &measurement.0);
-        Draft::new(id).digests(MEASUREMENT, digests)
+        self.shapes.iter().map(shape).collect()
     }
 
     /// Each digest once: models of one signature have the same.
-    fn measurements(&self) -> Vec<LaunchDigest> {
-        let mut all: Vec<_> = self.shapes.iter().map(|shape| shape.measurement).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+    pub(super) fn refer(&self, all: &mut References) {
+        for shape in &self.shapes {
+            all.digest(MEASUREMENT, shape.measurement.0);
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! asks for, each a file, or a directory with a file `raw` as Linux has them in
 //! `/sys/firmware/qemu_fw_cfg/by_name`.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
@@ -13,12 +15,53 @@ use super::memory::{Sizes, size};
 
 const LOADER: &str = "etc/table-loader";
 const RAW: &str = "raw";
+/// The most vCPUs of a guest.
+const VCPUS: u32 = 4096;
+/// Shapes that one prediction is for.
+const SHAPES: usize = 1024;
 
-/// A directory, and the size of memory that it is for.
+/// The size of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in super::super) struct Size {
+    pub(super) mib: u64,
+    /// Where several shapes have that memory.
+    pub(super) vcpus: Option<u32>,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.mib)?;
+        self.vcpus.map_or(Ok(()), |vcpus| write!(f, "/{vcpus}"))
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((mib, vcpus)) = text.split_once('/') else {
+            let mib = size(text)?;
+            return Ok(Self { mib, vcpus: None });
+        };
+        let count = vcpus
+            .parse()
+            .ok()
+            .filter(|count| (1..=VCPUS).contains(count));
+        let count = count.ok_or_else(|| format!("a number of vCPUs from 1 to {VCPUS}"))?;
+        Ok(Self {
+            mib: size(mib)?,
+            vcpus: Some(count),
+        })
+    }
+}
+
+/// A directory, and the size that it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Dir {
-    mib: Option<u64>,
-    path: PathBuf,
+    pub(super) size: Option<Size>,
+    pub(super) path: PathBuf,
+    /// Its tables, where they were read and judged before.
+    pub(super) tables: Option<Tables>,
 }
 
 impl FromStr for Dir {
@@ -26,23 +69,24 @@ impl FromStr for Dir {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let split = text.split_once('=');
-        Ok(
-            match split.and_then(|(mib, path)| Some((size(mib).ok()?, path))) {
-                Some((mib, path)) => Self {
-                    mib: Some(mib),
-                    path: path.into(),
-                },
-                None => Self {
-                    mib: None,
-                    path: text.into(),
-                },
+        let sized = split.and_then(|(size, path)| Some((size.parse().ok()?, path)));
+        Ok(match sized {
+            Some((size, path)) => Self {
+                size: Some(size),
+                path: path.into(),
+                tables: None,
             },
-        )
+            None => Self {
+                size: None,
+                path: text.into(),
+                tables: None,
+            },
+        })
     }
 }
 
 /// What a guest's fw_cfg has of tables.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tables {
     loader: Vec<u8>,
     files: Vec<(String, Vec<u8>)>,
@@ -50,11 +94,18 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// The tables of each size, in their order.
-    pub(super) fn of(sizes: &Sizes, dirs: &[Dir]) -> anyhow::Result<Vec<(u64, Self)>> {
+    pub(super) fn of(sizes: &Sizes, dirs: &[Dir]) -> anyhow::Result<Vec<(Size, Self)>> {
+        ensure!(
+            dirs.len() <= SHAPES,
+            "--acpi is there {} times, and {SHAPES} is the most",
+            dirs.len()
+        );
         let known = |mib: u64| sizes.mib().any(|size| size == mib);
         for dir in dirs {
-            match dir.mib {
-                Some(mib) if !known(mib) => bail!("--acpi {mib}=...: --memory has no such size"),
+            match dir.size {
+                Some(size) if !known(size.mib) => {
+                    bail!("--acpi {size}=...: --memory has no such size")
+                }
                 None if sizes.len() > 1 => bail!(
                     "--acpi {}: ACPI tables differ with the size of memory: give those of each, as --acpi \
                      SIZE=DIR",
@@ -63,19 +114,14 @@ impl Tables {
                 _ => {}
             }
         }
-        let tables = |mib: u64| {
-            let is = |dir: &&Dir| dir.mib.is_none_or(|size| size == mib);
-            let mut found = dirs.iter().filter(is);
-            let dir = found.next().with_context(|| {
-                format!("--acpi has no tables for {mib} MiB: add --acpi {mib}=DIR")
-            })?;
-            ensure!(
-                found.next().is_none(),
-                "--acpi is there twice for {mib} MiB"
-            );
-            Ok((mib, Self::read(&dir.path)?))
-        };
-        sizes.mib().map(tables).collect()
+        let mut all = Vec::new();
+        for mib in sizes.mib() {
+            for (size, dir) in shapes(mib, dirs)? {
+                let tables = dir.tables.clone();
+                all.push((size, tables.map_or_else(|| Self::read(&dir.path), Ok)?));
+            }
+        }
+        Ok(all)
     }
 
     /// The tables of one directory.
@@ -103,18 +149,49 @@ impl Tables {
     pub(crate) fn loader(&self) -> &[u8] {
         &self.loader
     }
+
+    /// All files with their names in a directory.
+    pub(super) fn named(&self) -> Vec<(&str, &[u8])> {
+        let mut files = self.files();
+        files.insert(0, (LOADER, self.loader()));
+        files
+    }
+}
+
+/// The directories for one size of memory: one, or one for each number of vCPUs.
+fn shapes(mib: u64, dirs: &[Dir]) -> anyhow::Result<Vec<(Size, &Dir)>> {
+    let mut found: Vec<_> = dirs
+        .iter()
+        .map(|dir| (dir.size.unwrap_or(Size { mib, vcpus: None }), dir))
+        .filter(|(size, _)| size.mib == mib)
+        .collect();
+    found.sort_by_key(|(size, _)| *size);
+    ensure!(
+        !found.is_empty(),
+        "--acpi has no tables for {mib} MiB: add --acpi {mib}=DIR"
+    );
+    let mut seen = BTreeSet::new();
+    for (size, _) in &found {
+        ensure!(
+            (found.len() == 1 || size.vcpus.is_some()) && seen.insert(*size),
+            "--acpi is there twice for {size}: tell shapes of one size apart by their vCPUs, as --acpi \
+             {mib}/VCPUS=DIR"
+        );
+    }
+    Ok(found)
+}
+
+/// Whether a name leads to a place in the directory that it is looked for in.
+pub(super) fn is_inside(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// A file of fw_cfg, whose name a guest's host chose.
 fn file(dir: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
-    let name = Path::new(name);
-    let inside = name
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
     ensure!(
-        inside,
-        "{LOADER} asks for {}, which is no name in a directory",
-        name.display()
+        is_inside(name),
+        "{LOADER} asks for {name}, which is no name in a directory"
     );
     let mut path = dir.join(name);
     if path.is_dir() {
@@ -174,11 +251,21 @@ mod tests {
         };
         assert_eq!(of("1G", std::slice::from_ref(&plain)), Ok(1));
         assert_eq!(of("1G,2G", &[sized(1024), sized(2048)]), Ok(2));
+        let shaped = |shape: &str| format!("{shape}={plain}");
+        let shapes = [shaped("1G/2"), shaped("1G/4"), sized(2048)];
+        assert_eq!(of("1G,2G", &shapes), Ok(3));
         for (sizes, texts, part) in [
             ("1G,2G", &[plain.clone()][..], "SIZE=DIR"),
             ("1G,2G", &[sized(1024)], "add --acpi 2048=DIR"),
             ("1G", &[sized(2048)], "no such size"),
-            ("1G", &[sized(1024), plain.clone()], "twice"),
+            ("1G", &[sized(1024), plain.clone()], "twice for 1024:"),
+            ("1G", &[shaped("1G/2"), plain.clone()], "twice for 1024:"),
+            (
+                "1G",
+                &[shaped("1G/2"), shaped("1024/2")],
+                "twice for 1024/2:",
+            ),
+            ("1G", &vec![plain.clone(); SHAPES + 1], "1024 is the most"),
         ] {
             let said = of(sizes, texts).unwrap_err();
             assert!(said.contains(part), "{said}");

@@ -199,9 +199,9 @@ impl Inputs<'_> {
         told: &mut Told,
     ) -> anyhow::Result<()> {
         let mut nearest: Option<Vec<usize>> = None;
-        for (mib, tables) in &self.tables {
+        for (size, tables) in &self.tables {
             let line = self.artifacts.line();
-            let predicted = self.launch(firmware, *mib, tables, &self.how, line)?;
+            let predicted = self.launch(firmware, size.mib, tables, &self.how, line)?;
             let pairs = predicted.rtmrs.iter().zip(&body.rtmr).take(3).enumerate();
             let others: Vec<_> = pairs
                 .filter(|(_, (expected, found))| expected != found)

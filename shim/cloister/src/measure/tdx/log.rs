@@ -8,12 +8,11 @@ use measure::tdx::{
     explain,
 };
 
+use super::recorded::DIALECTS;
 use super::{How, Inputs, Tables};
 
 /// Differences that are told.
 const DIFFERENCES: usize = 16;
-/// Generations of firmware that are tried.
-const DIALECTS: [&str; 4] = ["edk2-2023", "edk2-2024", "edk2-202505", "edk2-202508"];
 /// The register that the guest extends while it runs, as logs count.
 const RUNTIME: u32 = 4;
 
@@ -84,17 +83,27 @@ impl Inputs<'_> {
         firmware: &Firmware<'_>,
         log: &EventLog<'_>,
     ) -> anyhow::Result<(u64, &Tables, bool)> {
-        let (first, rest) = self.tables.split_first().context("--memory is missing")?;
+        let (first, _) = self.tables.split_first().context("--memory is missing")?;
         let line = self.artifacts.line();
-        let predicted = self.launch(firmware, first.0, &first.1, &self.how, line)?;
-        let of = |difference: Difference| difference.memory;
-        let found = explain(&with_runtime(predicted, log), log, firmware).and_then(of);
-        let Some(memory) = found else {
-            return Ok((first.0, &first.1, true));
+        let difference = |mib: u64, tables: &Tables| {
+            let predicted = self.launch(firmware, mib, tables, &self.how, line)?;
+            anyhow::Ok(explain(&with_runtime(predicted, log), log, firmware))
         };
-        let mib = memory.bytes() >> 20;
-        let known = rest.iter().find(|(size, _)| *size == mib);
-        Ok(known.map_or((mib, &first.1, false), |(_, tables)| (mib, tables, true)))
+        let found = difference(first.0.mib, &first.1)?.and_then(|difference| difference.memory);
+        let mib = found.map_or(first.0.mib, |memory| memory.bytes() >> 20);
+        // Of the shapes with that memory, the one whose tables are the log's.
+        let mut nearest: Option<(u8, &Tables)> = None;
+        for (_, tables) in self.tables.iter().filter(|(size, _)| size.mib == mib) {
+            let rank = match difference(mib, tables)? {
+                None => 0,
+                Some(other) if !matches!(other.expected, Some(Origin::Acpi(_))) => 1,
+                Some(_) => 2,
+            };
+            if nearest.is_none_or(|(known, _)| rank < known) {
+                nearest = Some((rank, tables));
+            }
+        }
+        Ok(nearest.map_or((mib, &first.1, false), |(_, tables)| (mib, tables, true)))
     }
 
     /// Other ways to launch the same files, with their names.

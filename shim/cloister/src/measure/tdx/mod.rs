@@ -9,6 +9,7 @@ mod explain;
 mod log;
 mod memory;
 mod output;
+mod recorded;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
@@ -19,40 +20,32 @@ use measure::tdx::{
     Vmm,
 };
 
-use self::acpi::Dir;
 pub(crate) use self::acpi::Tables;
+use self::acpi::{Dir, Size};
 pub(super) use self::explain::Found;
 use self::memory::{Sizes, memory};
-use self::output::{Predicted, Shape};
+pub(super) use self::output::Predicted;
+use self::output::Shape;
 use super::artifact::{Artifacts, Boot};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct TdxArgs {
     /// TDX: the generation of edk2 that the firmware is of: edk2-2023, edk2-2024, edk2-202505 or
     /// edk2-202508.
     #[arg(
         long,
         value_name = "NAME",
-        required_if_eq("tee", "tdx"),
+        requires = "firmware",
         conflicts_with_all = ["vcpus", "cpu_model", "guest_features", "firmware_digest", "no_kernel", "id_key"]
     )]
     dialect: Option<Dialect>,
     /// TDX: sizes of memory that a pod may have, in MiB or with G behind: 2048,4G.
-    #[arg(
-        long,
-        value_name = "LIST",
-        required_if_eq("tee", "tdx"),
-        requires = "dialect"
-    )]
+    #[arg(long, value_name = "LIST", requires = "dialect")]
     memory: Option<Sizes>,
     /// TDX: a directory with etc/table-loader and the files that it asks for, as a guest of the same shape
-    /// has them in /sys/firmware/qemu_fw_cfg/by_name; with more than one size of memory, one for each.
-    #[arg(
-        long,
-        value_name = "[SIZE=]DIR",
-        required_if_eq("tee", "tdx"),
-        requires = "dialect"
-    )]
+    /// has them in /sys/firmware/qemu_fw_cfg/by_name; with more than one size of memory, one for each, and
+    /// with more than one number of vCPUs, one for each of those, as 2048/4=DIR.
+    #[arg(long, value_name = "[SIZE[/VCPUS]=]DIR", requires = "dialect")]
     acpi: Vec<Dir>,
     /// TDX: how the host's kernel measures the firmware's pages.
     #[arg(long, value_enum, default_value = "each-page", requires = "dialect")]
@@ -71,6 +64,10 @@ pub(super) struct TdxArgs {
     /// the reference values.
     #[arg(long, value_name = "HEX", requires = "dialect", value_parser = fixed::<8>)]
     xfam: Option<[u8; 8]>,
+    /// TDX: leave RTMR0 out of a document for a broker, which then judges neither shape nor devices: for
+    /// pods whose devices differ.
+    #[arg(long, requires = "dialect")]
+    no_rtmr_0: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,9 +101,11 @@ pub(super) struct Inputs<'a> {
     artifacts: &'a Artifacts,
     image: Vec<u8>,
     boot: Boot,
-    tables: Vec<(u64, Tables)>,
+    tables: Vec<(Size, Tables)>,
     how: How,
     xfam: Option<[u8; 8]>,
+    /// Whether a broker is told RTMR0.
+    rtmr_0: bool,
 }
 
 /// What no file tells.
@@ -124,8 +123,16 @@ impl TdxArgs {
         self.dialect.is_some()
     }
 
+    /// The shapes, each with its tables.
+    fn tables(&self) -> anyhow::Result<Vec<(Size, Tables)>> {
+        let sizes = self.memory.as_ref();
+        let sizes = sizes.context("--memory is missing: give the sizes that a pod may have")?;
+        Tables::of(sizes, &self.acpi)
+    }
+
     fn how(&self) -> anyhow::Result<How> {
-        let dialect = self.dialect.clone().context("--dialect is missing")?;
+        let dialect = self.dialect.clone();
+        let dialect = dialect.context("--dialect is missing: name the firmware's generation")?;
         ensure!(
             self.authority.is_empty() || self.secure_boot == Secure::On,
             "--authority is measured with Secure Boot on alone: add --secure-boot on"
@@ -154,16 +161,17 @@ impl TdxArgs {
 
 impl<'a> Inputs<'a> {
     pub(super) fn read(args: &TdxArgs, artifacts: &'a Artifacts) -> anyhow::Result<Self> {
-        let sizes = args.memory.as_ref().context("--memory is missing")?;
+        let how = args.how()?;
         Ok(Self {
             artifacts,
             image: artifacts.firmware_bytes()?,
             boot: artifacts
                 .boot()?
                 .context("--tee tdx: give --image or --kernel")?,
-            tables: Tables::of(sizes, &args.acpi)?,
-            how: args.how()?,
+            tables: args.tables()?,
+            how,
             xfam: args.xfam,
+            rtmr_0: !args.no_rtmr_0,
         })
     }
 
@@ -171,9 +179,14 @@ impl<'a> Inputs<'a> {
     pub(super) fn predict(&self, init_data: Option<&InitDataDigest>) -> anyhow::Result<Predicted> {
         let firmware = self.firmware()?;
         let mut shapes = Vec::new();
-        for (mib, tables) in &self.tables {
-            let predicted =
-                self.launch(&firmware, *mib, tables, &self.how, self.artifacts.line())?;
+        for (size, tables) in &self.tables {
+            let predicted = self.launch(
+                &firmware,
+                size.mib,
+                tables,
+                &self.how,
+                self.artifacts.line(),
+            )?;
             let event = |origin: &Origin| {
                 let mut events = predicted.events.iter();
                 events
@@ -182,7 +195,7 @@ impl<'a> Inputs<'a> {
             };
             let [rtmr_0, rtmr_1, rtmr_2, _] = predicted.rtmrs;
             shapes.push(Shape {
-                mib: *mib,
+                size: *size,
                 rtmrs: [rtmr_0, rtmr_1, rtmr_2],
                 kernel: event(&Origin::Kernel),
                 command_line: event(&Origin::CommandLine),
@@ -193,6 +206,7 @@ impl<'a> Inputs<'a> {
             shapes,
             binding: Binding::of(evidence::Tee::Tdx, init_data),
             xfam: self.xfam,
+            rtmr_0: self.rtmr_0,
         })
     }
 

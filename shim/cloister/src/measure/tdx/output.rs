@@ -9,13 +9,14 @@ use std::io::Write as _;
 
 use measure::Binding;
 use measure::tdx::Digest;
-use policies::corim::Draft;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::super::output::json_lines;
+use super::super::references::References;
+use super::acpi::Size;
 
 /// Names of reference values in the default appraisal policy.
 const MR_TD: &str = "mr_td";
+const RTMR_0: &str = "rtmr_0";
 const RTMR_1: &str = "rtmr_1";
 const RTMR_2: &str = "rtmr_2";
 const XFAM: &str = "xfam";
@@ -23,8 +24,10 @@ const XFAM: &str = "xfam";
 const NO_XFAM: &str = "xfam is not predicted, and the default appraisal policy asks for it: give --xfam, or \
                        register it from a quote of such a host";
 const NO_RTMR_3: &str = "rtmr_3 is not predicted: the guest extends it while it runs";
+const RTMR_0_JUDGED: &str = "rtmr_0 is in the document: once a broker has values for it, a TD of any other shape is \
+                             refused; --no-rtmr-0 leaves it out";
 const NO_RTMR_0: &str =
-    "rtmr_0 is no reference value of the default appraisal policy: --format launch has it";
+    "rtmr_0 is left out, so that shape and devices are not judged: --format launch has it";
 const NO_EVENTS: &str = "tdvfkernel and tdvfkernelparams are not in the document: rtmr_1 and rtmr_2 hold kernel \
                          and command line";
 
@@ -34,11 +37,13 @@ pub(in super::super) struct Predicted {
     pub(super) shapes: Vec<Shape>,
     pub(super) binding: Binding,
     pub(super) xfam: Option<[u8; 8]>,
+    /// Whether a broker is told RTMR0.
+    pub(super) rtmr_0: bool,
 }
 
 /// One size of a guest.
 pub(super) struct Shape {
-    pub(super) mib: u64,
+    pub(super) size: Size,
     /// RTMR0 to RTMR2.
     pub(super) rtmrs: [Digest; 3],
     /// What extends RTMR1 for the kernel.
@@ -51,7 +56,7 @@ impl Shape {
     /// Registers and events by their names.
     fn digests(&self) -> Vec<(&'static str, Digest)> {
         let [rtmr_0, rtmr_1, rtmr_2] = self.rtmrs;
-        let mut named = vec![("rtmr_0", rtmr_0), (RTMR_1, rtmr_1), (RTMR_2, rtmr_2)];
+        let mut named = vec![(RTMR_0, rtmr_0), (RTMR_1, rtmr_1), (RTMR_2, rtmr_2)];
         named.extend(self.kernel.map(|digest| ("tdvfkernel", digest)));
         named.extend(self.command_line.map(|digest| ("tdvfkernelparams", digest)));
         named
@@ -69,11 +74,11 @@ impl Predicted {
                 .map(|xfam| format!("{XFAM} {}", hex::encode(xfam))),
         );
         for shape in &self.shapes {
-            let mib = shape.mib;
+            let vcpus = shape.size.vcpus.map(|vcpus| format!(" vcpus={vcpus}"));
+            let size = format!("memory={}{}", shape.size.mib, vcpus.unwrap_or_default());
             let digests = shape.digests().into_iter();
             lines.extend(
-                digests
-                    .map(|(name, digest)| format!("{name} {} memory={mib}", hex::encode(digest))),
+                digests.map(|(name, digest)| format!("{name} {} {size}", hex::encode(digest))),
             );
         }
         if self.xfam.is_none() {
@@ -91,59 +96,45 @@ impl Predicted {
     /// Tells what a document for a broker has not.
     pub(in super::super) fn warn(&self) -> anyhow::Result<()> {
         let missing = self.xfam.is_none().then_some(NO_XFAM);
-        for line in missing.into_iter().chain([NO_RTMR_0, NO_RTMR_3, NO_EVENTS]) {
+        let rtmr_0 = if self.rtmr_0 {
+            RTMR_0_JUDGED
+        } else {
+            NO_RTMR_0
+        };
+        for line in missing.into_iter().chain([rtmr_0, NO_RTMR_3, NO_EVENTS]) {
             writeln!(std::io::stderr(), "{line}")?;
         }
         Ok(())
     }
 
-    pub(in super::super) fn launch(&self) -> anyhow::Result<Vec<u8>> {
+    pub(in super::super) fn shapes(&self) -> Vec<Value> {
         let shape = |shape: &Shape| {
             let digests = shape.digests().into_iter();
             let mut members: Map<String, Value> = digests
                 .map(|(name, digest)| (name.to_owned(), hex::encode(digest).into()))
                 .collect();
-            members.insert("memory_mib".to_owned(), shape.mib.into());
+            members.insert("memory_mib".to_owned(), shape.size.mib.into());
+            let vcpus = shape.size.vcpus;
+            members.extend(vcpus.map(|vcpus| ("vcpus".to_owned(), vcpus.into())));
             members.insert(MR_TD.to_owned(), hex::encode(self.mr_td).into());
             members.insert(self.binding.field().to_owned(), self.binding.hex().into());
             Value::Object(members)
         };
-        json_lines(&Value::Array(self.shapes.iter().map(shape).collect()))
+        self.shapes.iter().map(shape).collect()
     }
 
-    pub(in super::super) fn reference_values(&self) -> anyhow::Result<Vec<u8>> {
-        let hex = |digests: &[Digest]| digests.iter().map(hex::encode).collect::<Vec<_>>();
-        let mut values = json!({
-            MR_TD: [hex::encode(self.mr_td)],
-            RTMR_1: hex(&self.register(1)),
-            RTMR_2: hex(&self.register(2)),
-        });
-        if let (Some(xfam), Some(members)) = (self.xfam, values.as_object_mut()) {
-            members.insert(XFAM.to_owned(), json!([hex::encode(xfam)]));
+    pub(in super::super) fn refer(&self, all: &mut References) {
+        all.digest(MR_TD, self.mr_td);
+        for shape in &self.shapes {
+            let [rtmr_0, rtmr_1, rtmr_2] = shape.rtmrs;
+            all.digest(RTMR_1, rtmr_1);
+            all.digest(RTMR_2, rtmr_2);
+            if self.rtmr_0 {
+                all.digest(RTMR_0, rtmr_0);
+            }
         }
-        json_lines(&values)
-    }
-
-    pub(in super::super) fn draft(&self, id: &str) -> Draft {
-        let draft = Draft::new(id)
-            .digests(MR_TD, [&self.mr_td])
-            .digests(RTMR_1, &self.register(1))
-            .digests(RTMR_2, &self.register(2));
-        match self.xfam {
-            Some(xfam) => draft.raw(XFAM, &xfam),
-            None => draft,
+        if let Some(xfam) = self.xfam {
+            all.xfam(xfam);
         }
-    }
-
-    /// A register's values, each once.
-    fn register(&self, register: usize) -> Vec<Digest> {
-        let all = self
-            .shapes
-            .iter()
-            .filter_map(|shape| shape.rtmrs.get(register));
-        let mut all: Vec<_> = all.copied().collect();
-        all.sort_unstable();
-        all.dedup();
-        all
     }
 }

@@ -1,0 +1,54 @@
+//! What is predicted of one launch, whichever TEE it is of.
+
+use serde_json::Value;
+
+use super::{output, references::References, tdx};
+
+/// What the hardware will report.
+pub(super) enum Prediction {
+    Snp(output::Predicted),
+    Tdx(tdx::Predicted),
+}
+
+impl Prediction {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Snp(predicted) => predicted.text(),
+            Self::Tdx(predicted) => predicted.text(),
+        }
+    }
+
+    /// Each shape with all that its launch needs.
+    pub(super) fn shapes(&self) -> Vec<Value> {
+        match self {
+            Self::Snp(predicted) => predicted.shapes(),
+            Self::Tdx(predicted) => predicted.shapes(),
+        }
+    }
+
+    /// Adds what a broker is told to expect.
+    pub(super) fn refer(&self, all: &mut References) {
+        match self {
+            Self::Snp(predicted) => predicted.refer(all),
+            Self::Tdx(predicted) => predicted.refer(all),
+        }
+    }
+
+    /// Tells what a document for a broker has not.
+    pub(super) fn warn(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Snp(predicted) => predicted.warn(),
+            Self::Tdx(predicted) => predicted.warn(),
+        }
+    }
+
+    /// Whether another kernel, initramfs or command line makes another measurement.
+    pub(super) fn says_what_is_booted(&self) -> bool {
+        match self {
+            Self::Snp(predicted) => predicted.kernel_hashes,
+            // A TD's firmware measures what it boots.
+            Self::Tdx(_) => true,
+        }
+    }
+}
