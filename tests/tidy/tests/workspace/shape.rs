@@ -8,7 +8,7 @@ const FILE_SOFT: usize = 400;
 /// Lines, tests included, that no file may pass.
 const FILE_HARD: usize = 700;
 /// Files that may be above [`FILE_SOFT`].
-const FILE_BUDGET: usize = 1;
+const FILE_BUDGET: usize = 2;
 /// Lines that no function may pass.
 const FUNCTION_HARD: usize = 100;
 /// Methods of a trait.
