@@ -1,6 +1,6 @@
 //! The workspace as data, for the tests that hold its invariants.
 //!
-//! DESIGN says who may depend on whom, and the house style says how big a file or a function may
+//! They say who may depend on whom, and how big a file or a function may
 //! grow. Rules that nobody runs rot, so `tests/` beside this library checks each of them on every
 //! `make test`. Here is only what those tests share: [`tree`] lists files as git sees them,
 //! [`source`] reads Rust without being fooled by strings and comments, [`graph`] knows which crate

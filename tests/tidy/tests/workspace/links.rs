@@ -1,5 +1,4 @@
-//! Who may depend on whom: DESIGN section 3, and the invariants at the end of the style guide's
-//! section 5. A trust line is only as good as the link line that keeps it.
+//! Who may depend on whom. A trust line is only as good as the link line that keeps it.
 
 use std::path::Path;
 
