@@ -150,7 +150,10 @@ impl Slots {
             return Err(place::too_much("one file"));
         }
         let mut table = self.table();
-        check_room(&table, set::held(&file.path, bytes))?;
+        let before = table
+            .get(slot)
+            .map_or(0, |slot| slot.lent_bytes(&file.path));
+        check_room(&table, set::held(&file.path, bytes).saturating_sub(before))?;
         match table.get_mut(slot).filter(|slot| slot.lends(set)) {
             Some(slot) => slot.replace(file, secret, &self.room),
             None => Ok(None),

@@ -289,19 +289,29 @@ impl Images {
         self.proof.as_ref().map(|proof| proof.attester.kind())
     }
 
-    /// Measures a policy that comes after the launch, before it decides anything. No token that does not say so is
-    /// used any more.
+    /// Measures a policy that comes after the launch, before it decides anything.
     ///
     /// # Errors
     /// It was not measured.
     pub async fn record_policy(&self, rego: &str) -> Result<(), GuestError> {
-        if let Some(proof) = &self.proof {
-            proof.record_policy(Some(rego)).await?;
+        match &self.proof {
+            Some(proof) => proof.record_policy(Some(rego)).await,
+            None => Ok(()),
         }
-        if let Some(broker) = &self.broker {
-            broker.forget().await;
+    }
+
+    /// Does what changes the guest: no token of the guest before is used after it.
+    ///
+    /// # Errors
+    /// Those of the change.
+    pub async fn change(
+        &self,
+        change: impl Future<Output = Result<(), GuestError>>,
+    ) -> Result<(), GuestError> {
+        match &self.broker {
+            Some(broker) => broker.change(change).await,
+            None => change.await,
         }
-        Ok(())
     }
 
     /// Measures an image before anything of it can run.

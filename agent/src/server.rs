@@ -425,9 +425,14 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::SetPolicyRequest,
     ) -> ttrpc::Result<Empty> {
-        let rego = request.policy.clone();
-        let recorded = self.sandbox.images().record_policy(&rego);
-        done!(self.gate.replace(request, recorded).await)
+        let (gate, sandbox) = (Arc::clone(&self.gate), Arc::clone(&self.sandbox));
+        // Whoever asks may go away: what is recorded is then in force all the same.
+        let replacing = tokio::spawn(async move {
+            let (rego, images) = (request.policy.clone(), sandbox.images());
+            let recorded = images.record_policy(&rego);
+            images.change(gate.replace(request, recorded)).await
+        });
+        done!(replacing.await.or_internal("policy", "replace it")?)
     }
 
     async fn get_diagnostic_data(

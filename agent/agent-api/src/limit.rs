@@ -87,9 +87,9 @@ pub const MAX_CONTENT_SLOTS: usize = 4096;
 /// Sets of a pod that are not whole yet: each holds open directories.
 pub const MAX_CONTENT_STAGES: usize = 64;
 
-/// Files of a pod with secrets that are lent: each is open in the agent. A set that is replaced counts for as long as
-/// its files are not empty.
-pub const MAX_LENT_FILES: usize = 512;
+/// Files of a volume with secrets that are lent; a pod has twice as many, those of a set that was replaced among them
+/// for as long as they are not empty. Each is open in the agent.
+pub const MAX_LENT_FILES: usize = 256;
 
 /// What is read of a termination message, in bytes: the kubelet keeps as much.
 pub const MAX_TERMINATION_MESSAGE: usize = 4096;

@@ -169,6 +169,15 @@ impl Slot {
         Ok(written)
     }
 
+    /// Bytes that a lent file holds, shown or taken away.
+    pub(super) fn lent_bytes(&self, path: &str) -> usize {
+        let sizes = self.lent.as_ref().map(|lent| &lent.sizes);
+        sizes
+            .and_then(|sizes| sizes.get(path))
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// Takes a lent file out of the set that is seen, and then shows it as another set, for those who watch. What fails
     /// can be tried again; the first of both needs neither room nor any other file.
     pub(super) fn withdraw(&mut self, path: &str, room: &Room) -> Result<(), GuestError> {
@@ -219,6 +228,7 @@ impl Slot {
 impl Staged {
     /// Writes what is lent and may still be read; the rest has to be asked for first.
     fn write_loans(&mut self, room: &Room) -> Result<Vec<(Loan, Option<Written>)>, GuestError> {
+        Room::check(self.loans.len())?;
         let loans = std::mem::take(&mut self.loans);
         let write = |loan: Loan| {
             let written = match loan.term.is_over() {

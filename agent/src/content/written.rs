@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::PHASE;
 
-/// Room for the lent files of a pod.
+/// Room for the lent files of a pod: those that are seen, and as many that were a moment ago.
 #[derive(Debug, Clone)]
 pub(super) struct Room(Arc<Semaphore>);
 
@@ -29,19 +29,29 @@ pub(super) struct Written {
 
 impl Default for Room {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(limit::MAX_LENT_FILES)))
+        Self(Arc::new(Semaphore::new(2 * limit::MAX_LENT_FILES)))
     }
 }
 
 impl Room {
+    /// Whether one set may have so many.
+    pub(super) fn check(files: usize) -> Result<(), GuestError> {
+        match files <= limit::MAX_LENT_FILES {
+            true => Ok(()),
+            false => Err(too_many("a volume", limit::MAX_LENT_FILES)),
+        }
+    }
+
     /// A place for one more.
     pub(super) fn take(&self) -> Result<OwnedSemaphorePermit, GuestError> {
-        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
-            let most = limit::MAX_LENT_FILES;
-            let message = format!("the pod would have more than {most} files with a lease");
-            GuestError::new(ErrorCode::ResourceExhausted, PHASE, message)
-        })
+        let place = Arc::clone(&self.0).try_acquire_owned();
+        place.map_err(|_| too_many("the pod", 2 * limit::MAX_LENT_FILES))
     }
+}
+
+fn too_many(whose: &str, most: usize) -> GuestError {
+    let message = format!("{whose} would have more than {most} files with a lease");
+    GuestError::new(ErrorCode::ResourceExhausted, PHASE, message)
 }
 
 impl Written {

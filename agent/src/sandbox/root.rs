@@ -58,6 +58,10 @@ impl Sandbox {
         let is_pull = |storage: &&agent::Storage| storage.driver == image::DRIVER;
         let is_stack = |storage: &&agent::Storage| storage.driver == image::STACK;
         let is_root = |storage: &&agent::Storage| is_pull(storage) || is_stack(storage);
+        if self.images.tee().is_some() && !request.storages.iter().any(|it| is_pull(&it)) {
+            let message = "a confidential guest runs what it pulls and measures itself: set experimental = [\"force_guest_pull\"], or use cloister-snapshotter";
+            return Err(invalid("create", message));
+        }
         for storage in request.storages.iter().filter(|storage| !is_root(storage)) {
             if storage.driver == storage::LOCAL_DRIVER {
                 self.images.ready().await?;
@@ -70,10 +74,6 @@ impl Sandbox {
         }
         let mut pulls = request.storages.iter().filter(is_pull);
         let Some(pull) = pulls.next() else {
-            if self.images.tee().is_some() {
-                let message = "a confidential guest runs what it pulls and measures itself: set experimental = [\"force_guest_pull\"], or use cloister-snapshotter";
-                return Err(invalid("create", message));
-            }
             if let Some(stack) = request.storages.iter().find(is_stack) {
                 if users.is_some() {
                     let message = "layers that are disks of the host have no mapped owners: use another snapshotter, or hostUsers: true";

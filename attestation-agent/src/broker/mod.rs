@@ -64,6 +64,8 @@ pub struct Attestation {
 struct State {
     session: Option<Arc<Session>>,
     last_failure: Option<BrokerError>,
+    /// How often what the guest is governed by has changed.
+    changes: u64,
 }
 
 struct Session {
@@ -123,9 +125,17 @@ impl Broker {
         Ok(self.session(deadline, None).await?.attestation)
     }
 
-    /// Drops the token: what happened since is in the next one, for which the guest attests again when it is asked for.
-    pub async fn forget(&self) {
-        self.state.lock().await.session = None;
+    /// Does what changes the guest while nothing is asked for and nobody attests, and drops the token: the next one
+    /// is of the changed guest. A change that fails drops none.
+    ///
+    /// # Errors
+    /// Those of the change.
+    pub async fn change<E>(&self, change: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        let mut state = self.state.lock().await;
+        change.await?;
+        state.session = None;
+        state.changes += 1;
+        Ok(())
     }
 
     /// The broker's token for this guest. It attests first where that is needed.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Attestation, Broker};
+use super::{Attestation, Broker, State};
 use crate::broker::retry::Deadline;
 
 impl Broker {
@@ -20,13 +20,14 @@ impl Broker {
     }
 
     async fn renew(&self) {
-        let before = self.number().await;
+        let Some(before) = self.current().await else {
+            return;
+        };
         let started = Instant::now();
         let outcome = self.handshake(Deadline::after(self.deadline)).await;
         let took = started.elapsed();
         let mut state = self.state.lock().await;
-        let current = state.session.as_ref();
-        if current.map(|session| session.attestation.number) != before {
+        if state.current() != Some(before) {
             return;
         }
         match outcome {
@@ -39,9 +40,16 @@ impl Broker {
         }
     }
 
-    async fn number(&self) -> Option<u64> {
-        let state = self.state.lock().await;
-        Some(state.session.as_ref()?.attestation.number)
+    async fn current(&self) -> Option<(u64, u64)> {
+        self.state.lock().await.current()
+    }
+}
+
+impl State {
+    /// Which token of which guest.
+    fn current(&self) -> Option<(u64, u64)> {
+        let session = self.session.as_ref()?;
+        Some((session.attestation.number, self.changes))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A token that the broker takes no more, or that ends soon, is renewed: once, and before anybody waits for it.
 
 use std::{
+    future::ready,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -25,13 +26,15 @@ async fn a_token_that_is_no_longer_taken_is_renewed_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_forgotten_is_not_used_again() {
+async fn the_token_of_a_guest_that_changed_is_not_used_again() {
     let (script, broker) = pair().await;
     broker.attest().await.unwrap();
-    broker.forget().await;
-    assert_eq!(script.count("attest"), 1);
+    assert_eq!(broker.change(ready(Err(1))).await, Err(1));
     assert!(broker.resource(&uri()).await.is_ok());
-    assert_eq!((script.count("attest"), script.count("resource")), (2, 1));
+    assert_eq!(script.count("attest"), 1);
+    broker.change(ready(Ok::<_, ()>(()))).await.unwrap();
+    assert!(broker.resource(&uri()).await.is_ok());
+    assert_eq!((script.count("attest"), script.count("resource")), (2, 2));
 }
 
 #[tokio::test]

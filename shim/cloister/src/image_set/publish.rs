@@ -196,10 +196,11 @@ fn is_among(old: &Listed, new: &Value) -> bool {
     members(&old.value).is_subset(&new)
 }
 
-/// Whether the new values would have RTMR0 judged of guests that are good now and of which it is not known.
+/// Whether the new values would have RTMR0 judged of guests that are good, now or later, and of which it is not known.
 fn refuses_others(old: &[Listed], new: &Value) -> bool {
     let known = |it: &Listed| it.name == RTMR_0 && it.holds;
-    let other = |it: &Listed| it.name == RTMR_1 && it.holds && !is_among(it, new);
+    let good = |it: &Listed| it.holds || it.not_before.is_some();
+    let other = |it: &Listed| it.name == RTMR_1 && good(it) && !is_among(it, new);
     new.get(RTMR_0).is_some() && !old.iter().any(known) && old.iter().any(other)
 }
 

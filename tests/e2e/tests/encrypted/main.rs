@@ -322,6 +322,13 @@ fn nothing_leaks_while_it_runs(
     let read = stage.containerd.ctr(&[&exec[..], &words].concat()).unwrap();
     assert_eq!(read.stdout, format!("{MARKER}\n"), "{}", read.report());
     assert_eq!(stage.search_host(needles).unwrap(), Vec::<PathBuf>::new());
+    // What is measured are words that the kernel was really given.
+    let words = ["/bin/cat", "/proc/cmdline"];
+    let exec = ["task", "exec", "--exec-id", "c", held.id];
+    let given = stage.containerd.ctr(&[&exec[..], &words].concat()).unwrap();
+    let given: Vec<_> = given.stdout.split_whitespace().collect();
+    let measured = measured_command_line(stage);
+    assert!(measured.split(' ').all(|word| given.contains(&word)));
     secrets_are_opened_and_the_policy_says_who_reads_which(stage, held.id);
     a_lent_secret_goes_when_it_is_revoked(stage, held.id);
     volumes.are_noise_on_the_host(stage, held.id);
