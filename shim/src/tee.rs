@@ -262,8 +262,10 @@ mod tests {
     #[test]
     fn an_igvm_file_is_read_and_has_the_policy_that_is_configured() {
         let directory = tempfile::tempdir().unwrap();
-        let mut config = Config::default();
-        config.tee = Tee::Snp;
+        let mut config = Config {
+            tee: Tee::Snp,
+            ..Config::default()
+        };
         config.vm.kernel = kernel(directory.path(), b"HdrS");
         let path = directory.path().join("guest.igvm");
         config.vm.igvm = Some(path.clone());

@@ -31,7 +31,7 @@ impl TdxAttester {
         }
     }
 
-    fn failed(&self, cause: impl ToString) -> AttestError {
+    fn failed(&self, cause: &dyn std::fmt::Display) -> AttestError {
         AttestError::Report {
             tee: self.kind,
             cause: cause.to_string(),
@@ -41,11 +41,11 @@ impl TdxAttester {
     fn quote(&self, report_data: &[u8]) -> Result<Vec<u8>, AttestError> {
         let asked = padded(report_data)?;
         let report = self.platform.report(&asked);
-        let quote = report.map_err(|error| self.failed(error))?.outblob;
-        let parsed = Quote::parse(&quote).map_err(|error| self.failed(error))?;
+        let quote = report.map_err(|error| self.failed(&error))?.outblob;
+        let parsed = Quote::parse(&quote).map_err(|error| self.failed(&error))?;
         match parsed.body.report_data == asked {
             true => Ok(quote),
-            false => Err(self.failed("the quote is over other data")),
+            false => Err(self.failed(&"the quote is over other data")),
         }
     }
 
@@ -54,11 +54,11 @@ impl TdxAttester {
         let boot = self
             .platform
             .boot_log()
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| self.failed(&error))?;
         let mut log = match boot {
             Some(mut log) => {
                 let read = eventlog::EventLog::parse(&log);
-                let length = read.map_err(|error| self.failed(error))?.bytes();
+                let length = read.map_err(|error| self.failed(&error))?.bytes();
                 log.truncate(length);
                 log
             }
@@ -81,9 +81,9 @@ impl Attester for TdxAttester {
         let evidence = self.log.held(|entries| {
             let log = self.whole_log(entries)?;
             let evidence = TdxEvidence::new(&self.quote(report_data)?, log);
-            evidence.map_err(|error| self.failed(error))
+            evidence.map_err(|error| self.failed(&error))
         });
-        let evidence = evidence.map_err(|error| self.failed(error))??;
+        let evidence = evidence.map_err(|error| self.failed(&error))??;
         serde_json::to_value(evidence).map_err(|error| AttestError::Evidence {
             tee: self.kind,
             cause: error.to_string(),
@@ -91,7 +91,7 @@ impl Attester for TdxAttester {
     }
 
     fn launch_bound(&self) -> Result<Vec<u8>, AttestError> {
-        let quote = Quote::parse(&self.quote(&[])?).map_err(|error| self.failed(error))?;
+        let quote = Quote::parse(&self.quote(&[])?).map_err(|error| self.failed(&error))?;
         Ok(quote.body.mr_config_id.to_vec())
     }
 }

@@ -107,7 +107,7 @@ async fn the_key_of_a_sealed_secret_is_asked_for_before_it_is_fetched() {
     guest.asked.refuse("verify");
     let (status, text) = http(&guest.serving, "POST /cdh/unseal", &sealed).await;
     assert_eq!((status, text.as_str()), (403, "not this"));
-    assert_eq!(guest.asked.taken(), [verify.clone()]);
+    assert_eq!(guest.asked.taken(), std::slice::from_ref(&verify));
     assert_eq!(guest.script.count("auth"), 0);
 
     // Whatever is the matter with the key, the caller hears the same: here it is no JWK, then it does not come.

@@ -81,6 +81,10 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "each directive is loaded once"
+    )]
     fn take(&mut self, directive: Directive<'a>) -> Result<(), IgvmError> {
         match directive {
             Directive::Platform { mask, kind } if kind == SNP => self.platform(mask),

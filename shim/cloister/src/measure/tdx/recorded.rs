@@ -44,9 +44,9 @@ impl TdxArgs {
             firmware: format!("{place}/{FIRMWARE}"),
             command_line: command_line.to_owned(),
             dialect: (*dialect).to_owned(),
-            page_order: word(self.page_order),
-            kernel_form: word(self.kernel_form),
-            secure_boot: word(self.secure_boot),
+            page_order: word(&self.page_order),
+            kernel_form: word(&self.kernel_form),
+            secure_boot: word(&self.secure_boot),
             authorities: self.authority.iter().map(hex::encode).collect(),
             xfam: self.xfam.map(hex::encode),
             rtmr_0: !self.no_rtmr_0,
@@ -128,7 +128,7 @@ fn tables(shape: &TdShape, manifest: &Manifest, dir: &Path) -> anyhow::Result<Di
 }
 
 /// A choice as its flag takes it.
-fn word(choice: impl ValueEnum) -> String {
+fn word(choice: &impl ValueEnum) -> String {
     let value = choice.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
