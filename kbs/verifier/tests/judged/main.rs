@@ -6,6 +6,7 @@ mod development;
 #[path = "../tdx_development/mod.rs"]
 mod tdx_development;
 
+mod random;
 mod snp_mutations;
 mod snp_simulated;
 mod snp_vectors;

@@ -2,29 +2,13 @@
 //! accepted unless it says the same.
 
 use crate::development;
+use crate::random::Random;
 
 use development::{Case, ROOTS, platforms};
 use evidence::snp::SnpEvidence;
 use verifier::snp::{self, Vek};
 
 const EACH: usize = 25_000;
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let word = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        usize::try_from(word).unwrap() % end
-    }
-
-    fn byte(&mut self) -> u8 {
-        u8::try_from(self.below(256)).unwrap()
-    }
-}
 
 fn json(seed: u64, mutate: fn(&mut Random, &mut Vec<u8>)) {
     let mut random = Random(seed);

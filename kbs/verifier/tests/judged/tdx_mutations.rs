@@ -1,6 +1,7 @@
 //! 100,000 seeded mutations of valid evidence, as JSON and as bytes: none panics, and none is
 //! accepted unless it says the same.
 
+use crate::random::Random;
 use crate::tdx_development;
 
 use evidence::tdx::TdxEvidence;
@@ -12,23 +13,6 @@ use verifier::{
 };
 
 const EACH: usize = 25_000;
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let word = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
-        usize::try_from(word).unwrap() % end
-    }
-
-    fn byte(&mut self) -> u8 {
-        u8::try_from(self.below(256)).unwrap()
-    }
-}
 
 struct Sound {
     case: Case,
