@@ -16,6 +16,7 @@ pub mod mutate;
 mod rule;
 mod secret;
 mod signature;
+mod snp;
 mod tdx;
 mod vsock;
 
@@ -41,6 +42,7 @@ pub fn targets() -> Vec<Target> {
         rule::TARGETS,
         secret::TARGETS,
         signature::TARGETS,
+        snp::TARGETS,
         tdx::TARGETS,
         vsock::TARGETS,
     ]
