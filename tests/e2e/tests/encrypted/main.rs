@@ -15,7 +15,7 @@ use secrets::{
     secrets_are_opened_and_the_policy_says_who_reads_which, workloads_policy,
 };
 
-use support::image::Recipe;
+use support::image::{Entry, Recipe};
 use support::init_data::InitData;
 use support::pod::{Pod, Settings};
 use support::run::within;
@@ -34,7 +34,7 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
     let stage = Stage::simulated().unwrap();
     let key = stage.key("image.key").unwrap();
     let image = stage
-        .push_encrypted(&Recipe::busybox(MARKER).unwrap(), "secret", &key, KEY_ID)
+        .push_encrypted(&of_six_layers(), "secret", &key, KEY_ID)
         .unwrap();
     let broker = stage.broker().unwrap();
     let init_data = InitData::new(Some(broker), Some(&stage.registry), &workloads_policy());
@@ -121,6 +121,24 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
         with_cause(&stage, &predicted.report())
     );
     a_field_that_says_something_else_stops_the_guest(&stage, &image, &init_data);
+}
+
+/// Each is encrypted with a key of its own.
+fn of_six_layers() -> Recipe {
+    let mut recipe = Recipe::busybox(MARKER).unwrap();
+    for number in recipe.layers.len()..6 {
+        let path = format!("layer-{number}");
+        let file = Entry::File(path, 0o644, number.to_string().into_bytes());
+        recipe.layers.push(vec![file]);
+    }
+    recipe
+}
+
+/// Attestations in the broker's record.
+fn attestations(stage: &Stage) -> usize {
+    let entries = ["record", "export", "--kind", "attest"];
+    let entries = stage.broker().unwrap().owner(&entries).unwrap();
+    entries.stdout.lines().count()
 }
 
 /// What was said, and the broker's explanation of its ticket, where it has one.
@@ -314,6 +332,7 @@ fn nothing_leaks_while_it_runs(
     needles: &[&[u8]],
     volumes: &Volumes,
 ) {
+    let before = attestations(stage);
     let started = stage.run(held).unwrap();
     let report = started.report();
     assert_eq!(started.code, 0, "{report}\n{}", stage.log_tail());
@@ -331,6 +350,8 @@ fn nothing_leaks_while_it_runs(
     assert!(measured.split(' ').all(|word| given.contains(&word)));
     secrets_are_opened_and_the_policy_says_who_reads_which(stage, held.id);
     a_lent_secret_goes_when_it_is_revoked(stage, held.id);
+    // Six layers, three secrets and the key that verifies them, each lease renewed: one proof.
+    assert_eq!(attestations(stage) - before, 1);
     volumes.are_noise_on_the_host(stage, held.id);
     stage.containerd.remove(held.id);
 }
