@@ -132,7 +132,7 @@ impl TeeKeyPair {
     }
 
     fn unwrap(&self, header: &Header, wrapped: &[u8]) -> Result<ContentKey, JweError> {
-        match &self.0 {
+        match &self.private {
             PrivateKey::P256(key) => unwrap_ec(P256_CURVE, key, header, wrapped),
             PrivateKey::P521(key) => unwrap_ec(P521_CURVE, key, header, wrapped),
             PrivateKey::Rsa(key) => {

@@ -117,7 +117,11 @@ pub enum KeyKind {
     missing_debug_implementations,
     reason = "a secret has no printable form"
 )]
-pub struct TeeKeyPair(pub(crate) PrivateKey);
+pub struct TeeKeyPair {
+    pub(crate) private: PrivateKey,
+    /// Computed once: it is as much work as an agreement.
+    public: TeePubKey,
+}
 
 pub(crate) enum PrivateKey {
     P256(p256::SecretKey),
@@ -132,22 +136,30 @@ impl TeeKeyPair {
     /// When RSA finds no primes.
     pub fn generate(kind: KeyKind) -> Result<Self, KeyError> {
         let mut rng = rand::rng();
-        Ok(Self(match kind {
+        let private = match kind {
             KeyKind::P256 => PrivateKey::P256(SecretKey::generate_from_rng(&mut rng)),
             KeyKind::P521 => PrivateKey::P521(SecretKey::generate_from_rng(&mut rng)),
             KeyKind::Rsa2048 => PrivateKey::Rsa(Box::new(
                 rsa::PrivateKey::new(&mut rng, RSA_BITS).map_err(|_| KeyError::Generate)?,
             )),
-        }))
+        };
+        let public = private.public();
+        Ok(Self { private, public })
     }
 
     /// The public half.
     #[must_use]
     pub fn public(&self) -> TeePubKey {
-        match &self.0 {
-            PrivateKey::P256(key) => ec(P256_CURVE, &key.public_key()),
-            PrivateKey::P521(key) => ec(P521_CURVE, &key.public_key()),
-            PrivateKey::Rsa(key) => TeePubKey::Rsa {
+        self.public.clone()
+    }
+}
+
+impl PrivateKey {
+    fn public(&self) -> TeePubKey {
+        match self {
+            Self::P256(key) => ec(P256_CURVE, &key.public_key()),
+            Self::P521(key) => ec(P521_CURVE, &key.public_key()),
+            Self::Rsa(key) => TeePubKey::Rsa {
                 alg: RSA_OAEP_256.to_owned(),
                 n: encode(&key.n().to_be_bytes_trimmed_vartime()),
                 e: encode(&key.e().to_be_bytes_trimmed_vartime()),
