@@ -8,11 +8,14 @@ use std::time::Duration;
 use aes_kw::{KeyInit, KwAes256};
 use anyhow::{Result, anyhow};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
+use ring::agreement::{
+    ECDH_P256, EphemeralPrivateKey, PublicKey, UnparsedPublicKey, agree_ephemeral,
+};
 use ring::rand::SystemRandom;
 use ring::signature::{
-    self, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED,
-    ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED,
+    ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair, Signature,
+    UnparsedPublicKey as UnparsedKey,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -64,49 +67,15 @@ impl Crypto {
     /// # Errors
     /// When the library fails.
     pub fn measure() -> Result<Self> {
-        let random = SystemRandom::new();
-        let report = vec![7; REPORT_BYTES];
-        let chip = key(&ECDSA_P384_SHA384_FIXED_SIGNING, &random)?;
-        let report_signature = chip.sign(&random, &report).map_err(failed)?;
-        let chip_public = signature::UnparsedPublicKey::new(
-            &ECDSA_P384_SHA384_FIXED,
-            chip.public_key().as_ref().to_vec(),
-        );
-        let token = vec![b'x'; TOKEN_BYTES];
-        let signer = key(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
-        let token_signature = signer.sign(&random, &token).map_err(failed)?;
-        let signer_public = signature::UnparsedPublicKey::new(
-            &ECDSA_P256_SHA256_FIXED,
-            signer.public_key().as_ref().to_vec(),
-        );
-        let guest = EphemeralPrivateKey::generate(&ECDH_P256, &random)
-            .and_then(|key| key.compute_public_key())
-            .map_err(failed)?;
-        let pair = || EphemeralPrivateKey::generate(&ECDH_P256, &random).map_err(failed);
-        let both = micros(|| {
-            let agreed = agree_ephemeral(
-                pair()?,
-                &UnparsedPublicKey::new(&ECDH_P256, guest.as_ref()),
-                |secret| secret[0],
-            );
-            agreed.map(drop).map_err(failed)
-        })?;
-        let key_pair = micros(|| {
-            let public = pair()?.compute_public_key();
-            public.map(drop).map_err(failed)
-        })?;
+        let work = Work::new()?;
+        let both = micros(|| work.agree())?;
+        let key_pair = micros(|| work.key_pair())?;
         // A private key serves once, so the agreement is what remains of both.
-        let private = micros(|| pair().map(drop))?;
+        let private = micros(|| work.pair().map(drop))?;
         Ok(Self {
-            report_verify: micros(|| {
-                let verified = chip_public.verify(&report, report_signature.as_ref());
-                verified.map_err(failed)
-            })?,
-            token_sign: micros(|| signer.sign(&random, &token).map(drop).map_err(failed))?,
-            token_verify: micros(|| {
-                let verified = signer_public.verify(&token, token_signature.as_ref());
-                verified.map_err(failed)
-            })?,
+            report_verify: micros(|| work.report_verify())?,
+            token_sign: micros(|| work.token_sign())?,
+            token_verify: micros(|| work.token_verify())?,
             key_pair,
             agreement: both - private,
             wraps: micros(wraps)?,
@@ -125,6 +94,114 @@ impl Crypto {
             agreement: of(|one| one.agreement),
             wraps: of(|one| one.wraps),
         }
+    }
+}
+
+/// The operations, each as often as it is asked for.
+#[expect(missing_debug_implementations, reason = "the library's keys have none")]
+pub struct Work {
+    random: SystemRandom,
+    report: Vec<u8>,
+    report_signature: Signature,
+    chip: UnparsedKey<Vec<u8>>,
+    token: Vec<u8>,
+    token_signature: Signature,
+    signer: EcdsaKeyPair,
+    other_end: PublicKey,
+}
+
+impl Work {
+    /// With keys of its own.
+    ///
+    /// # Errors
+    /// When the library fails.
+    pub fn new() -> Result<Self> {
+        let random = SystemRandom::new();
+        let report = vec![7; REPORT_BYTES];
+        let chip = key(&ECDSA_P384_SHA384_FIXED_SIGNING, &random)?;
+        let token = vec![b'x'; TOKEN_BYTES];
+        let signer = key(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
+        let other_end = EphemeralPrivateKey::generate(&ECDH_P256, &random)
+            .and_then(|key| key.compute_public_key())
+            .map_err(failed)?;
+        let public = chip.public_key().as_ref().to_vec();
+        Ok(Self {
+            report_signature: chip.sign(&random, &report).map_err(failed)?,
+            chip: UnparsedKey::new(&ECDSA_P384_SHA384_FIXED, public),
+            token_signature: signer.sign(&random, &token).map_err(failed)?,
+            random,
+            report,
+            token,
+            signer,
+            other_end,
+        })
+    }
+
+    /// The broker's part of an attestation.
+    ///
+    /// # Errors
+    /// When the library fails.
+    pub fn attestation(&self) -> Result<()> {
+        self.report_verify()?;
+        self.token_sign()
+    }
+
+    /// The broker's part of a release.
+    ///
+    /// # Errors
+    /// When the library fails.
+    pub fn release(&self) -> Result<()> {
+        self.token_verify()?;
+        self.exchange()
+    }
+
+    /// A key pair, its agreement with the other end's key and a content key wrapped: the broker's part for one
+    /// secret, and as long as the guest's.
+    ///
+    /// # Errors
+    /// When the library fails.
+    pub fn exchange(&self) -> Result<()> {
+        let pair = self.pair()?;
+        pair.compute_public_key().map_err(failed)?;
+        self.agree_by(pair)?;
+        wraps()
+    }
+
+    fn key_pair(&self) -> Result<()> {
+        let public = self.pair()?.compute_public_key();
+        public.map(drop).map_err(failed)
+    }
+
+    fn report_verify(&self) -> Result<()> {
+        let verified = self
+            .chip
+            .verify(&self.report, self.report_signature.as_ref());
+        verified.map_err(failed)
+    }
+
+    fn token_sign(&self) -> Result<()> {
+        let signed = self.signer.sign(&self.random, &self.token);
+        signed.map(drop).map_err(failed)
+    }
+
+    fn token_verify(&self) -> Result<()> {
+        let public = UnparsedKey::new(&ECDSA_P256_SHA256_FIXED, self.signer.public_key().as_ref());
+        let verified = public.verify(&self.token, self.token_signature.as_ref());
+        verified.map_err(failed)
+    }
+
+    fn pair(&self) -> Result<EphemeralPrivateKey> {
+        EphemeralPrivateKey::generate(&ECDH_P256, &self.random).map_err(failed)
+    }
+
+    fn agree(&self) -> Result<()> {
+        self.agree_by(self.pair()?)
+    }
+
+    fn agree_by(&self, pair: EphemeralPrivateKey) -> Result<()> {
+        let other_end = UnparsedPublicKey::new(&ECDH_P256, self.other_end.as_ref());
+        let agreed = agree_ephemeral(pair, &other_end, |secret| secret[0]);
+        agreed.map(drop).map_err(failed)
     }
 }
 
