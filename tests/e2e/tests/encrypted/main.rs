@@ -24,6 +24,8 @@ use support::timeline::PHASES;
 use support::{dev_tee, need, product};
 
 const MARKER: &str = "only-the-guest-may-read-this";
+/// Of the image of which a pod attests once.
+const LAYERS: usize = 6;
 const REFUSAL: Duration = Duration::from_secs(60);
 
 #[test]
@@ -126,7 +128,7 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
 /// Each is encrypted with a key of its own.
 fn of_six_layers() -> Recipe {
     let mut recipe = Recipe::busybox(MARKER).unwrap();
-    for number in recipe.layers.len()..6 {
+    for number in recipe.layers.len()..LAYERS {
         let path = format!("layer-{number}");
         let file = Entry::File(path, 0o644, number.to_string().into_bytes());
         recipe.layers.push(vec![file]);
@@ -313,7 +315,11 @@ fn a_field_that_says_something_else_stops_the_guest(
 fn later_pods_had_the_layers_from_the_nodes_mirror(stage: &Stage, image: &str) {
     let manifest = stage.registry.manifest(image).unwrap();
     let log = stage.registry.log();
-    for layer in manifest["layers"].as_array().unwrap() {
+    let layers = manifest["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), LAYERS);
+    for layer in layers {
+        let kind = layer["mediaType"].as_str().unwrap();
+        assert!(kind.ends_with("+encrypted"), "{kind}");
         let digest = layer["digest"].as_str().unwrap();
         let request = format!("\"GET /v2/secret/blobs/{digest}");
         let pulls = log.matches(&request).count();
