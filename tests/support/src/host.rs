@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -216,6 +216,20 @@ pub fn files_with(dirs: &[PathBuf], needles: &[&[u8]]) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// KiB of memory that a process has for itself. Pages of files are none of it: the kernel takes those of an idle process
+/// away and brings them back as it likes, so that a process may seem to grow which does not.
+///
+/// # Errors
+/// When there is no such process.
+pub fn own_kib(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let own = |line: &str| {
+        let kib = line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?;
+        kib.trim().parse().ok()
+    };
+    { status.lines().find_map(own) }.context("the kernel does not say how much memory it has")
 }
 
 /// Whether `needle`, which is not empty, stands in `bytes`.

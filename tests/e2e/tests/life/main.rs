@@ -246,7 +246,7 @@ fn crowds_leave_a_shim_as_it_was() {
     for warm in 0..10 {
         node.exec("life-main", &format!("warm{warm}"));
     }
-    let (shim, agent) = (node.rss_kib(), node.agent_pss_kib("life-pod"));
+    let (shim, agent) = (node.shim_kib(), node.agent_pss_kib("life-pod"));
     for number in 0..execs {
         assert_eq!(node.exec("life-main", &format!("e{number}")), "alive\n");
     }
@@ -254,7 +254,7 @@ fn crowds_leave_a_shim_as_it_was() {
     for number in 0..containers {
         node.member(&format!("life-c{number}"), "container");
     }
-    println!("with {containers} containers: shim {} KiB", node.rss_kib());
+    println!("with {containers} containers: shim {} KiB", node.shim_kib());
     for number in 0..containers {
         node.stage.containerd.remove(&format!("life-c{number}"));
     }
@@ -273,7 +273,7 @@ fn crowds_leave_a_shim_as_it_was() {
 
 #[track_caller]
 fn flat(node: &Node, shim: u64, agent: u64, what: &str) {
-    let (shim_now, agent_now) = (node.rss_kib(), node.agent_pss_kib("life-pod"));
+    let (shim_now, agent_now) = (node.shim_kib(), node.agent_pss_kib("life-pod"));
     println!("after {what}: shim {shim} -> {shim_now} KiB, agent {agent} -> {agent_now} KiB");
     assert!(shim_now <= shim + FLAT_KIB, "the shim grew");
     assert!(agent_now <= agent + FLAT_KIB, "the agent grew");

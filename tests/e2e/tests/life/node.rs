@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::containerd::NAMESPACE;
-use support::host::{Leftovers, processes_of};
+use support::host::{Leftovers, own_kib, processes_of};
 use support::image::Recipe;
 use support::pod::{Pod, Settings};
 use support::stage::{START, Stage};
@@ -123,19 +123,8 @@ impl Node {
         }
     }
 
-    pub(crate) fn rss_kib(&self) -> u64 {
-        let pid = self.pids(SHIM)[0];
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
-        line.trim()
-            .strip_suffix("kB")
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap()
+    pub(crate) fn shim_kib(&self) -> u64 {
+        own_kib(self.pids(SHIM)[0]).unwrap()
     }
 
     pub(crate) fn agent_pss_kib(&self, id: &str) -> u64 {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use support::host::{own_kib, processes_of};
 use support::image::Recipe;
 use support::pod::{Pod, Settings};
 use support::run::{Finished, Running};
@@ -102,16 +103,12 @@ impl Place {
 
     /// What the shim has in memory.
     pub(crate) fn shim_kib(&self) -> u64 {
-        let all = support::host::processes_of(self.stage.state.path());
+        let all = processes_of(self.stage.state.path());
         let mut shims = all.iter().filter(|process| {
             process.command.contains("containerd-shim-cloister-v2")
                 && process.command.contains(" pod")
         });
-        let pid = shims.next().unwrap().pid;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.unwrap().trim().trim_end_matches(" kB");
-        kib.trim().parse().unwrap()
+        own_kib(shims.next().unwrap().pid).unwrap()
     }
 
     /// Runs a process whose outputs go elsewhere.

@@ -59,9 +59,9 @@ fn no_mutation_is_accepted_or_fails_the_broker() {
         .div_ceil(SLICE);
     let warm = WARM_UP.min(slices / 2);
     let mut faults = all(&served, 0..warm, &tally);
-    let before = served.resident_mib();
+    let before = served.own_mib();
     faults.extend(all(&served, warm..slices, &tally));
-    let after = served.resident_mib();
+    let after = served.own_mib();
     println!(
         "{} requests in {:.0} s; the broker has {after} MiB after {before} MiB: {:?}",
         slices * SLICE,

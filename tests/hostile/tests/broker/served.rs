@@ -11,6 +11,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use kbs_protocol::PREFIX;
 use serde_json::json;
 use support::State;
+use support::host::own_kib;
 use support::product;
 use support::registry::free_port;
 use support::run::{Service, within};
@@ -70,12 +71,9 @@ impl Served {
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
     }
 
-    /// Its resident memory in MiB.
-    pub(crate) fn resident_mib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.service.pid())).unwrap();
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = kib.unwrap().trim().strip_suffix("kB").unwrap();
-        kib.trim().parse::<u64>().unwrap() / 1024
+    /// MiB of memory that it has for itself.
+    pub(crate) fn own_mib(&self) -> u64 {
+        own_kib(self.service.pid().as_raw()).unwrap() / 1024
     }
 
     pub(crate) fn log(&self) -> String {
