@@ -34,8 +34,8 @@ use zeroize::Zeroizing;
 use crate::fault::OrFail;
 use crate::module::Ability;
 
-pub use ask::{Encryption, truth};
-pub use ext4::{LARGEST, SMALLEST};
+pub use ask::{Encryption, Treatment, truth};
+pub use ext4::{FILES, FILES_OF_VOLUME, LARGEST, SMALLEST};
 
 /// The image's name for the modules that encrypted disks need.
 pub const ABILITY: &str = "encryption";
@@ -84,6 +84,15 @@ impl Key {
     }
 }
 
+/// How much of a disk is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it, because somebody asked for a disk of this size.
+    Whole,
+    /// As much as leaves memory for the tags of others: nobody asked for a size.
+    Fitting,
+}
+
 /// How a disk is encrypted.
 #[derive(Debug)]
 pub enum Cipher {
@@ -111,18 +120,24 @@ impl Crypt {
         }
     }
 
-    /// Maps a whole disk, under a name that no other has. It may wait for the disk.
+    /// Maps a disk, under a name that no other has. It may wait for the disk.
     ///
     /// # Errors
     ///
     /// The disk has no whole number of sectors, the memory is too small for its tags, or names the step.
-    pub fn open(&self, name: &str, disk: &Path, cipher: &Cipher) -> Result<Mapped, GuestError> {
+    pub fn open(
+        &self,
+        name: &str,
+        disk: &Path,
+        cipher: &Cipher,
+        extent: Extent,
+    ) -> Result<Mapped, GuestError> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(modules) = modules.take() {
             modules.load().or_internal(PHASE, "load")?;
         }
         drop(modules);
-        Mapped::whole(name, disk, cipher, &self.memory)
+        Mapped::disk(name, disk, cipher, extent, &self.memory)
     }
 
     /// Holds what stays until the guest ends, and the memory of its tags with it.
@@ -154,6 +169,14 @@ impl Memory {
         let of = Arc::clone(self);
         added.is_ok().then(|| Taken { of, bytes })
     }
+
+    /// Bytes of a disk of `size` bytes whose tags leave at least half of what there is to others; none where that
+    /// is too little for a file system.
+    fn fitting(&self, size: u64, total: u64) -> Option<u64> {
+        let left = (total / MEMORY_PART).saturating_sub(self.0.load(Ordering::Relaxed));
+        let most = (left / 2).saturating_sub(TAG_HEAD) / TAG * SECTOR;
+        Some(size.min(most)).filter(|bytes| *bytes >= SMALLEST.min(size))
+    }
 }
 
 impl Drop for Taken {
@@ -165,12 +188,32 @@ impl Drop for Taken {
 /// A disk as it is seen decrypted.
 #[derive(Debug)]
 pub struct Mapped {
-    name: String,
+    stack: Stack,
     node: PathBuf,
     bytes: u64,
-    has_tags: bool,
     /// What its tags may take, where that is counted.
     _memory: Option<Taken>,
+}
+
+/// Devices of the kernel's mapper, each over the one before.
+#[derive(Debug, Default)]
+struct Stack(Vec<String>);
+
+impl Stack {
+    fn map(&mut self, name: String, target: &device::Target) -> Result<PathBuf, GuestError> {
+        let node = device::map(&name, target).or_internal(PHASE, format!("dm-{}", target.kind))?;
+        self.0.push(name);
+        Ok(node)
+    }
+
+    /// Unmaps them from the top.
+    fn close(&mut self) -> io::Result<()> {
+        while let Some(name) = self.0.last() {
+            device::unmap(name)?;
+            self.0.pop();
+        }
+        Ok(())
+    }
 }
 
 impl Mapped {
@@ -181,45 +224,30 @@ impl Mapped {
     ///
     /// Names the step.
     pub fn authenticated(name: &str, disk: &Path, bytes: u64) -> Result<Self, GuestError> {
-        let (tags, open) =
-            device::in_memory(tags(bytes)).or_internal(PHASE, "a device for tags")?;
-        let integrity = device::Target {
-            kind: "integrity",
-            sectors: bytes / 512,
-            parameters: Zeroizing::new(integrity_table(disk, &tags)),
-        };
-        let below = tags_name(name);
-        let integrity = device::map(&below, &integrity).or_internal(PHASE, "dm-integrity")?;
-        // It is in use now, and goes with its user.
-        drop(open);
-        let crypt = device::Target {
-            kind: "crypt",
-            sectors: bytes / 512,
-            parameters: authenticated_table(&integrity)?,
-        };
-        let node = device::map(name, &crypt).or_internal(PHASE, "dm-crypt");
+        let mut stack = Stack::default();
+        let node = authenticate(&mut stack, name, disk, bytes);
         if node.is_err() {
-            // Nobody would know of it.
-            let _ = device::unmap(&below);
+            // Nobody would know of them.
+            let _ = stack.close();
         }
         Ok(Self {
-            name: name.to_owned(),
             node: node?,
+            stack,
             bytes,
-            has_tags: true,
             _memory: None,
         })
     }
 
-    /// Maps a whole disk.
+    /// Maps a disk.
     ///
     /// # Errors
     ///
     /// The disk has no whole number of sectors, the memory is too small for its tags, or names the step.
-    fn whole(
+    fn disk(
         name: &str,
         disk: &Path,
         cipher: &Cipher,
+        extent: Extent,
         memory: &Arc<Memory>,
     ) -> Result<Self, GuestError> {
         let bytes = size_of(disk).or_internal(PHASE, disk.display())?;
@@ -229,6 +257,10 @@ impl Mapped {
         }
         match cipher {
             Cipher::Authenticated => {
+                let bytes = match extent {
+                    Extent::Whole => bytes,
+                    Extent::Fitting => memory.fitting(bytes, memory_size()).unwrap_or(bytes),
+                };
                 let taken = memory.take(tags(bytes), memory_size()).ok_or_else(|| {
                     let text = format!(
                         "the tags of a disk of {bytes} bytes take up to {} bytes of memory, of which an \
@@ -250,12 +282,12 @@ impl Mapped {
                     sectors: bytes / 512,
                     parameters: plain_table(disk, key),
                 };
-                let node = device::map(name, &crypt).or_internal(PHASE, "dm-crypt")?;
+                let mut stack = Stack::default();
+                let node = stack.map(name.to_owned(), &crypt)?;
                 Ok(Self {
-                    name: name.to_owned(),
                     node,
+                    stack,
                     bytes,
-                    has_tags: false,
                     _memory: None,
                 })
             }
@@ -268,13 +300,13 @@ impl Mapped {
         &self.node
     }
 
-    /// Makes an empty file system on it.
+    /// Makes an empty file system on it, for so many files.
     ///
     /// # Errors
     ///
     /// The disk is smaller than [`SMALLEST`] or larger than [`LARGEST`], or as write(2) fails.
-    pub fn format(&self) -> Result<(), GuestError> {
-        format(&self.node, self.bytes).or_internal(PHASE, "make a file system")
+    pub fn format(&self, files: u64) -> Result<(), GuestError> {
+        format(&self.node, self.bytes, files)
     }
 
     /// Ends it as soon as nothing has it mounted or open any more; the key and the tags go with it.
@@ -282,13 +314,45 @@ impl Mapped {
     /// # Errors
     ///
     /// As the kernel refuses; it is mapped until the guest ends then.
-    pub fn close(self) -> io::Result<()> {
-        device::unmap(&self.name)?;
-        match self.has_tags {
-            true => device::unmap(&tags_name(&self.name)),
-            false => Ok(()),
-        }
+    pub fn close(mut self) -> io::Result<()> {
+        self.stack.close()
     }
+}
+
+/// Maps the first `bytes` bytes of a disk with tags in memory; answers the node.
+fn authenticate(
+    stack: &mut Stack,
+    name: &str,
+    disk: &Path,
+    bytes: u64,
+) -> Result<PathBuf, GuestError> {
+    let size = size_of(disk).or_internal(PHASE, disk.display())?;
+    let sectors = bytes / 512;
+    let mut below = disk.to_owned();
+    if bytes < size {
+        // dm-integrity has tags for all of what is below it.
+        let part = device::Target {
+            kind: "linear",
+            sectors,
+            parameters: Zeroizing::new(format!("{} 0", disk.display())),
+        };
+        below = stack.map(format!("{name}-part"), &part)?;
+    }
+    let (tags, open) = device::in_memory(tags(bytes)).or_internal(PHASE, "a device for tags")?;
+    let integrity = device::Target {
+        kind: "integrity",
+        sectors,
+        parameters: Zeroizing::new(integrity_table(&below, &tags)),
+    };
+    let integrity = stack.map(format!("{name}-tags"), &integrity)?;
+    // It is in use now, and goes with its user.
+    drop(open);
+    let crypt = device::Target {
+        kind: "crypt",
+        sectors,
+        parameters: authenticated_table(&integrity)?,
+    };
+    stack.map(name.to_owned(), &crypt)
 }
 
 /// How much of a disk of `size` bytes is used with tags in a guest of `memory` bytes, and whether it is the memory
@@ -320,10 +384,6 @@ pub fn memory_size() -> u64 {
 /// It does not open.
 pub fn size_of(disk: &Path) -> io::Result<u64> {
     File::open(disk)?.seek(SeekFrom::End(0))
-}
-
-fn tags_name(name: &str) -> String {
-    format!("{name}-tags")
 }
 
 /// Data goes straight to its place (`D`): a write that a crash tears is lost with all the others.
@@ -375,11 +435,20 @@ fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, GuestError> {
     Ok(bytes)
 }
 
-fn format(device: &Path, bytes: u64) -> io::Result<()> {
+/// Makes an empty file system on the first `bytes` bytes of a device, for so many files.
+///
+/// # Errors
+///
+/// There are fewer than [`SMALLEST`] or more than [`LARGEST`], or as write(2) fails.
+pub fn format(device: &Path, bytes: u64, files: u64) -> Result<(), GuestError> {
+    write_file_system(device, bytes, files).or_internal(PHASE, "make a file system")
+}
+
+fn write_file_system(device: &Path, bytes: u64, files: u64) -> io::Result<()> {
     let uuid = random().map_err(io::Error::other)?;
     let device = File::options().write(true).open(device)?;
     let mut waiting = 0;
-    ext4::format(bytes, *uuid, |at, data| {
+    ext4::format(bytes, files, *uuid, |at, data| {
         device.write_all_at(data, at)?;
         waiting += data.len() as u64;
         // A small guest has no memory for the metadata of a large disk.
@@ -416,6 +485,23 @@ mod tests {
         assert!(memory.take(60, 800).is_some(), "and it was dropped at once");
         drop(second);
         assert!(memory.take(100, 800).is_some());
+    }
+
+    #[test]
+    fn volumes_of_no_size_leave_half_of_the_memory_to_those_that_come_after() {
+        let memory = Arc::new(Memory::default());
+        let total = 2 << 30;
+        let mut all = Vec::new();
+        let mut last = u64::MAX;
+        while let Some(bytes) = memory.fitting(1 << 40, total) {
+            assert!(bytes < last && bytes % SECTOR == 0, "{bytes}");
+            last = bytes;
+            all.push(memory.take(tags(bytes), total).unwrap());
+        }
+        assert!((4..64).contains(&all.len()), "{}", all.len());
+        drop(all);
+        assert_eq!(memory.fitting(1 << 30, total), Some(1 << 30));
+        assert_eq!(memory.fitting(1 << 40, 1 << 20), None);
     }
 
     #[test]

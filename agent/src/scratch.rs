@@ -130,7 +130,7 @@ impl Disk {
     pub fn set_up(&self, modules: Ability) -> Result<(), GuestError> {
         modules.load().or_internal(PHASE, "load")?;
         let mapped = Mapped::authenticated(NAME, &self.node, self.bytes)?;
-        mapped.format()?;
+        mapped.format(crypt::FILES)?;
         fs::create_dir_all(path::IMAGE).or_internal(PHASE, path::IMAGE)?;
         // Nothing has to survive a crash, so nothing waits for the host's disk.
         let options = c"errors=remount-ro,barrier=0";

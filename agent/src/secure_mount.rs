@@ -14,7 +14,7 @@ use agent_api::{ErrorCode, GuestError};
 use attestation_agent::api::MountRequest;
 use rustix::mount::{MountFlags, mount};
 
-use crate::crypt::{Cipher, Crypt, Encryption, truth};
+use crate::crypt::{self, Cipher, Crypt, Encryption, Extent, truth};
 use crate::fault::{OrFail, invalid};
 use crate::image::Images;
 use crate::path;
@@ -97,9 +97,9 @@ impl Asked {
         let node = self.node.find()?;
         let point = path::directory(PHASE, &self.point.display().to_string())?;
         let name = format!("secure-{}", node.display().to_string().replace('/', "-"));
-        let mapped = crypt.open(&name, &node, cipher)?;
+        let mapped = crypt.open(&name, &node, cipher, Extent::Whole)?;
         let formatted = match self.encryption.formats() {
-            true => mapped.format(),
+            true => mapped.format(crypt::FILES),
             false => Ok(()),
         };
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;

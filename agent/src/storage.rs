@@ -3,7 +3,7 @@
 //! Containers of a pod name the same mount point more than once (an `emptyDir`, the shared
 //! directory): the first use mounts, the last release unmounts. An `emptyDir` is the pod's, whose container may
 //! come back: it stays until the VM ends. On disk it lies where images do, so on the scratch disk where
-//! the guest uses one.
+//! the guest uses one, or on a disk of its own (`shared`, in Kata's words).
 
 mod disk;
 mod options;
@@ -217,10 +217,12 @@ impl Use {
             && known.fs_group == storage.fs_group
             && known.options == storage.options
             && known.driver_options == storage.driver_options
+            && known.shared == storage.shared
     }
 
     fn is_of_pod(&self) -> bool {
-        OF_POD.contains(&self.storage.driver.as_str())
+        let agent::Storage { driver, shared, .. } = &self.storage;
+        OF_POD.contains(&driver.as_str()) || (driver == crate::disk::DRIVER && *shared)
     }
 }
 
@@ -402,10 +404,12 @@ mod tests {
             mapped: None,
         };
         assert!(known.is(&storage));
-        let (mut other, mut given) = (storage.clone(), storage.clone());
+        let (mut other, mut given, mut pods) = (storage.clone(), storage.clone(), storage.clone());
         other.fstype = "xfs".into();
         given.fs_group.mut_or_insert_default().group_id = 7;
-        assert!(!known.is(&other) && !known.is(&given));
+        pods.shared = true;
+        assert!(!known.is(&other) && !known.is(&given) && !known.is(&pods));
+        assert!(!known.is_of_pod());
         let mut clear = storage;
         clear.driver_options = vec!["encryption_key=ephemeral".into()];
         assert!(!known.is(&clear));

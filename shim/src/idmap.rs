@@ -4,20 +4,18 @@
 //!
 //! What maps is a user namespace. A child that is in a new one is there until it has been given its mappings.
 //! <https://docs.kernel.org/filesystems/idmappings.html>
-#![expect(unsafe_code, reason = "there is no safe wrapper for mount_setattr(2)")]
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::process::{ChildStderr, Command, Stdio};
 
-use nix::libc;
 use nix::sched::{CloneFlags, unshare};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::spec::oci::IdMapping;
+use crate::tree::{Reach, Tree};
 
 /// The verb by which this program waits in a new user namespace.
 pub const USERS: &str = "users";
@@ -67,49 +65,19 @@ impl Users {
         taken.map(Self)
     }
 
+    /// The namespace.
+    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Mounts a directory or file on another with its owners mapped.
     ///
     /// # Errors
     /// EINVAL where its file system does not map owners.
-    pub fn bind(&self, source: &Path, target: &Path, with_below: bool) -> io::Result<()> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        if with_below {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
-        }
-        let tree = open_tree(rustix::fs::CWD, source, flags)?;
-        self.map(&tree, with_below)?;
-        let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        Ok(move_mount(&tree, c"", rustix::fs::CWD, target, whole)?)
-    }
-
-    fn map(&self, tree: &OwnedFd, with_below: bool) -> io::Result<()> {
-        let attributes = libc::mount_attr {
-            attr_set: libc::MOUNT_ATTR_IDMAP,
-            attr_clr: 0,
-            // Undoing it later must not undo anything of the host's.
-            propagation: libc::MS_PRIVATE,
-            userns_fd: u64::try_from(self.0.as_raw_fd()).map_err(io::Error::other)?,
-        };
-        let mut flags = libc::AT_EMPTY_PATH;
-        if with_below {
-            flags |= libc::AT_RECURSIVE;
-        }
-        // SAFETY: both descriptors are open, and the kernel only reads the path and as much of the attributes as
-        // the size says; all outlive the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                tree.as_raw_fd(),
-                c"".as_ptr(),
-                flags,
-                &raw const attributes,
-                size_of::<libc::mount_attr>(),
-            )
-        };
-        match result {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+    pub(crate) fn bind(&self, source: &Path, target: &Path, reach: Reach) -> io::Result<()> {
+        let tree = Tree::of(source, reach)?;
+        tree.map_owners(self.namespace(), reach)?;
+        tree.attach(target)
     }
 }
 
@@ -204,7 +172,7 @@ pub(crate) mod tests {
         fs::create_dir(&source).unwrap();
         fs::create_dir(&target).unwrap();
         fs::write(source.join("root"), "").unwrap();
-        users.bind(&source, &target, true).unwrap();
+        users.bind(&source, &target, Reach::All).unwrap();
         let owner = |path: &Path| fs::metadata(path).unwrap().uid();
         assert_eq!(owner(&target.join("root")), 100_000);
         chown(target.join("root"), Some(100_007), None).unwrap();
@@ -216,7 +184,7 @@ pub(crate) mod tests {
     fn a_file_system_that_does_not_map_is_told() {
         let Some(users) = users() else { return };
         let target = tempfile::tempdir().unwrap();
-        let error = users.bind(Path::new("/proc"), target.path(), false);
-        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        let error = users.bind(Path::new("/proc"), target.path(), Reach::Top);
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(nix::libc::EINVAL));
     }
 }

@@ -53,5 +53,6 @@ pub mod task;
 pub mod tee;
 pub mod telemetry;
 pub mod timeline;
+pub mod tree;
 pub mod virtiofs;
 pub mod volume;

@@ -5,6 +5,7 @@
 //! | `encryption_key=ephemeral` | a key that is made in the guest and ends with it. Kata asks for `create_filesystem` beside it, and so do we: what was on the disk is lost |
 //! | `encryption_key=kbs:///…` | the key is at the owner's broker: 64 bytes, of a disk that its owner has prepared |
 //! | `data_integrity=false` | an ephemeral disk without tags, which take memory |
+//! | `create_filesystem` alone | a disk that is formatted and not encrypted: in a plain guest, for a volume of the pod's own |
 //!
 //! A disk with a key of the broker's is never formatted here: whoever could have that done would turn the owner's
 //! data into an empty volume, which a program may take for a first start.
@@ -24,7 +25,55 @@ const EPHEMERAL: &str = "ephemeral";
 const CREATE: &str = "create_filesystem";
 const INTEGRITY: &str = "data_integrity";
 
-/// What is asked.
+/// What is done with a disk before it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Treatment {
+    /// Nothing.
+    AsItIs,
+    /// It is formatted.
+    Formatted,
+    /// It is decrypted.
+    Encrypted(Encryption),
+}
+
+impl Treatment {
+    /// That of a storage's driver options.
+    ///
+    /// # Errors
+    ///
+    /// Names the option.
+    pub fn of(options: &[String]) -> Result<Self, GuestError> {
+        match options {
+            [] => Ok(Self::AsItIs),
+            [option] if option == CREATE => Ok(Self::Formatted),
+            _ => Encryption::of(options).map(Self::Encrypted),
+        }
+    }
+
+    /// Whether what was on the disk is lost.
+    #[must_use]
+    pub fn formats(&self) -> bool {
+        match self {
+            Self::AsItIs => false,
+            Self::Formatted => true,
+            Self::Encrypted(encryption) => encryption.formats(),
+        }
+    }
+
+    /// The cipher, with its key.
+    ///
+    /// # Errors
+    ///
+    /// The key does not come, or is none.
+    pub async fn cipher(&self, images: &Images) -> Result<Option<Cipher>, GuestError> {
+        match self {
+            Self::AsItIs | Self::Formatted => Ok(None),
+            Self::Encrypted(encryption) => encryption.cipher(images).await.map(Some),
+        }
+    }
+}
+
+/// How a disk is encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encryption {
     /// With a key that is made in the guest, and formatted.
@@ -37,12 +86,8 @@ pub enum Encryption {
 }
 
 impl Encryption {
-    /// That of a storage's driver options; none where they say nothing.
-    ///
-    /// # Errors
-    ///
-    /// Names the option.
-    pub fn of(options: &[String]) -> Result<Option<Self>, GuestError> {
+    /// That of a storage's driver options, of which there is one.
+    fn of(options: &[String]) -> Result<Self, GuestError> {
         let (mut key, mut creates, mut integrity) = (None, false, None);
         for option in options {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -62,22 +107,17 @@ impl Encryption {
                 return Err(invalid(PHASE, format!("{name} is said twice")));
             }
         }
-        let Some(key) = key else {
-            return match options.first() {
-                None => Ok(None),
-                Some(_) => Err(invalid(PHASE, format!("{CREATE}, {INTEGRITY} need {KEY}"))),
-            };
-        };
+        let key = key.ok_or_else(|| invalid(PHASE, format!("{INTEGRITY} needs {KEY}")))?;
         match (key == EPHEMERAL, creates, integrity) {
-            (true, true, _) => Ok(Some(Self::Ephemeral {
+            (true, true, _) => Ok(Self::Ephemeral {
                 authenticated: integrity.unwrap_or(true),
-            })),
+            }),
             (true, false, _) => {
                 let text =
                     format!("{KEY}={EPHEMERAL} needs {CREATE}: nothing is left of what was there");
                 Err(invalid(PHASE, text))
             }
-            (false, false, None) => Self::keyed(key).map(Some),
+            (false, false, None) => Self::keyed(key),
             (false, ..) => {
                 let text = format!(
                     "{CREATE}, {INTEGRITY} are for {KEY}={EPHEMERAL}: a disk whose key is the owner's is formatted by its owner"
@@ -155,23 +195,27 @@ fn shown(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn asked(options: &[&str]) -> Result<Option<Encryption>, String> {
+    fn asked(options: &[&str]) -> Result<Treatment, String> {
         let options: Vec<_> = options.iter().map(|one| (*one).to_owned()).collect();
-        Encryption::of(&options).map_err(|error| error.message)
+        Treatment::of(&options).map_err(|error| error.message)
     }
 
     #[test]
     fn a_disk_of_the_guests_own_is_formatted_and_one_of_the_owners_is_not() {
-        let ephemeral = |authenticated| Ok(Some(Encryption::Ephemeral { authenticated }));
-        assert_eq!(asked(&[]), Ok(None));
+        let ephemeral = |authenticated| {
+            let encryption = Encryption::Ephemeral { authenticated };
+            Ok(Treatment::Encrypted(encryption))
+        };
+        assert_eq!(asked(&[]), Ok(Treatment::AsItIs));
+        assert_eq!(asked(&["create_filesystem"]), Ok(Treatment::Formatted));
         let kata = ["encryption_key=ephemeral", "create_filesystem"];
         assert_eq!(asked(&kata), ephemeral(true));
         let without = ["create_filesystem", "data_integrity=false", kata[0]];
         assert_eq!(asked(&without), ephemeral(false));
         let keyed = asked(&["encryption_key=kbs:///default/disk/key"]);
-        let keyed = keyed.unwrap().unwrap();
+        let keyed = keyed.unwrap();
         assert!(!keyed.formats());
-        let Encryption::Keyed(uri) = keyed else {
+        let Treatment::Encrypted(Encryption::Keyed(uri)) = keyed else {
             panic!("{keyed:?}")
         };
         assert_eq!(uri.to_string(), "kbs:///default/disk/key");
@@ -181,7 +225,10 @@ mod tests {
     fn what_would_not_be_done_is_refused_by_name() {
         for (options, told) in [
             (&["encryption_key=ephemeral"][..], "needs create_filesystem"),
-            (&["create_filesystem"], "need encryption_key"),
+            (
+                &["create_filesystem", "data_integrity=false"],
+                "needs encryption_key",
+            ),
             (
                 &["create_filesystem=1", "encryption_key=ephemeral"],
                 "\"create_filesystem=1\"",

@@ -1,4 +1,4 @@
-//! Makes an ext4 file system, in the one shape that an encrypted disk of the guest's own needs: no journal, because nothing
+//! Makes an ext4 file system, in the one shape that a disk of the guest's own needs: no journal, because nothing
 //! is read after a crash; no checksums, because the layer below authenticates every block; no spare
 //! copies of the superblock. The layout is that of the kernel's `Documentation/filesystems/ext4`.
 //!
@@ -9,7 +9,8 @@
 //!
 //! The device below has no valid tag for a block that was never written, and reading one is an error.
 //! So every block that the kernel reads before it has written it itself is written here, the tables of
-//! inodes too: two files that are made at once may share a block of them.
+//! inodes too: two files that are made at once may share a block of them. That is most of what an empty file
+//! system takes of the host's disk, and grows with the number of files that there may be: 256 bytes for each.
 
 use std::io;
 
@@ -23,8 +24,10 @@ const INODE: u64 = 256;
 const BLOCK_INODES: u64 = BLOCK / INODE;
 /// Inodes of a group: one for 16 KiB, as mke2fs(8) has them. Each has to be zeroed first.
 const GROUP_INODES: u64 = 8192;
-/// Inodes of a disk, but for one so large that a block of them in each group makes more.
-const INODES: u64 = 1 << 20;
+/// Files of a disk by itself, but for one so large that a block of inodes in each group makes more.
+pub const FILES: u64 = 1 << 20;
+/// The same of a pod's volume, to whose limit what an empty one takes is counted: 32 MiB.
+pub const FILES_OF_VOLUME: u64 = 1 << 17;
 /// Bytes of a group's descriptor.
 const DESCRIPTOR: u64 = 32;
 /// Zeroes are written this many bytes at a time.
@@ -65,14 +68,14 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(bytes: u64) -> Option<Self> {
+    fn of(bytes: u64, files: u64) -> Option<Self> {
         if !(SMALLEST..=LARGEST).contains(&bytes) {
             return None;
         }
         // The number of the last block must fit as well.
         let blocks = (bytes / BLOCK).min(u64::from(u32::MAX));
         let groups = blocks.div_ceil(GROUP_BLOCKS);
-        let table = (INODES / groups).min(GROUP_INODES).div_ceil(BLOCK_INODES);
+        let table = (files / groups).min(GROUP_INODES).div_ceil(BLOCK_INODES);
         let block_bitmaps = 1 + (groups * DESCRIPTOR).div_ceil(BLOCK);
         let inode_bitmaps = block_bitmaps + groups;
         let tables = inode_bitmaps + groups;
@@ -103,18 +106,19 @@ impl Layout {
     }
 }
 
-/// Writes a file system of `bytes` bytes through `write`, which takes a place and what goes there:
-/// always whole blocks.
+/// Writes a file system of `bytes` bytes for `files` files through `write`, which takes a place and what goes
+/// there: always whole blocks.
 ///
 /// # Errors
 ///
 /// The disk is smaller than [`SMALLEST`] or larger than [`LARGEST`], or `write`'s own.
 pub(super) fn format(
     bytes: u64,
+    files: u64,
     uuid: [u8; 16],
     mut write: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let layout = Layout::of(bytes).ok_or_else(|| {
+    let layout = Layout::of(bytes, files).ok_or_else(|| {
         let text = format!("{bytes} bytes, and a file system has {SMALLEST} to {LARGEST}");
         io::Error::new(io::ErrorKind::InvalidInput, text)
     })?;
@@ -317,20 +321,20 @@ mod tests {
 
     use super::*;
 
-    fn checked(bytes: u64) {
+    fn checked(bytes: u64, files: u64) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         let file = File::create(&path).unwrap();
         file.set_len(bytes).unwrap();
         let mut written = std::collections::BTreeSet::new();
-        format(bytes, [7; 16], |at, data| {
+        format(bytes, files, [7; 16], |at, data| {
             assert_eq!((at % BLOCK, data.len() as u64 % BLOCK), (0, 0));
             written.extend((at / BLOCK)..(at + data.len() as u64) / BLOCK);
             file.write_all_at(data, at)
         })
         .unwrap();
         // Metadata without a gap: the device below answers for no block that was never written.
-        let layout = Layout::of(bytes).unwrap();
+        let layout = Layout::of(bytes, files).unwrap();
         assert!(written.iter().copied().eq(0..layout.free), "{bytes}");
         for tool in ["e2fsck", "/usr/sbin/e2fsck", "/sbin/e2fsck"] {
             if let Ok(output) = Command::new(tool).args(["-fn"]).arg(&path).output() {
@@ -358,14 +362,17 @@ mod tests {
             3 * group + 12_345,
             2 << 30,
         ] {
-            checked(bytes);
+            checked(bytes, FILES);
         }
+        checked(2 << 30, FILES_OF_VOLUME / 8);
     }
 
     #[test]
     fn a_disk_that_is_too_small_or_too_large_is_refused() {
         for bytes in [0, SMALLEST - 1, LARGEST + 1] {
-            let error = format(bytes, [0; 16], |_, _| panic!("{bytes} was written to"));
+            let error = format(bytes, FILES, [0; 16], |_, _| {
+                panic!("{bytes} was written to")
+            });
             assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
     }
@@ -373,9 +380,14 @@ mod tests {
     #[test]
     fn a_large_disk_does_not_have_more_to_zero() {
         for bytes in [32 << 30, 1 << 40, LARGEST] {
-            let layout = Layout::of(bytes).unwrap();
+            let layout = Layout::of(bytes, FILES).unwrap();
             assert!(layout.groups * layout.table * BLOCK <= 512 << 20, "{bytes}");
             assert!(layout.free < layout.blocks, "{bytes}");
+        }
+        // Of a pod's volume, all that is written: its limit may be small.
+        for bytes in [4 << 30, 32 << 30, 256 << 30] {
+            let layout = Layout::of(bytes, FILES_OF_VOLUME).unwrap();
+            assert!(layout.free * BLOCK <= 49 << 20, "{bytes}: {}", layout.free);
         }
     }
 }

@@ -10,7 +10,7 @@ use image_rs::pull::Layers;
 use super::Sandbox;
 use super::create::bundle;
 use super::making::Maker;
-use crate::crypt::Encryption;
+use crate::crypt::Treatment;
 use crate::fault::{OrFail, invalid};
 use crate::image::{self, Rootfs};
 use crate::path;
@@ -109,27 +109,24 @@ impl Sandbox {
         held: &mut Held,
         maker: &Maker,
     ) -> Result<PathBuf, GuestError> {
-        let encryption = Encryption::of(&storage.driver_options)?;
-        let cipher = async {
-            match &encryption {
-                Some(encryption) => encryption.cipher(&self.images).await.map(Some),
-                None => Ok(None),
-            }
-        };
+        let treatment = Treatment::of(&storage.driver_options)?;
         let cipher = tokio::select! {
             biased;
             () = maker.cancelled() => return Err(Maker::unwanted()),
-            cipher = cipher => cipher?,
+            cipher = treatment.cipher(&self.images) => cipher?,
         };
         let disk = self.disks.acquire(&storage.source, cipher.is_some());
         let disk = disk.await?;
-        held.disks.push(storage.source.clone());
+        // What is the pod's has its disk until the VM ends.
+        if !storage.shared {
+            held.disks.push(storage.source.clone());
+        }
         self.disks.prepare(&storage.fstype).await?;
         let volume = OnDisk {
             disk,
             crypt: Arc::clone(&self.crypt),
             cipher,
-            formats: encryption.is_some_and(|encryption| encryption.formats()),
+            formats: treatment.formats(),
             unwanted: maker.cancel(),
         };
         self.storages.attach_disk(storage, volume).await

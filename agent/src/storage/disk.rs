@@ -1,5 +1,8 @@
 //! A file system on a disk that the host added: a volume, or a container's root.
 //!
+//! A volume that is the pod's own (`shared`) is an emptyDir: it is empty, anybody may write to it, and nobody asked
+//! for a size.
+//!
 //! What belongs to a group of the pod (`fsGroup`) is given to it here, because no one else mounts it: each
 //! file that is not the group's yet, or none of them where the top is already and the request says that this
 //! is enough.
@@ -16,7 +19,7 @@ use tokio::sync::watch;
 
 use super::options::mount_options;
 use super::{OnDisk, PHASE};
-use crate::crypt::Mapped;
+use crate::crypt::{self, Extent, Mapped};
 use crate::fault::{OrFail, invalid};
 
 /// Where disks are mounted; the place that Kata's agent knows.
@@ -32,6 +35,12 @@ const DIRECTORY: u32 = 0o2770;
 
 /// What the owner of no data waits for.
 const NOT_KEPT: &str = "barrier=0,errors=remount-ro";
+/// The host gets its room back.
+const DISCARD: &str = "discard";
+/// Who may write to an emptyDir.
+const ANYBODY: u32 = 0o777;
+/// What a file system has that was made, and an emptyDir has not.
+const LOST: &str = "lost+found";
 
 /// Mounts a disk; answers what it is decrypted by.
 pub(super) fn mount(
@@ -55,7 +64,11 @@ pub(super) fn mount(
     let mapped = match &on.cipher {
         Some(cipher) => {
             let name = format!("volume-{}", storage.source);
-            Some(on.crypt.open(&name, &on.disk.node(), cipher)?)
+            let extent = match storage.shared {
+                true => Extent::Fitting,
+                false => Extent::Whole,
+            };
+            Some(on.crypt.open(&name, &on.disk.node(), cipher, extent)?)
         }
         None => None,
     };
@@ -78,9 +91,19 @@ fn mount_on(
     point: &Path,
 ) -> Result<(), GuestError> {
     let mut options = storage.options.clone();
-    if let Some(mapped) = mapped.filter(|_| on.formats) {
-        mapped.format()?;
+    if on.formats {
+        let files = match storage.shared {
+            true => crypt::FILES_OF_VOLUME,
+            false => crypt::FILES,
+        };
         options.push(NOT_KEPT.to_owned());
+        match mapped {
+            Some(mapped) => mapped.format(files)?,
+            None => {
+                format_clear(&on.disk.node(), files)?;
+                options.push(DISCARD.to_owned());
+            }
+        }
     }
     let (flags, data) = mount_options(&options)?;
     let node = mapped.map_or_else(|| on.disk.node(), |mapped| mapped.node().to_owned());
@@ -99,16 +122,33 @@ fn mount_on(
         _ => text,
     };
     mounted.or_fail(ErrorCode::FailedPrecondition, PHASE, text)?;
-    let given = match storage.fs_group.as_ref() {
+    let emptied = match storage.shared && on.formats {
+        true => to_empty_dir(point),
+        false => Ok(()),
+    };
+    let given = emptied.and_then(|()| match storage.fs_group.as_ref() {
         Some(group) if !flags.contains(MountFlags::RDONLY) => give(point, group, &on.unwanted),
         _ => Ok(()),
-    };
+    });
     if given.is_err() {
         // Nobody would know of it.
         let _ = unmount(point, UnmountFlags::DETACH);
     }
-    let text = format!("give {} to its group", point.display());
+    let text = format!("give {} to those who use it", point.display());
     given.or_fail(ErrorCode::FailedPrecondition, PHASE, text)
+}
+
+/// Makes an empty file system on a disk as it is.
+fn format_clear(node: &Path, files: u64) -> Result<(), GuestError> {
+    let bytes = crypt::size_of(node).or_internal(PHASE, node.display())?;
+    let bytes = (bytes / crypt::SECTOR * crypt::SECTOR).min(crypt::LARGEST);
+    crypt::format(node, bytes, files)
+}
+
+/// Makes of an empty file system what containers know as an emptyDir.
+fn to_empty_dir(point: &Path) -> std::io::Result<()> {
+    fs::remove_dir(point.join(LOST))?;
+    fs::set_permissions(point, Permissions::from_mode(ANYBODY))
 }
 
 /// Gives a tree to a group.

@@ -266,6 +266,16 @@ fn every_shape_of_a_confidential_guest_has_its_golden_line() {
         };
         holds(name, &lines(Machine::Q35, Resolved::Kvm, USER, change));
     }
+    for (name, wanted) in [
+        ("snp-hot-disks", Confidential::Snp(snp())),
+        ("tdx-hot-disks", Confidential::Tdx(tdx())),
+    ] {
+        let change = |spec: &mut VmSpec| {
+            confidential(spec, wanted);
+            spec.hot_disks = true;
+        };
+        holds(name, &lines(Machine::Q35, Resolved::Kvm, USER, change));
+    }
     let change = |spec: &mut VmSpec| {
         confidential(spec, Confidential::Snp(snp()));
         igvm(spec);
@@ -285,11 +295,10 @@ fn igvm(spec: &mut VmSpec) {
 #[test]
 fn what_a_confidential_guest_cannot_have_is_refused() {
     type Change = fn(&mut VmSpec);
-    let changes: [(Change, &str); 14] = [
+    let changes: [(Change, &str); 13] = [
         (|spec| spec.machine = Machine::Microvm, "q35"),
         (|spec| spec.accel = hypervisor::Accel::Tcg, "KVM"),
         (|spec| spec.reclaims = true, "memory back"),
-        (|spec| spec.hot_disks = true, "disk later"),
         (|spec| spec.hot_nics = true, "card later"),
         (shared_fs, "directory"),
         (|spec| spec.firmware = None, "firmware"),

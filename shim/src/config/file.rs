@@ -11,7 +11,7 @@ use tracing::debug;
 use super::key::{self, Fate, VMMS};
 use super::problem::{ConfigError, Note, Place, Problem};
 use super::source::{Setting, Source};
-use super::{Config, SharedFs, Vm, confidential};
+use super::{Config, EmptyDirs, SharedFs, Vm, confidential};
 
 /// The table that is honoured, of those for VMMs.
 const QEMU: &str = "hypervisor.qemu";
@@ -281,22 +281,7 @@ impl Inspection {
                 fix: fix.to_owned(),
             });
         }
-        self.settle_volumes(source);
         self.note_words(source);
-    }
-
-    fn settle_volumes(&mut self, source: &Source) {
-        let path = "runtime.emptydir_mode";
-        let encrypted = source
-            .get(path)
-            .filter(|setting| setting.value.as_str() == Some("block-encrypted"));
-        if let Some(setting) = encrypted.filter(|_| self.config.vm.shared_fs == SharedFs::VirtioFs)
-        {
-            let reason = "\"block-encrypted\": with shared_fs = \"virtio-fs\" an emptyDir would lie on the \
-                          host as it is";
-            let fix = "set shared_fs = \"none\", or emptydir_mode = \"shared-fs\"";
-            self.refuse(&setting.place, path, reason, fix);
-        }
     }
 
     fn note_words(&mut self, source: &Source) {
@@ -343,6 +328,7 @@ pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &
         ));
     }
     confidential::consistent(config)?;
+    empty_dirs(config)?;
     if let Some(most) = vm.max_vcpus.filter(|most| vm.vcpus > *most) {
         return Err((
             "hypervisor.qemu.default_vcpus",
@@ -358,6 +344,25 @@ pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &
         ));
     }
     Ok(())
+}
+
+/// Whether guests can have the disks that emptyDirs are to be on.
+fn empty_dirs(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
+    let key = "runtime.emptydir_mode";
+    let told = |why: &str| format!("{:?}: {why}", config.empty_dirs.name());
+    match config.empty_dirs {
+        EmptyDirs::Plain if config.tee.is_confidential() => Err((
+            key,
+            told("what a confidential guest writes would lie on the host as it is"),
+            "set it to \"block-encrypted\"",
+        )),
+        EmptyDirs::Plain | EmptyDirs::Encrypted if config.vm.disable_block_devices => Err((
+            key,
+            told("disable_block_device_use lets guests have no disks"),
+            "unset disable_block_device_use, or set it to \"shared-fs\"",
+        )),
+        EmptyDirs::Shared | EmptyDirs::Plain | EmptyDirs::Encrypted => Ok(()),
+    }
 }
 
 fn effective(config: &Config, source: &Source) -> Vec<Effective> {

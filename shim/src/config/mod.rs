@@ -53,6 +53,40 @@ pub enum SharedFs {
     VirtioFs,
 }
 
+/// Where an emptyDir on disk is: Kata's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EmptyDirs {
+    /// In the kubelet's directory where files are shared; the guest's own where they are not.
+    #[default]
+    Shared,
+    /// On a disk of the VM, which is a file in the kubelet's directory.
+    Plain,
+    /// On such a disk, which the guest encrypts.
+    Encrypted,
+}
+
+impl EmptyDirs {
+    const ALL: [Self; 3] = [Self::Shared, Self::Plain, Self::Encrypted];
+
+    fn parse(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|one| one.name() == name);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(|one| format!("{:?}", one.name()));
+            format!("{name:?} is not one of {}", names.join(", "))
+        })
+    }
+
+    /// The word in a configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared-fs",
+            Self::Plain => "block-plain",
+            Self::Encrypted => "block-encrypted",
+        }
+    }
+}
+
 /// What a virtio-fs daemon lets the guest keep of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum VirtioFsCache {
@@ -116,6 +150,8 @@ pub struct Config {
     pub static_size: bool,
     /// Where the kubelet has the files of pods.
     pub kubelet_root: PathBuf,
+    /// Where an emptyDir on disk is.
+    pub empty_dirs: EmptyDirs,
     /// The kind of guest.
     pub tee: Tee,
     /// The development root of a simulated kind.
@@ -235,6 +271,7 @@ impl Default for Config {
             sandbox_cgroup: true,
             static_size: false,
             kubelet_root: PathBuf::from("/var/lib/kubelet"),
+            empty_dirs: EmptyDirs::Shared,
             tee: Tee::None,
             dev_tee: PathBuf::from(dev_tee::DIRECTORY),
             init_data: None,

@@ -4,7 +4,8 @@
 //!   linux.devices, type b ──────► node ───┐
 //!   mountInfo.json of a volume ─► volume ─┼─► table: one disk for all containers of the pod ─► hypervisor::Disks
 //!   rootfs mount of a device ───► root ───┤            the last user's end takes it away
-//!   rootfs mounts of EROFS ─────► layers ─┘
+//!   rootfs mounts of EROFS ─────► layers ─┤
+//!   emptyDir of its own ────────► empty ──┘
 //! ```
 //!
 //! Who asks is looked at before the VM boots, and what cannot be is refused by name then. A disk that the
@@ -13,6 +14,7 @@
 
 pub mod described;
 mod direct;
+pub(crate) mod empty;
 mod host;
 mod node;
 mod table;
@@ -40,7 +42,7 @@ const DRIVER: &str = "scsi";
 const GUEST_VOLUMES: &str = "/run/kata-containers/sandbox/storage";
 
 /// A disk that a container is to have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     /// What it is on the host.
     pub host: Host,
@@ -56,12 +58,14 @@ pub struct Wanted {
 const READ_ONLY: &str = "ro";
 
 /// What a disk is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Purpose {
     /// The container's device of this path.
     Node(String),
     /// The file system that the mount of this index has.
     Volume(usize, FileSystem),
+    /// The same of an emptyDir, which is the pod's until its end; where it is there, a part of it is mounted.
+    EmptyDir(usize, FileSystem, Option<Storage>),
     /// The container's root.
     Root(FileSystem),
     /// One of the layers of it, the highest first; other VMs may read it, too.
@@ -292,6 +296,7 @@ impl Purpose {
         match self {
             Self::Node(_) => None,
             Self::Volume(_, system)
+            | Self::EmptyDir(_, system, _)
             | Self::Root(system)
             | Self::Lower(system)
             | Self::Upper(system) => Some(system),
@@ -305,9 +310,14 @@ impl Wanted {
         !matches!(self.purpose, Purpose::Lower(_))
     }
 
-    /// What the guest is asked for, and what of the specification is the guest's then.
-    pub fn order(&self, address: Address, spec: &mut Spec) -> Order {
-        match &self.purpose {
+    /// Whether it is the pod's, whose containers come and go.
+    fn is_of_pod(&self) -> bool {
+        matches!(self.purpose, Purpose::EmptyDir(..))
+    }
+
+    /// What the guest is asked for, in this order, and what of the specification is the guest's then.
+    pub fn order(&self, address: Address, spec: &mut Spec) -> Vec<Order> {
+        let first = match &self.purpose {
             Purpose::Node(path) => Order::Device(Device {
                 id: address.to_string(),
                 type_: DRIVER.to_owned(),
@@ -327,6 +337,22 @@ impl Wanted {
                 }
                 Order::Storage(system.storage(address, point))
             }
+            Purpose::EmptyDir(index, system, part) => {
+                let whole = Storage {
+                    shared: true,
+                    ..system.storage(address, point(address))
+                };
+                let part = part.clone().map(|part| Storage {
+                    source: whole.mount_point.clone(),
+                    ..part
+                });
+                if let Some(mount) = spec.mounts.get_mut(*index) {
+                    let mounted = part.as_ref().unwrap_or(&whole);
+                    mount.source.clone_from(&mounted.mount_point);
+                }
+                let all = [Some(whole), part].into_iter().flatten();
+                return all.map(Order::Storage).collect();
+            }
             Purpose::Root(system) => {
                 let point = point(address);
                 spec.root.get_or_insert_default().path.clone_from(&point);
@@ -335,7 +361,8 @@ impl Wanted {
             Purpose::Lower(system) | Purpose::Upper(system) => {
                 Order::Storage(system.storage(address, point(address)))
             }
-        }
+        };
+        vec![first]
     }
 }
 
@@ -382,7 +409,9 @@ mod tests {
             purpose,
             what: String::new(),
         };
-        let volume = wanted(Purpose::Volume(0, system.clone())).order(Address::from(3), &mut spec);
+        let only = |orders: Vec<Order>| <[Order; 1]>::try_from(orders).unwrap();
+        let [volume] =
+            only(wanted(Purpose::Volume(0, system.clone())).order(Address::from(3), &mut spec));
         let Order::Storage(volume) = volume else {
             panic!("{volume:?}")
         };
@@ -396,10 +425,11 @@ mod tests {
         );
         assert_eq!(volume.fs_group.group_id, 7);
         assert_eq!(volume.driver_options, ["encryption_key=ephemeral"]);
-        let root = wanted(Purpose::Root(system)).order(Address::from(3), &mut spec);
+        let [root] = only(wanted(Purpose::Root(system)).order(Address::from(3), &mut spec));
         assert!(matches!(root, Order::Storage(root) if root.mount_point == at));
         assert_eq!(spec.root.as_ref().unwrap().path, at);
-        let node = wanted(Purpose::Node("/dev/x".into())).order(Address::from(3), &mut spec);
+        let [node] =
+            only(wanted(Purpose::Node("/dev/x".into())).order(Address::from(3), &mut spec));
         let Order::Device(node) = node else {
             panic!("{node:?}")
         };

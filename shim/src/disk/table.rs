@@ -2,7 +2,8 @@
 //!
 //! The table is locked while QEMU works: who wants a disk that is going waits until it is gone, and gets it
 //! anew. What is attached is noted with its container before the lock is let go, so that a creation that is
-//! given up in the middle leaves nothing. A disk that does not go stays in the table, with its last user.
+//! given up in the middle leaves nothing. A disk that does not go stays in the table, with its last user; so does one
+//! that is the pod's, without any.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{FileSystem, Host, Id, Wanted};
+use super::{FileSystem, Host, HostError, Id, Wanted, empty};
 use crate::container::Container;
 
 /// How long a device of the host may take to be opened.
@@ -31,6 +32,8 @@ struct Attached {
     /// What the guest mounts; nothing of a device as it is.
     system: Option<FileSystem>,
     users: usize,
+    /// Whether it stays until the VM ends.
+    is_of_pod: bool,
     /// Whether the guest may have kept what it had there, because one of the users did not end as it should.
     is_doubtful: bool,
     /// It was to go, and did not.
@@ -67,16 +70,28 @@ impl Attached {
     }
 }
 
-/// What a call does to the host's device may wait for it.
 async fn open(wanted: &Wanted, alone: bool) -> Result<File, GuestError> {
+    on_host(wanted, move |host| host.open(alone)).await
+}
+
+/// Makes the disk of an emptyDir anew.
+async fn renew(wanted: &Wanted) -> Result<(), GuestError> {
+    on_host(wanted, empty::renew).await
+}
+
+/// What a call does to the host's device may wait for it.
+async fn on_host<T: Send + 'static>(
+    wanted: &Wanted,
+    call: impl FnOnce(&Host) -> Result<T, HostError> + Send + 'static,
+) -> Result<T, GuestError> {
     let host = wanted.host.clone();
     let failed = |text: String| {
         let text = format!("{}: {text}", wanted.what);
         GuestError::new(ErrorCode::FailedPrecondition, "disk", text)
     };
-    let opened = tokio::task::spawn_blocking(move || host.open(alone));
-    match timeout(OPEN_TIMEOUT, opened).await {
-        Ok(Ok(opened)) => opened.map_err(|error| failed(error.to_string())),
+    let done = tokio::task::spawn_blocking(move || call(&host));
+    match timeout(OPEN_TIMEOUT, done).await {
+        Ok(Ok(done)) => done.map_err(|error| failed(error.to_string())),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_) => {
             let (path, seconds) = (wanted.host.path.display(), OPEN_TIMEOUT.as_secs());
@@ -126,6 +141,9 @@ impl Table {
             container.hold_disk(id);
             return Ok(known.address);
         }
+        if wanted.is_of_pod() {
+            renew(wanted).await?;
+        }
         let system = wanted.purpose.system();
         let disk = HotDisk {
             // A file system has one kernel: nobody mounts it for as long as the VM has it.
@@ -145,6 +163,7 @@ impl Table {
             read_only: wanted.read_only,
             system: system.cloned(),
             users: 1,
+            is_of_pod: wanted.is_of_pod(),
             is_doubtful: false,
             is_stuck: false,
         };
@@ -194,8 +213,8 @@ impl Table {
                 continue;
             };
             known.is_doubtful |= container.is_doubtful();
-            if known.users > 1 {
-                known.users -= 1;
+            if known.users > 1 || known.is_of_pod {
+                known.users = known.users.saturating_sub(1);
                 continue;
             }
             let address = known.address;
@@ -250,6 +269,7 @@ mod tests {
             read_only,
             system: purpose.system().cloned(),
             users: 1,
+            is_of_pod: false,
             is_doubtful: false,
             is_stuck: false,
         };

@@ -11,6 +11,7 @@ use super::RootfsError;
 use super::shared::make_directory;
 use crate::idmap::Users;
 use crate::spec::oci::IdMapping;
+use crate::tree::Reach;
 
 /// The option of overlayfs that names the layers, with colons between.
 const LOWER: &str = "lowerdir=";
@@ -117,7 +118,7 @@ impl Layers {
         make_directory(&point)?;
         self.points.push(point.clone());
         users
-            .bind(layer, &point, false)
+            .bind(layer, &point, Reach::Top)
             .map_err(|error| RootfsError::Owners {
                 path: layer.to_owned(),
                 cause: error.to_string(),

@@ -63,6 +63,7 @@ pub(super) mod tests {
     use super::*;
     use crate::rootfs::Shared;
     use crate::spec::amend::HostBind;
+    use crate::tree::Reach;
 
     /// A sandbox that is served; what is mounted goes with it.
     pub(in crate::rootfs) struct Stage {
@@ -137,15 +138,22 @@ pub(super) mod tests {
         let source = stage.source("volume");
         let served = stage.directory.shared();
         let mut shared = Shared::new(&stage.directory, "c").unwrap();
-        let mut share = |index, source: &std::path::Path| {
-            let source = source.display().to_string();
-            shared.share(&HostBind { index, source }, None).unwrap()
+        let mut share = |index, source: &std::path::Path, read_only| {
+            let bind = HostBind {
+                index,
+                source: source.display().to_string(),
+                read_only,
+            };
+            shared.share(&bind, None).unwrap()
         };
         assert_eq!(
-            share(3, &source),
+            share(3, &source, None),
             "/run/kata-containers/shared/containers/c/mount-3"
         );
-        share(4, &source.join("file"));
+        share(4, &source.join("file"), None);
+        share(5, &source, Some(Reach::Top));
+        refused("file", fs::write(served.join("c/mount-5/new"), "x"));
+        refused("overwrite", fs::write(served.join("c/mount-5/file"), "x"));
         fs::write(served.join("c/mount-3/new"), "of the guest").unwrap();
         assert_eq!(fs::read(source.join("new")).unwrap(), b"of the guest");
         fs::write(served.join("c/mount-4"), "changed").unwrap();

@@ -14,6 +14,7 @@ use super::{GUEST_SHARED, RootfsError, mapped};
 use crate::idmap::Users;
 use crate::spec::amend::HostBind;
 use crate::state_dir::StateDir;
+use crate::tree::{Reach, Tree};
 
 /// What a container has mounted below the shared directory. Dropping it undoes the mounts.
 #[derive(Debug)]
@@ -100,9 +101,9 @@ impl Shared {
             .is_dir();
         let name = format!("mount-{}", bind.index);
         let target = self.point(&name, is_directory)?;
-        match users {
-            Some(users) => self.bind_mapped(source, &target, users)?,
-            None => self.bind(source, &target)?,
+        match (users, bind.read_only) {
+            (None, None) => self.bind(source, &target)?,
+            (users, read_only) => self.bind_changed(source, &target, users, read_only)?,
         }
         Ok(format!("{GUEST_SHARED}/{}/{name}", self.container))
     }
@@ -122,19 +123,32 @@ impl Shared {
         self.mounted.push(target.to_owned());
     }
 
-    fn bind_mapped(
+    /// The same with mapped owners, and for nobody to write to.
+    fn bind_changed(
         &mut self,
         source: &Path,
         target: &Path,
-        users: &Users,
+        users: Option<&Users>,
+        read_only: Option<Reach>,
     ) -> Result<(), RootfsError> {
+        let failed = |error: io::Error| RootfsError::Mount {
+            what: source.display().to_string(),
+            path: target.to_owned(),
+            cause: error.to_string(),
+        };
         self.note(target);
-        users
-            .bind(source, target, true)
-            .map_err(|error| RootfsError::Owners {
+        let tree = Tree::of(source, Reach::All).map_err(failed)?;
+        if let Some(users) = users {
+            let mapped = tree.map_owners(users.namespace(), Reach::All);
+            mapped.map_err(|error| RootfsError::Owners {
                 path: source.to_owned(),
                 cause: error.to_string(),
-            })
+            })?;
+        }
+        if let Some(reach) = read_only {
+            tree.make_read_only(reach).map_err(failed)?;
+        }
+        tree.attach(target).map_err(failed)
     }
 
     fn bind(&mut self, source: &Path, target: &Path) -> Result<(), RootfsError> {
@@ -230,7 +244,13 @@ mod tests {
         symlink(&host, directory.mounts().join("d/rootfs")).unwrap();
         for (index, source) in [(0, host.join("file")), (1, host.clone())] {
             let source = source.display().to_string();
-            let error = shared.share(&HostBind { index, source }, None);
+            let read_only = None;
+            let bind = HostBind {
+                index,
+                source,
+                read_only,
+            };
+            let error = shared.share(&bind, None);
             assert!(matches!(error, Err(RootfsError::Make { .. })), "{index}");
         }
         let error = shared.mount_rootfs(&[], &host, "rootfs").unwrap_err();

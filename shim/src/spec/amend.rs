@@ -9,6 +9,7 @@ use super::group::Role;
 use super::oci::{Linux, Mount, Spec};
 use super::pod::{SHM, shm_mount};
 use super::users;
+use crate::tree::Reach;
 
 /// A bind mount whose source is on the host: where it stands in `Spec::mounts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct HostBind {
     pub index: usize,
     /// The path on the host.
     pub source: String,
+    /// What of it nobody may write to, whoever is root in the guest; none where it may be written to.
+    pub read_only: Option<Reach>,
 }
 
 /// The namespaces that the guest's runtime makes anew; all others of the specification are
@@ -79,8 +82,20 @@ fn host_binds(spec: &Spec) -> Vec<HostBind> {
         .map(|(index, mount)| HostBind {
             index,
             source: mount.source.clone(),
+            read_only: read_only(mount),
         })
         .collect()
+}
+
+/// What of a mount is read-only: the last of its options that says something counts.
+fn read_only(mount: &Mount) -> Option<Reach> {
+    let options = mount.options.iter();
+    options.fold(None, |found, option| match option.as_str() {
+        "ro" => found.or(Some(Reach::Top)),
+        "rro" => Some(Reach::All),
+        "rw" | "rrw" => None,
+        _ => found,
+    })
 }
 
 fn amend_linux(linux: &mut Linux, disable_seccomp: bool) {
@@ -200,6 +215,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_only_is_so_as_far_as_the_options_say() {
+        for (options, expected) in [
+            (&["rbind"][..], None),
+            (&["rbind", "ro"], Some(Reach::Top)),
+            (&["rbind", "rro"], Some(Reach::All)),
+            (&["ro", "rro"], Some(Reach::All)),
+            (&["rro", "ro"], Some(Reach::All)),
+            (&["ro", "rw"], None),
+        ] {
+            let mount = Mount {
+                options: options.iter().map(|one| (*one).to_owned()).collect(),
+                ..Mount::default()
+            };
+            assert_eq!(read_only(&mount), expected, "{options:?}");
+        }
+    }
+
+    #[test]
     fn only_host_binds_are_returned_and_shm_becomes_a_tmpfs() {
         let mut spec = spec();
         let binds = amend(&mut spec, true, &Role::Single, None);
@@ -207,7 +240,8 @@ mod tests {
             binds,
             [HostBind {
                 index: 2,
-                source: "/h/hosts".into()
+                source: "/h/hosts".into(),
+                read_only: None,
             }]
         );
         assert_eq!(spec.mounts[1].kind, "tmpfs");

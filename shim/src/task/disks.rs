@@ -48,11 +48,16 @@ impl Tasks {
             match &asked.purpose {
                 Purpose::Lower(_) => lowers.push(disk::point(address)),
                 Purpose::Upper(_) => upper = Some(disk::point(address)),
-                Purpose::Node(_) | Purpose::Volume(..) | Purpose::Root(_) => {}
+                Purpose::Node(_)
+                | Purpose::Volume(..)
+                | Purpose::EmptyDir(..)
+                | Purpose::Root(_) => {}
             }
-            match asked.order(address, &mut prepared.spec) {
-                Order::Device(device) => orders.devices.push(device),
-                Order::Storage(storage) => orders.storages.push(storage),
+            for order in asked.order(address, &mut prepared.spec) {
+                match order {
+                    Order::Device(device) => orders.devices.push(device),
+                    Order::Storage(storage) => orders.storages.push(storage),
+                }
             }
         }
         if !lowers.is_empty() {

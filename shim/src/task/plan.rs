@@ -61,9 +61,8 @@ impl Tasks {
             || !prepared.binds.is_empty();
         let is_shared = may_share && needs_share;
         let needs_disks = container.role == Role::Sandbox || !prepared.disks.is_empty();
-        // Nothing is plugged into a TEE's guest: what it has is measured.
-        let takes_disks = config.tee.hardware().is_none() && !vm.disable_block_devices;
-        let hot_disks = takes_disks && needs_disks;
+        // In a TEE too: no device of the machine comes, but a unit of one that is there.
+        let hot_disks = needs_disks && !vm.disable_block_devices;
         Ok(Plan {
             id: self.sandbox_id.clone(),
             hostname: spec.hostname.clone(),

@@ -55,7 +55,7 @@ pub(super) fn prepare(
         true => cgroup::wanted(&spec, &container.role, apart.is_some())?,
         false => None,
     };
-    let disks = disk::plan(&config, &container.role, &source, &mut spec)?;
+    let mut disks = disk::plan(&config, &container.role, &source, &mut spec)?;
     let binds = amend(
         &mut spec,
         config.disable_guest_seccomp,
@@ -67,6 +67,7 @@ pub(super) fn prepare(
     let sandbox = container.role.sandbox_of(&container.id);
     let planned = volume::plan(&config, sandbox, &container.id, &mut spec, binds)
         .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "volume", error))?;
+    disks.extend(planned.disks);
     let destination = |bind: &HostBind| {
         let mount = spec.mounts.get(bind.index);
         mount.map(|m| m.destination.clone()).unwrap_or_default()

@@ -4,7 +4,8 @@
 //!   mount of the specification ─► kind ─┬─ small content ──► slot: bytes over ttRPC, the guest answers where
 //!                                       ├─ termination log ► slot, read back when the container has ended,
 //!                                       │                    where it is a file that may be written
-//!                                       ├─ emptyDir ───────► storage of the guest's own, for the whole pod
+//!                                       ├─ emptyDir ───────► storage of the guest's own, for the whole pod,
+//!                                       │                    or a disk in the kubelet's directory
 //!                                       └─ else ───────────► refused, by the mount's name
 //! ```
 //!
@@ -25,14 +26,16 @@ use agent_api::content::put_content_request::Kind as SlotKind;
 use agent_api::{GuestError, limit};
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{Config, EmptyDirs};
+use crate::disk::{self, DiskError};
 use crate::guest::Guest;
 use crate::spec::Spec;
 use crate::spec::amend::HostBind;
 use crate::spec::oci::Mount;
 use crate::state_dir;
 use content::{ContentError, Set};
-use kind::Kind;
+use empty_dir::{Medium, Mounted};
+use kind::{EmptyDir, Kind};
 use watch::{Seen, Watch};
 
 /// The options of a mount that nobody writes to.
@@ -47,6 +50,8 @@ pub struct Planned {
     pub storages: Vec<Storage>,
     /// What is to be sent.
     pub slots: Vec<Wanted>,
+    /// The disks of emptyDirs.
+    pub disks: Vec<disk::Wanted>,
 }
 
 /// A slot that is to be filled.
@@ -71,6 +76,9 @@ pub enum VolumeError {
     /// Huge pages.
     #[error("mount at {0}: a confidential guest has no huge pages: use medium: Memory")]
     HugePages(String),
+    /// An emptyDir has no disk.
+    #[error(transparent)]
+    Disk(Box<DiskError>),
     /// The host's files cannot be sent.
     #[error("mount of {path:?} at {destination}: {source}")]
     Content {
@@ -102,11 +110,14 @@ pub fn plan(
         };
         let kind = match kind::of(&config.kubelet_root, &bind.source, &mount.destination) {
             Kind::TerminationLog if !takes_words(Path::new(&bind.source), mount) => Kind::Host,
-            Kind::EmptyDir(dir) if empty_dir::is_huge(&dir) => match config.tee.is_confidential() {
-                true => return Err(VolumeError::HugePages(mount.destination.clone())),
-                // The guest's own, whatever is shared.
-                false => Kind::EmptyDir(dir),
-            },
+            // These are the guest's own, whatever is shared.
+            Kind::EmptyDir(dir) if Medium::of(&dir) == Medium::HugePages => {
+                if config.tee.is_confidential() {
+                    return Err(VolumeError::HugePages(mount.destination.clone()));
+                }
+                Kind::EmptyDir(dir)
+            }
+            Kind::EmptyDir(dir) if has_disk(config, &dir) => Kind::EmptyDir(dir),
             kind if !shares => kind,
             Kind::Content
                 if goes_by_slot(Path::new(&bind.source)) || is_own(Path::new(&bind.source)) =>
@@ -120,9 +131,18 @@ pub fn plan(
                 planned.binds.push(bind);
                 continue;
             }
-            Kind::EmptyDir(part) => {
-                let to = &mount.destination;
-                let asked = empty_dir::storages(sandbox, container, &part, bind.index, to)?;
+            Kind::EmptyDir(dir) => {
+                let mounted = Mounted {
+                    sandbox,
+                    container,
+                    index: bind.index,
+                    destination: &mount.destination,
+                };
+                if has_disk(config, &dir) {
+                    planned.disks.push(mounted.disk(config, &dir)?);
+                    continue;
+                }
+                let asked = mounted.storages(&dir)?;
                 if let Some(last) = asked.last() {
                     mount.source.clone_from(&last.mount_point);
                 }
@@ -141,6 +161,11 @@ pub fn plan(
         });
     }
     Ok(planned)
+}
+
+/// Whether an emptyDir is on a disk of its own.
+fn has_disk(config: &Config, dir: &EmptyDir) -> bool {
+    config.empty_dirs != EmptyDirs::Shared && Medium::of(dir) == Medium::Disk
 }
 
 /// Whether a container's last words may be written there: the path alone can be any file's of the host, which
@@ -332,7 +357,12 @@ mod tests {
                 ..Mount::default()
             });
             let source = (*source).to_owned();
-            binds.push(HostBind { index, source });
+            let read_only = None;
+            binds.push(HostBind {
+                index,
+                source,
+                read_only,
+            });
         }
         let planned = plan(config, "pod", "c", &mut spec, binds);
         (spec, planned)

@@ -42,6 +42,8 @@ pub struct Settings {
     pub boot_ms: u64,
     /// The kubelet's directory, where a test plays one.
     pub kubelet: Option<PathBuf>,
+    /// Where emptyDirs on disk are: `shared-fs`, `block-plain` or `block-encrypted`.
+    pub empty_dirs: &'static str,
     /// The collector that gets traces, where there is one.
     pub otlp: Option<String>,
 }
@@ -63,6 +65,7 @@ impl Settings {
             scratch: 0,
             boot_ms: 60_000,
             kubelet: None,
+            empty_dirs: "shared-fs",
             otlp: None,
         }
     }
@@ -113,6 +116,7 @@ impl Settings {
         }
         if let Some(kubelet) = &self.kubelet {
             let _ = writeln!(text, "kubelet_root_dir = {kubelet:?}");
+            let _ = writeln!(text, "emptydir_mode = {:?}", self.empty_dirs);
         }
         if let Some(dir) = &self.dev_tee {
             let keyed = format!("[cloister]\ndev_tee = {dir:?}\n");

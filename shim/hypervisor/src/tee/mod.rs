@@ -299,7 +299,6 @@ pub(crate) fn check(spec: &VmSpec) -> Result<(), Unfit> {
             spec.reclaims,
             "gives no memory back: turn reclaim_guest_freed_memory off",
         ),
-        (spec.hot_disks, "takes no disk later: leave hot disks out"),
         (
             spec.hot_nics,
             "takes no network card later: leave hot cards out",

@@ -212,7 +212,9 @@ fn what_would_weaken_a_confidential_guest_is_refused() {
         "[runtime]\nsandbox_bind_mounts = [\"/etc\"]",
         "[agent.kata]\npolicy = \"x\"",
         "[runtime]\ndisable_new_netns = true",
-        "[runtime]\nemptydir_mode = \"block-encrypted\"\n[hypervisor.qemu]\nshared_fs = \"virtio-fs\"",
+        "[runtime]\nemptydir_mode = \"block-plain\"\n[cloister]\ntee = \"sample\"",
+        "[runtime]\nemptydir_mode = \"block-encrypted\"\n[hypervisor.qemu]\ndisable_block_device_use = true",
+        "[runtime]\nemptydir_mode = \"block\"",
     ] {
         assert!(load_text(table).is_err(), "{table}");
     }

@@ -7,7 +7,7 @@ use toml::Value;
 
 use super::Kind::{Number, Switch, Tables, Text, Words};
 use super::{Allowed, Honoured, Keys, Moot, Only, Set, VMMS};
-use crate::config::timeout;
+use crate::config::{EmptyDirs, timeout};
 
 /// How `experimental` spells that the guest pulls every image.
 const FORCE_GUEST_PULL: &str = "force_guest_pull";
@@ -55,6 +55,16 @@ const HONOURED: &[Honoured] = &[
         name: "experimental_force_guest_pull",
         set: Set::Switch(|config, on| config.force_guest_pull |= on),
         get: |config| Value::from(config.force_guest_pull),
+    },
+    Honoured {
+        name: "emptydir_mode",
+        set: Set::Text(|config, name| {
+            if !name.is_empty() {
+                config.empty_dirs = EmptyDirs::parse(name)?;
+            }
+            Ok(())
+        }),
+        get: |config| Value::from(config.empty_dirs.name()),
     },
     Honoured {
         name: "disable_guest_seccomp",
@@ -120,7 +130,7 @@ const MOOT: &[Moot] = &[
         ],
     },
     Moot {
-        why: "an emptyDir is the kubelet's directory where files are shared with the guest, and the guest's own where they are not",
+        why: "emptydir_mode says where an emptyDir is",
         keys: &[("disable_guest_empty_dir", Switch)],
     },
     Moot {
@@ -171,12 +181,6 @@ const ONLY: &[Only] = &[
         why: "a pod does not run in the host's network",
         fix: "set it to false",
         keys: &[("disable_new_netns", Switch)],
-    },
-    Only {
-        allowed: Allowed::LeftOut(&["shared-fs", "block-plain", "block-encrypted"]),
-        why: "an emptyDir is a directory of the host that is shared with a plain guest; a guest that shares nothing has it where its images are",
-        fix: "use \"shared-fs\"",
-        keys: &[("emptydir_mode", Text)],
     },
     Only {
         allowed: Allowed::Nothing,
