@@ -241,7 +241,7 @@ mod tests {
             [HostBind {
                 index: 2,
                 source: "/h/hosts".into(),
-                read_only: None,
+                read_only: Some(Reach::Top),
             }]
         );
         assert_eq!(spec.mounts[1].kind, "tmpfs");
