@@ -53,6 +53,6 @@ pub mod task;
 pub mod tee;
 pub mod telemetry;
 pub mod timeline;
-pub mod tree;
+mod tree;
 pub mod virtiofs;
 pub mod volume;

@@ -443,7 +443,7 @@ mod tests {
         let binds = [HostBind {
             index: 0,
             source: "/h".into(),
-            read_only: None,
+            read_only: false,
         }];
         let error = check_binds(&config, &binds, |_| "/etc/hosts".into()).unwrap_err();
         assert!(error.to_string().contains("/etc/hosts"), "{error}");

@@ -16,7 +16,7 @@ pub(crate) struct Tree(OwnedFd);
 
 /// How far something reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub(crate) enum Reach {
     /// The mount itself.
     Top,
     /// It, and what is mounted below.

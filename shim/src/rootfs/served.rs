@@ -63,7 +63,6 @@ pub(super) mod tests {
     use super::*;
     use crate::rootfs::Shared;
     use crate::spec::amend::HostBind;
-    use crate::tree::Reach;
 
     /// A sandbox that is served; what is mounted goes with it.
     pub(in crate::rootfs) struct Stage {
@@ -147,11 +146,11 @@ pub(super) mod tests {
             shared.share(&bind, None).unwrap()
         };
         assert_eq!(
-            share(3, &source, None),
+            share(3, &source, false),
             "/run/kata-containers/shared/containers/c/mount-3"
         );
-        share(4, &source.join("file"), None);
-        share(5, &source, Some(Reach::Top));
+        share(4, &source.join("file"), false);
+        share(5, &source, true);
         refused("file", fs::write(served.join("c/mount-5/new"), "x"));
         refused("overwrite", fs::write(served.join("c/mount-5/file"), "x"));
         fs::write(served.join("c/mount-3/new"), "of the guest").unwrap();

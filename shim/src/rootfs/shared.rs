@@ -102,7 +102,7 @@ impl Shared {
         let name = format!("mount-{}", bind.index);
         let target = self.point(&name, is_directory)?;
         match (users, bind.read_only) {
-            (None, None) => self.bind(source, &target)?,
+            (None, false) => self.bind(source, &target)?,
             (users, read_only) => self.bind_changed(source, &target, users, read_only)?,
         }
         Ok(format!("{GUEST_SHARED}/{}/{name}", self.container))
@@ -129,7 +129,7 @@ impl Shared {
         source: &Path,
         target: &Path,
         users: Option<&Users>,
-        read_only: Option<Reach>,
+        read_only: bool,
     ) -> Result<(), RootfsError> {
         let failed = |error: io::Error| RootfsError::Mount {
             what: source.display().to_string(),
@@ -145,8 +145,8 @@ impl Shared {
                 cause: error.to_string(),
             })?;
         }
-        if let Some(reach) = read_only {
-            tree.make_read_only(reach).map_err(failed)?;
+        if read_only {
+            tree.make_read_only(Reach::All).map_err(failed)?;
         }
         tree.attach(target).map_err(failed)
     }
@@ -244,7 +244,7 @@ mod tests {
         symlink(&host, directory.mounts().join("d/rootfs")).unwrap();
         for (index, source) in [(0, host.join("file")), (1, host.clone())] {
             let source = source.display().to_string();
-            let read_only = None;
+            let read_only = false;
             let bind = HostBind {
                 index,
                 source,

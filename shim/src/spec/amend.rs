@@ -9,7 +9,6 @@ use super::group::Role;
 use super::oci::{Linux, Mount, Spec};
 use super::pod::{SHM, shm_mount};
 use super::users;
-use crate::tree::Reach;
 
 /// A bind mount whose source is on the host: where it stands in `Spec::mounts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +17,8 @@ pub struct HostBind {
     pub index: usize,
     /// The path on the host.
     pub source: String,
-    /// What of it nobody may write to, whoever is root in the guest; none where it may be written to.
-    pub read_only: Option<Reach>,
+    /// Whether nobody may write to it, nor to what is mounted below, whoever is root in the guest.
+    pub read_only: bool,
 }
 
 /// The namespaces that the guest's runtime makes anew; all others of the specification are
@@ -82,20 +81,16 @@ fn host_binds(spec: &Spec) -> Vec<HostBind> {
         .map(|(index, mount)| HostBind {
             index,
             source: mount.source.clone(),
-            read_only: read_only(mount),
+            read_only: is_read_only(mount),
         })
         .collect()
 }
 
-/// What of a mount is read-only: the last of its options that says something counts.
-fn read_only(mount: &Mount) -> Option<Reach> {
-    let options = mount.options.iter();
-    options.fold(None, |found, option| match option.as_str() {
-        "ro" => found.or(Some(Reach::Top)),
-        "rro" => Some(Reach::All),
-        "rw" | "rrw" => None,
-        _ => found,
-    })
+/// Whether a mount is read-only: the last of its options that says something counts.
+fn is_read_only(mount: &Mount) -> bool {
+    let mut options = mount.options.iter().rev().map(String::as_str);
+    let last = options.find(|option| matches!(*option, "ro" | "rro" | "rw" | "rrw"));
+    matches!(last, Some("ro" | "rro"))
 }
 
 fn amend_linux(linux: &mut Linux, disable_seccomp: bool) {
@@ -215,20 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_only_is_so_as_far_as_the_options_say() {
+    fn the_last_option_says_whether_a_mount_is_read_only() {
         for (options, expected) in [
-            (&["rbind"][..], None),
-            (&["rbind", "ro"], Some(Reach::Top)),
-            (&["rbind", "rro"], Some(Reach::All)),
-            (&["ro", "rro"], Some(Reach::All)),
-            (&["rro", "ro"], Some(Reach::All)),
-            (&["ro", "rw"], None),
+            (&["rbind"][..], false),
+            (&["rbind", "ro"], true),
+            (&["rro", "rbind"], true),
+            (&["rw", "ro"], true),
+            (&["ro", "rw"], false),
         ] {
             let mount = Mount {
                 options: options.iter().map(|one| (*one).to_owned()).collect(),
                 ..Mount::default()
             };
-            assert_eq!(read_only(&mount), expected, "{options:?}");
+            assert_eq!(is_read_only(&mount), expected, "{options:?}");
         }
     }
 
@@ -241,7 +235,7 @@ mod tests {
             [HostBind {
                 index: 2,
                 source: "/h/hosts".into(),
-                read_only: Some(Reach::Top),
+                read_only: true,
             }]
         );
         assert_eq!(spec.mounts[1].kind, "tmpfs");

@@ -357,7 +357,7 @@ mod tests {
                 ..Mount::default()
             });
             let source = (*source).to_owned();
-            let read_only = None;
+            let read_only = false;
             binds.push(HostBind {
                 index,
                 source,
