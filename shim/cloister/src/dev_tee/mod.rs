@@ -15,6 +15,9 @@ mod launch;
 mod serve;
 mod settings;
 mod snp;
+#[cfg(test)]
+#[path = "../../../../attestation-agent/measure/tests/tdvf/mod.rs"]
+mod tdvf;
 mod tdx;
 
 use std::path::PathBuf;
