@@ -168,6 +168,74 @@ fn a_diff_names_files_packages_and_launch_digests() {
 }
 
 #[tokio::test]
+async fn an_image_that_is_no_newer_is_published_as_a_rollback_alone() {
+    let files = Files::new();
+    let deployment = broker(&[]);
+    files.key("owner.pem");
+    let numbers = [
+        ("one", Some("1")),
+        ("two", Some("2")),
+        ("twin", Some("2")),
+        ("none", None),
+    ];
+    for (name, number) in numbers {
+        files.image(name, name, format!("MZ, {name}").as_bytes());
+        let sign = ["sign", name, "--key", "owner.pem"];
+        let number: Vec<&str> = number
+            .iter()
+            .flat_map(|number| ["--number", number])
+            .collect();
+        done(&files.image_set(&[&sign, number.as_slice()].concat()));
+    }
+    let verify = |least: &str| {
+        files.image_set(&["verify", "one", "--key", "owner.pem.pub", "--least", least])
+    };
+    done(&verify("1"));
+    assert!(told(&verify("1")).contains("number         1"));
+    let refused = verify("2");
+    assert!(!refused.status.success() && told(&refused).contains("has number 1"));
+
+    done(&files.publish(&deployment, "none", &[]));
+    done(&files.publish(&deployment, "two", &[]));
+    // It again, with another window.
+    done(&files.publish(&deployment, "two", &["--old-until", FUTURE]));
+    for (name, number) in [("one", "1"), ("twin", "2"), ("none", "0")] {
+        let refused = files.publish(&deployment, name, &[]);
+        let said = told(&refused);
+        assert!(!refused.status.success(), "{name}: {said}");
+        for part in [
+            "2 was published as \"guest\"",
+            "--rollback",
+            &format!("number {number}"),
+        ] {
+            assert!(said.contains(part), "{name}: {said}");
+        }
+    }
+    let one = files.digest_of("one");
+    assert_eq!(executables(&deployment, one).await, 33);
+    done(&files.publish(&deployment, "one", &["--image-name", "other"]));
+    done(&files.publish(&deployment, "one", &["--rollback"]));
+    assert_eq!(executables(&deployment, one).await, 3);
+    // A rollback is one each time: what was published stays so.
+    assert!(!files.publish(&deployment, "one", &[]).status.success());
+    let listed = deployment.own(&[
+        "reference",
+        "list",
+        "--prefix",
+        "cloister_image_number/guest",
+    ]);
+    let listed = lines(&listed);
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(listed[0]["value"]["number"], 2);
+
+    let manifest = files.path("one/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("\"number\": 1", "\"number\": 9")).unwrap();
+    let said = told(&files.publish(&deployment, "one", &[]));
+    assert!(said.contains("not of this manifest"), "{said}");
+}
+
+#[tokio::test]
 async fn an_upgrade_overlaps_with_what_it_replaces_until_its_end() {
     let files = Files::new();
     let deployment = broker(&[]);

@@ -156,6 +156,12 @@ impl Measure {
         self.artifacts.image()
     }
 
+    /// The manifest of that image.
+    pub(crate) fn manifest(&self) -> anyhow::Result<Option<Manifest>> {
+        let image = self.image();
+        image.map(|dir| self.artifacts.manifest(dir)).transpose()
+    }
+
     /// From now on this is the image's manifest, whatever becomes of the file.
     pub(crate) fn trust(&mut self, manifest: Manifest) {
         self.artifacts.trust(manifest);
