@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use super::tdx::{self, DIALECT};
 use super::{firmware, settings};
 
-pub(super) const FIRMWARE: &str = "firmware.fd";
+pub(crate) const FIRMWARE: &str = "firmware.fd";
 pub(super) const ACPI: &str = "acpi";
 const SNP_KEY: &str = "snp-root.key";
 const TDX_KEY: &str = "tdx-root.key";

@@ -24,6 +24,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+pub(crate) use self::directory::FIRMWARE;
+
 /// Where it is unless somebody says otherwise.
 const DIRECTORY: &str = shim::dev_tee::DIRECTORY;
 
