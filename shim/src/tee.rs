@@ -9,17 +9,21 @@ use evidence::init_data::InitDataDigest;
 use evidence::snp::Generation;
 use hypervisor::Confidential;
 use hypervisor::tee::{Kind, Snp, Tdx, host};
-use measure::snp::Igvm;
+use measure::snp::{Igvm, KernelHashes};
 use measure::tdx::Vmm;
 use thiserror::Error;
 
 use crate::config::Config;
+use crate::kernel_line;
 
 /// Where a bzImage says that it is one, and how (Linux `Documentation/arch/x86/boot.rst`).
 const BZIMAGE: (usize, &[u8; 4]) = (0x202, b"HdrS");
 
 /// Bytes of a kernel's file that hold its PE headers.
 const HEADERS: usize = 4096;
+/// Bytes of a whole kernel, and of an initramfs.
+const KERNEL_BYTES: usize = 256 << 20;
+const INITRAMFS_BYTES: usize = 1 << 30;
 
 /// Why a VM cannot be a confidential one.
 #[derive(Debug, Error)]
@@ -103,7 +107,7 @@ pub fn confidential(
     }
     let keys = &config.vm.confidential;
     if let Some(path) = &config.vm.igvm {
-        check_igvm(path, keys.policy)?;
+        check_igvm(path, config)?;
     }
     Ok(Some(match kind {
         Kind::Snp => Confidential::Snp(Snp {
@@ -146,8 +150,10 @@ fn check_firmware(kind: Kind, path: &Path) -> Result<bool, TeeError> {
 }
 
 /// QEMU takes the guest policy from the file, some versions after the launch has begun with the configured
-/// one: only where both are the same is it known which holds.
-fn check_igvm(path: &Path, policy: u64) -> Result<(), TeeError> {
+/// one: only where both are the same is it known which holds. It adds no hashes of what is booted to such a
+/// launch, so that without those in the file any kernel would start under the same measurement.
+fn check_igvm(path: &Path, config: &Config) -> Result<(), TeeError> {
+    let policy = config.vm.confidential.policy;
     let refused = |reason| TeeError::Igvm {
         path: path.to_owned(),
         reason,
@@ -161,7 +167,19 @@ fn check_igvm(path: &Path, policy: u64) -> Result<(), TeeError> {
             "it has the guest policy {said}, and snp_guest_policy is {policy}: set both to one"
         )));
     }
-    Ok(())
+    let tied = parsed.ties(&booted(config, refused)?);
+    tied.map_err(|error| refused(error.to_string()))
+}
+
+/// What QEMU is given to boot, by its hashes.
+fn booted(config: &Config, refused: impl Fn(String) -> TeeError) -> Result<KernelHashes, TeeError> {
+    let kernel = whole("kernel", &config.vm.kernel, KERNEL_BYTES)?;
+    let initramfs = config.vm.initrd.as_deref();
+    let initramfs = initramfs.map(|path| whole("initramfs", path, INITRAMFS_BYTES));
+    let initramfs = initramfs.transpose()?;
+    let line = kernel_line::measured(config).map_err(|error| refused(error.to_string()))?;
+    let hashes = KernelHashes::new(&kernel, initramfs.as_deref(), &line);
+    hashes.map_err(|error| refused(error.to_string()))
 }
 
 /// Firmware without a page for hashes would boot the kernel unchecked, and QEMU gives it none.
@@ -201,6 +219,19 @@ fn check_kernel(path: &Path) -> Result<(), TeeError> {
             path: path.to_owned(),
         }),
     }
+}
+
+/// A file of at most so many bytes: the hash of a longer one's beginning is that of nothing.
+fn whole(what: &'static str, path: &Path, most: usize) -> Result<Vec<u8>, TeeError> {
+    let content = read(what, path, most + 1)?;
+    if content.len() <= most {
+        return Ok(content);
+    }
+    Err(TeeError::Read {
+        what,
+        path: path.to_owned(),
+        source: io::Error::other(format!("it has more than {most} bytes: name a smaller one")),
+    })
 }
 
 /// The first bytes of a file.
@@ -260,33 +291,74 @@ mod tests {
     }
 
     #[test]
-    fn an_igvm_file_is_read_and_has_the_policy_that_is_configured() {
+    fn an_igvm_file_has_the_configured_policy_and_the_hashes_of_what_is_booted() {
         let directory = tempfile::tempdir().unwrap();
+        let mut config = igvm_config(directory.path());
+        let path = config.vm.igvm.clone().unwrap();
+        let bzimage = std::fs::read(&config.vm.kernel).unwrap();
+        let line = kernel_line::measured(&config).unwrap();
+        let right = hashes(&bzimage, b"initramfs", &line);
+        let file = |policy, page: Option<&[u8]>| {
+            let image = support::firmware::direct_boot(2);
+            let mut builder = support::igvm::Builder::snp(policy);
+            builder.pages((1 << 32) - image.len() as u64, &image);
+            if let Some(page) = page {
+                builder.page(0x81_0000, 0, 0, Some(page));
+            }
+            builder.file()
+        };
+        let good = file(0x3_0000, Some(&right));
+        std::fs::write(&path, &good).unwrap();
+        assert!(confidential(&config, None).unwrap().is_some());
+        let mut bare = support::igvm::Builder::snp(0x3_0000);
+        let other = |initramfs, line| hashes(&bzimage, initramfs, line);
+        for (content, named) in [
+            (
+                file(0x13_0000, Some(&right)),
+                "guest policy 1245184, and snp_guest_policy is 196608",
+            ),
+            (good[1..].to_vec(), "no IGVM file"),
+            (file(0x3_0000, None), "build it with that page"),
+            (bare.page(0, 0, 0, None).file(), "no place for hashes"),
+            (
+                file(0x3_0000, Some(&other(b"another", &line))),
+                "of another kernel, initramfs or command line",
+            ),
+            (
+                file(0x3_0000, Some(&other(b"initramfs", "quiet"))),
+                "of another kernel, initramfs or command line",
+            ),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = confidential(&config, None).unwrap_err().to_string();
+            assert!(
+                error.contains(named) && error.contains("guest.igvm"),
+                "{error}"
+            );
+        }
+        std::fs::write(&path, &good).unwrap();
+        config.vm.initrd = Some(directory.path().join("nowhere"));
+        let error = confidential(&config, None).unwrap_err().to_string();
+        assert!(error.contains("initramfs"), "{error}");
+    }
+
+    /// A configuration with an IGVM file that is not there yet.
+    fn igvm_config(directory: &Path) -> Config {
         let mut config = Config {
             tee: Tee::Snp,
             ..Config::default()
         };
-        config.vm.kernel = kernel(directory.path(), b"HdrS");
-        let path = directory.path().join("guest.igvm");
-        config.vm.igvm = Some(path.clone());
-        let file = |policy| {
-            support::igvm::Builder::snp(policy)
-                .page(0, 0, 0, None)
-                .file()
-        };
-        std::fs::write(&path, file(0x3_0000)).unwrap();
-        assert!(confidential(&config, None).unwrap().is_some());
-        for (content, named) in [
-            (
-                file(0x13_0000),
-                "guest policy 1245184, and snp_guest_policy is 196608",
-            ),
-            (file(0x3_0000)[1..].to_vec(), "no IGVM file"),
-        ] {
-            std::fs::write(&path, content).unwrap();
-            let error = confidential(&config, None).unwrap_err().to_string();
-            assert!(error.contains(named), "{error}");
-        }
+        config.vm.kernel = kernel(directory, b"HdrS");
+        let initramfs = directory.join("initramfs.cpio");
+        std::fs::write(&initramfs, b"initramfs").unwrap();
+        config.vm.initrd = Some(initramfs);
+        config.vm.igvm = Some(directory.join("guest.igvm"));
+        config
+    }
+
+    /// The page of hashes, of a line that ends with a zero byte as it counts.
+    fn hashes(kernel: &[u8], initramfs: &[u8], line: &str) -> Vec<u8> {
+        support::igvm::hashes(kernel, initramfs, format!("{line}\0").as_bytes())
     }
 
     #[test]

@@ -81,11 +81,12 @@ pub enum ImageError {
 }
 
 /// Builds an image into the directory `out`, which is made when it is not there. The manifest is
-/// written last, so that a directory with a manifest is complete.
+/// written last, so that a directory with a manifest is complete. `number` is its owner's, by which an
+/// older image is known; 0 where images are not counted.
 ///
 /// # Errors
 /// [`ImageError`], which names the step that failed.
-pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageError> {
+pub fn build(agent: &Path, kernel: &Path, out: &Path, number: u64) -> Result<Manifest, ImageError> {
     let kernel = Kernel::open(kernel)?;
     let program = read_agent(agent)?;
     let vmlinux = read(&kernel.vmlinux())?;
@@ -101,6 +102,7 @@ pub fn build(agent: &Path, kernel: &Path, out: &Path) -> Result<Manifest, ImageE
     };
     let mut manifest = Manifest {
         version: manifest::VERSION,
+        number,
         kernel: kernel.record().clone(),
         agent: Digest::new("cloister-agent", &program),
         modules: digests(&modules),

@@ -42,6 +42,9 @@ enum Verb {
         /// The directory of the image.
         #[arg(long)]
         out: PathBuf,
+        /// The image's number, greater than that of any image before it; 0 where images are not counted.
+        #[arg(long, value_name = "N", default_value = "0")]
+        number: u64,
     },
 }
 
@@ -56,7 +59,12 @@ fn main() -> anyhow::Result<()> {
         Verb::Compile { jobs, .. } => {
             println!("{}", compile::kernel(&cache, jobs)?.dir().display());
         }
-        Verb::Build { agent, kernel, out } => {
+        Verb::Build {
+            agent,
+            kernel,
+            out,
+            number,
+        } => {
             let kernel = match kernel {
                 Some(dir) => dir,
                 None => match compile::cached(&cache) {
@@ -64,7 +72,7 @@ fn main() -> anyhow::Result<()> {
                     None => debian::kernel(&cache)?.dir().to_owned(),
                 },
             };
-            let manifest = image::build(&agent, &kernel, &out)
+            let manifest = image::build(&agent, &kernel, &out, number)
                 .with_context(|| format!("building {}", out.display()))?;
             println!("{}", manifest.table());
         }

@@ -48,6 +48,9 @@ impl Digest {
 pub struct Manifest {
     /// [`VERSION`].
     pub version: u32,
+    /// What its owner counts images by, so that an older one is known as such; 0 where it is not counted.
+    #[serde(default, skip_serializing_if = "is_uncounted")]
+    pub number: u64,
     /// Where the kernel came from.
     pub kernel: Record,
     /// The agent as it was built; in the image it is without its symbols.
@@ -244,6 +247,9 @@ impl Manifest {
                 output.sha256
             ));
         }
+        if !is_uncounted(&self.number) {
+            rows.push(format!("number         {}", self.number));
+        }
         for (number, launch) in self.launches.iter().enumerate() {
             rows.push(format!(
                 "launch {number:<7} {} by {}",
@@ -253,6 +259,12 @@ impl Manifest {
         }
         rows.join("\n")
     }
+}
+
+/// Whether an image has no number of its own.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_uncounted(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Whether a file of this name is in the directory that it is looked for in.
@@ -324,6 +336,22 @@ mod tests {
         let text = String::from_utf8(old.to_bytes().unwrap()).unwrap();
         assert!(!text.contains("launches"), "{text}");
         assert_eq!(read(&text).unwrap(), old);
+    }
+
+    #[test]
+    fn an_image_without_a_number_has_0_and_is_written_as_before() {
+        let mut manifest = read(OLD).unwrap();
+        assert_eq!(manifest.number, 0);
+        let text = |manifest: &Manifest| String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
+        assert!(!text(&manifest).contains("number"));
+        manifest.number = u64::MAX;
+        assert_eq!(read(&text(&manifest)).unwrap(), manifest);
+        assert!(manifest.table().contains(&u64::MAX.to_string()));
+        for wrong in ["-1", "1.5", "\"7\"", "18446744073709551616"] {
+            let text = OLD.replacen('{', &format!("{{\"number\": {wrong}, "), 1);
+            let error = read(&text).unwrap_err();
+            assert!(matches!(error, ManifestError::Parse { .. }), "{wrong}");
+        }
     }
 
     #[test]

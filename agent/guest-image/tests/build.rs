@@ -43,6 +43,9 @@ const MODULES: &[(&str, &str)] = &[
     ("drivers/usb/unwanted.ko", ""),
 ];
 
+/// What the owner counts these images by.
+const NUMBER: u64 = 7;
+
 struct Bench {
     dir: TempDir,
 }
@@ -75,7 +78,7 @@ impl Bench {
     }
 
     fn build(&self, out: &Path) -> Result<Manifest, guest_image::image::ImageError> {
-        build(&self.path("agent"), &self.path("kernel"), out)
+        build(&self.path("agent"), &self.path("kernel"), out, NUMBER)
     }
 
     fn refusal(&self) -> String {
@@ -105,7 +108,9 @@ fn builds_into_one_directory_at_once_take_turns() {
             scope.spawn(|| bench.build(&out).unwrap());
         }
     });
-    Manifest::read(&out).unwrap().verify(&out).unwrap();
+    let manifest = Manifest::read(&out).unwrap();
+    manifest.verify(&out).unwrap();
+    assert_eq!(manifest.number, NUMBER);
 }
 
 #[test]

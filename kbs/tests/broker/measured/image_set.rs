@@ -165,6 +165,129 @@ fn a_diff_names_files_packages_and_launch_digests() {
     );
     assert_eq!(changes[3]["old"], hex::encode(files.digest_of("old")));
     assert_eq!(changes[3]["new"], hex::encode(files.digest_of("new")));
+    for (at, because) in [(0, Value::Null), (3, json!(["kernel"]))] {
+        assert_eq!(changes[at]["because"], because, "{changes:?}");
+    }
+}
+
+#[test]
+fn a_configuration_says_what_is_launched_and_a_flag_says_otherwise() {
+    let files = Files::new();
+    files.image("old", "6.12.1", b"MZ, a kernel");
+    files.image("new", "6.12.1", b"MZ, a newer kernel");
+    let config = |text: &str| files.put("configuration.toml", text.as_bytes());
+    config(
+        "[hypervisor.qemu]\nfirmware = \"OVMF.fd\"\ndefault_vcpus = 2\n[cloister]\ntee = \"snp\"\n\
+         snp_cpu_model = \"EPYC-Genoa\"\n",
+    );
+    let diff = |more: &str| {
+        let words = format!("diff old new --config configuration.toml {more}");
+        files.image_set(&words.split_whitespace().collect::<Vec<_>>())
+    };
+    let named = |output: &Output| {
+        let said = told(output);
+        let digests = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("SNP launch digest, "));
+        digests.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own = diff("");
+    assert_eq!(own.status.code(), Some(1));
+    assert_eq!(named(&own), ["EPYC-Genoa vcpus=2"], "{}", told(&own));
+    assert!(told(&own).contains("because of: kernel"), "{}", told(&own));
+    let flags = diff("--vcpus 1,4 --cpu-model EPYC-v4");
+    assert_eq!(named(&flags), ["EPYC-v4 vcpus=1", "EPYC-v4 vcpus=4"]);
+    files.put("other.fd", &support::firmware::direct_boot(4));
+    let other = diff("--new-firmware other.fd");
+    assert!(
+        told(&other).contains("because of: firmware, kernel"),
+        "{}",
+        told(&other)
+    );
+    for (tee, more, fix) in [
+        ("snp", "--dialect edk2-202508", "leave one out"),
+        ("snp", "--append quiet", "cannot be used with"),
+        ("tdx", "", "--dialect and --acpi"),
+        ("none", "", "cloister.tee"),
+    ] {
+        let machine = "[hypervisor.qemu]\nfirmware = \"OVMF.fd\"\n";
+        config(&format!("{machine}[cloister]\ntee = \"{tee}\"\n"));
+        let refused = diff(more);
+        let said = told(&refused);
+        assert!(
+            refused.status.code() > Some(1) || !refused.status.success(),
+            "{said}"
+        );
+        assert!(said.contains(fix), "{tee} {more}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_is_no_newer_is_published_as_a_rollback_alone() {
+    let files = Files::new();
+    let deployment = broker(&[]);
+    files.key("owner.pem");
+    let numbers = [
+        ("one", Some("1")),
+        ("two", Some("2")),
+        ("twin", Some("2")),
+        ("none", None),
+    ];
+    for (name, number) in numbers {
+        files.image(name, name, format!("MZ, {name}").as_bytes());
+        let sign = ["sign", name, "--key", "owner.pem"];
+        let number: Vec<&str> = number
+            .iter()
+            .flat_map(|number| ["--number", number])
+            .collect();
+        done(&files.image_set(&[&sign, number.as_slice()].concat()));
+    }
+    let verify = |least: &str| {
+        files.image_set(&["verify", "one", "--key", "owner.pem.pub", "--least", least])
+    };
+    done(&verify("1"));
+    assert!(told(&verify("1")).contains("number         1"));
+    let refused = verify("2");
+    assert!(!refused.status.success() && told(&refused).contains("has number 1"));
+
+    done(&files.publish(&deployment, "none", &[]));
+    done(&files.publish(&deployment, "two", &[]));
+    // It again, with another window.
+    done(&files.publish(&deployment, "two", &["--old-until", FUTURE]));
+    for (name, number) in [("one", "1"), ("twin", "2"), ("none", "0")] {
+        let refused = files.publish(&deployment, name, &[]);
+        let said = told(&refused);
+        assert!(!refused.status.success(), "{name}: {said}");
+        for part in [
+            "2 was published as \"guest\"",
+            "--rollback",
+            &format!("number {number}"),
+        ] {
+            assert!(said.contains(part), "{name}: {said}");
+        }
+    }
+    let one = files.digest_of("one");
+    assert_eq!(executables(&deployment, one).await, 33);
+    done(&files.publish(&deployment, "one", &["--image-name", "other"]));
+    done(&files.publish(&deployment, "one", &["--rollback"]));
+    assert_eq!(executables(&deployment, one).await, 3);
+    // A rollback is one each time: what was published stays so.
+    assert!(!files.publish(&deployment, "one", &[]).status.success());
+    let listed = deployment.own(&[
+        "reference",
+        "list",
+        "--prefix",
+        "cloister_image_number/guest",
+    ]);
+    let listed = lines(&listed);
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(listed[0]["value"]["number"], 2);
+
+    let manifest = files.path("one/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("\"number\": 1", "\"number\": 9")).unwrap();
+    let said = told(&files.publish(&deployment, "one", &[]));
+    assert!(said.contains("not of this manifest"), "{said}");
 }
 
 #[tokio::test]

@@ -96,6 +96,86 @@ fn the_same_inputs_make_the_same_manifest_and_a_diff_names_what_a_launch_changes
 }
 
 #[test]
+fn launches_of_one_size_with_other_devices_are_told_by_their_tables() {
+    let files = Files::new();
+    files.td_shapes();
+    files.image("set", "6.12.1", &tdvf::kernel(0));
+    for tables in ["td", "td/four"] {
+        done(&files.add(&format!("{TD} {XFAM} --acpi {tables}")));
+    }
+    let output = files.measured_set("--format json");
+    let values: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (name, count) in [("mr_td", 1), ("rtmr_0", 2), ("rtmr_1", 1), ("rtmr_2", 1)] {
+        assert_eq!(values[name].as_array().unwrap().len(), count, "{name}");
+    }
+}
+
+/// What changed of measurements, each with the inputs that make it so.
+fn measured(output: &std::process::Output) -> Vec<(String, String)> {
+    let changes: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |change: &Value| {
+        let because = change["because"].as_array()?;
+        let because: Vec<&str> = because.iter().filter_map(Value::as_str).collect();
+        Some((change["what"].as_str()?.to_owned(), because.join(", ")))
+    };
+    changes.iter().filter_map(of).collect()
+}
+
+#[test]
+fn launches_in_manifests_are_compared_and_the_input_behind_each_change_is_named() {
+    let files = Files::new();
+    let shapes = files.td_shapes();
+    let mut newer = tdvf::kernel(0);
+    newer[0x2fff] ^= 1;
+    for (kernel, line, dir) in [
+        (tdvf::kernel(0), "console=ttyS0", "first"),
+        (newer, "console=ttyS0 debug", "second"),
+    ] {
+        files.image("set", "6.12.1", &kernel);
+        done(&files.add(SNP));
+        let words = shapes.split_whitespace().map(|word| match word {
+            "console=ttyS0" => line,
+            word => word,
+        });
+        done(&files.image_set(&words.collect::<Vec<_>>()));
+        fs::rename(files.path("set"), files.path(dir)).unwrap();
+    }
+    let output = files.image_set(&["diff", "first", "second", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = [
+        ("launch 0: SNP launch digest, EPYC-v4 vcpus=1", "kernel"),
+        ("launch 0: SNP launch digest, EPYC-v4 vcpus=2", "kernel"),
+        ("launch 1: TDX RTMR1, memory=2048 vcpus=2", "kernel"),
+        ("launch 1: TDX RTMR1, memory=2048 vcpus=4", "kernel"),
+        ("launch 1: TDX RTMR2, memory=2048 vcpus=2", "command line"),
+        ("launch 1: TDX RTMR2, memory=2048 vcpus=4", "command line"),
+    ];
+    let expected = expected.map(|(what, because)| (what.to_owned(), because.to_owned()));
+    assert_eq!(measured(&output), expected);
+
+    // A launch that neither says, with other tables and firmware that has no other variables.
+    let config = "[hypervisor.qemu]\ndefault_memory = 2048\n[cloister]\ntee = \"sim-tdx\"\n";
+    files.put("configuration.toml", config.as_bytes());
+    let mut other = fs::read(files.path("td/OVMF.fd")).unwrap();
+    let code = other.len() - 0x1000;
+    other[code] ^= 1;
+    files.put("other.fd", &other);
+    let words = "diff first second --json --config configuration.toml --firmware td/OVMF.fd --new-firmware \
+                 other.fd --dialect edk2-202508 --acpi td";
+    let output = files.add(words);
+    let said: Vec<_> = measured(&output)
+        .into_iter()
+        .filter(|(what, _)| !what.starts_with("launch"))
+        .collect();
+    let expected = [
+        ("TDX MRTD", "firmware"),
+        ("TDX RTMR1, memory=2048", "kernel"),
+    ];
+    let expected = expected.map(|(what, because)| (what.to_owned(), because.to_owned()));
+    assert_eq!(said, expected, "{}", told(&output));
+}
+
+#[test]
 fn a_part_of_the_image_that_is_missing_or_another_one_is_refused_by_name() {
     let files = Files::new();
     let dir = files.image("set", "6.12.1", &tdvf::kernel(0));

@@ -22,9 +22,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::tdx::{self, DIALECT};
 use super::{firmware, settings};
 
-pub(super) const FIRMWARE: &str = "firmware.fd";
+pub(crate) const FIRMWARE: &str = "firmware.fd";
 pub(super) const ACPI: &str = "acpi";
 const SNP_KEY: &str = "snp-root.key";
 const TDX_KEY: &str = "tdx-root.key";
@@ -154,21 +155,30 @@ impl Directory {
 
     /// What others must be told.
     fn tell(&self) -> anyhow::Result<()> {
+        std::io::stdout().write_all(self.told().as_bytes())?;
+        Ok(())
+    }
+
+    /// DIR is a guest image, FILE the configuration of the pods, and MIB their memory.
+    pub(super) fn told(&self) -> String {
         let [snp, tdx, collateral] = [SNP_ROOT, TDX_ROOT, COLLATERAL].map(|name| self.path(name));
-        writeln!(
-            std::io::stdout(),
+        format!(
             "made {dir}\n\
              pods attest with it where configuration.toml has\n  \
                [cloister]\n  tee = \"sim-snp\"\n  dev_tee = {dir:?}\n\
              a broker for development believes it where kbs.toml has\n  \
                [attestation]\n  accept = [\"sim-snp\", \"sim-tdx\"]\n  \
                development = {{ snp_root = {snp:?}, tdx_root = {tdx:?}, collateral = {collateral:?} }}\n\
-             and what is measured is predicted with\n  \
-               cloister measure --firmware {firmware} --image DIR --config FILE",
+             and what is measured is predicted, for sim-snp and for sim-tdx, with\n  \
+               cloister measure --firmware {firmware} --image DIR --config FILE\n  \
+               cloister measure --tee tdx --firmware {firmware} --image DIR --config FILE --dialect {DIALECT} \
+               --memory MIB --acpi {acpi} --xfam {xfam}\n\
+             where DIR is the guest image, FILE the configuration.toml, and MIB its default_memory\n",
             dir = self.0.display().to_string(),
             firmware = self.path(FIRMWARE).display(),
-        )?;
-        Ok(())
+            acpi = self.path(ACPI).display(),
+            xfam = tdx::xfam(),
+        )
     }
 }
 

@@ -15,11 +15,16 @@ mod launch;
 mod serve;
 mod settings;
 mod snp;
+#[cfg(test)]
+#[path = "../../../../attestation-agent/measure/tests/tdvf/mod.rs"]
+mod tdvf;
 mod tdx;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+
+pub(crate) use self::directory::FIRMWARE;
 
 /// Where it is unless somebody says otherwise.
 const DIRECTORY: &str = shim::dev_tee::DIRECTORY;

@@ -69,6 +69,12 @@ impl SecurityProcessor {
         })
     }
 
+    /// What its reports say of the launch.
+    #[cfg(test)]
+    pub(super) fn measurement(&self) -> [u8; 48] {
+        self.report.measurement
+    }
+
     fn report(&self, report_data: [u8; 64]) -> io::Result<Vec<Vec<u8>>> {
         let mut report = self.report.clone();
         report.report_data = report_data;

@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use clap::Args;
 use guest_image::launch::LAUNCHES;
-use guest_image::manifest::{Digest, FILE, Manifest};
+use guest_image::manifest::{Digest, Manifest};
 
 use crate::measure::{File, Measure};
 
@@ -53,10 +53,7 @@ impl Add {
             write(&dir.join(name), content)?;
         }
         manifest.launches.push(launch);
-        let path = dir.join(FILE);
-        let fresh = path.with_extension("new");
-        write(&fresh, &manifest.to_bytes()?)?;
-        fs::rename(&fresh, &path).with_context(|| format!("write {}", path.display()))?;
+        super::put(dir, &manifest)?;
         println!("added launch {number}: sign the image with `cloister image-set sign`");
         Ok(())
     }

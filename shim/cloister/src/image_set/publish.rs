@@ -8,7 +8,8 @@
 //!
 //! The new values are added first. Then each old one that would hold longer is given its end, by the same value
 //! with a window before the other is withdrawn, so that at no moment a guest of either image is refused. One that
-//! would begin at that end or later is withdrawn.
+//! would begin at that end or later is withdrawn. An image that is older than one which was published is refused
+//! ([`Numbered`]).
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use super::number::Numbered;
 use super::signed;
 use crate::broker::{Broker, BrokerArgs};
 use crate::measure::Measure;
@@ -54,6 +56,13 @@ pub(super) struct Publish {
     /// The first moment at which what holds now does not any more, in RFC 3339; it stays unless it is said.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     old_until: Option<OffsetDateTime>,
+    /// What images are called that take each other's place: of one name none is published whose number is not
+    /// greater than all that were before.
+    #[arg(long, value_name = "NAME", default_value = "guest")]
+    image_name: String,
+    /// Publish an image though one with a greater number was published before.
+    #[arg(long)]
+    rollback: bool,
 }
 
 /// A value as the broker lists it.
@@ -82,9 +91,14 @@ impl Publish {
             let manifest = signed::verify(image, key)?;
             self.measure.trust(manifest);
         }
+        let image = self.numbered()?;
         let values = self.measure.reference_values()?;
         let broker = self.broker.open(self.plain_http)?;
         let broker = broker.context("give the broker: --kbs and --admin-token-file")?;
+        let published = Numbered::published(&broker, &self.image_name).await?;
+        if !self.rollback {
+            image.follows(&published, &self.image_name)?;
+        }
         let mut old = Vec::new();
         let first = values.get(RTMR_0).is_some();
         let asked = |name: &String| {
@@ -104,12 +118,24 @@ impl Publish {
              launch with --no-rtmr-0"
         );
         let added = message(&values, self.from, self.until)?;
+        // The number first: what fails after it is the same image when it is tried again. Of a manifest that nobody
+        // signed it is anybody's.
+        if self.manifest_key.is_some() {
+            image.keep(&broker, &published, &self.image_name).await?;
+        }
         broker.add_reference_values(&added).await?;
         println!("added {}", names(&values).join(", "));
         if let Some(end) = self.old_until {
             end_at(&broker, &old, &values, end).await?;
         }
         Ok(())
+    }
+
+    /// What is published, by its number; files without a manifest have none.
+    fn numbered(&self) -> anyhow::Result<Numbered> {
+        let manifest = self.measure.manifest()?;
+        let numbered = manifest.as_ref().map(Numbered::of).transpose()?;
+        Ok(numbered.unwrap_or_default())
     }
 }
 

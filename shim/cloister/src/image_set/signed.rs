@@ -42,11 +42,17 @@ enum Key {
     P384(p384::ecdsa::VerifyingKey),
 }
 
-/// Signs the manifest of an image whose files are those of it; gives the signature's path.
-pub(super) fn sign(dir: &Path, key: &Path) -> anyhow::Result<PathBuf> {
+/// Signs the manifest of an image whose files are those of it, with another number where one is given; gives
+/// the signature's path.
+pub(super) fn sign(dir: &Path, key: &Path, number: Option<u64>) -> anyhow::Result<PathBuf> {
     let signer = Signer::read(key)?;
-    let manifest = bytes(dir)?;
-    Manifest::parse(dir, &manifest)?.verify(dir)?;
+    let mut manifest = bytes(dir)?;
+    let mut parsed = Manifest::parse(dir, &manifest)?;
+    parsed.verify(dir)?;
+    if let Some(number) = number.filter(|number| *number != parsed.number) {
+        parsed.number = number;
+        manifest = super::put(dir, &parsed)?;
+    }
     let signature = Signature {
         version: VERSION,
         algorithm: signer.algorithm().to_string(),

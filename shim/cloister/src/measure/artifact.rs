@@ -10,9 +10,9 @@ use guest_image::manifest::Manifest;
 use measure::snp::{FIRMWARE_BYTES, Firmware, IGVM_BYTES, Igvm, KernelHashes, LaunchDigest};
 use sha2::{Digest, Sha256};
 
-use super::Kind;
 use super::line::Configured;
 use super::start::Start;
+use super::{Input, Kind};
 
 /// Bytes of a kernel.
 pub(crate) const KERNEL_BYTES: usize = 256 << 20;
@@ -38,7 +38,12 @@ pub(super) struct Artifacts {
     )]
     igvm: Option<PathBuf>,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
-    #[arg(long, value_name = "HEX", requires = "firmware")]
+    #[arg(
+        long,
+        value_name = "HEX",
+        requires = "firmware",
+        conflicts_with = "dialect"
+    )]
     firmware_digest: Option<LaunchDigest>,
     /// The directory of a guest image, whose kernel and initramfs are booted.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
@@ -59,7 +64,7 @@ pub(super) struct Artifacts {
     #[arg(
         long,
         required_unless_present_any = ["image", "kernel"],
-        conflicts_with_all = ["image", "kernel", "line"]
+        conflicts_with_all = ["image", "kernel", "line", "dialect"]
     )]
     no_kernel: bool,
     /// The kernel's command line, to the letter; an empty one is "".
@@ -158,6 +163,47 @@ impl Artifacts {
             recorded_firmware: Some(firmware.to_owned()),
             manifest: Some(manifest.clone()),
             append: Some(command_line.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same image, launched by this firmware with a command line.
+    pub(super) fn with(&self, firmware: &Path, command_line: &str) -> Self {
+        Self {
+            firmware: Some(firmware.to_owned()),
+            append: Some(command_line.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// What is launched, with one input of another launch. All is read as loose files then, since no manifest
+    /// lists such a mixture.
+    pub(super) fn exchanged(&self, input: Input, other: &Self) -> Self {
+        let (mut mixed, other) = (self.loose(), other.loose());
+        match input {
+            Input::Firmware => mixed.firmware = other.firmware,
+            Input::Kernel => mixed.kernel = other.kernel,
+            Input::Initramfs => mixed.initrd = other.initrd,
+            Input::CommandLine => mixed.append = other.append,
+            Input::GuestFeatures
+            | Input::Generation
+            | Input::PageOrder
+            | Input::KernelForm
+            | Input::SecureBoot
+            | Input::Tables => {}
+        }
+        mixed
+    }
+
+    fn loose(&self) -> Self {
+        let of_image = |name: &str| self.image.as_ref().map(|dir| dir.join(name));
+        Self {
+            kernel: of_image(KERNEL).or_else(|| self.kernel.clone()),
+            initrd: of_image(INITRAMFS).or_else(|| self.initrd.clone()),
+            append: Some(self.line().to_owned()),
+            image: None,
+            manifest: None,
+            recorded_firmware: None,
             ..self.clone()
         }
     }

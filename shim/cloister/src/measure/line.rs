@@ -1,7 +1,7 @@
 //! `--config`: the kernel's command line that a pod has by the configuration of the shim which launches it. It is
 //! made by the shim's own code, and from the file alone: what it names need not be here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::ensure;
@@ -9,12 +9,20 @@ use shim::config::{self, Tee};
 use shim::kernel_line;
 
 use super::Kind;
+use crate::dev_tee::FIRMWARE;
 
-/// What a configuration says of the command line.
+/// What a configuration says of a launch.
 #[derive(Debug, Clone)]
-pub(super) struct Configured {
+pub(crate) struct Configured {
     tee: Tee,
-    pub(super) line: String,
+    pub(crate) line: String,
+    /// The firmware; of a simulated kind the one that `dev-tee` measures.
+    pub(crate) firmware: Option<PathBuf>,
+    /// Of a pod without limits.
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u32,
+    /// `None` where it is each host's own.
+    pub(crate) cpu_model: Option<String>,
 }
 
 impl FromStr for Configured {
@@ -23,14 +31,25 @@ impl FromStr for Configured {
     fn from_str(path: &str) -> Result<Self, String> {
         let config = config::load(Some(Path::new(path))).map_err(|error| error.to_string())?;
         let line = kernel_line::measured(&config).map_err(|error| error.to_string())?;
+        let simulated = config.tee.simulated();
+        let own = || simulated.map(|_| config.dev_tee.join(FIRMWARE));
         Ok(Self {
             tee: config.tee,
             line,
+            firmware: config.vm.firmware.clone().or_else(own),
+            vcpus: config.vm.vcpus,
+            memory_mib: config.vm.memory_mib,
+            cpu_model: config.vm.confidential.cpu_model,
         })
     }
 }
 
 impl Configured {
+    /// Whether its pods are TDs, simulated ones too.
+    pub(crate) fn is_td(&self) -> bool {
+        self.check(Kind::Tdx).is_ok()
+    }
+
     /// Whether the kind that is measured is the one that the configuration launches.
     pub(super) fn check(&self, kind: Kind) -> anyhow::Result<()> {
         let (is_same, word) = match self.tee {

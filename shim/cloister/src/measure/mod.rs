@@ -5,6 +5,7 @@
 //! tells, and a file of a guest image is measured only when it is the one in the image's manifest.
 
 pub(super) mod artifact;
+mod exchange;
 mod explain;
 mod line;
 mod output;
@@ -31,9 +32,9 @@ use policies::corim::Draft;
 use serde_json::Value;
 
 use self::artifact::Artifacts;
-pub(crate) use self::artifact::{
-    INITRAMFS, INITRAMFS_BYTES, KERNEL, KERNEL_BYTES, listed, read as read_file,
-};
+pub(crate) use self::artifact::{INITRAMFS_BYTES, KERNEL_BYTES, read as read_file};
+pub(crate) use self::exchange::{Input, Measurements, Said};
+pub(crate) use self::line::Configured;
 use self::output::{Format, json_lines};
 use self::prediction::Prediction;
 pub(crate) use self::recorded::File;
@@ -42,7 +43,7 @@ use self::reported::Reported;
 pub(crate) use self::shape::Vcpus;
 pub(crate) use self::sign::Signer;
 use self::start::With;
-use self::tdx::TdxArgs;
+pub(crate) use self::tdx::TdxArgs;
 use super::init_data;
 
 #[derive(Debug, Clone, Args)]
@@ -125,7 +126,7 @@ enum Vmm {
 #[derive(Debug, Clone, Args)]
 struct IdBlockArgs {
     /// The private key in PEM, on P-384, that signs an ID block for each digest (--format text or launch).
-    #[arg(long, value_name = "PEM")]
+    #[arg(long, value_name = "PEM", conflicts_with = "dialect")]
     id_key: Option<PathBuf>,
     /// Another such key that vouches for the ID key.
     #[arg(long, value_name = "PEM", requires = "id_key")]
@@ -154,6 +155,12 @@ impl Measure {
     /// The directory of the guest image that is measured.
     pub(crate) fn image(&self) -> Option<&Path> {
         self.artifacts.image()
+    }
+
+    /// The manifest of that image.
+    pub(crate) fn manifest(&self) -> anyhow::Result<Option<Manifest>> {
+        let image = self.image();
+        image.map(|dir| self.artifacts.manifest(dir)).transpose()
     }
 
     /// From now on this is the image's manifest, whatever becomes of the file.
@@ -370,7 +377,7 @@ fn number(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| "a number, or 0x and hex digits".to_owned())
 }
 
-fn features(text: &str) -> Result<GuestFeatures, String> {
+pub(crate) fn features(text: &str) -> Result<GuestFeatures, String> {
     GuestFeatures::new(number(text)?).map_err(|error| error.to_string())
 }
 

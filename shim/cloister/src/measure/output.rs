@@ -96,6 +96,18 @@ impl Predicted {
         text
     }
 
+    /// Each launch digest by its shape.
+    pub(super) fn measurements(&self) -> Vec<(String, String)> {
+        let named = |shape: &Shape| {
+            let Shape {
+                cpu_model, vcpus, ..
+            } = shape;
+            let name = format!("SNP launch digest, {cpu_model} vcpus={vcpus}");
+            (name, shape.measurement.hex())
+        };
+        self.shapes.iter().map(named).collect()
+    }
+
     /// Tells what a document for a broker says nothing of.
     pub(super) fn warn(&self) -> anyhow::Result<()> {
         if !self.kernel_hashes {

@@ -19,6 +19,14 @@ impl Prediction {
         }
     }
 
+    /// Each value by what it is of, shape by shape.
+    pub(super) fn measurements(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Snp(predicted) => predicted.measurements(),
+            Self::Tdx(predicted) => predicted.measurements(),
+        }
+    }
+
     /// Each shape with all that its launch needs.
     pub(super) fn shapes(&self) -> Vec<Value> {
         match self {

@@ -21,7 +21,7 @@ pub(crate) type File = (String, Vec<u8>);
 
 impl Measure {
     /// What is measured: the launch of the flags, or those of the image's manifest where no firmware is named.
-    pub(super) fn launches(&self) -> anyhow::Result<Vec<Self>> {
+    pub(crate) fn launches(&self) -> anyhow::Result<Vec<Self>> {
         match (self.is_given(), self.image()) {
             (true, _) => Ok(vec![self.clone()]),
             (false, Some(dir)) => self.of_image(dir),

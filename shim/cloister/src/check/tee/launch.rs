@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use hypervisor::accel::Resolved;
 use hypervisor::{Confidential, Incoming, Vm, VmSpec};
-use shim::config::Config;
+use shim::config::{Config, Tee};
+use shim::kernel_line;
 use shim::relay::{HostPort, Notice};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -14,12 +15,13 @@ use tokio::time::timeout;
 const MAX_NOTICES: usize = 16;
 /// Lines of a console that a failure tells.
 const TOLD_LINES: usize = 3;
+/// The one word that a pod's line has not.
+const LOG_LEVEL: &str = "loglevel=7";
 
 /// What is started.
 #[derive(Debug, Clone)]
 pub(super) struct Guest {
     config: Config,
-    tee: &'static str,
     pub(super) confidential: Option<Confidential>,
     change: fn(&mut VmSpec),
 }
@@ -47,8 +49,10 @@ impl Guest {
     /// A plain VM.
     pub(super) fn plain(config: &Config) -> Self {
         Self {
-            config: config.clone(),
-            tee: "none",
+            config: Config {
+                tee: Tee::None,
+                ..config.clone()
+            },
             confidential: None,
             change: |_| {},
         }
@@ -57,7 +61,7 @@ impl Guest {
     /// One that the host cannot read.
     pub(super) fn confidential(config: &Config, wanted: Confidential) -> Self {
         Self {
-            tee: config.tee.name(),
+            config: config.clone(),
             confidential: Some(wanted),
             ..Self::plain(config)
         }
@@ -71,10 +75,10 @@ impl Guest {
     /// The VM, as a pod has it but for disks and network.
     pub(super) fn spec(&self, directory: &std::path::Path) -> VmSpec {
         let vm = &self.config.vm;
-        let mut params = vm.kernel_params.clone();
+        // A pod's words, from where a pod has them.
+        let mut params = kernel_line::words(&self.config, None);
         // The kernel says what it found at this level and above, whatever `quiet` asks for.
-        params.push("loglevel=7".to_owned());
-        params.push(format!("cloister.tee={}", self.tee));
+        params.push(LOG_LEVEL.to_owned());
         let mut spec = VmSpec {
             machine: vm.machine,
             accel: vm.accel,
@@ -153,5 +157,30 @@ fn told(error: &str, console: &str) -> String {
     match last {
         [] => error.to_owned(),
         last => format!("{error}; the console ends with {:?}", last.join(" | ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypervisor::qemu::predicted_command_line;
+
+    #[test]
+    fn a_guest_has_the_line_of_pods_and_one_word_more() {
+        let directory = std::path::Path::new("/nowhere");
+        let mut config = Config::default();
+        config.vm.kernel_params = vec!["a=b".to_owned()];
+        for tee in [Tee::Snp, Tee::Tdx] {
+            config.tee = tee;
+            let guest = Guest {
+                config: config.clone(),
+                ..Guest::plain(&config)
+            };
+            let line = predicted_command_line(&guest.spec(directory)).unwrap();
+            let pods = kernel_line::measured(&config).unwrap();
+            assert_eq!(line, format!("{pods} {LOG_LEVEL}"));
+        }
+        let plain = Guest::plain(&config).spec(directory).kernel_params;
+        assert_eq!(plain, ["a=b", "cloister.tee=none", LOG_LEVEL]);
     }
 }

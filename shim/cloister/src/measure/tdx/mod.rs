@@ -26,17 +26,18 @@ pub(super) use self::explain::Found;
 use self::memory::{Sizes, memory};
 pub(super) use self::output::Predicted;
 use self::output::Shape;
+use super::Input;
 use super::artifact::{Artifacts, Boot};
 
 #[derive(Debug, Clone, Args)]
-pub(super) struct TdxArgs {
+pub(crate) struct TdxArgs {
     /// TDX: the generation of edk2 that the firmware is of: edk2-2023, edk2-2024, edk2-202505 or
     /// edk2-202508.
     #[arg(
         long,
         value_name = "NAME",
-        requires = "firmware",
-        conflicts_with_all = ["vcpus", "cpu_model", "guest_features", "firmware_digest", "no_kernel", "id_key"]
+        requires = "start",
+        conflicts_with_all = ["vcpus", "cpu_model", "guest_features"]
     )]
     dialect: Option<Dialect>,
     /// TDX: sizes of memory that a pod may have, in MiB or with G behind: 2048,4G.
@@ -119,8 +120,37 @@ struct How {
 
 impl TdxArgs {
     /// Whether a TD is asked for.
-    pub(super) fn asked(&self) -> bool {
+    pub(crate) fn asked(&self) -> bool {
         self.dialect.is_some()
+    }
+
+    /// The same with this size of memory in MiB, where none is said.
+    pub(crate) fn with_memory(mut self, mib: u32) -> anyhow::Result<Self> {
+        if self.memory.is_none() {
+            let sizes = mib.to_string().parse();
+            self.memory = Some(sizes.map_err(anyhow::Error::msg)?);
+        }
+        Ok(self)
+    }
+
+    /// Takes an input from another launch.
+    pub(super) fn exchange(&mut self, input: Input, other: &Self) {
+        let other = other.clone();
+        match input {
+            Input::Generation => self.dialect = other.dialect,
+            Input::PageOrder => self.page_order = other.page_order,
+            Input::KernelForm => self.kernel_form = other.kernel_form,
+            Input::SecureBoot => {
+                self.secure_boot = other.secure_boot;
+                self.authority = other.authority;
+            }
+            Input::Tables => self.acpi = other.acpi,
+            Input::Firmware
+            | Input::Kernel
+            | Input::Initramfs
+            | Input::CommandLine
+            | Input::GuestFeatures => {}
+        }
     }
 
     /// The shapes, each with its tables.

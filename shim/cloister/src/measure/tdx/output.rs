@@ -53,6 +53,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// In words.
+    fn size(&self) -> String {
+        let vcpus = self.size.vcpus.map(|vcpus| format!(" vcpus={vcpus}"));
+        format!("memory={}{}", self.size.mib, vcpus.unwrap_or_default())
+    }
+
     /// Registers and events by their names.
     fn digests(&self) -> Vec<(&'static str, Digest)> {
         let [rtmr_0, rtmr_1, rtmr_2] = self.rtmrs;
@@ -74,8 +80,7 @@ impl Predicted {
                 .map(|xfam| format!("{XFAM} {}", hex::encode(xfam))),
         );
         for shape in &self.shapes {
-            let vcpus = shape.size.vcpus.map(|vcpus| format!(" vcpus={vcpus}"));
-            let size = format!("memory={}{}", shape.size.mib, vcpus.unwrap_or_default());
+            let size = shape.size();
             let digests = shape.digests().into_iter();
             lines.extend(
                 digests.map(|(name, digest)| format!("{name} {} {size}", hex::encode(digest))),
@@ -91,6 +96,21 @@ impl Predicted {
             let _ = writeln!(text, "{line}");
         }
         text
+    }
+
+    /// MRTD, and the registers of each shape that a broker is told.
+    pub(in super::super) fn measurements(&self) -> Vec<(String, String)> {
+        let mut all = vec![("TDX MRTD".to_owned(), hex::encode(self.mr_td))];
+        for shape in &self.shapes {
+            let size = shape.size();
+            let told = |(number, _): &(usize, _)| *number > 0 || self.rtmr_0;
+            let registers = shape.rtmrs.iter().enumerate().filter(told);
+            all.extend(
+                registers
+                    .map(|(number, rtmr)| (format!("TDX RTMR{number}, {size}"), hex::encode(rtmr))),
+            );
+        }
+        all
     }
 
     /// Tells what a document for a broker has not.
