@@ -5,9 +5,16 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use support::State;
 use support::host::contains;
+use support::init_data::{ALLOW_ALL, ANNOTATION, InitData};
+use support::kube::{self, Kube};
+use support::need;
+use support::pod::Settings;
+use support::registry::Registry;
 
-use super::{GROUP, LIMIT, Place, mount};
+use super::kubelet::{Kubelet, mount};
+use super::{GROUP, LIMIT, Place, recipe};
 
 const SECRET: &str = "this must not be read on the host's disk";
 /// What the kubelet counts of an empty one at most, and what is written to it.
@@ -16,12 +23,80 @@ const WRITTEN_MIB: u64 = 64;
 
 /// Whether the guest encrypts it.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Disk {
+enum Disk {
     Clear,
     Encrypted,
 }
 
-pub(crate) fn an_empty_dir_has_a_disk_that_the_kubelet_measures(place: &Place<'_>, disk: Disk) {
+#[test]
+fn an_empty_dir_of_a_plain_guest_can_be_a_disk() {
+    let tools = [&kube::TOOLS[..], &["mount"]].concat();
+    if !need(&tools) {
+        return;
+    }
+    let own = State::new().unwrap();
+    let settings = Settings {
+        kubelet: Some(own.path().join("kubelet")),
+        empty_dirs: "block-plain",
+        ..Settings::plain()
+    };
+    let kube = Kube::start(&settings).unwrap();
+    let image = kube.import(&recipe(), "box").unwrap();
+    let kubelet = Kubelet::new(&own);
+    let before = kube.containerd.leftovers();
+    let config = kube.pod("vol");
+    let pod = kube.run_pod(&config).unwrap();
+    let place = Place {
+        kube: &kube,
+        kubelet: &kubelet,
+        pod,
+        config,
+        image,
+    };
+    an_empty_dir_has_a_disk_that_the_kubelet_measures(&place, Disk::Clear);
+    kube.remove_pod(&place.pod).unwrap();
+    kube.settled(&before).unwrap();
+}
+
+#[test]
+fn an_empty_dir_of_a_confidential_guest_can_be_a_disk_that_it_encrypts() {
+    let tools = [&kube::TOOLS[..], &["docker-registry", "skopeo", "mount"]].concat();
+    if !need(&tools) {
+        return;
+    }
+    let own = State::new().unwrap();
+    let registry = Registry::start(&own).unwrap();
+    let layout = recipe().write(&own.path().join("layout")).unwrap();
+    let image = registry.push(&layout, "box:latest", &[]).unwrap();
+    let settings = Settings {
+        kubelet: Some(own.path().join("kubelet")),
+        empty_dirs: "block-encrypted",
+        ..Settings::confidential(&[registry.address()])
+    };
+    let kube = Kube::start(&settings).unwrap();
+    let _inside = registry.also_in(&own, &kube.node.path()).unwrap();
+    kube.import_as(&recipe(), "box", &image).unwrap();
+    let kubelet = Kubelet::new(&own);
+    let before = kube.containerd.leftovers();
+    let mut config = kube.pod("vol");
+    let init_data = InitData::new(None, Some(&registry), ALLOW_ALL);
+    config
+        .annotations
+        .insert(ANNOTATION.to_owned(), init_data.annotation().unwrap());
+    let pod = kube.run_pod(&config).unwrap();
+    let place = Place {
+        kube: &kube,
+        kubelet: &kubelet,
+        pod,
+        config,
+        image,
+    };
+    an_empty_dir_has_a_disk_that_the_kubelet_measures(&place, Disk::Encrypted);
+    kube.remove_pod(&place.pod).unwrap();
+    kube.settled(&before).unwrap();
+}
+
+fn an_empty_dir_has_a_disk_that_the_kubelet_measures(place: &Place<'_>, disk: Disk) {
     let volume = place.kubelet.volume("empty-dir", "work");
     chown(&volume, None, Some(GROUP)).unwrap();
     fs::set_permissions(&volume, Permissions::from_mode(0o2777)).unwrap();

@@ -13,7 +13,6 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use disk::Disk;
 use kubelet::{Kubelet, mount, publish};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use support::State;
@@ -186,74 +185,6 @@ fn volumes_of_a_plain_guest_are_shared_and_config_maps_are_watched() {
     last_words_come_back(&place, Sharing::Files);
     parts_of_volumes_are_there(&place);
     files_of_the_host_are_there(&place);
-    kube.remove_pod(&place.pod).unwrap();
-    kube.settled(&before).unwrap();
-}
-
-#[test]
-fn an_empty_dir_of_a_plain_guest_can_be_a_disk() {
-    let tools = [&kube::TOOLS[..], &["mount"]].concat();
-    if !need(&tools) {
-        return;
-    }
-    let own = State::new().unwrap();
-    let settings = Settings {
-        kubelet: Some(own.path().join("kubelet")),
-        empty_dirs: "block-plain",
-        ..Settings::plain()
-    };
-    let kube = Kube::start(&settings).unwrap();
-    let image = kube.import(&recipe(), "box").unwrap();
-    let kubelet = Kubelet::new(&own);
-    let before = kube.containerd.leftovers();
-    let config = kube.pod("vol");
-    let pod = kube.run_pod(&config).unwrap();
-    let place = Place {
-        kube: &kube,
-        kubelet: &kubelet,
-        pod,
-        config,
-        image,
-    };
-    disk::an_empty_dir_has_a_disk_that_the_kubelet_measures(&place, Disk::Clear);
-    kube.remove_pod(&place.pod).unwrap();
-    kube.settled(&before).unwrap();
-}
-
-#[test]
-fn an_empty_dir_of_a_confidential_guest_can_be_a_disk_that_it_encrypts() {
-    let tools = [&kube::TOOLS[..], &["docker-registry", "skopeo", "mount"]].concat();
-    if !need(&tools) {
-        return;
-    }
-    let own = State::new().unwrap();
-    let registry = Registry::start(&own).unwrap();
-    let layout = recipe().write(&own.path().join("layout")).unwrap();
-    let image = registry.push(&layout, "box:latest", &[]).unwrap();
-    let settings = Settings {
-        kubelet: Some(own.path().join("kubelet")),
-        empty_dirs: "block-encrypted",
-        ..Settings::confidential(&[registry.address()])
-    };
-    let kube = Kube::start(&settings).unwrap();
-    let _inside = registry.also_in(&own, &kube.node.path()).unwrap();
-    kube.import_as(&recipe(), "box", &image).unwrap();
-    let kubelet = Kubelet::new(&own);
-    let before = kube.containerd.leftovers();
-    let mut config = kube.pod("vol");
-    let init_data = InitData::new(None, Some(&registry), ALLOW_ALL);
-    config
-        .annotations
-        .insert(ANNOTATION.to_owned(), init_data.annotation().unwrap());
-    let pod = kube.run_pod(&config).unwrap();
-    let place = Place {
-        kube: &kube,
-        kubelet: &kubelet,
-        pod,
-        config,
-        image,
-    };
-    disk::an_empty_dir_has_a_disk_that_the_kubelet_measures(&place, Disk::Encrypted);
     kube.remove_pod(&place.pod).unwrap();
     kube.settled(&before).unwrap();
 }

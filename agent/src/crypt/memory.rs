@@ -1,0 +1,80 @@
+//! The memory that tags may take, all together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{MEMORY_PART, SECTOR, SMALLEST, TAG, TAG_HEAD};
+
+/// How much memory tags may take together.
+#[derive(Debug, Default)]
+pub(super) struct Memory(AtomicU64);
+
+/// A part of it that is taken, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Taken {
+    of: Arc<Memory>,
+    bytes: u64,
+}
+
+impl Memory {
+    /// Takes a part, where the whole is an eighth of `total` bytes.
+    pub(super) fn take(self: &Arc<Self>, bytes: u64, total: u64) -> Option<Taken> {
+        let most = total / MEMORY_PART;
+        let add = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= most);
+        let added = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        let of = Arc::clone(self);
+        added.is_ok().then(|| Taken { of, bytes })
+    }
+
+    /// Bytes of a disk of `size` bytes whose tags leave at least half of what there is to others; none where that
+    /// is too little for a file system.
+    pub(super) fn fitting(&self, size: u64, total: u64) -> Option<u64> {
+        let left = (total / MEMORY_PART).saturating_sub(self.0.load(Ordering::Relaxed));
+        let most = (left / 2).saturating_sub(TAG_HEAD) / TAG * SECTOR;
+        Some(size.min(most)).filter(|bytes| *bytes >= SMALLEST.min(size))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tags;
+    use super::*;
+
+    #[test]
+    fn all_tags_together_take_an_eighth_of_the_memory_and_give_it_back() {
+        let memory = Arc::new(Memory::default());
+        let first = memory.take(60, 800).unwrap();
+        assert!(memory.take(41, 800).is_none());
+        assert!(memory.take(u64::MAX, 800).is_none());
+        let second = memory.take(40, 800).unwrap();
+        drop(first);
+        assert!(memory.take(60, 800).is_some(), "and it was dropped at once");
+        drop(second);
+        assert!(memory.take(100, 800).is_some());
+    }
+
+    #[test]
+    fn volumes_of_no_size_leave_half_of_the_memory_to_those_that_come_after() {
+        let memory = Arc::new(Memory::default());
+        let total = 2 << 30;
+        let mut all = Vec::new();
+        let mut last = u64::MAX;
+        while let Some(bytes) = memory.fitting(1 << 40, total) {
+            assert!(bytes < last && bytes % SECTOR == 0, "{bytes}");
+            last = bytes;
+            all.push(memory.take(tags(bytes), total).unwrap());
+        }
+        assert!((4..64).contains(&all.len()), "{}", all.len());
+        drop(all);
+        assert_eq!(memory.fitting(1 << 30, total), Some(1 << 30));
+        assert_eq!(memory.fitting(1 << 40, 1 << 20), None);
+    }
+}
