@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent_api::{TeeCall, limit};
 use attestation_agent::attester::{Platform, REGISTER_BYTES, REPORT_DATA_BYTES, Registers, Report};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
@@ -23,21 +23,33 @@ impl Firmware {
     fn ask(self, call: TeeCall) -> io::Result<Vec<Vec<u8>>> {
         let asking = async {
             let mut stream = self.0.tee(call).await?;
-            let mut items = Vec::with_capacity(call.items());
-            for _ in 0..call.items() {
-                let length = stream.read_u32_le().await?;
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                if length > limit::MAX_TEE_ITEM {
-                    return Err(io::Error::other("the host's answer is too long"));
-                }
-                let mut item = vec![0; length];
-                stream.read_exact(&mut item).await?;
-                items.push(item);
-            }
-            Ok(items)
+            items(&mut stream, call).await
         };
         Handle::current().block_on(async { timeout(ANSWER_TIMEOUT, asking).await? })
     }
+}
+
+/// What a host answers to a question, behind its `OK`.
+///
+/// # Errors
+///
+/// An item has more than [`limit::MAX_TEE_ITEM`] bytes, or the answer ends before it is whole.
+pub async fn items(
+    answer: &mut (impl AsyncRead + Unpin),
+    call: TeeCall,
+) -> io::Result<Vec<Vec<u8>>> {
+    let mut items = Vec::with_capacity(call.items());
+    for _ in 0..call.items() {
+        let length = answer.read_u32_le().await?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length > limit::MAX_TEE_ITEM {
+            return Err(io::Error::other("the host's answer is too long"));
+        }
+        let mut item = vec![0; length];
+        answer.read_exact(&mut item).await?;
+        items.push(item);
+    }
+    Ok(items)
 }
 
 impl Platform for Firmware {

@@ -15,7 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::content::lease::{Given, Lender, Loan};
 use crate::fault::{OrFail, invalid};
-use crate::image::fault::of_broker;
+use crate::image::fault::of_named;
 
 const PHASE: &str = "unseal";
 /// Sealed secrets of one container's environment, or of one request with files.
@@ -185,11 +185,12 @@ fn is_ours(hub: &Hub, text: &[u8]) -> bool {
             .any(|json| parts[2].starts_with(json.as_bytes()))
 }
 
-/// What is told of a secret that did not open. The cause at the broker stays behind its ticket.
-fn fault(what: &str, error: &HubError) -> GuestError {
+/// What is told of a secret that did not open. The cause at the broker stays behind its ticket, and what a key is that
+/// verifies nothing stays here: the host may name any resource as one.
+pub(crate) fn fault(what: &str, error: &HubError) -> GuestError {
     let message = |text: &str| format!("{what}: {text}");
     if let Some(broker) = error.broker() {
-        let told = of_broker(broker);
+        let told = of_named(broker);
         return GuestError {
             message: message(&told.message),
             phase: PHASE.to_owned(),
@@ -205,7 +206,14 @@ fn fault(what: &str, error: &HubError) -> GuestError {
         | HubError::Name(_)
         | HubError::Packet(_) => ErrorCode::SecretNotOpened,
     };
-    GuestError::new(code, PHASE, message(&error.to_string()))
+    let told = match error {
+        HubError::VerificationKey { cause } if matches!(**cause, HubError::Sealed(_)) => {
+            "what the broker gives as the key that verifies it is none: set there what `attestation-agent seal-key` prints"
+                .to_owned()
+        }
+        error => error.to_string(),
+    };
+    GuestError::new(code, PHASE, message(&told))
 }
 
 fn too_many() -> GuestError {
@@ -215,7 +223,8 @@ fn too_many() -> GuestError {
 
 #[cfg(test)]
 mod tests {
-    use attestation_agent::sealed::{SealKey, Sealer, Terms};
+    use attestation_agent::sealed::{SealKey, Sealer, Terms, VerifyingKey};
+    use attestation_agent::{BrokerError, Detail, ResourceUri};
     use evidence::init_data::content::SealedSecrets;
 
     use super::*;
@@ -247,6 +256,43 @@ mod tests {
         }];
         let error = open_files(&plain(), &mut files).await.unwrap_err();
         assert!(error.message.contains("db/password"), "{error}");
+    }
+
+    /// A sealed value's header names any resource, and whoever wrote the value sees the error.
+    #[test]
+    fn what_the_broker_does_not_have_is_told_as_what_it_does_not_release() {
+        let resource: ResourceUri = "kbs:///default/secret/db".parse().unwrap();
+        let detail = || Detail::from("of the owner's".to_owned());
+        for ticket in [Some("T-1".to_owned()), None] {
+            let denied = BrokerError::Denied {
+                resource: resource.clone(),
+                detail: detail(),
+                ticket: ticket.clone(),
+            };
+            let missing = BrokerError::NotFound {
+                resource: resource.clone(),
+                detail: detail(),
+                ticket: ticket.clone(),
+            };
+            let told = [denied, missing].map(|error| fault("variable P", &error.into()));
+            assert_eq!(told[0], told[1]);
+            assert_eq!(
+                (told[0].code, &told[0].ticket),
+                (ErrorCode::BrokerDenied, &ticket)
+            );
+            assert!(told[0].message.contains("variable P"), "{}", told[0]);
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_of_what_a_key_is_that_verifies_nothing() {
+        let told = [&b"hunter2"[..], br#"{"kty":"RSA","crv":"","x":"","y":""}"#].map(|content| {
+            let error = VerifyingKey::from_jwk("kbs:///default/secret/db", content);
+            let cause = Box::new(HubError::from(error.unwrap_err()));
+            fault("variable P", &HubError::VerificationKey { cause })
+        });
+        assert_eq!(told[0], told[1]);
+        assert_eq!(told[0].code, ErrorCode::SecretNotOpened);
     }
 
     #[tokio::test]

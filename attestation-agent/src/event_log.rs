@@ -10,7 +10,7 @@
 //! guest-components (AAEL), each in the register that was really extended.
 //!
 //! A log in files is used by several processes in turn: who has the lock reads what others wrote, and finishes or
-//! forgets the event that one of them left on its way.
+//! forgets the event that one of them left on its way. Who may only read it looks twice instead.
 
 mod files;
 
@@ -62,6 +62,9 @@ pub enum EventLogError {
         /// Why not.
         cause: io::Error,
     },
+    /// An event came while the log was read by somebody who may not lock it.
+    #[error("{path}: an event came meanwhile: try again", path = .0.display())]
+    Changed(PathBuf),
     /// Another process has had the log for too long.
     #[error("{path}: another process holds the event log: end it, or try again later", path = .0.display())]
     Locked(PathBuf),
@@ -169,13 +172,22 @@ impl EventLog {
         self.registers.is_some()
     }
 
-    /// Runs something with the log's entries while no event can come, from other processes neither.
+    /// Runs something with the log's entries while no event can come, from other processes neither. Who may read
+    /// the log and not lock it has nothing of it where one came.
     ///
     /// # Errors
-    /// [`EventLogError::Broken`], or a file cannot be used.
+    /// [`EventLogError::Broken`], [`EventLogError::Changed`], or a file cannot be used.
     pub fn held<T>(&self, with: impl FnOnce(&[u8]) -> T) -> Result<T, EventLogError> {
-        let (state, _lock) = self.turn()?;
-        Ok(with(&state.entries))
+        let (mut state, lock) = self.turn()?;
+        let done = with(&state.entries);
+        if let (Some(files), Some(Lock::Open)) = (&self.files, lock) {
+            let before = std::mem::take(&mut state.entries);
+            self.refresh(files, &mut state)?;
+            if state.entries != before {
+                return Err(files.changed());
+            }
+        }
+        Ok(done)
     }
 
     /// Waits until nobody else uses the log, and reads what others did to it.

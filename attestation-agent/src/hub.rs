@@ -189,11 +189,13 @@ impl Hub {
             let jwk = jwk.ok_or_else(|| unknown_key(kid))?;
             return Ok(VerifyingKey::from_jwk(kid, jwk.as_bytes())?);
         };
-        let jwk = self.resource(&uri).await;
-        let jwk = jwk.map_err(|cause| HubError::VerificationKey {
+        let key = async {
+            let jwk = self.resource(&uri).await?;
+            Ok::<_, HubError>(VerifyingKey::from_jwk(kid, jwk.expose())?)
+        };
+        key.await.map_err(|cause| HubError::VerificationKey {
             cause: Box::new(cause),
-        })?;
-        Ok(VerifyingKey::from_jwk(kid, jwk.expose())?)
+        })
     }
 
     /// Where a key is that init-data does not have. Where it has some, there are no others.

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::written::Written;
 use super::{Slots, set};
+use crate::sealed::fault;
 
 /// The soonest and the latest next attempt after one that failed.
 const SOONEST: Duration = Duration::from_secs(1);
@@ -216,7 +217,8 @@ impl Keeper {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 let is_final = is_final(&error);
-                tracing::warn!(path, %error, is_final, "a lease was not renewed");
+                let error = fault(&format!("file {path}"), &error);
+                tracing::warn!(%error, is_final, "a lease was not renewed");
                 self.is_leaving = is_final;
             }
             Err(_) => tracing::warn!(path, "a lease was not renewed: there was no answer"),

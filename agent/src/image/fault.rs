@@ -19,10 +19,28 @@ use crate::fault::is_disk_full;
 
 /// A failure at the broker. Its text has no secret in it, and nothing that the broker said but its ticket.
 pub(crate) fn of_broker(error: &BrokerError) -> GuestError {
-    let error_of_guest = GuestError::new(broker_code(error), "attest", chain(error));
+    with_ticket(
+        GuestError::new(broker_code(error), "attest", chain(error)),
+        error,
+    )
+}
+
+/// The same for a resource that the host has named, in a sealed secret or a volume's description. What the broker does
+/// not have and what it does not release are told alike: else a host could ask its guest what its owner has.
+pub(crate) fn of_named(error: &BrokerError) -> GuestError {
+    match error.withheld() {
+        Some(told) => with_ticket(
+            GuestError::new(ErrorCode::BrokerDenied, "attest", told),
+            error,
+        ),
+        None => of_broker(error),
+    }
+}
+
+fn with_ticket(told: GuestError, error: &BrokerError) -> GuestError {
     match error.ticket() {
-        Some(ticket) => error_of_guest.with_ticket(ticket),
-        None => error_of_guest,
+        Some(ticket) => told.with_ticket(ticket),
+        None => told,
     }
 }
 
@@ -268,6 +286,7 @@ mod tests {
             BrokerError::NotFound {
                 resource: resource(),
                 detail: detail(),
+                ticket: None,
             },
             BrokerError::Unavailable {
                 step,
@@ -280,7 +299,11 @@ mod tests {
                 detail: detail(),
             },
         ] {
-            for told in [of_broker(&error), of_policy(&of_policy_value(error))] {
+            for told in [
+                of_broker(&error),
+                of_named(&error),
+                of_policy(&of_policy_value(error)),
+            ] {
                 assert!(!told.to_string().contains(sentence), "{told}");
                 assert!(!format!("{told:?}").contains(sentence), "{told:?}");
             }

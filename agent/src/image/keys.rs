@@ -9,7 +9,7 @@ use ocicrypt::{Key, KeyError, KeySource};
 use zeroize::Zeroizing;
 
 use super::Images;
-use super::fault::of_broker;
+use super::fault::{of_broker, of_named};
 
 const NO_BROKER: &str = "this guest has no broker: it is a plain VM, or init-data names none";
 
@@ -30,7 +30,7 @@ impl Images {
         };
         match broker.resource(uri).await {
             Ok(secret) => Ok(secret.into_zeroizing()),
-            Err(error) => Err(of_broker(&error)),
+            Err(error) => Err(of_named(&error)),
         }
     }
 }

@@ -32,11 +32,11 @@ impl fmt::Display for Step {
 
 /// The broker's own sentence. It may tell what the owner's policy looks at, and so is in no text of an error.
 #[derive(Clone)]
-pub struct Detail(String);
+pub struct Detail(Box<str>);
 
 impl From<String> for Detail {
     fn from(text: String) -> Self {
-        Self(text)
+        Self(text.into())
     }
 }
 
@@ -111,6 +111,8 @@ pub enum BrokerError {
         resource: ResourceUri,
         /// What the broker says.
         detail: Detail,
+        /// What the owner gives to the broker to read the cause.
+        ticket: Option<String>,
     },
     /// The broker is there and cannot answer now.
     #[error("broker unavailable at {step}: status {status}")]
@@ -171,7 +173,22 @@ impl BrokerError {
     #[must_use]
     pub fn ticket(&self) -> Option<&str> {
         match self {
-            Self::Rejected { ticket, .. } | Self::Denied { ticket, .. } => ticket.as_deref(),
+            Self::Rejected { ticket, .. }
+            | Self::Denied { ticket, .. }
+            | Self::NotFound { ticket, .. } => ticket.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// What is told to who chose the resource and does not own it, where the guest does not get it: whether there is
+    /// one is in no word of it. None where something else is the matter.
+    #[must_use]
+    pub fn withheld(&self) -> Option<String> {
+        match self {
+            Self::Denied { resource, .. } | Self::NotFound { resource, .. } => {
+                let reason = reason(self.ticket());
+                Some(format!("broker does not give {resource}: {reason}"))
+            }
             _ => None,
         }
     }

@@ -312,6 +312,7 @@ fn refused(uri: &ResourceUri, failure: Failure) -> BrokerError {
         Failure::Refusal(refusal) if is_missing(&refusal) => BrokerError::NotFound {
             resource: uri.clone(),
             detail: refusal.detail(),
+            ticket: refusal.ticket(),
         },
         // A second 401, with a token that is a moment old, is a denial as well.
         Failure::Refusal(refusal) if is_denial(&refusal) || refusal.status == 401 => {

@@ -1,16 +1,17 @@
 //! The files of a log that outlives its process, and the lock between those who use it.
 //!
 //! ```text
-//! <directory>                 flock'ed for each use
 //! <directory>/eventlog        the entries, as guest-components have them
 //! <directory>/cloister-ahead  the event that is on its way: length of the log ‖ register ‖ its value ‖ entry
+//! <directory>/cloister-lock   flock'ed for each use
 //! ```
 //!
-//! The name of the last is our own: guest-components' `.wal_event_entry` has another layout, and is left to them.
+//! The names of the last two are our own: guest-components' `.wal_event_entry` has another layout, and is left to them.
+//! The directory's group reads, and does not lock: whoever can open a file can hold its lock for as long as they like.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ use crate::attester::{REGISTER_BYTES, Registers};
 
 pub(super) const LOG: &str = "eventlog";
 pub(super) const AHEAD: &str = "cloister-ahead";
+pub(super) const LOCK: &str = "cloister-lock";
+/// The lock is its owner's alone.
+const LOCK_MODE: u32 = 0o600;
 /// Who else uses the log may wait for a quote.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -41,10 +45,13 @@ pub(super) struct Files {
     pub(super) writes: bool,
 }
 
-/// Nobody else uses the log while this is there.
+/// The use of a log that is there.
 #[derive(Debug)]
-pub(super) struct Lock {
-    _directory: File,
+pub(super) enum Lock {
+    /// Nobody else uses it meanwhile.
+    Held(#[expect(dead_code, reason = "its end is the lock's")] File),
+    /// Of who reads, and may not lock, or reads what nobody has locked yet: it may change.
+    Open,
 }
 
 /// An event on its way.
@@ -87,19 +94,23 @@ impl Files {
 
     /// Waits for those who use the log. Nothing where there is none.
     pub(super) fn lock(&self) -> Result<Option<Lock>, EventLogError> {
-        let failed = failed(&self.directory);
-        let directory = match File::open(&self.directory) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-            directory => directory.map_err(&failed)?,
+        let path = self.path(LOCK);
+        let failed = failed(&path);
+        let file = match self.lock_file(&path) {
+            Ok(file) => file,
+            Err(cause) => match cause.kind() {
+                io::ErrorKind::NotFound if self.writes || !self.directory.exists() => {
+                    return Ok(None);
+                }
+                io::ErrorKind::NotFound => return Ok(Some(Lock::Open)),
+                io::ErrorKind::PermissionDenied if !self.writes => return Ok(Some(Lock::Open)),
+                _ => return Err(failed(cause)),
+            },
         };
         let end = Instant::now() + LOCK_TIMEOUT;
         loop {
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {
-                    return Ok(Some(Lock {
-                        _directory: directory,
-                    }));
-                }
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Lock::Held(file))),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => sleep(LOCK_PAUSE),
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {
                     return Err(EventLogError::Locked(self.directory.clone()));
@@ -107,6 +118,19 @@ impl Files {
                 Err(cause) => return Err(failed(cause.into())),
             }
         }
+    }
+
+    pub(super) fn changed(&self) -> EventLogError {
+        EventLogError::Changed(self.directory.clone())
+    }
+
+    fn lock_file(&self, path: &Path) -> io::Result<File> {
+        if !self.writes {
+            return File::open(path);
+        }
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        options.mode(LOCK_MODE).open(path)
     }
 
     /// The log's bytes as they are.

@@ -1,10 +1,14 @@
 //! Logs with and without registers, and what a crash leaves of them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use evidence::eventlog::{self, EventClaims, LOG_END, header};
 
-use super::files::{AHEAD, LOG};
+use rustix::fs::{FlockOperation, flock};
+
+use super::files::{AHEAD, LOCK, LOG};
 use super::*;
 
 /// Registers, and what goes wrong with the next extension.
@@ -293,6 +297,44 @@ fn who_reads_makes_and_changes_nothing() {
     assert_eq!(fs::read(machine.path(AHEAD)).unwrap(), written);
     assert_eq!(fs::read(machine.path(LOG)).unwrap().len(), bytes.len() - 3);
     assert_eq!(texts(&machine.open().unwrap()).len(), 2);
+}
+
+/// The directory's group may open it and what is in it, but the lock.
+#[test]
+fn who_may_not_write_holds_up_nobody() {
+    let machine = Machine::new();
+    let log = machine.open().unwrap();
+    let lock = fs::metadata(machine.path(LOCK)).unwrap();
+    assert_eq!(lock.permissions().mode() & 0o777, 0o600);
+    let [directory, entries] = [machine.directory.path().to_owned(), machine.path(LOG)];
+    log.extend("a", "b", "first", None).unwrap();
+    let held = [directory, entries].map(|path| {
+        let file = fs::File::open(path).unwrap();
+        flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        file
+    });
+    let began = Instant::now();
+    log.extend("a", "b", "second", None).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(texts(&log).len(), 2);
+    drop(held);
+}
+
+#[test]
+fn who_reads_without_the_lock_has_nothing_of_a_log_that_changed_meanwhile() {
+    let machine = Machine::new();
+    let log = machine.open().unwrap();
+    log.extend("a", "b", "first", None).unwrap();
+    let reader = EventLog::look(machine.registers(), machine.directory.path());
+    // As to somebody who may not open it.
+    fs::remove_file(machine.path(LOCK)).unwrap();
+    assert_eq!(texts(&reader).len(), 1);
+    let between = reader.held(|_| log.extend("a", "b", "second", None).unwrap());
+    assert!(matches!(between, Err(EventLogError::Changed(_))));
+    fs::remove_file(machine.path(LOCK)).unwrap();
+    assert_eq!(texts(&reader).len(), 2);
+    assert_replays(&reader, &machine.registers);
+    assert!(!machine.path(LOCK).exists(), "who reads makes nothing");
 }
 
 #[test]

@@ -6,16 +6,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use attestation_agent::api::{Abilities, Ask, Authorize, Caller, Peer, Refused, Serving};
+use attestation_agent::api::{
+    Abilities, Ask, Authorize, Caller, MountRequest, Peer, Refused, Serving, Volumes,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::services::{http, owner, serve_to};
+use crate::services::{call_with, field, http, owner, serve_to};
 
 /// Connections of one caller.
 const OF_ONE: usize = 32;
+/// Requests of one caller at once.
+const REQUESTS_OF_ONE: usize = 16;
+const RESOURCE: &str = "GET /cdh/resource/default/key/1";
 /// Connections of one address that are not known yet.
 const ARRIVALS: usize = 8;
 /// Longer than a refusal takes, and shorter than a connection that is served may be silent.
@@ -161,6 +170,134 @@ async fn few_are_let_in_before_it_is_known_who_they_are_and_the_others_wait() {
         let answer = to_the_end(stream).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+}
+
+/// Disks that are not there before somebody says so, and how many wait for them.
+struct Disks {
+    waiting: AtomicUsize,
+    there: Semaphore,
+}
+
+#[async_trait]
+impl Volumes for Disks {
+    async fn mount(&self, _: MountRequest) -> Result<(), String> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.there.acquire().await.unwrap().forget();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_caller_has_so_many_requests_at_once_and_one_more_is_told_on_either_interface() {
+    let owner = owner().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (who, disks) = (
+        Arc::new(Named::default()),
+        Arc::new(Disks {
+            waiting: AtomicUsize::default(),
+            there: Semaphore::new(0),
+        }),
+    );
+    let abilities = Abilities {
+        volumes: Some(disks.clone()),
+        ..Abilities::default()
+    };
+    let hub = Arc::clone(&owner.hub);
+    let (serving, addresses) = serve_to(hub, who.clone(), abilities, directory.path()).await;
+    who.are("web");
+    let mut mounts = JoinSet::new();
+    for _ in 0..REQUESTS_OF_ONE {
+        let socket = addresses.data_hub.clone();
+        let volume = field(1, b"block-device");
+        mounts.spawn(async move {
+            call_with(&socket, "api.SecureMountService", "SecureMount", volume).await
+        });
+    }
+    let all = async {
+        while disks.waiting.load(Ordering::SeqCst) < REQUESTS_OF_ONE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, all).await.unwrap();
+
+    let (status, told) = http(&serving, RESOURCE, "").await;
+    assert_eq!(status, 429, "{told}");
+    assert!(told.contains("ask again later"), "{told}");
+    let uri = field(1, b"kbs:///default/key/1");
+    let service = "api.GetResourceService";
+    let called = call_with(&addresses.data_hub, service, "GetResource", uri).await;
+    match called {
+        Err(ttrpc::Error::RpcStatus(told)) => {
+            assert_eq!(told.code(), ttrpc::Code::RESOURCE_EXHAUSTED, "{told}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // It got nothing, and what it took is not another's.
+    assert_eq!(owner.script.count("resource"), 0);
+    who.are("db");
+    assert_eq!(http(&serving, RESOURCE, "").await.0, 200);
+    who.are("web");
+    disks.there.add_permits(1);
+    timeout(SOON, mounts.join_next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(http(&serving, RESOURCE, "").await.0, 200);
+}
+
+/// The warnings of this thread, as their texts.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::WARN
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.lock().unwrap().push(text.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.push_str(&format!("{}={value:?} ", field.name()));
+    }
+}
+
+#[tokio::test]
+async fn strangers_are_one_warning_however_often_they_come() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(warnings.clone());
+    let owner = owner().await;
+    let directory = tempfile::tempdir().unwrap();
+    let hub = Arc::clone(&owner.hub);
+    let nobody = Arc::new(Named::default());
+    let (serving, _) = serve_to(hub, nobody, Abilities::default(), directory.path()).await;
+    for _ in 0..OF_ONE {
+        assert_eq!(http(&serving, "GET /info", "").await.0, 403);
+    }
+    let warnings = warnings.0.lock().unwrap();
+    let told = warnings.iter().filter(|told| told.contains("not served"));
+    assert_eq!(told.count(), 1, "{warnings:?}");
 }
 
 #[tokio::test]

@@ -290,6 +290,9 @@ async fn a_denial_is_final_and_carries_its_ticket() {
         script.says("resource", [Reply::error(status, kind, None)]);
         let missing = error(broker.resource(&uri()).await);
         assert!(matches!(missing, BrokerError::NotFound { .. }), "{missing}");
+        // Who may not know which of the two it is hears the same.
+        assert!(denied.withheld().is_some());
+        assert_eq!(missing.withheld(), denied.withheld());
     }
     assert_eq!((script.count("attest"), script.count("resource")), (1, 4));
 }

@@ -123,9 +123,10 @@ pub(super) async fn resource(
     }
     let Some((sealed, room)) = answer::read(&broker, &path, whose).await? else {
         entry.result = Outcome::Absent;
+        let ticket = entry.ticket.clone();
         broker.keep(entry).await?;
         let detail = "there is no such resource";
-        return Err(Refusal::new(ErrorKind::ResourceNotFound, detail));
+        return Err(Refusal::new(ErrorKind::ResourceNotFound, detail).with_ticket(ticket));
     };
     entry.versions.resource = sealed.version();
     let secret = broker

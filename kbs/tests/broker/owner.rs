@@ -143,8 +143,10 @@ async fn resources_are_set_listed_read_and_deleted() {
         StatusCode::OK
     );
     deployment.own(&["resource", "delete", "a/b/c"]);
-    let (kind, _) = fetch(&deployment, &token, "a/b/c").await.refusal();
+    let (kind, error) = fetch(&deployment, &token, "a/b/c").await.refusal();
     assert_eq!(kind, ErrorKind::ResourceNotFound);
+    let told = deployment.own(&["explain", &error.ticket.unwrap()]);
+    assert!(told.contains("there is no such resource"), "{told}");
     let gone = deployment.owner(&["resource", "delete", "a/b/c"]);
     assert!(!gone.status.success());
     let climbing = deployment.owner(&["resource", "set", "../b/c", "--file", &secret]);

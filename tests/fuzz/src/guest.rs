@@ -1,9 +1,13 @@
 //! What the guest reads of its host: init-data in all its forms, the kernel's command line, policy.
 
-use agent_api::StreamLine;
+use agent_api::{StreamLine, TeeCall, limit};
 use evidence::init_data::{Content, InitData, InitDataDigest, annotation, disk};
+use futures_util::FutureExt;
 
 use crate::{Target, text, texts};
+
+/// What stands before an item of an answer.
+const LENGTH_BYTES: usize = 4;
 
 pub(crate) const TARGETS: &[Target] = &[
     Target {
@@ -37,6 +41,11 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: stream_lines,
     },
     Target {
+        name: "tee_answer",
+        run: tee_answer,
+        seeds: tee_answers,
+    },
+    Target {
         name: "policy_agent",
         run: policy_agent,
         seeds: policies,
@@ -48,6 +57,41 @@ fn stream_line(data: &[u8]) {
         let written = format!("{line}\n");
         assert_eq!(written.as_bytes(), data, "a line has one form");
     }
+}
+
+/// What a host gives for a simulated TEE's report, and for its log.
+fn tee_answer(data: &[u8]) {
+    for call in [TeeCall::Report([0; 64]), TeeCall::Log] {
+        let mut rest = data;
+        // All is there, so that nobody waits.
+        let read = agent::firmware::items(&mut rest, call).now_or_never();
+        let Some(Ok(items)) = read else {
+            assert!(read.is_some(), "it waits for more than there is");
+            continue;
+        };
+        assert_eq!(items.len(), call.items());
+        assert!(items.iter().all(|item| item.len() <= limit::MAX_TEE_ITEM));
+        let framed = items.iter().map(|item| LENGTH_BYTES + item.len());
+        assert_eq!(framed.sum::<usize>(), data.len() - rest.len());
+    }
+}
+
+fn tee_answers() -> Vec<Vec<u8>> {
+    let framed = |items: &[&[u8]]| {
+        let item = |item: &&[u8]| {
+            let length = u32::try_from(item.len()).unwrap_or(u32::MAX);
+            [&length.to_le_bytes()[..], item].concat()
+        };
+        items.iter().flat_map(item).collect::<Vec<u8>>()
+    };
+    let long = vec![7; limit::MAX_TEE_ITEM + 1];
+    vec![
+        framed(&[b"a report", b"certificates"]),
+        framed(&[b"a log", b""]),
+        // One as long as it may be, and one that is too long.
+        framed(&[&long[1..]]),
+        framed(&[&long]),
+    ]
 }
 
 fn stream_lines() -> Vec<Vec<u8>> {

@@ -5,13 +5,18 @@ use std::time::{Duration, Instant};
 
 use agent_api::pull::pull_progress::Phase;
 use agent_api::pull::{PullLayer, PullProgress};
-use agent_api::{AgentLine, DialAnswer, ErrorCode, GuestError, HostLine, limit};
+use agent_api::{
+    AgentLine, DialAnswer, ErrorCode, GuestError, HOST_KEY_BYTES, HostKey, HostLine, TeeCall, limit,
+};
 use protobuf::Message as _;
 use shim::config::{Config, annotation, file};
 use shim::creation::{Clock, Progress};
 
 use crate::{Target, text, texts};
 
+/// Registers of a TD, and items of the longest answer.
+const TEE_REGISTERS: usize = 4;
+const TEE_ITEMS: usize = 2;
 /// Bytes of a sentence about a pull.
 const SENTENCE_MAX: usize = 1024;
 
@@ -20,6 +25,11 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "host_line",
         run: host_line,
         seeds: lines,
+    },
+    Target {
+        name: "tee_call",
+        run: tee_call,
+        seeds: calls,
     },
     Target {
         name: "dial_answer",
@@ -58,6 +68,28 @@ fn host_line(data: &[u8]) {
         let written = format!("{line}\n");
         assert!(HostLine::parse(written.as_bytes()).is_ok(), "{written}");
     }
+}
+
+/// What any program of a guest may ask a simulated firmware: the words, and the line that brings them.
+fn tee_call(data: &[u8]) {
+    let Some(call) = text(data).and_then(|text| text.parse::<TeeCall>().ok()) else {
+        return;
+    };
+    let written = call.to_string();
+    // One form, but for the case of the digits.
+    assert!(written.as_bytes().eq_ignore_ascii_case(data), "{written}");
+    assert_eq!(written.parse(), Ok(call));
+    if let TeeCall::Read(register) | TeeCall::Extend(register, _) = call {
+        assert!(register < TEE_REGISTERS, "{written}");
+    }
+    assert!(call.items() <= TEE_ITEMS);
+    let key = HostKey::from_bytes([7; HOST_KEY_BYTES]);
+    let line = format!("{}\n", HostLine::Tee(key, call));
+    assert!(line.len() <= limit::MAX_HOST_LINE, "{line}");
+    assert_eq!(
+        HostLine::parse(line.as_bytes()),
+        Ok(HostLine::Tee(key, call))
+    );
 }
 
 fn dial_answer(data: &[u8]) {
@@ -133,7 +165,19 @@ fn lines() -> Vec<Vec<u8>> {
         "DIAL 0123456789abcdef0123456789abcdef registry.example:443\n",
         "DIAL 0123456789abcdef0123456789abcdef [fd00::1]:5000\n",
         "MIRROR 0123456789abcdef0123456789abcdef\n",
+        "TEE 0123456789abcdef0123456789abcdef LOG\n",
     ])
+}
+
+fn calls() -> Vec<Vec<u8>> {
+    let calls = [
+        TeeCall::Report([0xa7; 64]),
+        TeeCall::Read(0),
+        TeeCall::Read(TEE_REGISTERS - 1),
+        TeeCall::Extend(TEE_REGISTERS - 1, [0x5e; 48]),
+        TeeCall::Log,
+    ];
+    calls.map(|call| call.to_string().into_bytes()).to_vec()
 }
 
 fn answers() -> Vec<Vec<u8>> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use disks::Volumes;
 use secrets::{
-    PASSWORD, Sealed, a_lent_secret_goes_when_it_is_revoked,
-    a_secret_of_another_name_stops_the_container,
+    Members, PASSWORD, Sealed, a_lent_secret_goes_when_it_is_revoked,
+    a_secret_that_does_not_open_stops_its_container_alone,
     secrets_are_opened_and_the_policy_says_who_reads_which, workloads_policy,
 };
 
@@ -98,7 +98,12 @@ fn an_encrypted_image_runs_attested_and_one_changed_byte_of_init_data_is_refused
         ])
         .flag(&strs(&flags));
     nothing_leaks_while_it_runs(&stage, &held, &needles, &volumes);
-    a_secret_of_another_name_stops_the_container(&stage, &pod, &init_data, &sealed);
+    let members = Members {
+        stage: &stage,
+        config: &config,
+        image: &image,
+    };
+    a_secret_that_does_not_open_stops_its_container_alone(&members, &init_data, &sealed);
     stage.settled(&before).unwrap();
     let clear = Pod::new("clear", &config, &empty, &["/bin/true"])
         .from_image(&image)

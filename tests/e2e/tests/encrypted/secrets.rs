@@ -1,7 +1,7 @@
 //! What the owner seals for a workload: opened in the guest, given to whom the policy names, gone when it is revoked,
 //! and refused in another's place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,9 +15,15 @@ use super::REFUSAL;
 
 pub(crate) const PASSWORD: &str = "the-owners-password-of-the-database";
 
+/// Verification keys that a guest does not get: one that is not there, and one that is not released.
+const NO_KEY: &str = "default/none/seal";
+const HIDDEN_KEY: &str = "default/hidden/seal";
+
 /// What the owner sealed, and where the host has it.
 pub(crate) struct Sealed {
     pub(crate) variable: String,
+    /// The same by keys that do not come.
+    withheld: [String; 2],
     pub(crate) kubelet: PathBuf,
     pub(crate) mount: String,
 }
@@ -48,18 +54,14 @@ impl Sealed {
             .file("seal.pub", agent(&["seal-key", private]))
             .unwrap();
         broker.put("default/key/seal", &public).unwrap();
-        let seal = |terms: &[&str], resource: &str| {
-            let by = [
-                "seal",
-                "vault",
-                "--key",
-                private,
-                "--kid",
-                "kbs:///default/key/seal",
-            ];
+        broker.put(HIDDEN_KEY, &public).unwrap();
+        let seal_by = |key: &str, terms: &[&str], resource: &str| {
+            let kid = format!("kbs:///{key}");
+            let by = ["seal", "vault", "--key", private, "--kid", &kid];
             let uri = format!("kbs:///default/secret/{resource}");
             agent(&[&by[..], terms, &[uri.as_str()]].concat())
         };
+        let seal = |terms: &[&str], resource: &str| seal_by("default/key/seal", terms, resource);
         let kubelet = state.dir("kubelet").unwrap();
         let volume = state
             .dir("kubelet/pods/u/volumes/kubernetes.io~secret/s")
@@ -74,6 +76,8 @@ impl Sealed {
         let volume = volume.display();
         Self {
             variable: format!("DB_PASSWORD={}", seal(&["--name", "DB_PASSWORD"], "db")),
+            withheld: [NO_KEY, HIDDEN_KEY]
+                .map(|key| format!("DB_PASSWORD={}", seal_by(key, &[], "db"))),
             kubelet,
             mount: format!("type=bind,src={volume},dst=/secret,options=rbind:ro"),
         }
@@ -149,20 +153,96 @@ pub(crate) fn a_lent_secret_goes_when_it_is_revoked(stage: &Stage, id: &str) {
     panic!("a revoked secret stays: {seen}\n{}", stage.log_tail());
 }
 
-/// The host gives a secret of the owner's in another's place. The error names the variable and nothing of the secret.
-pub(crate) fn a_secret_of_another_name_stops_the_container(
-    stage: &Stage,
-    pod: &Pod<'_>,
+/// What a pod of several containers is made of.
+pub(crate) struct Members<'a> {
+    pub(crate) stage: &'a Stage,
+    pub(crate) config: &'a Path,
+    pub(crate) image: &'a str,
+}
+
+impl Members<'_> {
+    /// A container of the pod, as Kubernetes has its init containers and all others made.
+    fn pod<'a>(&'a self, id: &'a str, empty: &'a Path, kind: &str, args: &[&str]) -> Pod<'a> {
+        let kind = format!("io.kubernetes.cri.container-type={kind}");
+        let pod = "io.kubernetes.cri.sandbox-id=members";
+        Pod::new(id, self.config, empty, args)
+            .from_image(self.image)
+            .flag(&["--annotation", &kind, "--annotation", pod])
+    }
+
+    /// A container of the pod that does not start, because its variable does not open.
+    fn refused(&self, id: &str, variable: &str, code: &str) -> String {
+        let empty = self.stage.empty();
+        let pod = self.pod(id, &empty, "container", &["/bin/true"]);
+        let pod = pod.flag(&["--env", variable]);
+        let line = self.stage.refuse(&pod, code, REFUSAL).unwrap();
+        let (name, sealed) = variable.split_once('=').unwrap();
+        assert!(line.contains(name), "{line}");
+        assert!(!line.contains(&sealed[..32]), "{line}");
+        line
+    }
+}
+
+/// An init container has its secret, and one whose secret does not open stops itself alone: the pod goes on to its
+/// main container. The error names the variable and nothing of the secret.
+pub(crate) fn a_secret_that_does_not_open_stops_its_container_alone(
+    members: &Members<'_>,
     init_data: &InitData,
     sealed: &Sealed,
 ) {
+    let Members { stage, .. } = members;
+    let empty = stage.empty();
+    let detached = |id, kind: &str| {
+        let pod = members.pod(id, &empty, kind, &["/bin/sleep", "600"]);
+        pod.flag(&["--detach", "--null-io"])
+    };
+    let started = |pod: &Pod<'_>| {
+        let run = stage.run(pod).unwrap();
+        assert_eq!(run.code, 0, "{}\n{}", run.report(), stage.log_tail());
+        run.stdout
+    };
+    started(&detached("members", "sandbox").with_init_data(init_data));
+    let line = ["/bin/sh", "-c", "echo $DB_PASSWORD"];
+    let init = members.pod("init", &empty, "container", &line);
+    let init = init.flag(&["--rm", "--env", &sealed.variable]);
+    assert_eq!(started(&init), format!("{PASSWORD}\n"));
+
+    // The host gives a secret of the owner's in another's place.
     let (_, secret) = sealed.variable.split_once('=').unwrap();
     let moved = format!("GREETING={secret}");
-    let pod = pod
-        .clone()
-        .with_init_data(init_data)
-        .flag(&["--env", &moved]);
-    let line = stage.refuse(&pod, "secret-not-opened", REFUSAL).unwrap();
-    assert!(line.contains("GREETING"), "{line}");
-    assert!(!line.contains(&secret[..32]), "{line}");
+    members.refused("moved", &moved, "secret-not-opened");
+    whether_the_broker_has_a_key_is_not_told(members, sealed);
+
+    started(&detached("main", "container").flag(&["--env", &sealed.variable]));
+    let exec = ["task", "exec", "--exec-id", "m", "main"];
+    let said = stage.containerd.ctr(&[&exec[..], &line].concat()).unwrap();
+    assert_eq!(said.stdout, format!("{PASSWORD}\n"), "{}", said.report());
+    for id in ["main", "members"] {
+        stage.containerd.remove(id);
+    }
+}
+
+/// A host can write a header that names any resource. Of its guest it does not learn whether there is such a one; the
+/// owner does, by the ticket.
+fn whether_the_broker_has_a_key_is_not_told(members: &Members<'_>, sealed: &Sealed) {
+    let broker = members.stage.broker().unwrap();
+    let deny = "package policy\ndefault allow := false\n";
+    let deny = members.stage.state.file("deny.rego", deny).unwrap();
+    let scoped = ["policy", "set", "--scope", "default/hidden", "--file"];
+    let deny = [deny.to_str().unwrap()];
+    broker.owner(&[&scoped[..], &deny].concat()).unwrap();
+    let told = [0, 1].map(|which| {
+        let id = ["none", "hidden"][which];
+        let line = members.refused(id, &sealed.withheld[which], "broker-denied");
+        let (_, ticket) = line.split_once("(ticket ").unwrap();
+        let (ticket, _) = ticket.split_once(')').unwrap();
+        let explained = broker.explain(ticket).unwrap();
+        let key = [NO_KEY, HIDDEN_KEY][which];
+        let line = line.replace(ticket, "T").replace(key, "KEY");
+        (line.replace(id, "ID"), explained)
+    });
+    let [(none, absent), (hidden, refused)] = told;
+    assert_eq!(none, hidden);
+    assert!(absent.contains("there is no such resource"), "{absent}");
+    assert!(refused.contains("refused"), "{refused}");
 }
