@@ -132,7 +132,7 @@ mod tests {
         fs::write(&path, vec![7; 1 << 20]).unwrap();
         renew(&host).unwrap();
         let found = fs::metadata(&path).unwrap();
-        assert!(found.len() >= SMALLEST && found.len() % SECTOR == 0);
+        assert!(found.len() >= SMALLEST && found.len().is_multiple_of(SECTOR));
         assert_eq!(found.blocks(), 0);
     }
 
