@@ -28,13 +28,28 @@ impl Explained {
     pub(crate) fn new(decision: Entry, attestation: Option<Entry>) -> Self {
         let causes = match decision.result {
             Outcome::Denied => causes(&decision, attestation.as_ref()),
-            Outcome::Allowed | Outcome::Absent | Outcome::Set | Outcome::Deleted => Vec::new(),
+            Outcome::Absent => vec![absent(&decision)],
+            Outcome::Allowed | Outcome::Set | Outcome::Deleted => Vec::new(),
         };
         Self {
             decision,
             attestation,
             causes,
         }
+    }
+}
+
+/// Of a guest that might have what is not there.
+fn absent(decision: &Entry) -> Judged {
+    let path = &decision.resource;
+    Judged {
+        claim: "resource".to_owned(),
+        expected: path.clone(),
+        found: "no such resource".to_owned(),
+        holds: false,
+        rule: String::new(),
+        fix: format!("`kbs resource set {path}`, or ask for one of `kbs resource list`"),
+        submod: String::new(),
     }
 }
 

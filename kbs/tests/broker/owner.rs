@@ -146,7 +146,9 @@ async fn resources_are_set_listed_read_and_deleted() {
     let (kind, error) = fetch(&deployment, &token, "a/b/c").await.refusal();
     assert_eq!(kind, ErrorKind::ResourceNotFound);
     let told = deployment.own(&["explain", &error.ticket.unwrap()]);
-    assert!(told.contains("there is no such resource"), "{told}");
+    for part in ["there is no such resource", "kbs resource set a/b/c"] {
+        assert!(told.contains(part), "{told}");
+    }
     let gone = deployment.owner(&["resource", "delete", "a/b/c"]);
     assert!(!gone.status.success());
     let climbing = deployment.owner(&["resource", "set", "../b/c", "--file", &secret]);

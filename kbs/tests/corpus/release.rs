@@ -19,7 +19,7 @@ fn paths() -> Vec<Case> {
         release(
             "a resource that is not there",
             Path("resource/default/key/absent"),
-            "ResourceNotFound",
+            "resource",
             "no such resource",
         ),
         release(
