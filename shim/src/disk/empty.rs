@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{DiskError, FileSystem, Group, Host, HostError, Purpose, Wanted, check};
 use crate::config::{Config, EmptyDirs};
@@ -21,8 +21,8 @@ const FILE: &str = "disk.img";
 const MODE: u32 = 0o600;
 /// The least that is free where one is made: with less there is no room for a file system.
 const SMALLEST: u64 = 64 << 20;
-/// The largest: what an empty file system takes grows with its size.
-const LARGEST: u64 = 1 << 40;
+/// The largest: what an empty file system takes grows with its size, to 40 MiB here.
+const LARGEST: u64 = 128 << 30;
 /// Bytes of a disk's sectors.
 const SECTOR: u64 = 4096;
 /// The file system that the guest makes.
@@ -82,10 +82,14 @@ fn make(path: &Path) -> Result<Host, HostError> {
 /// Makes it empty, and as large as what is free: what an earlier VM of the pod has left is noise.
 ///
 /// # Errors
-/// There is no room, or as the calls fail.
+/// There is no room, another VM has it, it is another file by now, or as the calls fail.
 pub(super) fn renew(host: &Host) -> Result<(), HostError> {
     let renewed = || {
         let file = open(&host.path, OFlags::empty())?;
+        lock(&file)?;
+        if !host.is(&file)? {
+            return Err(io::Error::other("it is another file by now"));
+        }
         file.set_len(0)?;
         let free = rustix::fs::fstatvfs(&file)?;
         let bytes = free.f_bavail.saturating_mul(free.f_frsize);
@@ -98,6 +102,19 @@ pub(super) fn renew(host: &Host) -> Result<(), HostError> {
     renewed().map_err(|source| HostError::Read {
         path: host.path.clone(),
         source,
+    })
+}
+
+/// Lets nobody else have it for as long as the file is open. QEMU asks for its own lock, and only when the bytes of
+/// another VM would be gone already.
+///
+/// # Errors
+/// Another VM has it.
+pub(super) fn lock(file: &File) -> io::Result<()> {
+    let locked = flock(file, FlockOperation::NonBlockingLockExclusive);
+    locked.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("another VM has it: remove that pod first"),
+        _ => error.into(),
     })
 }
 
@@ -134,6 +151,23 @@ mod tests {
         let found = fs::metadata(&path).unwrap();
         assert!(found.len() >= SMALLEST && found.len().is_multiple_of(SECTOR));
         assert_eq!(found.blocks(), 0);
+    }
+
+    #[test]
+    fn one_that_another_vm_has_keeps_its_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        let host = make(&path).unwrap();
+        fs::write(&path, "of the other").unwrap();
+        let held = host.open(true).unwrap();
+        lock(&held).unwrap();
+        let error = renew(&host).unwrap_err().to_string();
+        assert!(error.contains("another VM has it"), "{error}");
+        drop(held);
+        fs::write(directory.path().join("new"), "not of ours").unwrap();
+        fs::rename(directory.path().join("new"), &path).unwrap();
+        assert!(renew(&host).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"not of ours");
     }
 
     #[test]

@@ -128,6 +128,11 @@ impl Host {
         matches!(self.id, Id::Device(_))
     }
 
+    /// Whether what is open is it.
+    pub(super) fn is(&self, open: &File) -> io::Result<bool> {
+        Ok(id(&open.metadata()?) == Some(self.id))
+    }
+
     /// Opens it, and sees that it still is what it was. For as long as a device is open `alone`, nobody on the
     /// host mounts it; of a file only QEMU's lock says who uses it.
     ///
@@ -151,7 +156,7 @@ impl Host {
             }
             opened => opened.map_err(failed)?,
         };
-        if id(&file.metadata().map_err(failed)?) != Some(self.id) {
+        if !self.is(&file).map_err(failed)? {
             return Err(HostError::Changed(self.path.clone()));
         }
         // Of what is only read there may be many users.

@@ -145,9 +145,16 @@ impl Table {
             renew(wanted).await?;
         }
         let system = wanted.purpose.system();
+        // A file system has one kernel: nobody mounts it for as long as the VM has it.
+        let file = open(wanted, system.is_some() && wanted.is_alone()).await?;
+        if wanted.is_of_pod() {
+            let text = |error| format!("{}: {}: {error}", wanted.what, path.display());
+            empty::lock(&file).map_err(|error| {
+                GuestError::new(ErrorCode::FailedPrecondition, "disk", text(error))
+            })?;
+        }
         let disk = HotDisk {
-            // A file system has one kernel: nobody mounts it for as long as the VM has it.
-            file: open(wanted, system.is_some() && wanted.is_alone()).await?,
+            file,
             path: path.clone(),
             is_device: wanted.host.is_device(),
             read_only: wanted.read_only,
