@@ -1,6 +1,6 @@
 //! What the kernel is asked about disks: to look for one, how large it is, to forget it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -64,7 +64,7 @@ fn size_now(address: Address) -> io::Result<u64> {
 pub(super) async fn arrived(disks: &Path, address: Address) -> Result<Disk, GuestError> {
     let until = Instant::now() + ARRIVAL_TIMEOUT;
     loop {
-        if let Some(disk) = find(disks, address) {
+        if let Some(disk) = find(disks, address).filter(opens) {
             return Ok(disk);
         }
         if Instant::now() >= until {
@@ -74,6 +74,11 @@ pub(super) async fn arrived(disks: &Path, address: Address) -> Result<Disk, Gues
         }
         sleep(POLL).await;
     }
+}
+
+/// Whether a disk that has a name can be used: the kernel shows it a moment before.
+fn opens(disk: &Disk) -> bool {
+    !matches!(File::open(disk.node()), Err(error) if is_gone(&error))
 }
 
 /// The disk of an address, once it has a node.
