@@ -23,12 +23,13 @@ mod memory;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_api::{ErrorCode, GuestError};
 use ring::rand::{SecureRandom, SystemRandom};
+use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use crate::fault::OrFail;
@@ -194,14 +195,17 @@ fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, GuestError> {
 ///
 /// # Errors
 ///
-/// There are fewer than [`SMALLEST`] or more than [`LARGEST`], or as write(2) fails.
+/// There are fewer than [`SMALLEST`] or more than [`LARGEST`], somebody uses it, or as write(2) fails.
 pub fn format(device: &Path, bytes: u64, files: u64) -> Result<(), GuestError> {
     write_file_system(device, bytes, files).or_internal(PHASE, "make a file system")
 }
 
 fn write_file_system(device: &Path, bytes: u64, files: u64) -> io::Result<()> {
     let uuid = random().map_err(io::Error::other)?;
-    let device = File::options().write(true).open(device)?;
+    // Nobody has it mounted or mapped.
+    let flags = i32::try_from(OFlags::EXCL.bits()).map_err(io::Error::other)?;
+    let mut options = File::options();
+    let device = options.write(true).custom_flags(flags).open(device)?;
     let mut waiting = 0;
     ext4::format(bytes, files, *uuid, |at, data| {
         device.write_all_at(data, at)?;

@@ -106,6 +106,8 @@ impl Address {
                 unit: unit.parse().ok()?,
             })
         });
+        // By one spelling alone: what is named twice would be taken for two disks.
+        let parsed = parsed.filter(|parsed| parsed.to_string() == text);
         let shown: String = text.chars().take(32).collect();
         parsed.ok_or_else(|| invalid(PHASE, format!("{shown:?} is no disk: use target:unit")))
     }
@@ -362,7 +364,9 @@ mod tests {
         assert_eq!((address.target, address.unit), (3, 0));
         assert!(address.is("0:0:3:0") && address.is("12:0:3:0"));
         assert!(!address.is("0:0:13:0") && !address.is("0:1:3:0") && !address.is("3:0"));
-        for bad in ["", "3", "3:", "256:0", "1:65536", "1:0:0", "02/00", "-1:0"] {
+        for bad in [
+            "03:0", "+3:0", "3:00", "", "3", "3:", "256:0", "1:65536", "1:0:0", "02/00", "-1:0",
+        ] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
     }

@@ -86,19 +86,7 @@ impl Mapped {
         }
         match cipher {
             Cipher::Authenticated => {
-                let bytes = match extent {
-                    Extent::Whole => bytes,
-                    Extent::Fitting => memory.fitting(bytes, memory_size()).unwrap_or(bytes),
-                };
-                let taken = memory.take(tags(bytes), memory_size()).ok_or_else(|| {
-                    let text = format!(
-                        "the tags of a disk of {bytes} bytes take up to {} bytes of memory, of which an \
-                         eighth may go to tags: raise the memory of the VM (default_memory), use a \
-                         smaller disk, or do without integrity (data_integrity=false)",
-                        tags(bytes)
-                    );
-                    GuestError::new(ErrorCode::ResourceExhausted, PHASE, text)
-                })?;
+                let (bytes, taken) = with_tags(bytes, extent, memory)?;
                 let mapped = Self::authenticated(name, disk, bytes)?;
                 Ok(Self {
                     _memory: Some(taken),
@@ -146,6 +134,29 @@ impl Mapped {
     pub fn close(mut self) -> io::Result<()> {
         self.stack.close()
     }
+}
+
+/// How many of the bytes of a disk are used, and the memory for their tags.
+fn with_tags(bytes: u64, extent: Extent, memory: &Arc<Memory>) -> Result<(u64, Taken), GuestError> {
+    let total = memory_size();
+    let (found, fix) = match extent {
+        Extent::Whole => (
+            memory.take(tags(bytes), total).map(|taken| (bytes, taken)),
+            format!(
+                "the tags of a disk of {bytes} bytes take up to {} bytes of memory, of which an eighth may go to tags: \
+                 raise the memory of the VM (default_memory), use a smaller disk, or do without integrity \
+                 (data_integrity=false)",
+                tags(bytes)
+            ),
+        ),
+        Extent::Fitting => (
+            memory.take_fitting(bytes, total),
+            "no memory is left for the tags of one more volume: raise the memory of the VM (default_memory), or use \
+             fewer volumes on disks"
+                .to_owned(),
+        ),
+    };
+    found.ok_or_else(|| GuestError::new(ErrorCode::ResourceExhausted, PHASE, fix))
 }
 
 /// Maps the first `bytes` bytes of a disk with tags in memory; answers the node.

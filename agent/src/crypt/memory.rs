@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{MEMORY_PART, SECTOR, SMALLEST, TAG, TAG_HEAD};
+use super::{MEMORY_PART, SECTOR, SMALLEST, TAG, TAG_HEAD, tags};
 
 /// How much memory tags may take together.
 #[derive(Debug, Default)]
@@ -28,12 +28,24 @@ impl Memory {
         added.is_ok().then(|| Taken { of, bytes })
     }
 
-    /// Bytes of a disk of `size` bytes whose tags leave at least half of what there is to others; none where that
-    /// is too little for a file system.
-    pub(super) fn fitting(&self, size: u64, total: u64) -> Option<u64> {
-        let left = (total / MEMORY_PART).saturating_sub(self.0.load(Ordering::Relaxed));
-        let most = (left / 2).saturating_sub(TAG_HEAD) / TAG * SECTOR;
-        Some(size.min(most)).filter(|bytes| *bytes >= SMALLEST.min(size))
+    /// Takes what the tags of a disk of `size` bytes need, or of as much of it as leaves half of what there is to
+    /// others; answers how many bytes of the disk that are. None where they are too few for a file system.
+    pub(super) fn take_fitting(self: &Arc<Self>, size: u64, total: u64) -> Option<(u64, Taken)> {
+        let fitting = |taken: u64| {
+            let left = (total / MEMORY_PART).saturating_sub(taken);
+            let most = (left / 2).saturating_sub(TAG_HEAD) / TAG * SECTOR;
+            Some(size.min(most)).filter(|bytes| *bytes >= SMALLEST)
+        };
+        let add = |taken: u64| Some(taken + tags(fitting(taken)?));
+        let before = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        let bytes = fitting(before.ok()?)?;
+        let taken = Taken {
+            of: Arc::clone(self),
+            bytes: tags(bytes),
+        };
+        Some((bytes, taken))
     }
 }
 
@@ -45,7 +57,6 @@ impl Drop for Taken {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tags;
     use super::*;
 
     #[test]
@@ -67,14 +78,18 @@ mod tests {
         let total = 2 << 30;
         let mut all = Vec::new();
         let mut last = u64::MAX;
-        while let Some(bytes) = memory.fitting(1 << 40, total) {
-            assert!(bytes < last && bytes % SECTOR == 0, "{bytes}");
+        while let Some((bytes, taken)) = memory.take_fitting(1 << 40, total) {
+            assert!(bytes < last && bytes.is_multiple_of(SECTOR), "{bytes}");
             last = bytes;
-            all.push(memory.take(tags(bytes), total).unwrap());
+            all.push(taken);
         }
         assert!((4..64).contains(&all.len()), "{}", all.len());
+        assert!(memory.0.load(Ordering::Relaxed) <= total / MEMORY_PART);
         drop(all);
-        assert_eq!(memory.fitting(1 << 30, total), Some(1 << 30));
-        assert_eq!(memory.fitting(1 << 40, 1 << 20), None);
+        let (bytes, taken) = memory.take_fitting(1 << 30, total).unwrap();
+        assert_eq!(bytes, 1 << 30);
+        drop(taken);
+        assert!(memory.take_fitting(1 << 40, 1 << 20).is_none());
+        assert_eq!(memory.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -110,6 +110,10 @@ impl Sandbox {
         maker: &Maker,
     ) -> Result<PathBuf, GuestError> {
         let treatment = Treatment::of(&storage.driver_options)?;
+        if storage.shared && !treatment.formats() {
+            let text = "a disk that is the pod's (shared) is one that is made empty: add create_filesystem, or leave shared out";
+            return Err(invalid("disk", text));
+        }
         let cipher = tokio::select! {
             biased;
             () = maker.cancelled() => return Err(Maker::unwanted()),
@@ -117,10 +121,7 @@ impl Sandbox {
         };
         let disk = self.disks.acquire(&storage.source, cipher.is_some());
         let disk = disk.await?;
-        // What is the pod's has its disk until the VM ends.
-        if !storage.shared {
-            held.disks.push(storage.source.clone());
-        }
+        held.disks.push(storage.source.clone());
         self.disks.prepare(&storage.fstype).await?;
         let volume = OnDisk {
             disk,
@@ -129,6 +130,11 @@ impl Sandbox {
             formats: treatment.formats(),
             unwanted: maker.cancel(),
         };
-        self.storages.attach_disk(storage, volume).await
+        let point = self.storages.attach_disk(storage, volume).await?;
+        if storage.shared {
+            // What is the pod's has its disk until the VM ends.
+            held.disks.pop();
+        }
+        Ok(point)
     }
 }

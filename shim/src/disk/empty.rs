@@ -79,11 +79,12 @@ fn make(path: &Path) -> Result<Host, HostError> {
     Host::by_path(path)
 }
 
-/// Makes it empty, and as large as what is free: what an earlier VM of the pod has left is noise.
+/// Opens it, for nobody else to have as long as it is open, and makes it empty and as large as what is free: what an
+/// earlier VM of the pod has left is noise.
 ///
 /// # Errors
 /// There is no room, another VM has it, it is another file by now, or as the calls fail.
-pub(super) fn renew(host: &Host) -> Result<(), HostError> {
+pub(super) fn renew(host: &Host) -> Result<File, HostError> {
     let renewed = || {
         let file = open(&host.path, OFlags::empty())?;
         lock(&file)?;
@@ -97,7 +98,8 @@ pub(super) fn renew(host: &Host) -> Result<(), HostError> {
             let text = format!("{bytes} bytes are free, and a volume needs {SMALLEST}");
             return Err(io::Error::other(text));
         }
-        file.set_len(bytes.min(LARGEST) / SECTOR * SECTOR)
+        file.set_len(bytes.min(LARGEST) / SECTOR * SECTOR)?;
+        Ok(file)
     };
     renewed().map_err(|source| HostError::Read {
         path: host.path.clone(),
@@ -105,12 +107,8 @@ pub(super) fn renew(host: &Host) -> Result<(), HostError> {
     })
 }
 
-/// Lets nobody else have it for as long as the file is open. QEMU asks for its own lock, and only when the bytes of
-/// another VM would be gone already.
-///
-/// # Errors
-/// Another VM has it.
-pub(super) fn lock(file: &File) -> io::Result<()> {
+/// QEMU asks for a lock of its own, but only when the bytes of another VM would be gone already.
+fn lock(file: &File) -> io::Result<()> {
     let locked = flock(file, FlockOperation::NonBlockingLockExclusive);
     locked.map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::other("another VM has it: remove that pod first"),
@@ -158,11 +156,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
         let host = make(&path).unwrap();
+        let held = renew(&host).unwrap();
         fs::write(&path, "of the other").unwrap();
-        let held = host.open(true).unwrap();
-        lock(&held).unwrap();
         let error = renew(&host).unwrap_err().to_string();
         assert!(error.contains("another VM has it"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"of the other");
         drop(held);
         fs::write(directory.path().join("new"), "not of ours").unwrap();
         fs::rename(directory.path().join("new"), &path).unwrap();

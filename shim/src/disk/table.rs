@@ -74,11 +74,6 @@ async fn open(wanted: &Wanted, alone: bool) -> Result<File, GuestError> {
     on_host(wanted, move |host| host.open(alone)).await
 }
 
-/// Makes the disk of an emptyDir anew.
-async fn renew(wanted: &Wanted) -> Result<(), GuestError> {
-    on_host(wanted, empty::renew).await
-}
-
 /// What a call does to the host's device may wait for it.
 async fn on_host<T: Send + 'static>(
     wanted: &Wanted,
@@ -95,7 +90,7 @@ async fn on_host<T: Send + 'static>(
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_) => {
             let (path, seconds) = (wanted.host.path.display(), OPEN_TIMEOUT.as_secs());
-            Err(failed(format!("{path} could not be opened in {seconds} s")))
+            Err(failed(format!("{path} did not open in {seconds} s")))
         }
     }
 }
@@ -141,18 +136,12 @@ impl Table {
             container.hold_disk(id);
             return Ok(known.address);
         }
-        if wanted.is_of_pod() {
-            renew(wanted).await?;
-        }
         let system = wanted.purpose.system();
-        // A file system has one kernel: nobody mounts it for as long as the VM has it.
-        let file = open(wanted, system.is_some() && wanted.is_alone()).await?;
-        if wanted.is_of_pod() {
-            let text = |error| format!("{}: {}: {error}", wanted.what, path.display());
-            empty::lock(&file).map_err(|error| {
-                GuestError::new(ErrorCode::FailedPrecondition, "disk", text(error))
-            })?;
-        }
+        let file = match wanted.is_of_pod() {
+            true => on_host(wanted, empty::renew).await?,
+            // A file system has one kernel: nobody mounts it for as long as the VM has it.
+            false => open(wanted, system.is_some() && wanted.is_alone()).await?,
+        };
         let disk = HotDisk {
             file,
             path: path.clone(),
