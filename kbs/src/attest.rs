@@ -82,12 +82,13 @@ fn is_spoken(version: &str) -> bool {
         && parts.next().is_none()
 }
 
-/// A token for evidence that answers the challenge.
+/// A token for evidence that answers the challenge, and the entry that has to be on the record before the token is
+/// given away.
 pub(crate) async fn attest(
     broker: &Arc<Broker>,
     challenge: &Challenge,
     request: Request,
-) -> Result<String, Refusal> {
+) -> Result<(String, Entry), Refusal> {
     let now = SystemTime::now();
     let name = challenge.policy.as_deref();
     let selector = Selector::new(name, CPU_CLASS).map_err(no_policy)?;
@@ -131,8 +132,7 @@ pub(crate) async fn attest(
                 }
                 judged
             });
-            broker.keep(entry.judging(judged)).await?;
-            Ok(token)
+            Ok((token, entry.judging(judged)))
         }
         Err(Verdict::Refused(refusal)) => Err(refusal),
         Err(Verdict::Denied(kind, cause)) => {

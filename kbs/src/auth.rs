@@ -157,17 +157,22 @@ impl FromRequestParts<Arc<Broker>> for Attested {
             let detail = "no token: attest first";
             return Err(Refusal::new(ErrorKind::TokenNotFound, detail));
         };
-        let kind = match &error {
-            TokenError::TooLarge | TokenError::Expired | TokenError::Foreign => {
-                ErrorKind::TokenVerifierError
-            }
-            TokenError::Read { .. }
-            | TokenError::KeyFile { .. }
-            | TokenError::Key
-            | TokenError::Sign => ErrorKind::StorageError,
-        };
-        Err(Refusal::new(kind, error.to_string()))
+        Err(no_token(&error))
     }
+}
+
+/// The refusal of a token.
+pub(crate) fn no_token(error: &TokenError) -> Refusal {
+    let kind = match error {
+        TokenError::TooLarge | TokenError::Expired | TokenError::Foreign => {
+            ErrorKind::TokenVerifierError
+        }
+        TokenError::Read { .. }
+        | TokenError::KeyFile { .. }
+        | TokenError::Key
+        | TokenError::Sign => ErrorKind::StorageError,
+    };
+    Refusal::new(kind, error.to_string())
 }
 
 /// What the session's cookies carry that begins with a mark. A client may have several by one name,

@@ -18,7 +18,7 @@ use crate::{
     limit::Limiter,
     master::{KeyRing, Source},
     metrics::Metrics,
-    record::Entry,
+    record::{Entry, Outcome},
     refusal::Refusal,
     rules::{RuleError, Rules},
     seal::KeyFileError,
@@ -121,10 +121,10 @@ impl Broker {
         missing
     }
 
-    /// Puts a decision on the record; what is not on it is not answered.
-    pub(crate) async fn keep(&self, entry: Entry) -> Result<(), Refusal> {
-        self.metrics.decided(&entry);
-        self.store.record(entry).await.map_err(|error| {
+    /// Puts what one answer comes from on the record; what is not on it is not answered.
+    pub(crate) async fn keep(&self, entries: Vec<Entry>) -> Result<(), Refusal> {
+        entries.iter().for_each(|entry| self.note(entry));
+        self.store.record(entries).await.map_err(|error| {
             tracing::error!(%error, "a decision could not be recorded");
             Refusal::new(
                 ErrorKind::StorageError,
@@ -137,18 +137,24 @@ impl Broker {
     /// stands and only its explanation is lost.
     pub(crate) async fn deny(&self, entry: Entry) -> String {
         let ticket = entry.ticket.clone();
-        self.metrics.decided(&entry);
-        tracing::info!(
-            ticket,
-            subject = entry.subject,
-            about = entry.resource,
-            "denied"
-        );
-        if let Err(error) = self.store.record(entry).await {
+        self.note(&entry);
+        if let Err(error) = self.store.record([entry]).await {
             self.store.failed();
             tracing::error!(ticket, %error, "a denial could not be kept");
         }
         ticket
+    }
+
+    fn note(&self, entry: &Entry) {
+        self.metrics.decided(entry);
+        if entry.result == Outcome::Denied {
+            tracing::info!(
+                ticket = entry.ticket,
+                subject = entry.subject,
+                about = entry.resource,
+                "denied"
+            );
+        }
     }
 }
 

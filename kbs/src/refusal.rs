@@ -5,7 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use kbs_protocol::{ErrorInformation, ErrorKind};
+use kbs_protocol::{ErrorInformation, ErrorKind, Released};
 
 use crate::record;
 
@@ -46,12 +46,9 @@ impl Refusal {
         self.retry_after = Some(seconds);
         self
     }
-}
 
-impl IntoResponse for Refusal {
-    fn into_response(mut self) -> Response {
-        let status =
-            StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    /// The body, which has a ticket, and what of it is left for the log.
+    fn told(mut self) -> (ErrorInformation, Told) {
         let ticket = self.body.ticket.get_or_insert_with(record::ticket).clone();
         let told = Told {
             kind: self.kind,
@@ -62,9 +59,26 @@ impl IntoResponse for Refusal {
         if !self.body.detail.contains(&told.ticket) {
             self.body.detail = format!("{} (ticket {})", self.body.detail, told.ticket);
         }
-        let mut response = (status, Json(self.body)).into_response();
+        (self.body, told)
+    }
+
+    /// As a part of an answer that is none.
+    pub(crate) fn beside(self) -> Released {
+        let status = self.kind.status();
+        let (error, _) = self.told();
+        Released::Refused { status, error }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
+        let (body, told) = self.told();
+        let mut response = (status, Json(body)).into_response();
         response.extensions_mut().insert(told);
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = retry_after {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -225,6 +225,16 @@ impl Answer {
 }
 
 impl Refusal {
+    /// One that came as a part of an answer.
+    pub(super) fn beside(step: Step, status: u16, information: ErrorInformation) -> Self {
+        Self {
+            step,
+            status,
+            information: Some(information),
+            text: String::new(),
+        }
+    }
+
     pub(super) fn kind(&self) -> Option<ErrorKind> {
         self.information.as_ref().and_then(ErrorInformation::kind)
     }

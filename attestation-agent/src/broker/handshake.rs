@@ -4,6 +4,9 @@
 //! Challenged::ask ──► Challenged { nonce, cookie } ──answer──► Attested { token, key pair }
 //! ```
 //!
+//! A broker of ours takes the request for the first resource with the evidence, and answers both at once: a round trip
+//! and a wait for its disk less.
+//!
 //! A nonce is answered once: whoever fails starts at the beginning.
 
 use std::sync::Arc;
@@ -12,9 +15,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use evidence::eventlog::{self, LOG_END};
 use http::{HeaderMap, HeaderValue, header::SET_COOKIE};
 use kbs_protocol::{
-    AttestRequest, AuthRequest, AuthResponse, EVENT_LOG, ErrorKind, InitData, Ours, RuntimeData,
-    SESSION_COOKIE, TeeEvidence, TeeKeyPair, TokenResponse,
-    limit::{AUTH_BODY_BYTES, NONCE_CHARS, TOKEN_BYTES},
+    AttestRequest, AuthRequest, AuthResponse, EVENT_LOG, ErrorKind, InitData, Jwe, Ours, Released,
+    ResourceUri, RuntimeData, SESSION_COOKIE, Secret, TeeEvidence, TeeKeyPair, TokenResponse,
+    limit::{AUTH_BODY_BYTES, JWE_BYTES, NONCE_CHARS, TOKEN_BYTES},
     report_data,
 };
 use serde::Serialize;
@@ -78,12 +81,16 @@ impl Challenged {
         })
     }
 
+    /// Sends the evidence, and the name of the resource that is wanted next, where the broker takes it. What it
+    /// answers to that is beside the token; nothing where it does not take it.
     pub(super) async fn answer(
         self,
         exchange: &Exchange,
         identity: &Identity,
-    ) -> Result<Attested, BrokerError> {
+        wanted: Option<&ResourceUri>,
+    ) -> Result<(Attested, Option<Released>), BrokerError> {
         let step = Step::Attest;
+        let wanted = wanted.filter(|_| self.takes.resource);
         let tee_pubkey = identity.keys.public();
         let additional_evidence = identity.additional(self.takes)?;
         let report_data = report_data(&self.nonce, &tee_pubkey, &additional_evidence);
@@ -107,21 +114,33 @@ impl Challenged {
                 primary_evidence: evidence,
                 additional_evidence,
             },
+            resource: wanted.map(|uri| uri.path().clone()),
         };
         let body = json(step, &request)?;
-        let cap = TOKEN_BYTES + AUTH_BODY_BYTES;
+        let cap = TOKEN_BYTES + AUTH_BODY_BYTES + wanted.map_or(0, |_| JWE_BYTES);
         let answer = exchange
             .post(step, "attest", Some(self.cookie), body, cap)
             .await
             .map_err(rejected)?;
-        let token: TokenResponse = answer.json()?;
-        let token = Token::received(&token.token, Instant::now());
-        Ok(Attested {
+        let TokenResponse { token, resource } = answer.json()?;
+        let token = Token::received(&token, Instant::now());
+        let attested = Attested {
             token: token.ok_or_else(|| BrokerError::Protocol {
                 step,
                 cause: "the token is empty, too long, or not text of a header".to_owned(),
             })?,
             keys: identity.keys.clone(),
+        };
+        Ok((attested, resource.filter(|_| wanted.is_some())))
+    }
+}
+
+impl Attested {
+    /// Opens what was sealed to the key that was attested.
+    pub(super) fn open(&self, uri: &ResourceUri, jwe: &Jwe) -> Result<Secret, BrokerError> {
+        self.keys.open(jwe).map_err(|cause| BrokerError::Open {
+            resource: uri.clone(),
+            cause,
         })
     }
 }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use evidence::init_data::InitData;
-use kbs_protocol::{ErrorKind, Jwe, ResourceUri, Secret, TeeKeyPair, limit::JWE_BYTES};
+use kbs_protocol::{ErrorKind, Released, ResourceUri, Secret, TeeKeyPair, limit::JWE_BYTES};
 use tokio::{
     sync::{Mutex, MutexGuard, watch},
     time::{Instant, timeout_at},
@@ -35,7 +35,7 @@ use crate::{Attester, EventLog};
 pub use exchange::Traced;
 use exchange::{Exchange, Failure, Refusal};
 use handshake::{Attested, Challenged, Identity};
-use retry::Deadline;
+use retry::{Deadline, Patience, Transient};
 
 /// The client of one broker, for one guest. It is shared by reference.
 pub struct Broker {
@@ -122,7 +122,8 @@ impl Broker {
     /// When the guest cannot be proved; the variant says why.
     pub async fn attest(&self) -> Result<Attestation, BrokerError> {
         let deadline = Deadline::after(self.deadline);
-        Ok(self.session(deadline, None).await?.attestation)
+        let (session, _) = self.session(deadline, None, None).await?;
+        Ok(session.attestation)
     }
 
     /// Does what changes the guest while nothing is asked for and nobody attests, and drops the token: the next one
@@ -144,7 +145,7 @@ impl Broker {
     /// When the guest cannot be proved; the variant says why.
     pub async fn token(&self) -> Result<String, BrokerError> {
         let deadline = Deadline::after(self.deadline);
-        let session = self.session(deadline, None).await?;
+        let (session, _) = self.session(deadline, None, None).await?;
         Ok(session.attested.token.text().to_owned())
     }
 
@@ -154,11 +155,15 @@ impl Broker {
     /// When the secret did not come; the variant says why.
     pub async fn resource(&self, uri: &ResourceUri) -> Result<Secret, BrokerError> {
         let deadline = Deadline::after(self.deadline);
-        let session = self.session(deadline, None).await?;
-        match self.fetch(deadline, &session, uri).await {
+        let (session, released) = self.session(deadline, None, Some(uri)).await?;
+        let first = match released {
+            Some(released) => self.take(deadline, &session, uri, released).await,
+            None => self.fetch(deadline, &session, uri).await,
+        };
+        match first {
             Err(Failure::Refusal(refusal)) if is_stale(&refusal) => {
                 let number = session.attestation.number;
-                let session = self.session(deadline, Some(number)).await?;
+                let (session, _) = self.session(deadline, Some(number), None).await?;
                 self.fetch(deadline, &session, uri).await
             }
             first => first,
@@ -186,35 +191,52 @@ impl Broker {
             self.exchange.get(Step::Resource, &path, bearer, JWE_BYTES)
         };
         let answer = deadline.retry(Step::Resource, ask).await?;
-        let jwe: Jwe = answer.json()?;
-        attested.keys.open(&jwe).map_err(|cause| {
-            Failure::Error(BrokerError::Open {
-                resource: uri.clone(),
-                cause,
-            })
-        })
+        Ok(attested.open(uri, &answer.json()?)?)
+    }
+
+    /// What came with the token. Where the broker was busy with that alone, it is asked again.
+    async fn take(
+        &self,
+        deadline: Deadline,
+        session: &Session,
+        uri: &ResourceUri,
+        released: Released,
+    ) -> Result<Secret, Failure> {
+        match released {
+            Released::Sealed(jwe) => Ok(session.attested.open(uri, &jwe)?),
+            Released::Refused { status, error } => {
+                let refusal = Failure::Refusal(Refusal::beside(Step::Resource, status, error));
+                match refusal.patience() {
+                    Patience::Final => Err(refusal),
+                    Patience::Short | Patience::Whole => self.fetch(deadline, session, uri).await,
+                }
+            }
+        }
     }
 
     /// The session in use, or a new one. Whoever waited while another attested takes its outcome, so
-    /// that a broker which is down is asked once and not once for each secret.
+    /// that a broker which is down is asked once and not once for each secret. Beside a new one is what the broker
+    /// answered to the request for what is wanted, where it takes that with the evidence.
     async fn session(
         &self,
         deadline: Deadline,
         stale: Option<u64>,
-    ) -> Result<Arc<Session>, BrokerError> {
+        wanted: Option<&ResourceUri>,
+    ) -> Result<(Arc<Session>, Option<Released>), BrokerError> {
         let ended_before = self.ended.load(Ordering::Acquire);
         let mut state = timeout_at(deadline.at, self.state.lock())
             .await
             .map_err(|_| deadline.error(Step::Attest))?;
         self.used.store(true, Ordering::Relaxed);
         if let Some(session) = state.usable(stale) {
-            return Ok(session);
+            return Ok((session, None));
         }
         let ended = self.ended.load(Ordering::Acquire);
         if let Some(failure) = state.last_failure.as_ref().filter(|_| ended > ended_before) {
             return Err(failure.clone());
         }
-        self.establish(deadline, &mut state, ended + 1).await
+        self.establish(deadline, &mut state, ended + 1, wanted)
+            .await
     }
 
     async fn establish(
@@ -222,14 +244,18 @@ impl Broker {
         deadline: Deadline,
         state: &mut MutexGuard<'_, State>,
         number: u64,
-    ) -> Result<Arc<Session>, BrokerError> {
+        wanted: Option<&ResourceUri>,
+    ) -> Result<(Arc<Session>, Option<Released>), BrokerError> {
         let started = Instant::now();
-        let outcome = self.handshake(deadline).await;
+        let outcome = self.handshake(deadline, wanted).await;
         let took = started.elapsed();
         self.ended.store(number, Ordering::Release);
         let tee = self.identity.attester.kind();
         match outcome {
-            Ok(attested) => Ok(self.install(state, attested, Attestation { number, took })),
+            Ok((attested, released)) => {
+                let session = self.install(state, attested, Attestation { number, took });
+                Ok((session, released))
+            }
             Err(error) => {
                 tracing::warn!(%tee, number, %error, "not attested");
                 state.session = None;
@@ -241,10 +267,16 @@ impl Broker {
 }
 
 impl Broker {
-    async fn handshake(&self, deadline: Deadline) -> Result<Attested, BrokerError> {
+    async fn handshake(
+        &self,
+        deadline: Deadline,
+        wanted: Option<&ResourceUri>,
+    ) -> Result<(Attested, Option<Released>), BrokerError> {
         let handshake = || async {
             let challenged = Challenged::ask(&self.exchange, &self.identity).await?;
-            challenged.answer(&self.exchange, &self.identity).await
+            challenged
+                .answer(&self.exchange, &self.identity, wanted)
+                .await
         };
         deadline.retry(Step::Attest, handshake).await
     }

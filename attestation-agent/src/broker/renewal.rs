@@ -24,14 +24,14 @@ impl Broker {
             return;
         };
         let started = Instant::now();
-        let outcome = self.handshake(Deadline::after(self.deadline)).await;
+        let outcome = self.handshake(Deadline::after(self.deadline), None).await;
         let took = started.elapsed();
         let mut state = self.state.lock().await;
         if state.current() != Some(before) {
             return;
         }
         match outcome {
-            Ok(attested) => {
+            Ok((attested, _)) => {
                 let number = self.ended.load(Ordering::Acquire) + 1;
                 self.ended.store(number, Ordering::Release);
                 self.install(&mut state, attested, Attestation { number, took });

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod asked;
+mod beside;
 mod doors;
 mod script;
 mod services;
@@ -76,7 +77,7 @@ async fn the_messages_are_those_of_the_protocol() {
             "tee": "sample",
             "extra-params": {
                 "supported-hash-algorithms": ["sha384"],
-                "cloister-supported": ["raw-evidence", "event-log"],
+                "cloister-supported": ["raw-evidence", "event-log", "resource"],
             },
         })
     );

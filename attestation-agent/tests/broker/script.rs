@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -95,6 +95,8 @@ pub(crate) struct Script {
     pub(crate) bodies: Mutex<Vec<Value>>,
     key: Mutex<Option<TeePubKey>>,
     pub(crate) connections: AtomicUsize,
+    /// Whether it takes the request for a resource with the evidence; its replies to that are those of `beside`.
+    pub(crate) takes_resource: AtomicBool,
     /// Seconds that a token lasts.
     pub(crate) token_seconds: AtomicUsize,
 }
@@ -126,13 +128,7 @@ impl Script {
             .or_default() += 1;
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let next = self
-            .replies
-            .lock()
-            .unwrap()
-            .get_mut(endpoint.as_str())
-            .and_then(VecDeque::pop_front);
-        match next.unwrap_or(Reply::Honest) {
+        match self.next(&endpoint) {
             Reply::Hang => {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 respond(200, "{}")
@@ -157,7 +153,11 @@ impl Script {
             .lock()
             .unwrap()
             .push(serde_json::from_slice(body).unwrap());
-        let answer = json!({"nonce": NONCE, "extra-params": {"selected-hash-algorithm": "sha384"}});
+        let mut answer =
+            json!({"nonce": NONCE, "extra-params": {"selected-hash-algorithm": "sha384"}});
+        if self.takes_resource.load(Ordering::SeqCst) {
+            answer["extra-params"]["cloister-selected"] = json!(["resource"]);
+        }
         let mut response = respond(200, &answer.to_string());
         let cookie = format!("{COOKIE}; Expires=Tue, 24 Nov 2026 00:00:00 GMT");
         response
@@ -179,8 +179,24 @@ impl Script {
             request.tee_evidence.primary_evidence["report_data"],
             BASE64_STANDARD.encode(bound)
         );
+        let mut answer = json!({"token": self.token()});
+        if request.resource.is_some() {
+            answer["cloister-resource"] = match self.next("beside") {
+                Reply::Status(status, body) => {
+                    let error: Value = serde_json::from_str(&body).unwrap();
+                    json!({"refused": {"status": status, "error": error}})
+                }
+                _ => json!({"sealed": seal(&key, SECRET).unwrap()}),
+            };
+        }
         *self.key.lock().unwrap() = Some(key);
-        respond(200, &json!({"token": self.token()}).to_string())
+        respond(200, &answer.to_string())
+    }
+
+    fn next(&self, endpoint: &str) -> Reply {
+        let mut replies = self.replies.lock().unwrap();
+        let next = replies.get_mut(endpoint).and_then(VecDeque::pop_front);
+        next.unwrap_or(Reply::Honest)
     }
 
     fn token(&self) -> String {
@@ -213,6 +229,7 @@ pub(crate) async fn start(identity: &Identity) -> (Arc<Script>, u16) {
         bodies: Mutex::default(),
         key: Mutex::default(),
         connections: AtomicUsize::new(0),
+        takes_resource: AtomicBool::new(false),
         token_seconds: AtomicUsize::new(300),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -22,7 +22,7 @@ pub use jwe::{Jwe, JweError, seal};
 pub use key::{KeyError, KeyKind, TeeKeyPair, TeePubKey};
 pub use message::{
     AttestRequest, AuthRequest, AuthResponse, EVENT_LOG, InitData, NegotiationError, Ours,
-    RuntimeData, TeeEvidence, TokenResponse,
+    Released, RuntimeData, TeeEvidence, TokenResponse,
 };
 pub use report_data::{HASH_ALGORITHM, REPORT_DATA_BYTES, device_report_data, report_data};
 pub use resource::{ResourceError, ResourcePath, ResourceUri};

@@ -14,16 +14,19 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{TeePubKey, VERSION, report_data::HASH_ALGORITHM};
+use crate::{ErrorInformation, Jwe, ResourcePath, TeePubKey, VERSION, report_data::HASH_ALGORITHM};
 
 /// The member of `extra-params` in which a guest lists what it can say beyond the protocol, and that in
 /// which a broker answers what it takes of it.
 const SUPPORTED: &str = "cloister-supported";
 const SELECTED: &str = "cloister-selected";
 const RAW_EVIDENCE: &str = "raw-evidence";
+const RESOURCE: &str = "resource";
 /// What a guest without registers calls its log in the additional evidence: base64 of a log in TCG's form,
 /// for which the report's data answers, since the text is hashed into it.
 pub const EVENT_LOG: &str = "event-log";
+/// All that an end of ours knows beyond the protocol.
+const OURS: [&str; 3] = [RAW_EVIDENCE, EVENT_LOG, RESOURCE];
 
 /// The guest opens a handshake.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,7 +49,7 @@ impl AuthRequest {
             tee: tee.into(),
             extra_params: json!({
                 "supported-hash-algorithms": [HASH_ALGORITHM],
-                SUPPORTED: [RAW_EVIDENCE, EVENT_LOG],
+                SUPPORTED: OURS,
             }),
         }
     }
@@ -68,9 +71,9 @@ impl AuthRequest {
         };
         // A guest that does not ask for them sees nothing that others do not answer.
         if let Some(asked) = self.extra_params.get(SUPPORTED).and_then(Value::as_array) {
-            let both = [RAW_EVIDENCE, EVENT_LOG].into_iter();
-            let both = both.filter(|name| asked.iter().any(|asked| asked == name));
-            answer[SELECTED] = both.collect();
+            let known = OURS.into_iter();
+            let known = known.filter(|name| asked.iter().any(|asked| asked == name));
+            answer[SELECTED] = known.collect();
         }
         Ok(answer)
     }
@@ -119,6 +122,7 @@ impl AuthResponse {
         Ours {
             raw_evidence: has(RAW_EVIDENCE),
             event_log: has(EVENT_LOG),
+            resource: has(RESOURCE),
         }
     }
 }
@@ -130,6 +134,8 @@ pub struct Ours {
     pub raw_evidence: bool,
     /// A log in the additional evidence, below [`EVENT_LOG`].
     pub event_log: bool,
+    /// A resource that is asked for with the evidence; see [`AttestRequest::resource`].
+    pub resource: bool,
 }
 
 /// The guest answers the challenge. `E` is its evidence: JSON in whatever form the reader takes it.
@@ -143,6 +149,14 @@ pub struct AttestRequest<E = Value> {
     pub runtime_data: RuntimeData,
     /// The evidence.
     pub tee_evidence: TeeEvidence<E>,
+    /// What a guest that is believed will ask for next. It is released, or refused, in the answer with the token, as
+    /// to a request of its own.
+    #[serde(
+        rename = "cloister-resource",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub resource: Option<ResourcePath>,
 }
 
 /// Init-data in the clear.
@@ -190,6 +204,28 @@ pub struct TeeEvidence<E = Value> {
 pub struct TokenResponse {
     /// A JWT; see the broker's token format.
     pub token: String,
+    /// What became of the resource that was asked for with the evidence; nothing where none was.
+    #[serde(
+        rename = "cloister-resource",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub resource: Option<Released>,
+}
+
+/// The answer to a request for a resource, as a part of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Released {
+    /// The resource, sealed to the key that was attested.
+    Sealed(Jwe),
+    /// There is none for this guest, and why.
+    Refused {
+        /// The status that an answer of its own would have.
+        status: u16,
+        /// Its body.
+        error: ErrorInformation,
+    },
 }
 
 /// The two ends do not agree on `extra-params`.
@@ -247,6 +283,7 @@ mod tests {
         let all = Ours {
             raw_evidence: true,
             event_log: true,
+            resource: true,
         };
         let mut auth = AuthRequest::new("snp");
         assert_eq!(answer(auth.negotiate().unwrap()).ours(), all);

@@ -12,7 +12,8 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{header, request::Parts};
-use kbs_protocol::{ErrorKind, Jwe, ResourcePath};
+use kbs_protocol::{ErrorKind, ResourcePath};
+use serde::Serialize;
 
 use super::{Peer, storage};
 use crate::{
@@ -75,11 +76,11 @@ fn answer_bytes(sealed: &Sealed) -> usize {
 }
 
 /// The answer, which has its room until it is sent.
-pub(super) fn with_room(jwe: &Jwe, room: Option<Held>) -> Result<Response, Refusal> {
+pub(super) fn with_room(answer: &impl Serialize, room: Option<Held>) -> Result<Response, Refusal> {
     let Some(room) = room else {
-        return Ok(Json(jwe).into_response());
+        return Ok(Json(answer).into_response());
     };
-    let text = serde_json::to_vec(jwe)
+    let text = serde_json::to_vec(answer)
         .map_err(|error| Refusal::new(ErrorKind::JweError, error.to_string()))?;
     let text = Bytes::from_owner(Kept { text, _room: room });
     let kind = [(header::CONTENT_TYPE, "application/json")];

@@ -11,6 +11,7 @@ mod observe;
 mod policy;
 mod record;
 mod reference;
+mod release;
 mod resource;
 mod rest;
 mod slash;

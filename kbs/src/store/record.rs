@@ -13,13 +13,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Engine, Store, StoreError, TENANT, Writer};
 use crate::record::{Entry, millis, word};
 
-/// Entries of one transaction.
+/// Of how many that wait the entries are written at once, and entries of one statement.
 const BATCH: usize = 64;
 /// Statements add one of these numbers of rows, so that the database knows them already.
-const SHAPES: [usize; 4] = [1, 4, 16, BATCH];
+const SHAPES: [usize; 5] = [1, 2, 4, 16, BATCH];
 /// How long a batch waits for siblings: no longer than a disk takes for a commit.
 const GATHER: Duration = Duration::from_millis(2);
-/// Entries that wait; further requests wait for a place.
+/// Requests whose entries wait; further ones wait for a place.
 pub(super) const WAITING: usize = 4096;
 const COLUMNS: [&str; 12] = [
     "tenant",
@@ -39,19 +39,22 @@ const COLUMNS: [&str; 12] = [
 const TIME: &str = "time";
 const MINOR: &str = "minor";
 
-/// An entry that waits for its batch.
+/// A request's entries, which wait for their batch.
 pub(super) struct Waiting {
-    entry: Entry,
+    entries: Vec<Entry>,
     done: oneshot::Sender<Result<(), String>>,
 }
 
 impl Store {
-    /// Returns when the entry is on the disk.
-    pub(crate) async fn record(&self, entry: Entry) -> Result<(), StoreError> {
+    /// Returns when the entries are on the disk, in this order. The disk is waited for once for all of them.
+    pub(crate) async fn record(
+        &self,
+        entries: impl IntoIterator<Item = Entry>,
+    ) -> Result<(), StoreError> {
         let (done, wait) = oneshot::channel();
         let ended = |()| StoreError::Record("its writer has ended".to_owned());
-        let entry = entry.cut();
-        let waiting = Waiting { entry, done };
+        let entries = entries.into_iter().map(Entry::cut).collect();
+        let waiting = Waiting { entries, done };
         self.recorder.send(waiting).await.map_err(|_| ended(()))?;
         wait.await
             .map_err(|_| ended(()))?
@@ -73,7 +76,7 @@ pub(super) async fn write_batches(writer: Writer, mut waiting: mpsc::Receiver<Wa
             }
         }
         crowded = batch.len() > 1;
-        let entries: Vec<&Entry> = batch.iter().map(|one| &one.entry).collect();
+        let entries: Vec<&Entry> = batch.iter().flat_map(|one| &one.entries).collect();
         let written = write(&writer, &entries).await;
         if let Err(error) = &written {
             tracing::error!(%error, count = entries.len(), "the record cannot be written");

@@ -9,11 +9,11 @@ use http::{Method, StatusCode};
 use kbs_protocol::{ErrorKind, Jwe, KeyKind, TeeKeyPair};
 use serde_json::{Value, json};
 
-const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"policy.rego\" = \"package agent_policy\"\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
-const PATH: &str = "default/key/1";
+pub(crate) const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n\"policy.rego\" = \"package agent_policy\"\n\"aa.toml\" = \"[token_configs.kbs]\\nurl = 'https://broker'\"\n";
+pub(crate) const PATH: &str = "default/key/1";
 
 /// A broker that releases to the sample guest with [`INIT_DATA`] and has one secret.
-fn demo() -> Deployment {
+pub(crate) fn demo() -> Deployment {
     let deployment = Deployment::start(&["sample"]);
     let secret = deployment.write("secret", SECRET);
     deployment.own(&["resource", "set", PATH, "--file", &secret]);

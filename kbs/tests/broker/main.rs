@@ -10,6 +10,7 @@ mod predicted;
 #[path = "../../../attestation-agent/measure/tests/tdvf/mod.rs"]
 mod tdvf;
 
+mod beside;
 mod dev;
 mod door;
 mod handshake;

@@ -227,6 +227,7 @@ impl Load {
                     primary_evidence: Value::Null,
                     additional_evidence: String::new(),
                 },
+                resource: None,
             },
             key,
         };

@@ -274,6 +274,7 @@ impl Guest {
                     primary_evidence: Value::Null,
                     additional_evidence: String::new(),
                 },
+                resource: None,
             },
             key,
         }

@@ -31,11 +31,11 @@ pub(super) async fn entries_are_kept_in_order_and_found(place: Place) {
     let all = (0..40).map(|number| {
         let entry = made(number);
         let denied = number % 4 == 0;
-        store.record(if denied {
+        store.record([if denied {
             entry.denied().judging([reason.clone()])
         } else {
             entry
-        })
+        }])
     });
     let tasks = all.collect::<Vec<_>>();
     for task in tasks {
@@ -183,8 +183,8 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
     assert_eq!(store.last_recorded().await.unwrap(), None);
     let mut old = entry("old");
     old.time = "2001-01-01T00:00:00Z".to_owned();
-    store.record(old).await.unwrap();
-    store.record(entry("kept")).await.unwrap();
+    store.record([old]).await.unwrap();
+    store.record([entry("kept")]).await.unwrap();
     for number in 0..10 {
         let mut minor = entry("refused");
         if number % 2 == 0 {
@@ -192,7 +192,7 @@ pub(super) async fn retention_takes_the_oldest(place: Place) {
         } else {
             minor.affirms_nothing = true;
         }
-        store.record(minor).await.unwrap();
+        store.record([minor]).await.unwrap();
     }
     let forget = async |before, minor| {
         let forget = Forget { before, minor };
@@ -229,13 +229,13 @@ pub(super) async fn a_clock_that_leapt_is_not_believed_for_a_restart(place: Plac
             .await
             .unwrap()
     };
-    store.record(at(NOW)).await.unwrap();
+    store.record([at(NOW)]).await.unwrap();
     assert_eq!(round(&mut Calendar::default(), NOW, 0).await, 0);
     let wrong = NOW + 400 * DAY;
     for _ in 0..3 {
         let mut started = Calendar::default();
         assert_eq!(round(&mut started, wrong, 0).await, 0);
-        store.record(at(wrong)).await.unwrap();
+        store.record([at(wrong)]).await.unwrap();
         assert_eq!(round(&mut started, wrong + 60_000, 60).await, 0);
     }
     // Nobody set it right for a day.
@@ -250,7 +250,7 @@ pub(super) async fn a_crowd_is_recorded_whole(place: Place) {
     let store = place.open().await;
     let crowd = (0..700).map(|number| {
         let store = store.clone();
-        tokio::spawn(async move { store.record(entry(&format!("a/b/{number}"))).await })
+        tokio::spawn(async move { store.record([entry(&format!("a/b/{number}"))]).await })
     });
     for one in crowd.collect::<Vec<_>>() {
         one.await.unwrap().unwrap();

@@ -301,11 +301,11 @@ async fn a_turn_that_nobody_ends_is_over_within_seconds() {
     record::insert(&mut turn, &[&entry("frozen")])
         .await
         .unwrap();
-    let written = tokio::time::timeout(PATIENCE, other.record(entry("other"))).await;
+    let written = tokio::time::timeout(PATIENCE, other.record([entry("other")])).await;
     written.expect("the turn never ended").unwrap();
     assert!(turn.commit().await.is_err());
     // The one that was frozen goes on with a new connection.
-    frozen.record(entry("thawed")).await.unwrap();
+    frozen.record([entry("thawed")]).await.unwrap();
     let found = other.search(&Search::default()).await.unwrap();
     let about: Vec<_> = found.iter().map(|one| one.resource.as_str()).collect();
     assert_eq!(about, ["other", "thawed"]);

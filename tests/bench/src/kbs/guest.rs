@@ -166,6 +166,7 @@ impl Guest {
                 primary_evidence: evidence,
                 additional_evidence: String::new(),
             },
+            resource: None,
         };
         let answer = self
             .connection

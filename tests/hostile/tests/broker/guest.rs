@@ -80,6 +80,7 @@ impl Guest {
                 primary_evidence: evidence(kind, number, &bound, &digest),
                 additional_evidence: String::new(),
             },
+            resource: None,
         };
         let mut guest = Self {
             kind,
