@@ -20,7 +20,7 @@ use crate::nic::CardFds;
 use crate::qemu::{Facts, VsockDevice, arguments};
 use crate::qmp::{Event, Qmp, Version};
 use crate::spec::{Accel, CheckedSpec, Scratch, VmSpec, Vsock};
-use crate::supervise::{self, Cause, Exit, Launch, Process, Started, Status};
+use crate::supervise::{self, Cause, Exit, Launch, Process, Started, Status, may_unshare};
 use crate::tail::Tail;
 use crate::tee;
 use crate::tsc;
@@ -191,6 +191,12 @@ fn cards(spec: &VmSpec, accel: Resolved) -> io::Result<Vec<Option<OwnedCard>>> {
     taps.map(|tap| tap.map(card).transpose()).collect()
 }
 
+/// Whether QEMU makes no connection itself: all it needs of the network are descriptors that it inherits, or is sent
+/// later. Who takes QEMU over from within the guest is then in a namespace in which nothing is, and not in the host's.
+fn has_no_sockets(spec: &VmSpec) -> bool {
+    spec.nics.iter().all(|nic| nic.tap().is_some())
+}
+
 /// Our end, registered with the runtime, and QEMU's.
 fn socket_pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = StdUnixStream::pair()?;
@@ -213,6 +219,7 @@ impl Prepared {
             arguments: arguments.into_iter().map(OsString::from).collect(),
             directory: spec.spec().state_dir.clone(),
             descriptors: self.descriptors,
+            without_network: has_no_sockets(spec.spec()) && may_unshare(),
         };
         let program = launch.program.display().to_string();
         let spawn_failed = |source| BootError::Spawn {

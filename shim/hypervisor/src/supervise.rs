@@ -27,6 +27,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal,
 };
+use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 use tokio::sync::oneshot;
 
 /// How a process ended.
@@ -95,6 +96,8 @@ pub(crate) struct Launch {
     pub(crate) directory: PathBuf,
     /// Descriptors that the process inherits under the same numbers.
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// In a network namespace of its own, in which nothing is.
+    pub(crate) without_network: bool,
 }
 
 /// A running process. Dropping it kills the process; the thread reaps it.
@@ -188,9 +191,16 @@ fn adopt(child: &mut Child) -> io::Result<(Process, ChildStderr)> {
     ))
 }
 
+/// Whether a process of ours may be put into a network namespace of its own.
+pub(crate) fn may_unshare() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
 fn fork_exec(launch: Launch) -> io::Result<Child> {
     let parent = getpid();
     let inherited: Vec<RawFd> = launch.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let without_network = launch.without_network;
     if inherited.iter().any(|&fd| fd <= 2) {
         return Err(io::Error::other(
             "a descriptor for QEMU has the number of a standard stream",
@@ -214,6 +224,9 @@ fn fork_exec(launch: Launch) -> io::Result<Child> {
             if getppid() != Some(parent) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
+            if without_network {
+                unshare_unsafe(UnshareFlags::NEWNET)?;
+            }
             for &fd in &inherited {
                 fcntl_setfd(BorrowedFd::borrow_raw(fd), FdFlags::empty())?;
             }
@@ -235,6 +248,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             directory: "/".into(),
             descriptors: Vec::new(),
+            without_network: false,
         }
     }
 
@@ -276,6 +290,22 @@ mod tests {
             spawn(launch).await.unwrap().ended.await.unwrap(),
             Status::Code(0)
         );
+    }
+
+    #[tokio::test]
+    async fn a_process_without_network_is_in_a_namespace_of_its_own() {
+        if !may_unshare() {
+            eprintln!("skipped: a network namespace needs CAP_SYS_ADMIN");
+            return;
+        }
+        let ours = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let script = format!("test $(readlink /proc/self/ns/net) = '{}'", ours.display());
+        for (without_network, code) in [(false, 0), (true, 1)] {
+            let mut launch = shell(&script);
+            launch.without_network = without_network;
+            let ended = spawn(launch).await.unwrap().ended.await.unwrap();
+            assert_eq!(ended, Status::Code(code));
+        }
     }
 
     /// This test starts itself: as the child it is the shim that gets killed.
