@@ -36,14 +36,20 @@ pub fn keep_small() {
     }
 }
 
+/// Gives back what is free within the heap: one block that stays keeps all below it, as far as glibc goes by itself.
+/// For the end of something of which there may have been many at once.
+pub fn trim() {
+    // SAFETY: malloc_trim touches nothing but free memory of the heap, which it locks.
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 /// Gives back what is free within the heap, and unmaps the program, of which what is still needed is mapped again by
 /// its next use. For the end of work that comes once or took much.
 ///
 /// On the host the program's pages are the file's, and with nobody who maps them the first to go when memory is short.
 /// A guest's initramfs never goes: there the agent's set gets smaller, and not what the guest has in memory.
 pub fn give_back() {
-    // SAFETY: malloc_trim touches nothing but free memory of the heap, which it locks.
-    let _ = unsafe { libc::malloc_trim(0) };
+    trim();
     // Without /proc there is nothing to give back by.
     let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     for range in within(&clean(&text), &program()) {

@@ -71,6 +71,7 @@ impl Sandbox {
         self.let_go(&mut held).await?;
         self.content.release(id);
         self.containers().remove(id);
+        tokio::task::spawn_blocking(footprint::trim);
         Ok(())
     }
 

@@ -270,6 +270,7 @@ impl Tasks {
             ..Default::default()
         };
         self.events.publish(topics::TASK_DELETE_EVENT_TOPIC, &event);
+        tokio::task::spawn_blocking(footprint::trim);
         Ok((exit, pid))
     }
 
