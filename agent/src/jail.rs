@@ -31,7 +31,7 @@ use rustix::process::umask;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use self::filter::Filtered;
-use self::identity::Ready;
+use self::identity::{Left, Ready};
 use crate::causes::chain;
 use crate::pause::Pause;
 use crate::runtime::CONTAINERS;
@@ -127,7 +127,7 @@ impl Command {
                 .with_detach(true)
                 .build()
                 .map(drop),
-            Self::Start { id } => container(&id)?.start(),
+            Self::Start { id } => start(&mut container(&id)?),
             Self::Users => wait_in_users().map_err(LibcontainerError::OtherIO),
         }
     }
@@ -135,6 +135,18 @@ impl Command {
 
 fn container(id: &str) -> Result<Container, LibcontainerError> {
     Container::load(PathBuf::from(CONTAINERS).join(id))
+}
+
+/// Starts a container; where it has users of its own, until further processes find it as it is then.
+fn start(container: &mut Container) -> Result<(), LibcontainerError> {
+    let has_users = ready(&container.bundle().join("config.json"))?.is_some();
+    let first = container.pid().filter(|_| has_users);
+    let left = first.map(|pid| Left::of(pid.as_raw()));
+    container.start()?;
+    if let Some(left) = left {
+        left.wait();
+    }
+    Ok(())
 }
 
 fn filtered(bundle: &Path) -> Result<Filtered, LibcontainerError> {

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libcontainer::capabilities::{drop_privileges, reset_effective};
 use libcontainer::oci_spec::runtime::LinuxCapabilities;
@@ -30,6 +32,11 @@ use crate::users::Owner;
 const FILE: &str = "identity.json";
 /// The first and the last major number of pseudo terminals (Documentation/admin-guide/devices.txt).
 const TERMINALS: std::ops::RangeInclusive<u32> = 136..=143;
+
+/// How long a process that was started may take to be in its namespaces, which is some system calls, and how often to
+/// look.
+const LEAVE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What a process becomes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,6 +110,32 @@ impl Ready {
     }
 }
 
+/// The mount namespace of a container's first process, which leaves it when it is started. Whoever joins the
+/// container finds its namespaces by that process, and is in the wrong one until then.
+pub(super) struct Left {
+    link: PathBuf,
+    namespace: Option<PathBuf>,
+}
+
+impl Left {
+    /// Of a process that is not started yet.
+    pub(super) fn of(pid: i32) -> Self {
+        let link = PathBuf::from(format!("/proc/{pid}/ns/mnt"));
+        let namespace = fs::read_link(&link).ok();
+        Self { link, namespace }
+    }
+
+    /// Returns when the process has left it or is gone, or after [`LEAVE`]: one that is stopped meanwhile holds up
+    /// nobody.
+    pub(super) fn wait(&self) {
+        let until = Instant::now() + LEAVE;
+        let stays = || self.namespace.is_some() && fs::read_link(&self.link).ok() == self.namespace;
+        while stays() && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
+    }
+}
+
 /// Lets the process open its own streams again, as `/dev/stdout`. What is no pipe and no terminal is not its own.
 fn give_streams(owner: Owner) -> io::Result<()> {
     let streams = [
@@ -150,6 +183,30 @@ mod tests {
         assert_eq!(Ready::beside(&config).unwrap().unwrap().0.0, identity);
         fs::write(&file, r#"{"uid":0}"#).unwrap();
         assert!(Ready::beside(&config).is_err());
+    }
+
+    #[test]
+    fn a_namespace_is_waited_for_until_it_is_left_or_nobody_is_there_to_leave_it() {
+        let of = |script: &str| {
+            let shell = std::process::Command::new("sh")
+                .args(["-c", script])
+                .spawn();
+            let child = shell.unwrap();
+            let pid = i32::try_from(child.id()).unwrap();
+            (child, Left::of(pid))
+        };
+        let (mut leaves, left) = of("sleep 0.1; exec unshare -Urm sleep 60");
+        let before = left.namespace.clone().unwrap();
+        let began = Instant::now();
+        left.wait();
+        assert_ne!(fs::read_link(&left.link).unwrap(), before);
+        leaves.kill().unwrap();
+        leaves.wait().unwrap();
+        left.wait();
+        let (mut ends, left) = of("sleep 0.1");
+        ends.wait().unwrap();
+        left.wait();
+        assert!(began.elapsed() < LEAVE);
     }
 
     #[test]
