@@ -77,6 +77,7 @@ async fn is_taken(machine: Machine) {
         arguments: words,
         directory: dir.path().to_owned(),
         descriptors: vec![vsock, qmp_end.into(), console_end.into(), scratch.into()],
+        without_network: false,
     };
     let started = spawn(launch).await.unwrap();
     let stderr = tokio::net::unix::pipe::Receiver::from_owned_fd(started.stderr.into()).unwrap();

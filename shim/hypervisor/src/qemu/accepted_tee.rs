@@ -125,6 +125,7 @@ async fn ends_with(
         arguments: words.into_iter().map(Into::into).collect(),
         directory: dir.path().to_owned(),
         descriptors: vec![vsock, qmp_end.into(), console_end.into()],
+        without_network: false,
     });
     let started = started.await.unwrap();
     let stderr = tokio::net::unix::pipe::Receiver::from_owned_fd(started.stderr.into()).unwrap();

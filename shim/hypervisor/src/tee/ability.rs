@@ -109,6 +109,7 @@ async fn ask(program: &Path, wanted: &Confidential, has_igvm: bool) -> Result<Ab
         arguments: arguments(&theirs).into_iter().map(Into::into).collect(),
         directory: "/".into(),
         descriptors: vec![theirs.into()],
+        without_network: false,
     });
     let _started = started.await.map_err(not_started)?;
     let answer = async {
