@@ -13,7 +13,7 @@ use agent_api::health::{self, health_check_response::ServingStatus};
 use agent_api::health_ttrpc::{Health, create_health};
 use agent_api::pull::{PullProgress, WatchPullRequest};
 use agent_api::pull_ttrpc::{PullService, create_pull_service};
-use agent_api::{GuestError, csi, ports, types};
+use agent_api::{ErrorCode, GuestError, csi, ports, types};
 use async_trait::async_trait;
 use attestation_agent::api::Serving as Workloads;
 use ttrpc::r#async::TtrpcContext;
@@ -401,6 +401,12 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: agent::CopyFileRequest,
     ) -> ttrpc::Result<Empty> {
+        if self.gate.is_confidential() {
+            // By the same rule a policy allows content in slots, whose places are the guest's.
+            let message = "CopyFile names places in the guest, which is the host's to do in a plain VM alone: \
+                           send content into a slot";
+            return Err(GuestError::new(ErrorCode::Unimplemented, "copy-file", message).into());
+        }
         done!(copy_file::copy(&self.gate.admit(request)?))
     }
 

@@ -277,6 +277,11 @@ impl Container {
         Ok(())
     }
 
+    /// The names of its further processes.
+    pub fn execs(&self) -> Vec<String> {
+        lock(&self.state).execs.keys().cloned().collect()
+    }
+
     /// Forgets a further process.
     pub fn remove_process(&self, exec: &str) {
         lock(&self.state).execs.remove(exec);

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// Reads `null` as the default, as Go writes empty lists.
 fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
@@ -41,6 +42,7 @@ wire! {
         process: Option<Process>,
         root: Option<Root>,
         hostname: String,
+        domainname: String,
         mounts: Vec<Mount>,
         hooks: Option<Hooks>,
         annotations: BTreeMap<String, String>,
@@ -82,11 +84,19 @@ wire! {
         apparmor_profile: String,
         oom_score_adj: Option<i64>,
         selinux_label: String,
+        io_priority: Option<Value>,
+        scheduler: Option<Value>,
     }
     /// `process.consoleSize`, in characters.
     ConsoleSize { height: u32, width: u32, }
     /// `process.user`.
-    User { uid: u32, gid: u32, additional_gids: Vec<u32>, username: String, }
+    User {
+        uid: u32,
+        gid: u32,
+        umask: Option<u32>,
+        additional_gids: Vec<u32>,
+        username: String,
+    }
     /// `process.capabilities`.
     Capabilities {
         bounding: Vec<String>,
@@ -111,7 +121,12 @@ wire! {
         masked_paths: Vec<String>,
         readonly_paths: Vec<String>,
         mount_label: String,
+        time_offsets: Option<Value>,
+        intel_rdt: Option<Value>,
+        personality: Option<Personality>,
     }
+    /// `linux.personality`.
+    Personality { domain: String, }
     /// One of `linux.uidMappings` and `linux.gidMappings`.
     IdMapping {
         #[serde(rename = "hostID")] host_id: u32,
@@ -137,6 +152,9 @@ wire! {
         cpu: Option<Cpu>,
         pids: Option<Pids>,
         hugepage_limits: Vec<HugepageLimit>,
+        #[serde(rename = "blockIO")] block_io: Option<Value>,
+        network: Option<Value>,
+        rdma: Option<Value>,
     }
     /// One of `linux.resources.devices`.
     DeviceRule {

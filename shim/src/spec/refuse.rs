@@ -3,13 +3,16 @@
 //! A container that wants a part of the host would run without it, or with the guest's in its place, and
 //! fail later in other words. `docs/limitations.md` has the same list with reasons.
 
+use serde_json::Value;
 use thiserror::Error;
 
-use super::oci::{Hooks, Linux, Mount, Spec};
+use super::oci::{Hooks, Linux, Mount, Process, Resources, Spec};
 use super::users;
 
 /// Devices that are named in an error.
 const SHOWN: usize = 3;
+/// That of every process in a guest.
+const UMASK: u32 = 0o022;
 /// Options by which mounts of the host and of a container follow each other.
 const PROPAGATION: [(&str, &str); 4] = [
     ("rshared", "Bidirectional"),
@@ -63,6 +66,11 @@ pub enum Refused {
         "mount on {0} (uidMappings, gidMappings, idmap): its mappings are not those of the container's user namespace: use the same, or none"
     )]
     MountMappings(String),
+    /// A setting that nobody in the guest would be told.
+    #[error(
+        "{0}: it is not passed on to a VM: remove it, or run the pod with a runtime that has no VM"
+    )]
+    Setting(&'static str),
 }
 
 /// Refuses what a VM does not have.
@@ -73,6 +81,10 @@ pub fn check(spec: &Spec) -> Result<(), Refused> {
     if let Some(linux) = &spec.linux {
         check_linux(linux)?;
     }
+    if let Some(process) = &spec.process {
+        check_process(process)?;
+    }
+    none_of([("domainname", !spec.domainname.is_empty())])?;
     if let Some(hooks) = &spec.hooks {
         check_hooks(hooks)?;
     }
@@ -91,7 +103,56 @@ fn check_hooks(hooks: &Hooks) -> Result<(), Refused> {
     }
 }
 
+/// Refuses what a process in a guest would be without.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_process(process: &Process) -> Result<(), Refused> {
+    let umask = process.user.as_ref().and_then(|user| user.umask);
+    none_of([
+        (
+            "process.user.umask",
+            umask.is_some_and(|umask| umask != UMASK),
+        ),
+        ("process.ioPriority", asks(process.io_priority.as_ref())),
+        ("process.scheduler", asks(process.scheduler.as_ref())),
+    ])
+}
+
+/// What the guest's kernel would take, and its agent is not asked for. `unified` is passed over: kubelets write it
+/// by themselves.
+fn check_settings(linux: &Linux) -> Result<(), Refused> {
+    let of_resources = |field: fn(&Resources) -> &Option<Value>| {
+        asks(linux.resources.as_ref().and_then(|all| field(all).as_ref()))
+    };
+    let domain = linux.personality.as_ref().map(|it| it.domain.as_str());
+    none_of([
+        ("linux.timeOffsets", asks(linux.time_offsets.as_ref())),
+        ("linux.intelRdt", asks(linux.intel_rdt.as_ref())),
+        (
+            "linux.personality",
+            domain.is_some_and(|name| name != "LINUX"),
+        ),
+        ("linux.resources.blockIO", of_resources(|all| &all.block_io)),
+        ("linux.resources.network", of_resources(|all| &all.network)),
+        ("linux.resources.rdma", of_resources(|all| &all.rdma)),
+    ])
+}
+
+/// Whether a setting says something: an empty object says nothing.
+fn asks(setting: Option<&Value>) -> bool {
+    setting.is_some_and(|value| value.as_object().is_none_or(|members| !members.is_empty()))
+}
+
+fn none_of<const N: usize>(settings: [(&'static str, bool); N]) -> Result<(), Refused> {
+    match settings.into_iter().find(|(_, asked)| *asked) {
+        Some((name, _)) => Err(Refused::Setting(name)),
+        None => Ok(()),
+    }
+}
+
 fn check_linux(linux: &Linux) -> Result<(), Refused> {
+    check_settings(linux)?;
     let has = |kind| linux.namespaces.iter().any(|found| found.kind == kind);
     if !has("pid") {
         return Err(Refused::HostPid);
@@ -141,6 +202,60 @@ mod tests {
         );
         check(&spec.unwrap()).unwrap();
         check(&Spec::default()).unwrap();
+    }
+
+    #[test]
+    fn a_setting_that_no_guest_is_told_is_refused_and_one_that_says_nothing_passes() {
+        let linux = |inner: &str| {
+            let namespaces = r#""namespaces":[{"type":"pid"},{"type":"ipc"}]"#;
+            format!(r#"{{"linux":{{{namespaces},{inner}}}}}"#)
+        };
+        for (json, field) in [
+            (r#"{"domainname":"d"}"#.to_owned(), "domainname"),
+            (
+                r#"{"process":{"user":{"umask":0}}}"#.to_owned(),
+                "process.user.umask",
+            ),
+            (
+                r#"{"process":{"ioPriority":{"class":"IOPRIO_CLASS_IDLE"}}}"#.to_owned(),
+                "process.ioPriority",
+            ),
+            (
+                r#"{"process":{"scheduler":{"policy":"SCHED_FIFO"}}}"#.to_owned(),
+                "process.scheduler",
+            ),
+            (
+                linux(r#""timeOffsets":{"boottime":{}}"#),
+                "linux.timeOffsets",
+            ),
+            (linux(r#""intelRdt":{"closID":"c"}"#), "linux.intelRdt"),
+            (
+                linux(r#""personality":{"domain":"LINUX32"}"#),
+                "linux.personality",
+            ),
+            (
+                linux(r#""resources":{"blockIO":{"weight":10}}"#),
+                "linux.resources.blockIO",
+            ),
+            (
+                linux(r#""resources":{"network":{"classID":1}}"#),
+                "linux.resources.network",
+            ),
+            (
+                linux(r#""resources":{"rdma":{"mlx5_1":{"hcaHandles":3}}}"#),
+                "linux.resources.rdma",
+            ),
+        ] {
+            let text = refused(&json);
+            assert!(text.starts_with(&format!("{field}: ")), "{text}");
+        }
+        let nothing = linux(
+            r#""timeOffsets":null,"personality":{"domain":"LINUX"},
+               "resources":{"blockIO":{},"network":{},"unified":{"memory.oom.group":"1"}}"#,
+        );
+        check(&serde_json::from_str(&nothing).unwrap()).unwrap();
+        let usual = r#"{"process":{"user":{"umask":18}}}"#;
+        check(&serde_json::from_str(usual).unwrap()).unwrap();
     }
 
     #[test]

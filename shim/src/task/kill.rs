@@ -46,6 +46,32 @@ impl Tasks {
             .map_err(|error| GuestError::new(ErrorCode::Internal, "kill", error))?
     }
 
+    /// Passes a signal on to all further processes of a container, which go with the first where it is SIGKILL.
+    /// Those that have ended meanwhile, or are not started, are passed over.
+    pub(super) async fn kill_further(
+        self: &Arc<Self>,
+        id: &str,
+        signal: u32,
+    ) -> Result<(), GuestError> {
+        if signal == SIGKILL {
+            return Ok(());
+        }
+        for exec in self.containers.get(id)?.execs() {
+            match self.kill(id, &exec, signal).await {
+                Err(error)
+                    if !matches!(
+                        error.code,
+                        ErrorCode::NotFound | ErrorCode::FailedPrecondition
+                    ) =>
+                {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     async fn pass_on(
         self: &Arc<Self>,
         id: &str,

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::creation::{Clock, Progress};
 use crate::io::Stdio;
 use crate::process::{Phase, TerminalSize};
-use crate::spec::oci;
+use crate::spec::{oci, refuse};
 
 /// The largest JSON in a request. containerd's own messages are at most 4 MiB.
 const MAX_JSON: usize = 4 * 1024 * 1024;
@@ -203,10 +203,17 @@ impl Task for Service {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: wire::KillRequest) -> ttrpc::Result<Empty> {
-        // `all` needs nothing more: a container's processes go with its first.
-        self.0
-            .kill(&request.id, &request.exec_id, request.signal)
-            .await?;
+        let wire::KillRequest {
+            id,
+            exec_id,
+            signal,
+            all,
+            ..
+        } = request;
+        if all && exec_id.is_empty() {
+            self.0.kill_further(&id, signal).await?;
+        }
+        self.0.kill(&id, &exec_id, signal).await?;
         Ok(Empty::new())
     }
 
@@ -216,6 +223,8 @@ impl Task for Service {
         request: wire::ExecProcessRequest,
     ) -> ttrpc::Result<Empty> {
         let mut spec: oci::Process = json(&request.spec, "the process")?;
+        refuse::check_process(&spec)
+            .map_err(|error| GuestError::new(ErrorCode::FailedPrecondition, "exec", error))?;
         spec.terminal = request.terminal;
         spec.apparmor_profile.clear();
         spec.selinux_label.clear();

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use agent_api::agent::SetPolicyRequest;
+use agent_api::agent::{CopyFileRequest, SetPolicyRequest, WriteStreamRequest};
 use agent_api::agent_ttrpc::AgentServiceClient;
-use agent_api::{ErrorCode, GuestError, oci, ports};
+use agent_api::{ErrorCode, GuestError, StreamKind, oci, ports};
 use hypervisor::{Incoming, Vm, VmSpec};
 use sha2::{Digest, Sha384};
 use shim::config::{Config, Tee};
@@ -23,6 +23,7 @@ use support::image::Recipe;
 use support::init_data::{ALLOW_ALL, ANNOTATION};
 use support::stage::{START, Stage, TOOLS};
 use support::{need, product};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use ttrpc::r#async::Client;
@@ -55,15 +56,28 @@ reasons contains {
 allow if "DIGEST" in policies
 "#;
 
-/// All but the agent's figures, and another policy.
-fn later() -> String {
-    let mut later = ALLOW_ALL.to_owned();
-    for rule in ["GetMetricsRequest", "SetPolicyRequest"] {
+/// What the second policy refuses, and what the last one does beside that.
+const LATER: [&str; 1] = ["GetMetricsRequest"];
+const LAST: [&str; 6] = [
+    "SetPolicyRequest",
+    "ExecProcessRequest",
+    "SignalProcessRequest",
+    "ReadStreamRequest",
+    "WriteStreamRequest",
+    "CloseStdinRequest",
+];
+/// More than a pipe holds.
+const OUTPUT: usize = 1 << 20;
+
+/// All but this.
+fn without(rules: &[&str]) -> String {
+    let mut policy = ALLOW_ALL.to_owned();
+    for rule in rules {
         let allowed = format!("default {rule} := true");
-        assert!(later.contains(&allowed));
-        later = later.replace(&allowed, &format!("default {rule} := false"));
+        assert!(policy.contains(&allowed), "{rule}");
+        policy = policy.replace(&allowed, &format!("default {rule} := false"));
     }
-    later
+    policy
 }
 
 /// A guest that answers, with all that serves it.
@@ -209,7 +223,7 @@ async fn a_later_policy_governs_the_next_request_and_the_broker_hears_of_it_firs
     let recipe = Recipe::busybox("governed").unwrap();
     let image = stage.push(&recipe, "governed").unwrap();
     let secret = stage.state.file("secret", SECRET).unwrap();
-    let later = later();
+    let later = without(&LATER);
     let digest = Sha384::digest(&later);
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let digest = format!("sha384:{digest}");
@@ -226,6 +240,17 @@ async fn a_later_policy_governs_the_next_request_and_the_broker_hears_of_it_firs
         .await
         .unwrap();
     subject.run(&image).await;
+    let place = CopyFileRequest {
+        path: "/run/kata-containers/shared/containers/x".to_owned(),
+        ..Default::default()
+    };
+    let copied = subject.calls.copy_file(Context::default(), &place).await;
+    let error = GuestError::from(&copied.unwrap_err());
+    assert_eq!(
+        error.code,
+        ErrorCode::Unimplemented,
+        "whatever a policy says"
+    );
     assert!(guest.metrics().await.is_ok());
     assert!(!subject.has_the_secret("before").await);
     assert_eq!(attestations(&stage), 1);
@@ -239,9 +264,41 @@ async fn a_later_policy_governs_the_next_request_and_the_broker_hears_of_it_firs
     subject.set_policy(&later).await.unwrap();
     let error = guest.metrics().await.unwrap_err();
     assert_eq!(error.code, ErrorCode::PolicyDenied, "{error}");
-    let error = subject.set_policy(ALLOW_ALL).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::PolicyDenied, "{error}");
     assert!(subject.has_the_secret("after").await);
     assert_eq!(attestations(&stage), 2);
+    refuses_people(&subject).await;
     subject.vm.kill().await;
+}
+
+/// Nobody gets in, and what runs is neither ended nor seen, nor held up because nobody sees it.
+async fn refuses_people(subject: &Subject) {
+    let id = |exec: &str| ProcessId {
+        container: CONTAINER.to_owned(),
+        exec: exec.to_owned(),
+    };
+    let guest = &subject.guest;
+    let writes = format!("sleep 2; head -c {OUTPUT} /dev/zero; exit 7");
+    let writer = id("writer");
+    guest.exec_process(&writer, process(&writes)).await.unwrap();
+    let last = without(&[&LATER[..], &LAST[..]].concat());
+    subject.set_policy(&last).await.unwrap();
+    let denied = |error: GuestError| assert_eq!(error.code, ErrorCode::PolicyDenied, "{error}");
+    denied(subject.set_policy(ALLOW_ALL).await.unwrap_err());
+    denied({ guest.exec_process(&id("late"), process("true")).await }.unwrap_err());
+    denied(guest.signal_process(&writer, 9).await.unwrap_err());
+    let input = WriteStreamRequest {
+        container_id: CONTAINER.to_owned(),
+        exec_id: writer.exec.clone(),
+        data: b"go\n".to_vec(),
+        ..Default::default()
+    };
+    let written = subject.calls.write_stdin(Context::default(), &input).await;
+    denied(GuestError::from(&written.unwrap_err()));
+    let mut seen = Vec::new();
+    let mut output = guest.stream(&writer, StreamKind::Stdout).await.unwrap();
+    let ended = timeout(CALL, guest.wait_process(&writer));
+    let (read, ended) = tokio::join!(timeout(CALL, output.read_to_end(&mut seen)), ended);
+    read.unwrap().unwrap();
+    assert_eq!(ended.unwrap().unwrap(), 7);
+    assert!(seen.is_empty(), "{} bytes are seen", seen.len());
 }

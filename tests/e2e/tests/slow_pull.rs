@@ -106,6 +106,31 @@ fn a_deadline_says_how_far_the_pull_was(stage: &Stage, late: &Pod<'_>, image: &s
     stage.containerd.remove(late.id);
 }
 
+/// The first process drops what it does not handle, as the first of its PID namespace.
+fn a_signal_for_all_reaches_further_processes(stage: &Stage) {
+    let waits = [
+        "task",
+        "exec",
+        "--exec-id",
+        "u",
+        "app",
+        "/bin/sleep",
+        "3600",
+    ];
+    let mut further = stage.containerd.ctr_running(&waits).unwrap();
+    let all = ["task", "kill", "--all", "--signal", "SIGUSR1", "app"];
+    let since = Instant::now();
+    while !further.has_ended() {
+        assert!(since.elapsed() < START, "{}", stage.log_tail());
+        says(stage, &all);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let ended = further.finish(START).unwrap();
+    assert_eq!(ended.code, 128 + 10, "{}", ended.report());
+    let marker = exec(stage, "app", &["/bin/cat", "/marker"]);
+    assert_eq!(marker.stdout, "small\n", "{}", marker.report());
+}
+
 /// Nothing comes from the registry any more, another container hangs, and one of its processes and one
 /// beside it wait for ever: all the others answer, a new one starts, and the pull still hangs at the end.
 fn the_pod_answers_during_a_pull_and_a_kill_ends_it(
@@ -157,8 +182,15 @@ fn the_pod_answers_during_a_pull_and_a_kill_ends_it(
     says(stage, &["task", "ps", "app"]);
     says(stage, &["task", "metrics", "app"]);
     says(stage, &["task", "metrics", "hung"]);
+    // One that is paused goes on where it was.
+    says(stage, &["task", "pause", "app"]);
+    says(stage, &["task", "resume", "app"]);
+    let listed = says(stage, &["task", "list"]).stdout;
+    let mut app = listed.lines().filter(|line| line.starts_with("app"));
+    assert!(app.any(|line| line.ends_with("RUNNING")), "{listed}");
     let marker = exec(stage, "app", &["/bin/cat", "/marker"]);
     assert_eq!(marker.stdout, "small\n", "{}", marker.report());
+    a_signal_for_all_reaches_further_processes(stage);
     // One is killed and deleted, and one is made.
     says(stage, &["task", "kill", "--signal", "SIGKILL", "doomed"]);
     says(stage, &["task", "delete", "--force", "doomed"]);
