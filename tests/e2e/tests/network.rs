@@ -2,6 +2,8 @@
 //! another pod, rules on the node, and nothing left of it in the end.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -56,6 +58,7 @@ fn pods_on_a_bridge_reach_the_node_and_each_other_as_its_rules_allow() {
     let web = serve_on(&node, &root, stage.state.path());
 
     the_guest_has_what_cni_gave_the_pod(&place, &one);
+    each_vmm_is_in_a_namespace_of_its_own(&place, [&one, &two]);
     a_pod_reaches_the_node_and_another_pod(&place, &two);
     rules_on_the_node_hold(&place, &node, &one, &two);
 
@@ -163,6 +166,19 @@ fn the_guest_has_what_cni_gave_the_pod(place: &Place<'_>, network: &PodNetwork) 
         routes.contains("default via 10.77.0.1") && routes.contains("default via fd77::1"),
         "{routes}"
     );
+}
+
+/// Neither in the host's nor in the pod's: what it has of the network are open devices.
+fn each_vmm_is_in_a_namespace_of_its_own(place: &Place<'_>, pods: [&PodNetwork; 2]) {
+    let all = host::processes_of(place.stage.state.path());
+    let vmms = all.iter().filter(|one| one.command.contains("qemu-system"));
+    let theirs = vmms.map(|vmm| format!("/proc/{}/ns/net", vmm.pid));
+    let others = pods.map(|pod| format!("/run/netns/{}", pod.name()));
+    let namespace = |path: String| std::fs::metadata(path).unwrap().ino();
+    let mut namespaces: Vec<_> = theirs.chain(others).map(namespace).collect();
+    namespaces.push(namespace("/proc/self/ns/net".to_owned()));
+    assert_eq!(namespaces.len(), 5);
+    assert_eq!(BTreeSet::from_iter(namespaces).len(), 5);
 }
 
 fn a_pod_reaches_the_node_and_another_pod(place: &Place<'_>, two: &PodNetwork) {
