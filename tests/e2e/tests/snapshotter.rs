@@ -52,7 +52,8 @@ impl Place {
             ..Settings::confidential(&[registry.address(), broker.address()])
         };
         let confidential = confidential.write(&ground.state, "tee.toml").unwrap();
-        let more = snapshotter.for_all_pods(&hosts) + &kube::handler(CONFIDENTIAL, &confidential);
+        let more =
+            snapshotter.for_all_pods(&hosts) + &kube::handler(CONFIDENTIAL, &confidential, "");
         let kube = Kube::on(ground, &settings, &more).unwrap();
         Self {
             kube,

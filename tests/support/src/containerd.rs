@@ -38,6 +38,7 @@ pub struct Containerd {
     config: PathBuf,
     /// The network namespace that it runs in, where that is not the machine's.
     network: Option<PathBuf>,
+    programs: PathBuf,
     socket: PathBuf,
     base: PathBuf,
     /// Words of every `run`, among which is the container's name.
@@ -50,7 +51,7 @@ impl Containerd {
     /// # Errors
     /// When it does not answer in time.
     pub fn start(state: &State) -> Result<Self> {
-        Self::launch(state, NAMESPACE, None, |_| {
+        Self::launch(state, NAMESPACE, None, Path::new(""), |_| {
             "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \
              \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.btrfs\", \
              \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.zfs\", \
@@ -59,8 +60,9 @@ impl Containerd {
         })
     }
 
-    /// Starts it for a namespace of its own, in a network namespace, with `more` in its configuration: given its
-    /// base directory, the text that follows `version`, `root` and `state`.
+    /// Starts it for a namespace of its own, in a network namespace, from a directory of programs (an empty path is
+    /// the machine's), with `more` in its configuration: given its base directory, the text that follows `version`,
+    /// `root` and `state`.
     ///
     /// # Errors
     /// When it does not answer in time.
@@ -68,6 +70,7 @@ impl Containerd {
         state: &State,
         namespace: &'static str,
         network: Option<PathBuf>,
+        programs: &Path,
         more: impl FnOnce(&Path) -> String,
     ) -> Result<Self> {
         let socket = state.path().join("c.sock");
@@ -88,6 +91,7 @@ impl Containerd {
             namespace,
             config,
             network,
+            programs: programs.to_owned(),
             socket,
             base: state.path().to_owned(),
             ran: Mutex::default(),
@@ -102,12 +106,12 @@ impl Containerd {
     /// When it does not answer in time.
     pub fn revive(&mut self) -> Result<()> {
         let mut command = match &self.network {
-            None => Command::new("containerd"),
+            None => Command::new(self.programs.join("containerd")),
             // Its mounts stay the machine's: `ip netns exec` would hide the cgroups.
             Some(path) => {
                 let mut command = Command::new("nsenter");
                 command.arg(format!("--net={}", path.display()));
-                command.arg("containerd");
+                command.arg(self.programs.join("containerd"));
                 command
             }
         };
@@ -224,7 +228,7 @@ impl Containerd {
     /// A `ctr` command on this containerd, to be given its arguments.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut ctr = Command::new("ctr");
+        let mut ctr = Command::new(self.programs.join("ctr"));
         ctr.arg("--address")
             .arg(&self.socket)
             .args(["--namespace", self.namespace]);

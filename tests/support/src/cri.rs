@@ -103,6 +103,26 @@ impl Cri {
         Ok(())
     }
 
+    /// The same for a pod of a runtime handler.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn pull_for(&self, image: &str, pod: &PodSandboxConfig, handler: &str) -> Result<()> {
+        let mut pod = pod.clone();
+        // As containerd reads it where the kubelet does not say it with the image.
+        pod.annotations.insert(
+            "io.containerd.cri.runtime-handler".to_owned(),
+            handler.to_owned(),
+        );
+        let question = PullImageRequest {
+            image: spec_of(image),
+            sandbox_config: Some(pod).into(),
+            ..Default::default()
+        };
+        let _: PullImageResponse = self.ask(IMAGES, "PullImage", &question)?;
+        Ok(())
+    }
+
     /// Starts a pod and answers its id.
     ///
     /// # Errors

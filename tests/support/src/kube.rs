@@ -75,6 +75,8 @@ pub struct Ground {
     pub node: Node,
     /// The directory of it all.
     pub state: State,
+    /// Where its containerd is; empty for the machine's.
+    pub programs: PathBuf,
     turn: VmTurn,
 }
 
@@ -88,7 +90,12 @@ impl Ground {
         let turn = VmTurn::wait()?;
         let state = State::short()?;
         let node = Node::new(state.path())?;
-        Ok(Self { node, state, turn })
+        Ok(Self {
+            node,
+            state,
+            programs: PathBuf::new(),
+            turn,
+        })
     }
 }
 
@@ -107,16 +114,22 @@ impl Kube {
     /// # Errors
     /// When a part does not start.
     pub fn on(ground: Ground, settings: &Settings, images: &str) -> Result<Self> {
-        let Ground { node, state, turn } = ground;
+        let Ground {
+            node,
+            state,
+            programs,
+            turn,
+        } = ground;
         let network = json!({
             "cniVersion": "0.4.0", "name": "pods", "plugins": [node.bridge(&[V4, V6])],
         });
         let plugins = state.dir("cni")?;
         state.file("cni/10-pods.conflist", network.to_string())?;
         let config = settings.write(&state, "c.toml")?;
-        let containerd = Containerd::launch(&state, NAMESPACE, Some(node.path()), |_| {
-            cri_plugin(&plugins, &config, images)
-        })?;
+        let containerd =
+            Containerd::launch(&state, NAMESPACE, Some(node.path()), &programs, |_| {
+                cri_plugin(&plugins, &config, images)
+            })?;
         let kube = Self {
             cri: Cri::new(containerd.socket())?,
             containerd,
@@ -333,16 +346,16 @@ fn own_processes() -> MessageField<NamespaceOption> {
     })
 }
 
-/// What containerd must be told of a runtime handler, whose pods are as `config` says.
+/// What containerd must be told of a runtime handler, whose pods are as `config` says, with `more` in its table.
 #[must_use]
-pub fn handler(name: &str, config: &Path) -> String {
+pub fn handler(name: &str, config: &Path, more: &str) -> String {
     let sandboxer = match std::env::var(SANDBOXER) {
         Ok(sandboxer) => format!("  sandboxer = {sandboxer:?}\n"),
         Err(_) => String::new(),
     };
     format!(
         "[{CRI}.containerd.runtimes.{name}]\n  runtime_type = \"{RUNTIME}\"\n  \
-         privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n{sandboxer}\
+         privileged_without_host_devices = true\n  pod_annotations = [\"io.katacontainers.*\"]\n{sandboxer}{more}\
          [{CRI}.containerd.runtimes.{name}.options]\n  ConfigPath = \"{}\"\n",
         config.display(),
     )
@@ -361,6 +374,6 @@ fn cri_plugin(networks: &Path, config: &Path, images: &str) -> String {
          [{CRI}.cni]\n  bin_dir = \"{PLUGINS}\"\n  conf_dir = \"{networks}\"\n\
          [{CRI}.containerd]\n  default_runtime_name = \"{HANDLER}\"\n{images}{own}",
         networks = networks.display(),
-        own = handler(HANDLER, config),
+        own = handler(HANDLER, config, ""),
     )
 }

@@ -84,3 +84,10 @@ pub fn top() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
+
+/// The directory with containerd and ctr of another release of Debian, which `.ci/setup` fetches.
+#[must_use]
+pub fn containerd_of(suite: &str) -> Option<PathBuf> {
+    let directory = top().join(".cache/containerd").join(suite);
+    directory.join("ctr").is_file().then_some(directory)
+}

@@ -13,6 +13,8 @@ use crate::state::State;
 
 /// Its name in containerd.
 pub const NAME: &str = "cloister";
+/// What the table of a runtime handler has more.
+pub const FOR_HANDLER: &str = "  snapshotter = \"cloister\"\n";
 const READY: Duration = Duration::from_secs(10);
 
 /// The running snapshotter.
@@ -88,11 +90,23 @@ impl Snapshotter {
     /// and whom to trust as a registry.
     #[must_use]
     pub fn for_all_pods(&self, hosts: &Path) -> String {
+        format!("  snapshotter = \"{NAME}\"\n{}", self.known(hosts))
+    }
+
+    /// The same for later ones, of which each runtime handler has a snapshotter ([`FOR_HANDLER`]).
+    #[must_use]
+    pub fn known(&self, hosts: &Path) -> String {
         format!(
-            "  snapshotter = \"{NAME}\"\n  disable_snapshot_annotations = false\n\
+            "  disable_snapshot_annotations = false\n\
              [proxy_plugins.{NAME}]\n  type = \"snapshot\"\n  address = {socket:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\".registry]\n  config_path = {hosts:?}\n",
             socket = self.socket,
         )
     }
+}
+
+/// What containerd 2 must be told besides of such a handler: its part that pulls is another one than that which runs.
+#[must_use]
+pub fn for_handler_of_2(handler: &str) -> String {
+    format!("[plugins.\"io.containerd.cri.v1.images\".runtime_platforms.{handler}]\n{FOR_HANDLER}")
 }

@@ -16,7 +16,7 @@ use support::need;
 use support::pod::Pod;
 use support::stage::START;
 
-use self::node::{Node, VIRTIOFSD, VMM, Victim, settled, traces};
+use self::node::{MEMORY, Node, VIRTIOFSD, VMM, Victim, settled, traces};
 
 /// Deaths of one run, unless the environment says another number.
 const RUNS: u64 = 8;
@@ -34,12 +34,13 @@ const TOOLS: [&str; 5] = [
     BUSYBOX,
 ];
 
-const VICTIMS: [Victim; 5] = [
+const VICTIMS: [Victim; 6] = [
     Victim::Vmm,
     Victim::Shim,
     Victim::Containerd,
     Victim::Guest,
     Victim::Virtiofsd,
+    Victim::Kernel,
 ];
 
 #[test]
@@ -76,7 +77,9 @@ fn a_death_at_any_moment_leaves_the_truth_and_nothing_else() {
 /// there was one.
 fn die(node: &mut Node, victim: Victim, moment: Duration) -> bool {
     let args = ["/bin/sleep", "3600"];
-    let pod = Pod::new("life", &node.config, &node.root, &args).flag(&["--detach", "--null-io"]);
+    let pod = Pod::new("life", &node.config, &node.root, &args)
+        .flag(&["--detach", "--null-io"])
+        .flag(&["--memory-limit", MEMORY]);
     let socket = node.stage.containerd.socket().display().to_string();
     let words = pod.ctr().unwrap().join(" ");
     let ctr = format!("ctr --address {socket} --namespace {NAMESPACE}");

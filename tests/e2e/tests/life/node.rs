@@ -25,7 +25,15 @@ pub(crate) enum Victim {
     Shim,
     Virtiofsd,
     Containerd,
+    /// The guest's kernel panics, as it does when the agent dies.
+    Kernel,
 }
+
+/// A cgroup that is out of memory is the end of the guest.
+const PANICS: &str = "sysctl.vm.panic_on_oom=2";
+/// The limit of the container, and what brings the guest there.
+pub(crate) const MEMORY: &str = "67108864";
+const EXCESS: &str = "bs=128M";
 
 /// A node with a root file system for its pods.
 pub(crate) struct Node {
@@ -37,7 +45,11 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn start() -> Self {
         let stage = Stage::plain().unwrap();
-        let config = Settings::plain().write(&stage.state, "c.toml").unwrap();
+        let settings = Settings {
+            kernel_params: PANICS.to_owned(),
+            ..Settings::plain()
+        };
+        let config = settings.write(&stage.state, "c.toml").unwrap();
         let root = stage.state.dir("rootfs").unwrap();
         Recipe::busybox("alive").unwrap().unpack(&root).unwrap();
         Self {
@@ -120,7 +132,22 @@ impl Node {
                 self.stage.containerd.revive().unwrap();
                 1
             }
+            Victim::Kernel => {
+                let is_there = self.state("life") == "RUNNING";
+                usize::from(is_there && self.exhausts())
+            }
         }
+    }
+
+    /// Takes more memory than the container has; whether that was the end of the process.
+    fn exhausts(&self) -> bool {
+        let words = [
+            &["task", "exec", "--exec-id", "excess", "life", "/bin/dd"][..],
+            &["if=/dev/zero", "of=/dev/null", "count=1", EXCESS],
+        ]
+        .concat();
+        let run = self.stage.containerd.ctr_within(START, &words);
+        run.unwrap().code != 0
     }
 
     pub(crate) fn shim_kib(&self) -> u64 {
