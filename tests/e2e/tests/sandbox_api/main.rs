@@ -51,6 +51,8 @@ fn pod(processes: NamespaceMode) -> PodSandboxConfig {
         hostname: "web".to_owned(),
         dns_config: Some(DNSConfig {
             servers: vec!["10.0.0.9".to_owned()],
+            searches: vec!["default.svc.test".to_owned(), "svc.test".to_owned()],
+            options: vec!["ndots:5".to_owned()],
             ..Default::default()
         })
         .into(),

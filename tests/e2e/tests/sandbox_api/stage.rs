@@ -104,7 +104,8 @@ impl Stage {
 
     /// A bundle of a container that checks what it sees.
     pub(crate) fn container(&self) -> task::CreateTaskRequest {
-        let line = "grep -q 10.0.0.9 /etc/resolv.conf && grep -q localhost /etc/hosts && echo x >> /etc/hosts && \
+        let line = "grep -qx 'nameserver 10.0.0.9' /etc/resolv.conf && grep -q 'search default.svc.test svc.test' /etc/resolv.conf && \
+            grep -q 'options ndots:5' /etc/resolv.conf && grep -q localhost /etc/hosts && echo x >> /etc/hosts && \
             [ $(cat /etc/hostname) = web ] && [ $(cat /proc/sys/kernel/hostname) = web ] && echo x > /dev/shm/x && grep -q late0 /proc/net/dev && ping -c 2 -W 5 10.88.0.1 && exit 7";
         self.bundle("main", line, &serde_json::json!({}))
     }
