@@ -51,6 +51,7 @@ fn snp(cpu_model: &str) -> Confidential {
         policy: DEFAULT_POLICY,
         host_data: [7; 32],
         id_block: IdBlock::new(&block, &[1; ID_AUTH_BYTES]).ok(),
+        vcek_disabled: true,
     })
 }
 

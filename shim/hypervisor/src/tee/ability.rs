@@ -264,6 +264,7 @@ mod tests {
             policy: DEFAULT_POLICY,
             host_data: [7; 32],
             id_block: IdBlock::new(&[0; 96], &[1; ID_AUTH_BYTES]).ok(),
+            vcek_disabled: true,
         })
     }
 
@@ -293,7 +294,7 @@ mod tests {
     #[test]
     fn each_property_that_is_set_is_asked_for_and_named_where_it_lacks() {
         for (wanted, object, since, count) in [
-            (snp(), "sev-snp-guest", "9.1", 8),
+            (snp(), "sev-snp-guest", "9.1", 9),
             (tdx(), "tdx-guest", "10.1", 5),
         ] {
             able(&wanted).check(&wanted, false).unwrap();
