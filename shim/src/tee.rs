@@ -113,11 +113,15 @@ pub fn confidential(
         Kind::Snp => Confidential::Snp(Snp {
             cpu_model: match &keys.cpu_model {
                 Some(model) => model.clone(),
-                None => model_of_host().ok_or(TeeError::Generation)?,
+                None => {
+                    let host = host::Files::below(Path::new("/"));
+                    model_of_host(&host).ok_or(TeeError::Generation)?
+                }
             },
             policy: keys.policy,
             host_data: init_data.map(measure::host_data).unwrap_or_default(),
             id_block: keys.id().map_err(TeeError::IdBlock)?,
+            vcek_disabled: keys.vcek_disabled,
         }),
         Kind::Tdx => Confidential::Tdx(Tdx {
             mrconfigid: init_data.map_or([0; measure::MRCONFIGID_BYTES], measure::mrconfigid),
@@ -128,9 +132,9 @@ pub fn confidential(
     }))
 }
 
-/// QEMU's CPU model of this processor's generation.
-fn model_of_host() -> Option<String> {
-    let (family, model) = host::Files::below(Path::new("/")).family_and_model()?;
+/// QEMU's CPU model of the generation of a host's processor.
+fn model_of_host(host: &host::Files) -> Option<String> {
+    let (family, model) = host.family_and_model()?;
     let product = Generation::of_cpu(family, model)?.product();
     Some(format!("EPYC-{product}"))
 }
@@ -258,6 +262,7 @@ mod tests {
     use super::*;
     use crate::config::Tee;
     use hypervisor::tee::DEFAULT_CPU_MODEL;
+    use measure::snp::CpuModel;
 
     fn kernel(directory: &Path, magic: &[u8; 4]) -> PathBuf {
         let path = directory.join("kernel");
@@ -287,6 +292,33 @@ mod tests {
                 error.contains(&format!("starts no {kind} guest")),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn the_hosts_generation_has_a_model_whose_signature_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("proc")).unwrap();
+        let host = host::Files::below(directory.path());
+        assert_eq!(model_of_host(&host), None, "no /proc/cpuinfo");
+        for (family, model, expected) in [
+            (25, 1, Some("EPYC-Milan")),
+            (25, 17, Some("EPYC-Genoa")),
+            // Bergamo and Siena.
+            (25, 160, Some("EPYC-Genoa")),
+            (26, 2, Some("EPYC-Turin")),
+            // Rome, which has no SEV-SNP; a Ryzen of the family; and one that is no byte.
+            (23, 49, None),
+            (25, 80, None),
+            (25, 273, None),
+        ] {
+            let text = format!("cpu family\t: {family}\nmodel\t\t: {model}\n");
+            std::fs::write(directory.path().join("proc/cpuinfo"), text).unwrap();
+            let found = model_of_host(&host);
+            assert_eq!(found.as_deref(), expected, "{family}, {model}");
+            if let Some(name) = found {
+                assert_eq!(name.parse::<CpuModel>().unwrap().name(), name);
+            }
         }
     }
 

@@ -23,12 +23,8 @@ const USER: VsockDevice = VsockDevice::User { fd: 12 };
 const KERNEL: VsockDevice = VsockDevice::Kernel { fd: 12, cid: 4242 };
 const EPYC: Option<MemoryEncryption> = Some(MemoryEncryption { c_bit: 51 });
 
-fn lines(
-    machine: Machine,
-    accel: Resolved,
-    vsock: VsockDevice,
-    change: impl FnOnce(&mut VmSpec),
-) -> String {
+/// A directory with every file that a spec here names.
+fn files() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in [
         "vmlinux",
@@ -41,6 +37,16 @@ fn lines(
     ] {
         fs::write(dir.path().join(name), b"x").unwrap();
     }
+    dir
+}
+
+fn lines(
+    machine: Machine,
+    accel: Resolved,
+    vsock: VsockDevice,
+    change: impl FnOnce(&mut VmSpec),
+) -> String {
+    let dir = files();
     let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
     spec.machine = machine;
     spec.vhost_net = false;
@@ -72,6 +78,9 @@ fn lines(
     let mut text = String::new();
     let words = arguments(&spec, &facts);
     assert!(!is_measured || words.contains(&measured_command_line(&spec)));
+    // Memory is accepted as the guest comes to use it, which is the kernel's default.
+    let is_eager = |word: &String| word.contains("accept_memory");
+    assert!(!is_measured || !words.iter().any(is_eager));
     let predicted = predicted_command_line(spec.spec()).unwrap();
     assert_eq!(predicted, measured_command_line(&spec));
     for word in words {
@@ -199,6 +208,7 @@ fn snp() -> Snp {
         policy: DEFAULT_POLICY,
         host_data: [7; 32],
         id_block: None,
+        vcek_disabled: false,
     }
 }
 
@@ -234,6 +244,10 @@ fn every_shape_of_a_confidential_guest_has_its_golden_line() {
         cpu_model: "EPYC-Genoa-v1".to_owned(),
         ..snp()
     };
+    let lent = Snp {
+        vcek_disabled: true,
+        ..snp()
+    };
     let owned = Tdx {
         mrowner: [8; 48],
         mrownerconfig: [9; 48],
@@ -244,6 +258,7 @@ fn every_shape_of_a_confidential_guest_has_its_golden_line() {
         ("snp", Confidential::Snp(snp())),
         ("snp-id-block", Confidential::Snp(pinned(0))),
         ("snp-author", Confidential::Snp(pinned(1))),
+        ("snp-vlek", Confidential::Snp(lent)),
         ("tdx", Confidential::Tdx(tdx())),
         ("tdx-owner", Confidential::Tdx(owned)),
     ] {
@@ -286,7 +301,7 @@ fn igvm(spec: &mut VmSpec) {
 #[test]
 fn what_a_confidential_guest_cannot_have_is_refused() {
     type Change = fn(&mut VmSpec);
-    let changes: [(Change, &str); 13] = [
+    let changes: [(Change, &str); 14] = [
         (|spec| spec.machine = Machine::Microvm, "q35"),
         (|spec| spec.accel = hypervisor::Accel::Tcg, "KVM"),
         (|spec| spec.reclaims = true, "memory back"),
@@ -303,6 +318,10 @@ fn what_a_confidential_guest_cannot_have_is_refused() {
                 });
             },
             "grow",
+        ),
+        (
+            |spec| spec.kernel_params = vec!["accept_memory=eager".to_owned()],
+            "accept_memory=eager",
         ),
         (
             |spec| {
@@ -341,17 +360,7 @@ fn what_a_confidential_guest_cannot_have_is_refused() {
             "ID block",
         ),
     ];
-    let dir = tempfile::tempdir().unwrap();
-    for name in [
-        "vmlinux",
-        "one.img",
-        "two,2.img",
-        "fs.sock",
-        "OVMF.fd",
-        "guest.igvm",
-    ] {
-        fs::write(dir.path().join(name), b"x").unwrap();
-    }
+    let dir = files();
     for (change, named) in changes {
         let mut spec = VmSpec::new("pod-1", &dir.path().join("vmlinux"), dir.path());
         confidential(&mut spec, Confidential::Snp(snp()));

@@ -30,6 +30,8 @@ pub struct Confidential {
     pub id_auth: Vec<u8>,
     /// QEMU's CPU model of SNP guests; `None` for the one of the host's generation.
     pub cpu_model: Option<String>,
+    /// Whether SNP guests get no report that is signed with the chip's own key.
+    pub vcek_disabled: bool,
     /// The port of the quoting service on the host's vsock; 0 where its socket is looked for first.
     pub quote_port: u32,
     /// `MROWNER` of TDs.
@@ -47,6 +49,7 @@ impl Default for Confidential {
             id_block: Vec::new(),
             id_auth: Vec::new(),
             cpu_model: Some(tee::DEFAULT_CPU_MODEL.to_owned()),
+            vcek_disabled: false,
             quote_port: 0,
             mrowner: [0; TDX_ID_BYTES],
             mrownerconfig: [0; TDX_ID_BYTES],
@@ -119,6 +122,7 @@ pub(super) fn kind(wanted: &Confidential, has_quote_port: bool) -> Result<Tee, &
 /// Whether the parts of a configuration go together; else the key, the reason and the remedy.
 pub(super) fn consistent(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
     igvm(config)?;
+    vcek(config)?;
     let Some(kind) = config.tee.hardware() else {
         return Ok(());
     };
@@ -183,6 +187,19 @@ fn igvm(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
         )),
         Some(Kind::Snp) => Ok(()),
     }
+}
+
+/// Other guests have no key of an AMD chip to leave.
+fn vcek(config: &Config) -> Result<(), (&'static str, String, &'static str)> {
+    if !config.vm.confidential.vcek_disabled || config.tee == Tee::Snp {
+        return Ok(());
+    }
+    let name = config.tee.name();
+    Err((
+        "cloister.snp_vcek_disabled",
+        format!("it chooses the key that signs reports of SEV-SNP guests, and tee is {name:?}"),
+        "set tee = \"snp\", or remove the key",
+    ))
 }
 
 /// Base64 of a structure; empty for none.

@@ -5,13 +5,16 @@
 //! The QEMUs are the installed one (Debian 12's 7.2 has neither kind) and those that `.ci/setup` keeps in
 //! `.cache/qemu`: Debian 13's 10.0, which has SEV-SNP, and one that has TDX as well.
 
+mod golden;
+
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::{Facts, VsockDevice, arguments};
 use crate::accel::Resolved;
 use crate::console;
-use crate::spec::{CheckedSpec, VmSpec};
+use crate::nic::Nic;
+use crate::spec::{CheckedSpec, Disk, DiskFormat, Scratch, VmSpec};
 use crate::supervise::{Launch, Status, spawn};
 use crate::tee::ability::{self, Unable};
 use crate::tee::host::MemoryEncryption;
@@ -48,16 +51,46 @@ fn snp(cpu_model: &str) -> Confidential {
         policy: DEFAULT_POLICY,
         host_data: [7; 32],
         id_block: IdBlock::new(&block, &[1; ID_AUTH_BYTES]).ok(),
+        vcek_disabled: true,
     })
 }
 
-fn tdx() -> Confidential {
+fn tdx(quotes: QuoteService) -> Confidential {
     Confidential::Tdx(Tdx {
         mrconfigid: [7; 48],
         mrowner: [8; 48],
         mrownerconfig: [9; 48],
-        quotes: QuoteService::Vsock { port: 4050 },
+        quotes,
     })
+}
+
+const QUOTE_PORT: QuoteService = QuoteService::Vsock { port: 4050 };
+
+/// The least that QEMU loads as a bzImage (Linux' `Documentation/arch/x86/boot.rst`): its header.
+fn bzimage() -> Vec<u8> {
+    let mut image = vec![0; 1 << 20];
+    image[0x1f1] = 1;
+    image[0x202..0x208].copy_from_slice(b"HdrS\x0c\x02");
+    image[0x22c..0x230].copy_from_slice(&0x37ff_ffff_u32.to_le_bytes());
+    image
+}
+
+/// All that a confidential guest can have besides what it begins with.
+fn fill(spec: &mut VmSpec, file: impl Fn(&str) -> PathBuf) {
+    let disk = |name: &str, serial: &str| Disk {
+        path: file(name),
+        format: DiskFormat::Raw,
+        serial: serial.to_owned(),
+    };
+    spec.initrd = Some(file("initrd"));
+    spec.disks = vec![disk("one.img", "initdata"), disk("two,2.img", "layers")];
+    spec.scratch = Some(Scratch {
+        directory: spec.state_dir.clone(),
+        mib: 1,
+        serial: "scratch".to_owned(),
+    });
+    spec.nics = vec![Nic::user([2, 0, 0, 0, 0, 1])];
+    spec.hot_disks = true;
 }
 
 /// How a QEMU ends that is given the machine, changed by `change`: its status and its last words.
@@ -88,7 +121,7 @@ async fn ends_with(
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| {
         let path = dir.path().join(name);
-        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        std::fs::write(&path, bzimage()).unwrap();
         path
     };
     let mut spec = VmSpec::new("tee", &file("vmlinuz"), dir.path());
@@ -97,11 +130,13 @@ async fn ends_with(
         Begin::Igvm => spec.igvm = Some(file("guest.igvm")),
     }
     spec.confidential = Some(wanted);
+    fill(&mut spec, file);
     let spec = CheckedSpec::try_from(spec).unwrap();
     let (incoming, _receiver) = tokio::sync::mpsc::channel(1);
     let (_device, vsock) = UserDevice::start(dir.path(), 1030, incoming).unwrap();
     let (_qmp, qmp_end) = std::os::unix::net::UnixStream::pair().unwrap();
     let (_console, console_end) = std::os::unix::net::UnixStream::pair().unwrap();
+    let scratch = tempfile::tempfile_in(dir.path()).unwrap();
     let is_snp = spec.spec().confidential.as_ref().unwrap().kind() == Kind::Snp;
     let facts = Facts {
         accel: Resolved::Kvm,
@@ -112,8 +147,8 @@ async fn ends_with(
         host_port: 1030,
         qmp_fd: qmp_end.as_raw_fd(),
         console_fd: console_end.as_raw_fd(),
-        scratch_fd: None,
-        cards: Vec::new(),
+        scratch_fd: Some(scratch.as_raw_fd()),
+        cards: vec![None],
         memory_encryption: is_snp.then_some(MemoryEncryption { c_bit: 51 }),
     };
     let mut words = arguments(&spec, &facts);
@@ -124,7 +159,7 @@ async fn ends_with(
         program: program.to_owned(),
         arguments: words.into_iter().map(Into::into).collect(),
         directory: dir.path().to_owned(),
-        descriptors: vec![vsock, qmp_end.into(), console_end.into()],
+        descriptors: vec![vsock, qmp_end.into(), console_end.into(), scratch.into()],
         without_network: false,
     });
     let started = started.await.unwrap();
@@ -159,6 +194,14 @@ async fn is_taken(program: &Path, wanted: Confidential) {
         of_hardware.iter().any(|text| words.contains(text)),
         "{words}"
     );
+
+    let misspell = |words: &mut Vec<String>| {
+        for word in words {
+            *word = word.replace("kernel-irqchip=split", "kernel-irqchip=spilt");
+        }
+    };
+    let (_, words) = ends(program, wanted.clone(), "kvm", misspell).await;
+    assert!(words.contains("kernel-irqchip=spilt"), "{words}");
 
     let misspell = |words: &mut Vec<String>| {
         for word in words {
@@ -201,7 +244,12 @@ async fn an_old_qemu_is_named_with_what_it_lacks() {
         "has no object sev-snp-guest: use 9.1",
     )
     .await;
-    lacks(&program, tdx(), "has no object tdx-guest: use 10.1").await;
+    lacks(
+        &program,
+        tdx(QUOTE_PORT),
+        "has no object tdx-guest: use 10.1",
+    )
+    .await;
     // What QEMU itself would have said, had it not been asked before.
     let (_, words) = ends(&program, snp(DEFAULT_CPU_MODEL), "tcg", |_| {}).await;
     assert!(
@@ -229,7 +277,12 @@ async fn a_qemu_with_snp_takes_its_machine_and_is_told_to_lack_tdx() {
         "has no CPU model EPYC-Turin: use 10.1",
     )
     .await;
-    lacks(&program, tdx(), "has no object tdx-guest: use 10.1").await;
+    lacks(
+        &program,
+        tdx(QUOTE_PORT),
+        "has no object tdx-guest: use 10.1",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,7 +291,9 @@ async fn a_qemu_with_both_takes_both_machines() {
         return;
     };
     is_taken(&program, snp("EPYC-Turin-v1")).await;
-    is_taken(&program, tdx()).await;
+    is_taken(&program, tdx(QUOTE_PORT)).await;
+    let socket = QuoteService::Unix("/run/tdx-qgs/qgs.socket".into());
+    is_taken(&program, tdx(socket)).await;
 }
 
 /// Debian builds its QEMUs without the library, also the new one: none of them takes the file, which is
@@ -276,9 +331,9 @@ async fn a_qemu_without_igvm_is_named_and_takes_the_rest_of_the_line() {
 
 #[tokio::test]
 async fn a_program_that_is_no_qemu_is_named() {
-    let missing = ability::check(Path::new("/nonexistent/qemu"), &tdx(), false).await;
+    let missing = ability::check(Path::new("/nonexistent/qemu"), &tdx(QUOTE_PORT), false).await;
     assert!(matches!(missing.unwrap_err(), Unable::Spawn { .. }));
-    let other = ability::check(Path::new("/bin/true"), &tdx(), false).await;
+    let other = ability::check(Path::new("/bin/true"), &tdx(QUOTE_PORT), false).await;
     let said = other.unwrap_err().to_string();
     assert!(said.starts_with("/bin/true does not answer"), "{said}");
 }

@@ -23,7 +23,7 @@ pub(crate) const IGVM: &str = "igvm-cfg";
 pub(crate) const IGVM_MACHINE: &str = ",igvm-cfg=igvm";
 
 /// What a guest is told of the bits by which its addresses are shorter: the C-bit is all that it loses. CPUID of
-/// the host says how many the host loses (QEMU's `qemu-options.hx`).
+/// the host says how many the host loses (QEMU's `qemu-options.hx`; docs/decisions.md, 63).
 const REDUCED_PHYS_BITS: u32 = 1;
 
 /// Intel's service reached from the host itself (`VMADDR_CID_HOST`).
@@ -88,6 +88,9 @@ fn snp(snp: &Snp, has_igvm: bool) -> Map<String, Value> {
         put("id-block", STANDARD.encode(id.block()).into());
         put("id-auth", STANDARD.encode(id.auth()).into());
         put("author-key-enabled", id.has_author().into());
+    }
+    if snp.vcek_disabled {
+        put("vcek-disabled", true.into());
     }
     members
 }

@@ -65,11 +65,33 @@ pub enum Unable {
     Lacks {
         /// Its version.
         version: Version,
-        /// The object, property or model.
+        /// The object or model.
         lacking: String,
         /// The first version that has it.
         since: &'static str,
     },
+    /// It has the object, and not all of it.
+    #[error("QEMU {}.{}.{} has {object} without its property {property}, which came in {since}: use one of QEMU's own releases from {since} on", version.major, version.minor, version.micro)]
+    Property {
+        /// Its version.
+        version: Version,
+        /// The object.
+        object: &'static str,
+        /// The property.
+        property: String,
+        /// The first version that has it.
+        since: &'static str,
+    },
+}
+
+impl Unable {
+    fn lacks(version: Version, lacking: String, since: &'static str) -> Self {
+        Self::Lacks {
+            version,
+            lacking,
+            since,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -169,34 +191,13 @@ fn object(kind: Kind) -> &'static str {
 impl Ability {
     /// Whether all that a launch needs is there.
     pub(crate) fn check(&self, wanted: &Confidential, has_igvm: bool) -> Result<(), Unable> {
-        let lacks = |lacking, since| {
-            Err(Unable::Lacks {
-                version: self.version,
-                lacking,
-                since,
-            })
-        };
-        let kind = wanted.kind();
-        let object = object(kind);
-        let since = match kind {
-            Kind::Snp => "9.1",
-            Kind::Tdx => "10.1",
-        };
-        let Some(properties) = &self.properties else {
-            return lacks(format!("object {object}"), since);
-        };
-        let mut needed = confidential::properties(wanted, has_igvm);
-        if let Some(property) = needed.find(|name| !properties.contains(name)) {
-            return lacks(format!("property {property} of {object}"), since);
-        }
+        let version = self.version;
+        let lacks = |lacking, since| Err(Unable::lacks(version, lacking, since));
+        let needed: Vec<String> = confidential::properties(wanted, has_igvm).collect();
+        has(version, object(wanted.kind()), &self.properties, &needed)?;
         // Also a new one may lack it: it is built in where its library was there.
-        match &self.igvm {
-            None => return lacks(format!("object {}", confidential::IGVM), "10.1"),
-            Some(found) if has_igvm && !found.contains("file") => {
-                return lacks(format!("property file of {}", confidential::IGVM), "10.1");
-            }
-            Some(_) => {}
-        }
+        let needed: Vec<String> = has_igvm.then(|| "file".to_owned()).into_iter().collect();
+        has(version, confidential::IGVM, &self.igvm, &needed)?;
         match wanted {
             Confidential::Snp(snp) if !self.has_model => {
                 let model = format!("CPU model {}", snp.cpu_model);
@@ -207,11 +208,135 @@ impl Ability {
     }
 }
 
+/// Whether an object is there with all properties that are needed.
+fn has(
+    version: Version,
+    object: &'static str,
+    properties: &Option<BTreeSet<String>>,
+    needed: &[String],
+) -> Result<(), Unable> {
+    let Some(properties) = properties else {
+        return Err(Unable::lacks(
+            version,
+            format!("object {object}"),
+            object_since(object),
+        ));
+    };
+    match needed.iter().find(|name| !properties.contains(*name)) {
+        None => Ok(()),
+        Some(property) => Err(Unable::Property {
+            version,
+            object,
+            property: property.clone(),
+            since: object_since(object),
+        }),
+    }
+}
+
+/// The first QEMU that has the object. All properties that are set here came with their objects (`Since` in
+/// QEMU's `qapi/qom.json`); a QEMU that has an object without them was built from another source, as the ones
+/// were from which the objects grew.
+fn object_since(object: &str) -> &'static str {
+    match object {
+        "sev-snp-guest" => "9.1",
+        _ => "10.1",
+    }
+}
+
 /// The first QEMU that has the models of a generation.
 fn model_since(model: &str) -> &'static str {
     match model {
         _ if model.starts_with("EPYC-Turin") => "10.1",
         _ if model.starts_with("EPYC-Genoa") => "8.1",
         _ => "9.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tee::{
+        DEFAULT_CPU_MODEL, DEFAULT_POLICY, ID_AUTH_BYTES, IdBlock, QuoteService, Snp, Tdx,
+    };
+
+    fn snp() -> Confidential {
+        Confidential::Snp(Snp {
+            cpu_model: DEFAULT_CPU_MODEL.to_owned(),
+            policy: DEFAULT_POLICY,
+            host_data: [7; 32],
+            id_block: IdBlock::new(&[0; 96], &[1; ID_AUTH_BYTES]).ok(),
+            vcek_disabled: true,
+        })
+    }
+
+    fn tdx() -> Confidential {
+        Confidential::Tdx(Tdx {
+            mrconfigid: [7; 48],
+            mrowner: [8; 48],
+            mrownerconfig: [9; 48],
+            quotes: QuoteService::Vsock { port: 4050 },
+        })
+    }
+
+    /// A QEMU that can launch the guest, from an IGVM file too.
+    fn able(wanted: &Confidential) -> Ability {
+        Ability {
+            version: Version {
+                major: 8,
+                minor: 2,
+                micro: 4,
+            },
+            properties: Some(confidential::properties(wanted, false).collect()),
+            has_model: true,
+            igvm: Some(BTreeSet::from(["file".to_owned()])),
+        }
+    }
+
+    #[test]
+    fn each_property_that_is_set_is_asked_for_and_named_where_it_lacks() {
+        for (wanted, object, since, count) in [
+            (snp(), "sev-snp-guest", "9.1", 9),
+            (tdx(), "tdx-guest", "10.1", 5),
+        ] {
+            able(&wanted).check(&wanted, false).unwrap();
+            let needed = able(&wanted).properties.unwrap();
+            assert_eq!(needed.len(), count, "{needed:?}");
+            for property in &needed {
+                let mut old = able(&wanted);
+                old.properties = Some(&needed - &BTreeSet::from([property.clone()]));
+                let error = old.check(&wanted, false).unwrap_err().to_string();
+                let expected = format!(
+                    "QEMU 8.2.4 has {object} without its property {property}, which came in {since}: use one of QEMU's own releases from {since} on"
+                );
+                assert_eq!(error, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_or_a_model_that_lacks_is_named_with_its_first_version() {
+        type Change = fn(&mut Ability);
+        let changes: [(Change, &str); 4] = [
+            (
+                |qemu| qemu.properties = None,
+                "object sev-snp-guest: use 9.1",
+            ),
+            (|qemu| qemu.has_model = false, "CPU model EPYC-v4: use 9.1"),
+            (|qemu| qemu.igvm = None, "object igvm-cfg: use 10.1"),
+            (
+                |qemu| qemu.igvm = Some(BTreeSet::new()),
+                "igvm-cfg without its property file",
+            ),
+        ];
+        for (change, named) in changes {
+            let mut old = able(&snp());
+            change(&mut old);
+            let error = old.check(&snp(), true).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let mut old = able(&tdx());
+        old.properties = None;
+        let error = old.check(&tdx(), false).unwrap_err().to_string();
+        assert!(error.contains("object tdx-guest: use 10.1"), "{error}");
     }
 }

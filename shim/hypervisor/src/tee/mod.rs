@@ -16,6 +16,7 @@
 //! it keeps to itself is in guest_memfd, which no process of the host can map.
 
 pub mod ability;
+mod fit;
 pub mod host;
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use self::host::MemoryEncryption;
-use crate::spec::{Accel, Machine, VmSpec, Vsock};
+
+pub(crate) use self::fit::check;
 
 /// Bytes of `HOST_DATA` (AMD 56860, 8.18).
 pub const HOST_DATA_BYTES: usize = 32;
@@ -92,6 +94,8 @@ pub struct Snp {
     pub host_data: [u8; HOST_DATA_BYTES],
     /// What the security processor compares the launch with.
     pub id_block: Option<IdBlock>,
+    /// Whether reports are signed with the key that AMD lends to the cloud (VLEK) alone, never with the chip's (VCEK).
+    pub vcek_disabled: bool,
 }
 
 /// An owner's signed statement of what may start.
@@ -275,85 +279,6 @@ pub async fn ready(
         Kind::Snp => host::memory_encryption().ok_or(NotReady::Leaf).map(Some),
         Kind::Tdx => Ok(None),
     }
-}
-
-pub(crate) fn check(spec: &VmSpec) -> Result<(), Unfit> {
-    check_igvm(spec)?;
-    let Some(confidential) = &spec.confidential else {
-        return Ok(());
-    };
-    let wrong = [
-        (
-            spec.machine != Machine::Q35,
-            "has a q35 machine: set machine_type to \"q35\"",
-        ),
-        (
-            spec.accel == Accel::Tcg,
-            "needs KVM: set accel to \"auto\" or \"kvm\"",
-        ),
-        (
-            spec.growth.is_some(),
-            "keeps the size that was measured: it does not grow",
-        ),
-        (
-            spec.reclaims,
-            "gives no memory back: turn reclaim_guest_freed_memory off",
-        ),
-        (
-            spec.hot_nics,
-            "takes no network card later: leave hot cards out",
-        ),
-        (
-            spec.shared_fs.is_some(),
-            "shares no directory of the host: set shared_fs to \"none\"",
-        ),
-        (
-            spec.vsock == Vsock::Kernel,
-            "has the vsock device of this process: the kernel's ports may change its command line",
-        ),
-        (
-            spec.firmware.is_none() && spec.igvm.is_none(),
-            "starts with firmware that was built for it: set firmware to OVMF for SEV-SNP or TDX",
-        ),
-    ];
-    if let Some((_, reason)) = wrong.iter().find(|(is_wrong, _)| *is_wrong) {
-        return Err(Unfit::Shape { reason });
-    }
-    let Confidential::Snp(snp) = confidential else {
-        return Ok(());
-    };
-    check_policy(snp.policy)?;
-    if !crate::spec::is_plain_word(&snp.cpu_model, MAX_MODEL) {
-        return Err(Unfit::Model {
-            model: snp.cpu_model.clone(),
-        });
-    }
-    match &snp.id_block {
-        Some(id) if id.policy() != snp.policy => Err(Unfit::Policy {
-            policy: snp.policy,
-            reason: "is not the one that was signed in the ID block: the firmware would refuse the launch",
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// What QEMU would refuse of a guest with an IGVM file, or do in another way than was asked for.
-fn check_igvm(spec: &VmSpec) -> Result<(), Unfit> {
-    let reason = match &spec.confidential {
-        _ if spec.igvm.is_none() => return Ok(()),
-        None => "is for SEV-SNP guests: set tee to \"snp\", or take igvm out",
-        Some(Confidential::Tdx(_)) => {
-            "starts SEV-SNP guests: QEMU loads none into a TD, so name firmware in place of igvm"
-        }
-        Some(Confidential::Snp(_)) if spec.firmware.is_some() => {
-            "holds the firmware, and QEMU takes no second one: take firmware or igvm out"
-        }
-        Some(Confidential::Snp(snp)) if snp.id_block.is_some() => {
-            "brings its ID block along, and QEMU drops any other: take snp_id_block out"
-        }
-        Some(Confidential::Snp(_)) => return Ok(()),
-    };
-    Err(Unfit::Igvm { reason })
 }
 
 #[cfg(test)]

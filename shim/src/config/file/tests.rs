@@ -349,6 +349,26 @@ fn a_guest_of_trusted_hardware_has_what_it_needs() {
 }
 
 #[test]
+fn the_chips_key_is_left_by_snp_guests_alone() {
+    let qemu = "[hypervisor.qemu]\nfirmware = \"/ovmf.fd\"";
+    let with = |tee: &str, value: &str| {
+        load_text(&format!(
+            "[cloister]\ntee = {tee:?}\nsnp_vcek_disabled = {value}\n{qemu}"
+        ))
+    };
+    for (value, disabled) in [("true", true), ("false", false)] {
+        let config = with("snp", value).unwrap();
+        assert_eq!(config.vm.confidential.vcek_disabled, disabled);
+        assert_eq!(with("tdx", value).is_err(), disabled);
+    }
+    for tee in ["none", "sample", "sim-snp", "sim-tdx", "tdx"] {
+        let error = with(tee, "true").unwrap_err();
+        assert!(error.contains("cloister.snp_vcek_disabled"), "{error}");
+    }
+    assert!(with("snp", "1").unwrap_err().contains("true or false"));
+}
+
+#[test]
 fn an_igvm_file_stands_for_the_firmware_of_an_snp_guest_alone() {
     let with = |tee: &str, more: &str| {
         let text =

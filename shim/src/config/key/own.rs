@@ -66,6 +66,11 @@ pub(super) static CLOISTER: Keys = Keys {
             get: |config| Value::from(confidential::cpu_model_word(config)),
         },
         Honoured {
+            name: "snp_vcek_disabled",
+            set: Set::Switch(|config, on| config.vm.confidential.vcek_disabled = on),
+            get: |config| Value::from(config.vm.confidential.vcek_disabled),
+        },
+        Honoured {
             name: "tdx_mrowner",
             set: Set::Text(|config, text| {
                 config.vm.confidential.mrowner = confidential::register(text)?;
