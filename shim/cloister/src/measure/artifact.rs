@@ -247,7 +247,7 @@ impl Artifacts {
 
     fn start(&self) -> anyhow::Result<Start> {
         if let Some(path) = &self.igvm {
-            let file = Igvm::parse(&read(path, IGVM_BYTES)?);
+            let file = Igvm::parse(&read(path, IGVM_BYTES)?, self.vmm);
             let file = file.with_context(|| path.display().to_string())?;
             return Ok(Start::Igvm(Box::new(file)));
         }
