@@ -99,7 +99,7 @@ fn an_igvm_file_is_predicted_for_the_kernel_that_it_ties_to_the_guest() {
 #[test]
 fn an_igvm_file_by_cloud_hypervisor_is_predicted_with_the_hashes_that_it_writes() {
     let files = Files::new();
-    files.put("vmlinuz", &[b'M'; 4096]);
+    files.put("vmlinuz", &[0; 4096]);
     let mut builder = Builder::snp(0x3_0000);
     files.put("guest.igvm", &builder.page(0x2000, 0, 0, None).file());
     let by = ["--vmm", "cloud-hypervisor"];
