@@ -9,7 +9,7 @@ use evidence::init_data::InitDataDigest;
 use evidence::snp::Generation;
 use hypervisor::Confidential;
 use hypervisor::tee::{Kind, Snp, Tdx, host};
-use measure::snp::{Igvm, KernelHashes};
+use measure::snp::{self, Igvm, KernelHashes};
 use measure::tdx::Vmm;
 use thiserror::Error;
 
@@ -164,7 +164,7 @@ fn check_igvm(path: &Path, config: &Config) -> Result<(), TeeError> {
     };
     // One more, so that a longer file is not taken for its beginning.
     let file = read("IGVM file", path, measure::snp::IGVM_BYTES + 1)?;
-    let parsed = Igvm::parse(&file).map_err(|error| refused(error.to_string()))?;
+    let parsed = Igvm::parse(&file, snp::Vmm::Qemu).map_err(|error| refused(error.to_string()))?;
     let said = parsed.policy();
     if said != policy {
         return Err(refused(format!(

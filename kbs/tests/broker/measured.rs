@@ -198,7 +198,11 @@ fn what_cannot_be_predicted_is_refused_with_the_fix() {
         (&["--cpu-model", "Skylake"], "EPYC-Genoa"),
         (&["--vcpus", "0"], "1-4,8"),
         (&["--guest-features", "0x20"], "SNPActive"),
-        (&["--vmm", "cloud-hypervisor"], "IGVM"),
+        (&["--vmm", "cloud-hypervisor"], "add --igvm"),
+        (
+            &["--tee", "tdx", "--vmm", "cloud-hypervisor"],
+            "launch TDs with QEMU",
+        ),
         (&["--image", "."], "cannot be used with"),
         (&["--no-kernel"], "cannot be used with"),
         (&["--policy", "0x30000"], "--id-key"),

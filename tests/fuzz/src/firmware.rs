@@ -1,6 +1,6 @@
 //! What an owner measures: a firmware or an IGVM file that somebody else built.
 
-use measure::snp::{Firmware, Igvm};
+use measure::snp::{Firmware, Igvm, Vmm};
 use support::{firmware, igvm};
 
 use crate::Target;
@@ -49,8 +49,10 @@ fn read_igvm(data: &[u8]) {
     if file.len() > 24 {
         igvm::seal(&mut file);
     }
-    if let Ok(read) = Igvm::parse(&file) {
-        assert!((1..=1 << 16).contains(&read.least_vcpus()));
+    for vmm in [Vmm::Qemu, Vmm::CloudHypervisor] {
+        if let Ok(read) = Igvm::parse(&file, vmm) {
+            assert!((1..=1 << 16).contains(&read.least_vcpus()));
+        }
     }
 }
 

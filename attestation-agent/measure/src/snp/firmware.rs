@@ -174,8 +174,16 @@ impl Firmware {
         self.reset
     }
 
+    /// Where the table of hashes is in its page.
     pub(super) fn hashes(&self) -> Option<usize> {
         self.hashes
+    }
+
+    /// The address of that page.
+    pub(super) fn hashes_page(&self) -> Option<u64> {
+        let mut sections = self.sections.iter();
+        let page = sections.find(|section| section.kind == SectionKind::KernelHashes);
+        page.map(|page| page.address)
     }
 }
 

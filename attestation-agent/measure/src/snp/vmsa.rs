@@ -1,5 +1,5 @@
 //! The page of registers of a vCPU at its start (AMD 24593, appendix B, "VMSA"): what KVM and QEMU leave
-//! in it. Another VMM leaves other attributes of segments and control words.
+//! in it, and what KVM alone does. Another VMM leaves other attributes of segments and control words.
 
 use super::PAGE;
 
@@ -10,6 +10,28 @@ const PAT: u64 = 0x0007_0406_0007_0406;
 /// The control words of the floating point units after reset.
 const MXCSR: u32 = 0x1f80;
 const FCW: u16 = 0x37f;
+
+/// Attributes of segments at a processor's reset.
+struct Attributes {
+    data: u16,
+    code: u16,
+    task: u16,
+}
+
+/// QEMU's, which mark all as used.
+const USED: Attributes = Attributes {
+    data: 0x93,
+    code: 0x9b,
+    task: 0x8b,
+};
+/// KVM's.
+const UNUSED: Attributes = Attributes {
+    data: 0x92,
+    code: 0x9a,
+    task: 0x83,
+};
+/// The signature that KVM puts into RDX where nobody has told it of a processor.
+const NO_CPU: u32 = 0x600;
 
 /// `SEV_FEATURES`: what the guest is promised of the hardware. It is measured, so that a VMM and a
 /// kernel that promise more have another digest.
@@ -38,6 +60,11 @@ impl GuestFeatures {
         Ok(Self(bits))
     }
 
+    /// Features by their bits, and `SNPActive`, which KVM adds.
+    pub(super) const fn with_snp(bits: u64) -> Self {
+        Self(bits | Self::SNP.0)
+    }
+
     /// The bits.
     #[must_use]
     pub const fn bits(self) -> u64 {
@@ -45,23 +72,43 @@ impl GuestFeatures {
     }
 }
 
-/// The page of a vCPU that begins at this address. KVM sets SVME in EFER and MCE in CR4.
+/// The page of a vCPU that QEMU lets begin at this address.
 pub(super) fn page(signature: u32, features: GuestFeatures, start: u32) -> [u8; PAGE] {
+    filled(&USED, signature, features, start)
+}
+
+/// The page of a vCPU whose registers are KVM's own: no VMM has set one since the vCPU was made.
+///
+/// Sources in Linux's `arch/x86`: `init_vmcb` in `kvm/svm/svm.c` (segments, `G_PAT`), `kvm_vcpu_reset` in `kvm/x86.c`
+/// (all else; CPUID, which comes later, is not there to be found), `fpstate_init_user` in `kernel/fpu/core.c`, and
+/// `sev_es_sync_vmsa` in `kvm/svm/sev.c`, which copies it all.
+pub(super) fn untouched(features: GuestFeatures) -> [u8; PAGE] {
+    filled(&UNUSED, NO_CPU, features, BOOT_ADDRESS)
+}
+
+/// KVM sets SVME in EFER and MCE in CR4.
+fn filled(
+    attributes: &Attributes,
+    signature: u32,
+    features: GuestFeatures,
+    start: u32,
+) -> [u8; PAGE] {
+    let Attributes { data, code, task } = *attributes;
     let mut page = [0; PAGE];
     let mut put = |at: usize, field: &[u8]| page[at..at + field.len()].copy_from_slice(field);
     let base = start & 0xffff_0000;
     // ES, CS, SS, DS, FS, GS, GDTR, LDTR, IDTR, TR: selector, attributes, limit, base.
     let segments = [
-        (0, 0x93, 0),
-        (0xf000, 0x9b, base),
-        (0, 0x93, 0),
-        (0, 0x93, 0),
-        (0, 0x93, 0),
-        (0, 0x93, 0),
+        (0, data, 0),
+        (0xf000, code, base),
+        (0, data, 0),
+        (0, data, 0),
+        (0, data, 0),
+        (0, data, 0),
         (0, 0, 0),
         (0, 0x82, 0),
         (0, 0, 0),
-        (0, 0x8b, 0),
+        (0, task, 0),
     ];
     for (at, (selector, attributes, base)) in (0..).step_by(16).zip(segments) {
         put(at, &u16::to_le_bytes(selector));
@@ -106,6 +153,9 @@ mod tests {
             page(0xa0_0f11, GuestFeatures::SNP, BOOT_ADDRESS),
             page(0x80_0f12, GuestFeatures(0x21), BOOT_ADDRESS),
             page(0x80_0f12, GuestFeatures::SNP, 0x80_b004),
+            page(0x600, GuestFeatures::SNP, BOOT_ADDRESS),
+            untouched(GuestFeatures::SNP),
+            untouched(GuestFeatures(0x21)),
         ] {
             assert_ne!(base, other);
         }

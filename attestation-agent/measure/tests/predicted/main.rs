@@ -8,6 +8,7 @@ mod measured_boot;
 #[path = "../tdvf/mod.rs"]
 mod tdvf;
 
+mod snp_cloud_hypervisor;
 mod snp_firmware;
 mod snp_igvm;
 mod snp_peer;

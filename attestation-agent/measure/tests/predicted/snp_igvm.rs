@@ -2,17 +2,20 @@
 //! is refused.
 
 use measure::snp::{
-    CpuModel, Firmware, GuestFeatures, Igvm, IgvmError, IgvmLaunch, KernelHashes, LaunchDigest,
+    CpuModel, Firmware, GuestFeatures, Igvm, IgvmError, IgvmLaunch, KernelHashes, LaunchDigest, Vmm,
 };
-use sha2::{Digest, Sha384};
 use support::firmware::{SECTIONS, entries, image};
 use support::igvm::{Builder, REGISTERS, SNP, hashes, reset, seal};
 
-use crate::launch;
+use crate::launch::{self, hash, link};
 
 const POLICY: u64 = 0x3_0000;
 /// EPYC-v4.
 const SIGNATURE: u32 = 0x80_0f12;
+
+fn parse(file: &[u8]) -> Result<Igvm, IgvmError> {
+    Igvm::parse(file, Vmm::Qemu)
+}
 
 fn digest(
     file: &Igvm,
@@ -30,18 +33,6 @@ fn digest(
     launch.digest(vcpus)
 }
 
-/// A link of the chain, by another hand: what is before, the content's digest, the kind, the address.
-fn link(before: [u8; 48], content: [u8; 48], kind: u8, address: u64) -> [u8; 48] {
-    let mut info = Sha384::new().chain_update(before).chain_update(content);
-    info.update([0x70, 0, kind, 0, 0, 0, 0, 0]);
-    info.update(address.to_le_bytes());
-    info.finalize().into()
-}
-
-fn hash(page: &[u8]) -> [u8; 48] {
-    Sha384::digest(page).into()
-}
-
 /// The sections of a firmware that a launch without an IGVM file measures by the same kinds of pages.
 fn sections() -> Vec<[u32; 3]> {
     let same = |section: &&[u32; 3]| matches!(section[2], 2 | 3 | 0x10);
@@ -49,7 +40,7 @@ fn sections() -> Vec<[u32; 3]> {
 }
 
 /// The registers of a second vCPU of that firmware.
-fn second() -> Vec<u8> {
+pub(crate) fn second() -> Vec<u8> {
     let mut page = reset(SIGNATURE);
     page[0x18..0x20].copy_from_slice(&0x80_0000_u64.to_le_bytes());
     page[0x178..0x180].copy_from_slice(&0xb004_u64.to_le_bytes());
@@ -73,7 +64,7 @@ fn a_file_with_the_content_of_a_firmware_has_the_digest_of_its_launch() {
     let kernel = KernelHashes::new(b"MZ kernel", Some(b"initramfs"), "quiet").unwrap();
     let page = hashes(b"MZ kernel", b"initramfs", b"quiet\0");
     let mut builder = with_content_of(&image, &page);
-    let file = Igvm::parse(&builder.file()).unwrap();
+    let file = parse(&builder.file()).unwrap();
     assert_eq!((file.policy(), file.least_vcpus()), (POLICY, 1));
     let found = digest(&file, Some(&kernel), 1).unwrap().hex();
     assert_eq!(
@@ -82,7 +73,7 @@ fn a_file_with_the_content_of_a_firmware_has_the_digest_of_its_launch() {
     );
 
     builder.vcpu(1, REGISTERS, &second());
-    let file = Igvm::parse(&builder.file()).unwrap();
+    let file = parse(&builder.file()).unwrap();
     let found = digest(&file, Some(&kernel), 2).unwrap().hex();
     assert_eq!(
         found,
@@ -99,7 +90,7 @@ fn a_file_with_the_content_of_a_firmware_has_the_digest_of_its_launch() {
 fn the_kernel_is_the_one_that_the_file_ties_to_the_guest() {
     let image = image(4, &sections(), &entries());
     let page = hashes(b"MZ kernel", b"initramfs", b"quiet\0");
-    let file = |builder: &Builder| Igvm::parse(&builder.file()).unwrap();
+    let file = |builder: &Builder| parse(&builder.file()).unwrap();
     let whole = file(&with_content_of(&image, &page));
     let mut unmeasured = Builder::snp(POLICY);
     unmeasured.pages((1 << 32) - image.len() as u64, &image);
@@ -140,7 +131,7 @@ fn pages_are_measured_by_kind_and_in_the_order_in_which_qemu_hands_them_over() {
     builder.page(0x6000, 3, 0, None);
     builder.insert(5, 0xa000);
     builder.header(0x305, vec![0; 24]);
-    let file = Igvm::parse(&builder.file()).unwrap();
+    let file = parse(&builder.file()).unwrap();
     let mut found = [0; 48];
     for (kind, address, content) in [
         (1, 0x1000, hash(&first)),
@@ -164,7 +155,7 @@ fn pages_are_measured_by_kind_and_in_the_order_in_which_qemu_hands_them_over() {
 fn an_id_block_and_features_in_the_file_are_those_of_the_launch() {
     let mut builder = Builder::snp(POLICY);
     builder.page(0, 0, 0, None);
-    let file = Igvm::parse(&builder.file()).unwrap();
+    let file = parse(&builder.file()).unwrap();
     let right = digest(&file, None, 1).unwrap();
     let with_block = |digest: [u8; 48]| {
         let mut content = SNP.to_le_bytes().to_vec();
@@ -172,7 +163,7 @@ fn an_id_block_and_features_in_the_file_are_those_of_the_launch() {
         content.extend(digest);
         content.resize(696, 0);
         let mut builder = builder.clone();
-        Igvm::parse(&builder.header(0x30b, content).file()).unwrap()
+        parse(&builder.header(0x30b, content).file()).unwrap()
     };
     assert_eq!(digest(&with_block(right.0), None, 1), Ok(right));
     for (file, vcpus) in [(with_block([1; 48]), 1), (with_block(right.0), 2)] {
@@ -181,7 +172,7 @@ fn an_id_block_and_features_in_the_file_are_those_of_the_launch() {
     }
     let mut registers = reset(SIGNATURE);
     registers[0x3b0] = 0x21;
-    let file = Igvm::parse(&builder.vcpu(0, REGISTERS, &registers).file()).unwrap();
+    let file = parse(&builder.vcpu(0, REGISTERS, &registers).file()).unwrap();
     let (said, asked) = (0x21, 1);
     assert_eq!(
         digest(&file, None, 1),
@@ -244,7 +235,7 @@ fn what_qemu_would_not_load_as_it_is_is_refused_by_name() {
         let mut builder = Builder::snp(POLICY);
         builder.page(0x1000, 0, 0, None);
         change(&mut builder);
-        let said = Igvm::parse(&builder.file()).unwrap_err().to_string();
+        let said = parse(&builder.file()).unwrap_err().to_string();
         assert!(said.contains(named), "{named}: {said}");
     }
     for (at, value, named) in [
@@ -256,6 +247,9 @@ fn what_qemu_would_not_load_as_it_is_is_refused_by_name() {
         (0x170, 0, "RFLAGS"),
         (0x3b0, 0, "SNPActive"),
         (0xcb, 3, "besides what QEMU takes over"),
+        (0x22, 0xf3, "privilege level in SS"),
+        (0x13, 0x10, "bits in attributes"),
+        (0x66, 1, "limits"),
         (0x40c, 1, "besides what QEMU takes over"),
         (0x62, 1, "besides what QEMU takes over"),
         (0xfff, 1, "besides what QEMU takes over"),
@@ -264,7 +258,7 @@ fn what_qemu_would_not_load_as_it_is_is_refused_by_name() {
         registers[at] = value;
         let mut builder = Builder::snp(POLICY);
         builder.page(0, 0, 0, None).vcpu(0, REGISTERS, &registers);
-        let said = Igvm::parse(&builder.file()).unwrap_err().to_string();
+        let said = parse(&builder.file()).unwrap_err().to_string();
         assert!(said.contains(named), "{named}: {said}");
     }
 }
@@ -274,19 +268,13 @@ fn a_file_for_others_or_of_nothing_is_refused() {
     let mut native = Builder::default();
     native.header(1, vec![1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     native.page(0, 0, 0, None);
-    assert_eq!(
-        Igvm::parse(&native.file()).unwrap_err(),
-        IgvmError::Platform
-    );
+    assert_eq!(parse(&native.file()).unwrap_err(), IgvmError::Platform);
     let empty = Builder::snp(POLICY).file();
-    assert_eq!(Igvm::parse(&empty).unwrap_err(), IgvmError::Empty);
+    assert_eq!(parse(&empty).unwrap_err(), IgvmError::Empty);
     let mut lawless = Builder::default();
     lawless.header(1, vec![1, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     lawless.page(0, 0, 0, None);
-    assert_eq!(
-        Igvm::parse(&lawless.file()).unwrap_err(),
-        IgvmError::NoPolicy
-    );
+    assert_eq!(parse(&lawless.file()).unwrap_err(), IgvmError::NoPolicy);
 }
 
 #[test]
@@ -295,13 +283,13 @@ fn a_file_that_was_cut_or_changed_is_refused() {
     builder.page(0x1000, 0, 0, Some(&[7; 4096]));
     builder.vcpu(0, REGISTERS, &reset(SIGNATURE));
     let file = builder.file();
-    Igvm::parse(&file).unwrap();
+    parse(&file).unwrap();
     for length in 0..file.len() {
-        assert!(Igvm::parse(&file[..length]).is_err(), "{length} bytes");
+        assert!(parse(&file[..length]).is_err(), "{length} bytes");
     }
     let mut changed = file.clone();
     changed[40] ^= 1;
-    let said = Igvm::parse(&changed).unwrap_err();
+    let said = parse(&changed).unwrap_err();
     assert!(matches!(said, IgvmError::Checksum { .. }), "{said}");
     let page = 24 + 24 + 24;
     for (at, value, named) in [
@@ -322,7 +310,7 @@ fn a_file_that_was_cut_or_changed_is_refused() {
         let mut changed = file.clone();
         changed[at..at + 4].copy_from_slice(&value.to_le_bytes());
         seal(&mut changed);
-        let said = Igvm::parse(&changed).unwrap_err().to_string();
+        let said = parse(&changed).unwrap_err().to_string();
         assert!(said.contains(named), "{at}: {named}: {said}");
     }
 }

@@ -11,7 +11,7 @@ use measure::snp::{FIRMWARE_BYTES, Firmware, IGVM_BYTES, Igvm, KernelHashes, Lau
 use sha2::{Digest, Sha256};
 
 use super::line::Configured;
-use super::start::Start;
+use super::start::{Start, Vmm};
 use super::{Input, Kind};
 
 /// Bytes of a kernel.
@@ -28,15 +28,18 @@ pub(super) struct Artifacts {
     /// without an IGVM file the launches in the image's manifest are measured.
     #[arg(long, value_name = "FILE", group = "start", required_unless_present_any = ["image", "igvm"])]
     firmware: Option<PathBuf>,
-    /// The IGVM file that an SEV-SNP guest starts from, in place of firmware: it holds that, and the page of
+    /// The IGVM file that an SEV-SNP guest starts from, in place of firmware: it holds that, and for QEMU the page of
     /// hashes of what is booted.
     #[arg(
         long,
         value_name = "FILE",
         group = "start",
-        conflicts_with_all = ["firmware_digest", "id_key", "try_firmware", "try_append"]
+        conflicts_with_all = ["firmware_digest", "id_key", "try_firmware"]
     )]
     igvm: Option<PathBuf>,
+    /// Who launches.
+    #[arg(long, value_enum, default_value = "qemu")]
+    vmm: Vmm,
     /// The digest of a launch after the firmware's pages, where FILE is only the end of the firmware.
     #[arg(
         long,
@@ -128,6 +131,11 @@ impl Artifacts {
 
     /// Whether what is said of a launch of this kind is all that has to be, and of this kind.
     pub(super) fn check(&self, kind: Kind) -> anyhow::Result<()> {
+        self.vmm.check(kind, self.igvm.is_some())?;
+        ensure!(
+            self.try_append.is_empty() || !self.brings_hashes(),
+            "--try-append: QEMU adds nothing to an IGVM file, whose digest is the same with every command line"
+        );
         let has_line = self.append.is_some() || self.config.is_some();
         ensure!(
             has_line || self.image.is_none() || !self.is_given(),
@@ -135,6 +143,16 @@ impl Artifacts {
         );
         let configured = self.config.as_ref();
         configured.map_or(Ok(()), |configured| configured.check(kind))
+    }
+
+    /// Whether the page of hashes is the IGVM file's, so that its digest is the same whatever is booted.
+    fn brings_hashes(&self) -> bool {
+        self.igvm.is_some() && self.vmm == Vmm::Qemu
+    }
+
+    /// Whether a model of vCPUs counts: in what Cloud Hypervisor starts none does.
+    pub(super) fn has_models(&self) -> bool {
+        self.vmm == Vmm::Qemu
     }
 
     /// From now on this is the image's manifest, whatever becomes of the file.
@@ -247,7 +265,7 @@ impl Artifacts {
 
     fn start(&self) -> anyhow::Result<Start> {
         if let Some(path) = &self.igvm {
-            let file = Igvm::parse(&read(path, IGVM_BYTES)?);
+            let file = Igvm::parse(&read(path, IGVM_BYTES)?, self.vmm.into());
             let file = file.with_context(|| path.display().to_string())?;
             return Ok(Start::Igvm(Box::new(file)));
         }
@@ -264,15 +282,13 @@ impl Artifacts {
     pub(super) fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
         let (start, kernel) = self.read()?;
         let words = Vec::new();
-        let is_igvm = self.igvm.is_some();
         let mut lines = vec![Candidate {
             start,
             kernel,
             words,
         }];
         let first = lines[0].clone();
-        // An IGVM file's digest is the same whatever is booted: the page of hashes is the file's.
-        if let Some(kernel) = first.kernel.as_ref().filter(|_| !is_igvm) {
+        if let Some(kernel) = first.kernel.as_ref().filter(|_| !self.brings_hashes()) {
             for line in &self.try_append {
                 lines.push(Candidate {
                     kernel: Some(kernel.clone().with_command_line(line)?),
@@ -307,7 +323,8 @@ impl Artifacts {
         let Some(boot) = self.boot()? else {
             return Ok(None);
         };
-        let hashes = KernelHashes::new(&boot.kernel, boot.initramfs.as_deref(), self.line());
+        let initramfs = boot.initramfs.as_deref();
+        let hashes = KernelHashes::by(self.vmm.into(), &boot.kernel, initramfs, self.line());
         let said = || boot.path.display().to_string();
         hashes.map(Some).with_context(said)
     }

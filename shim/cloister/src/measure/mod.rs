@@ -35,7 +35,7 @@ use self::artifact::Artifacts;
 pub(crate) use self::artifact::{INITRAMFS_BYTES, KERNEL_BYTES, read as read_file};
 pub(crate) use self::exchange::{Input, Measurements, Said};
 pub(crate) use self::line::Configured;
-use self::output::{Format, json_lines};
+use self::output::{Booted, Format, json_lines};
 use self::prediction::Prediction;
 pub(crate) use self::recorded::File;
 use self::references::References;
@@ -68,9 +68,6 @@ pub(crate) struct Measure {
     /// SEV_FEATURES of the guest, such as 0x1.
     #[arg(long, value_name = "BITS", default_value = "0x1", requires = "start", value_parser = features)]
     guest_features: GuestFeatures,
-    /// Who launches.
-    #[arg(long, value_enum, default_value = "qemu")]
-    vmm: Vmm,
     /// The init-data that the launch binds: its digest is printed as the hardware will have it.
     #[arg(long, value_name = "FILE")]
     init_data: Option<PathBuf>,
@@ -111,15 +108,6 @@ enum Kind {
     Snp,
     /// TDX, and the simulated one.
     Tdx,
-}
-
-/// Who launches the guest, which decides what is in the vCPUs' registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Vmm {
-    /// QEMU on KVM.
-    Qemu,
-    /// Cloud Hypervisor: refused, since it starts SNP guests from IGVM files, and TDs with another log.
-    CloudHypervisor,
 }
 
 /// The ID block, with which the hardware starts nothing else.
@@ -185,11 +173,15 @@ impl Measure {
             "--id-key makes what a launch needs and a broker does not: use `cloister measure`"
         );
         let all = self.predicted()?;
-        ensure!(
-            all.iter().all(Prediction::says_what_is_booted),
-            "--no-kernel: with such values a broker releases keys to any kernel: say what is booted, with --image \
-             or --kernel"
-        );
+        let mut booted = all.iter().filter_map(Prediction::booted);
+        match booted.find(|booted| *booted != Booted::Tied) {
+            None | Some(Booted::Tied) => {}
+            Some(Booted::Unsaid) => bail!(
+                "--no-kernel: with such values a broker releases keys to any kernel: say what is booted, with --image \
+                 or --kernel"
+            ),
+            Some(Booted::Unseen) => bail!("{}", output::UNSEEN),
+        }
         Ok(Self::references(&all)?.json())
     }
 
@@ -199,12 +191,6 @@ impl Measure {
 
     /// Whether what is asked for goes together.
     fn check(&self) -> anyhow::Result<()> {
-        if self.vmm == Vmm::CloudHypervisor {
-            bail!(
-                "--vmm cloud-hypervisor: it launches SNP guests from an IGVM file, and gives a TD's firmware \
-                 other tables than QEMU, and this version predicts neither whole: launch with QEMU"
-            );
-        }
         ensure!(
             self.kind() == Kind::Tdx || !self.tdx.asked(),
             "--dialect is of a TD: add --tee tdx"
@@ -317,7 +303,9 @@ impl Measure {
         let digest = self.init_data_digest()?;
         let keys = self.id_block.keys()?;
         let mut shapes = Vec::new();
-        for model in &self.cpu_model {
+        let has_models = self.artifacts.has_models();
+        let models = if has_models { self.cpu_model.len() } else { 1 };
+        for model in self.cpu_model.iter().take(models) {
             let with = With {
                 kernel: kernel.as_ref(),
                 cpu: model,
@@ -326,7 +314,7 @@ impl Measure {
             for (vcpus, measurement) in start.digests(with, &self.vcpus)? {
                 shapes.push(output::Shape {
                     vcpus,
-                    cpu_model: model.name().to_owned(),
+                    cpu_model: has_models.then(|| model.name().to_owned()),
                     measurement,
                     id_block: keys
                         .as_ref()
@@ -337,7 +325,11 @@ impl Measure {
         Ok(output::Predicted {
             shapes,
             guest_features: self.guest_features,
-            kernel_hashes: kernel.is_some(),
+            booted: match kernel {
+                None => Booted::Unsaid,
+                Some(_) if start.looks_for_hashes() => Booted::Tied,
+                Some(_) => Booted::Unseen,
+            },
             binding: Binding::of(evidence::Tee::Snp, digest.as_ref()),
             id_key: keys.as_ref().map(|keys| keys.id.digest()),
             author_key: keys.and_then(|keys| keys.author).map(|key| key.digest()),

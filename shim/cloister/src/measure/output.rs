@@ -20,6 +20,11 @@ const MEASUREMENT: &str = "snp_launch_measurement";
 const NO_KERNEL: &str = "kernel_hashes off: these values say nothing of what is booted, so that a broker which has them \
                          releases keys to any kernel";
 
+/// Of digests with hashes that nobody may look at.
+pub(super) const UNSEEN: &str = "the digests have the hashes of kernel, initramfs and command line, but the firmware in the \
+                                 IGVM file does not say that it compares what it boots with them (SNP_KERNEL_HASHES \
+                                 at 0x10000): unless its code is known to, a broker releases keys to any kernel";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// For people.
@@ -32,11 +37,22 @@ pub(super) enum Format {
     Corim,
 }
 
+/// What digests say of what is booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Booted {
+    /// Nothing.
+    Unsaid,
+    /// They have its hashes, and what starts does not say that it looks at them.
+    Unseen,
+    /// Another one has another digest.
+    Tied,
+}
+
 /// What the hardware will report.
 pub(super) struct Predicted {
     pub(super) shapes: Vec<Shape>,
     pub(super) guest_features: GuestFeatures,
-    pub(super) kernel_hashes: bool,
+    pub(super) booted: Booted,
     pub(super) binding: Binding,
     pub(super) id_key: Option<KeyDigest>,
     pub(super) author_key: Option<KeyDigest>,
@@ -45,7 +61,8 @@ pub(super) struct Predicted {
 /// One way to launch the guest.
 pub(super) struct Shape {
     pub(super) vcpus: usize,
-    pub(super) cpu_model: String,
+    /// `None` where it is the same with each.
+    pub(super) cpu_model: Option<String>,
     pub(super) measurement: LaunchDigest,
     pub(super) id_block: Option<SignedBlock>,
 }
@@ -53,6 +70,13 @@ pub(super) struct Shape {
 pub(super) struct SignedBlock {
     pub(super) block: IdBlock,
     pub(super) auth: IdAuth,
+}
+
+impl Shape {
+    fn name(&self) -> String {
+        let model = self.cpu_model.as_deref().unwrap_or("any-model");
+        format!("{model} vcpus={}", self.vcpus)
+    }
 }
 
 impl SignedBlock {
@@ -69,9 +93,13 @@ impl SignedBlock {
 impl Predicted {
     pub(super) fn text(&self) -> String {
         let mut lines = vec![format!("{} {}", self.binding.field(), self.binding.hex())];
-        if !self.kernel_hashes {
-            lines.push("kernel_hashes off: the digests say nothing of what is booted".to_owned());
-        }
+        lines.extend(match self.booted {
+            Booted::Unsaid => {
+                Some("kernel_hashes off: the digests say nothing of what is booted".to_owned())
+            }
+            Booted::Unseen => Some(format!("kernel_hashes unseen: {UNSEEN}")),
+            Booted::Tied => None,
+        });
         for (name, key) in [
             ("id_key_digest", self.id_key),
             ("author_key_digest", self.author_key),
@@ -79,10 +107,10 @@ impl Predicted {
             lines.extend(key.map(|key| format!("{name} {}", hex::encode(key.0))));
         }
         for shape in &self.shapes {
-            let (model, vcpus) = (&shape.cpu_model, shape.vcpus);
             lines.push(format!(
-                "measurement {} {model} vcpus={vcpus}",
-                shape.measurement
+                "measurement {} {}",
+                shape.measurement,
+                shape.name()
             ));
             if let Some((block, auth)) = shape.id_block.as_ref().map(SignedBlock::encoded) {
                 lines.push(format!("id-block {block}\nid-auth {auth}"));
@@ -99,10 +127,7 @@ impl Predicted {
     /// Each launch digest by its shape.
     pub(super) fn measurements(&self) -> Vec<(String, String)> {
         let named = |shape: &Shape| {
-            let Shape {
-                cpu_model, vcpus, ..
-            } = shape;
-            let name = format!("SNP launch digest, {cpu_model} vcpus={vcpus}");
+            let name = format!("SNP launch digest, {}", shape.name());
             (name, shape.measurement.hex())
         };
         self.shapes.iter().map(named).collect()
@@ -110,8 +135,11 @@ impl Predicted {
 
     /// Tells what a document for a broker says nothing of.
     pub(super) fn warn(&self) -> anyhow::Result<()> {
-        if !self.kernel_hashes {
-            writeln!(std::io::stderr(), "{NO_KERNEL}")?;
+        let mut told = std::io::stderr();
+        match self.booted {
+            Booted::Unsaid => writeln!(told, "{NO_KERNEL}")?,
+            Booted::Unseen => writeln!(told, "{UNSEEN}")?,
+            Booted::Tied => {}
         }
         Ok(())
     }
@@ -122,7 +150,7 @@ impl Predicted {
                 "vcpus": shape.vcpus,
                 "cpu_model": shape.cpu_model,
                 "guest_features": self.guest_features.bits(),
-                "kernel_hashes": self.kernel_hashes,
+                "kernel_hashes": self.booted != Booted::Unsaid,
                 "measurement": shape.measurement.hex(),
                 self.binding.field(): self.binding.hex(),
             });

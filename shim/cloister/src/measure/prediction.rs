@@ -51,12 +51,11 @@ impl Prediction {
         }
     }
 
-    /// Whether another kernel, initramfs or command line makes another measurement.
-    pub(super) fn says_what_is_booted(&self) -> bool {
+    /// What the values say of what is booted; a TD's firmware measures that.
+    pub(super) fn booted(&self) -> Option<output::Booted> {
         match self {
-            Self::Snp(predicted) => predicted.kernel_hashes,
-            // A TD's firmware measures what it boots.
-            Self::Tdx(_) => true,
+            Self::Snp(predicted) => Some(predicted.booted),
+            Self::Tdx(_) => None,
         }
     }
 }

@@ -1,11 +1,50 @@
-//! What an SEV-SNP guest starts with: firmware, or an IGVM file that holds it.
+//! What an SEV-SNP guest starts with: firmware, or an IGVM file that holds it; and who starts it.
 
+use anyhow::ensure;
+use clap::ValueEnum;
 use measure::snp::{
-    CpuModel, Firmware, GuestFeatures, Igvm, IgvmLaunch, KernelHashes, Launch, LaunchDigest,
+    self, CpuModel, Firmware, GuestFeatures, Igvm, IgvmLaunch, KernelHashes, Launch, LaunchDigest,
     LaunchError,
 };
 
-use super::Vcpus;
+use super::{Kind, Vcpus};
+
+/// Who launches the guest, which decides what is loaded in which order, and what is in the vCPUs' registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Vmm {
+    /// QEMU on KVM.
+    Qemu,
+    /// Cloud Hypervisor 53 on KVM: SEV-SNP guests from an IGVM file. TDs it gives other tables, and are refused.
+    CloudHypervisor,
+}
+
+impl Vmm {
+    /// Whether it starts such a guest from an IGVM file, or without one.
+    pub(super) fn check(self, kind: Kind, igvm: bool) -> anyhow::Result<()> {
+        if self == Self::Qemu {
+            return Ok(());
+        }
+        ensure!(
+            kind == Kind::Snp,
+            "--vmm cloud-hypervisor: it starts TDs on a kernel of Intel's own only, and gives their firmware other \
+             tables than QEMU, which are not predicted: launch TDs with QEMU"
+        );
+        ensure!(
+            igvm,
+            "--vmm cloud-hypervisor: it starts SEV-SNP guests from an IGVM file alone: add --igvm"
+        );
+        Ok(())
+    }
+}
+
+impl From<Vmm> for snp::Vmm {
+    fn from(vmm: Vmm) -> Self {
+        match vmm {
+            Vmm::Qemu => Self::Qemu,
+            Vmm::CloudHypervisor => Self::CloudHypervisor,
+        }
+    }
+}
 
 #[derive(Clone)]
 pub(super) enum Start {
@@ -22,6 +61,15 @@ pub(super) struct With<'a> {
 }
 
 impl Start {
+    /// Whether what starts says that it boots nothing but the kernel whose hashes the digest has.
+    pub(super) fn looks_for_hashes(&self) -> bool {
+        match self {
+            // Firmware that does not takes none.
+            Self::Firmware(_) => true,
+            Self::Igvm(file) => file.looks_for_hashes(),
+        }
+    }
+
     /// The digests with these numbers of vCPUs.
     pub(super) fn digests(
         &self,

@@ -1,6 +1,6 @@
-//! A header's content by its type, and the names of those that QEMU does not load.
+//! A header's content by its type, and the names of those that a VMM does not load.
 
-use super::super::PAGE;
+use super::super::{PAGE, Vmm};
 use super::error::IgvmError;
 use super::file::{File, Header, words};
 
@@ -33,7 +33,14 @@ pub(super) struct Page<'a> {
     pub(super) data: Option<&'a [u8]>,
 }
 
-/// A header that QEMU knows.
+impl Page<'_> {
+    /// Whether its content counts.
+    pub(super) fn is_measured(&self) -> bool {
+        self.kind == PageType::Normal && !self.unmeasured
+    }
+}
+
+/// A header that is loaded.
 #[derive(Debug)]
 pub(super) enum Directive<'a> {
     Platform {
@@ -63,7 +70,7 @@ pub(super) enum Directive<'a> {
         mask: u32,
         address: u64,
         vcpu: u16,
-        data: &'a [u8],
+        data: &'a [u8; PAGE],
     },
     /// Memory that has to be there, which nothing is put into.
     Memory,
@@ -82,8 +89,8 @@ const SHARED: u32 = 4;
 const ID_BLOCK_BYTES: usize = 696;
 const ID_BLOCK_DIGEST: usize = 8;
 
-/// Types that QEMU has nothing for.
-const NAMES: [(u32, &str); 15] = [
+/// Types that not every VMM has something for.
+const NAMES: [(u32, &str); 17] = [
     (0x102, "RELOCATABLE_REGION"),
     (0x103, "PAGE_TABLE_RELOCATION_REGION"),
     (0x104, "CORIM_DOCUMENT"),
@@ -91,6 +98,7 @@ const NAMES: [(u32, &str); 15] = [
     (0x106, "CCA_POLICY"),
     (0x306, "SHARED_BOUNDARY_GPA"),
     (0x308, "SRAT"),
+    (0x309, "MADT"),
     (0x30a, "MMIO_RANGES"),
     (0x30d, "ERROR_RANGE"),
     (0x30e, "COMMAND_LINE"),
@@ -98,12 +106,20 @@ const NAMES: [(u32, &str); 15] = [
     (0x310, "PPTT"),
     (0x311, "VBS_MEASUREMENT"),
     (0x312, "DEVICE_TREE"),
+    (0x313, "ENVIRONMENT_INFO"),
     (0, "INVALID"),
 ];
 
 impl<'a> Directive<'a> {
-    pub(super) fn read(header: Header<'a>, file: &File<'a>) -> Result<(Stage, Self), IgvmError> {
+    pub(super) fn read(
+        header: Header<'a>,
+        file: &File<'a>,
+        vmm: Vmm,
+    ) -> Result<(Stage, Self), IgvmError> {
         let Header { at, kind, content } = header;
+        if !loads(vmm, kind) {
+            return Err(unknown(kind, vmm));
+        }
         let wrong = |why| IgvmError::Header { at, why };
         let length = || wrong("has another length than its type has");
         let read = match kind {
@@ -116,10 +132,8 @@ impl<'a> Directive<'a> {
                     0x303 => insert(content),
                     0x304 => return registers(header, file).map(|read| (Stage::Directive, read)),
                     0x305 => memory(content),
-                    // VP_COUNT, MADT, MEMORY_MAP, ENVIRONMENT_INFO.
-                    0x307 | 0x309 | 0x30c | 0x313 => parameter(content),
                     0x30b => id_block(content),
-                    _ => return Err(unknown(kind)),
+                    _ => parameter(content),
                 };
                 (Stage::Directive, read.ok_or_else(length)?)
             }
@@ -128,10 +142,26 @@ impl<'a> Directive<'a> {
     }
 }
 
-fn unknown(kind: u32) -> IgvmError {
+/// Whether a VMM does something with a header of this type: QEMU's `backends/igvm.c`, and Cloud Hypervisor's
+/// `vmm/src/igvm/igvm_loader.rs`, which ends at another. (Its library of IGVM files refuses relocation in a file for
+/// SEV-SNP.)
+fn loads(vmm: Vmm, kind: u32) -> bool {
+    match kind {
+        0x1 | 0x101 | 0x301..=0x305 | 0x30b => true,
+        // VP_COUNT, MEMORY_MAP.
+        0x307 | 0x30c => true,
+        // MADT, ENVIRONMENT_INFO.
+        0x309 | 0x313 => vmm == Vmm::Qemu,
+        // COMMAND_LINE.
+        0x30e => vmm == Vmm::CloudHypervisor,
+        _ => false,
+    }
+}
+
+fn unknown(kind: u32, vmm: Vmm) -> IgvmError {
     let known = NAMES.iter().find(|(number, _)| *number == kind);
     let name = known.map_or("of an unknown type", |(_, name)| *name);
-    IgvmError::Unknown { kind, name }
+    IgvmError::Unknown { kind, name, vmm }
 }
 
 /// All words of a content that has no more.
@@ -161,7 +191,7 @@ fn policy<'a>(content: &[u8]) -> Option<Directive<'a>> {
     Some(Directive::Policy { mask, policy })
 }
 
-/// What an area holds at first is of the file and unmeasured: QEMU begins with zeros.
+/// What an area holds at first is unmeasured: QEMU begins with zeros, Cloud Hypervisor with what the file has.
 fn area<'a>(content: &[u8]) -> Option<Directive<'a>> {
     let [low, high, index, _] = exactly(content)?;
     let bytes = wide(low, high);
@@ -205,7 +235,7 @@ fn page<'a>(header: Header<'a>, file: &File<'a>) -> Result<Directive<'a>, IgvmEr
     let address = wide(low, high);
     let fail = |why| IgvmError::Page { address, why };
     if flags & SHARED != 0 {
-        return Err(fail("is shared with the host, which QEMU does not heed"));
+        return Err(fail("is shared with the host, which no VMM heeds"));
     }
     if flags & LARGE != 0 {
         return Err(fail("is of 2 MiB: list its pages of 4096 bytes"));
@@ -242,7 +272,7 @@ fn registers<'a>(header: Header<'a>, file: &File<'a>) -> Result<Directive<'a>, I
     let read = exactly(header.content);
     let [low, high, mask, offset, vcpu] =
         read.ok_or_else(|| wrong("has another length than its type has"))?;
-    let data = file.data(offset, PAGE);
+    let data = file.data(offset, PAGE).and_then(<[u8]>::first_chunk);
     Ok(Directive::Registers {
         mask,
         address: wide(low, high),

@@ -1,9 +1,9 @@
 //! Why a file starts no SNP guest, or not the one that is meant.
 
-use super::super::{FirmwareError, LaunchDigest, VCPUS};
+use super::super::{FirmwareError, LaunchDigest, VCPUS, Vmm};
 use super::file::IGVM_BYTES;
 
-/// A file that is none, or that QEMU would not load as it is.
+/// A file that is none, or that the VMM would not load as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the members are what the text says")]
 pub enum IgvmError {
@@ -24,11 +24,15 @@ pub enum IgvmError {
     /// A header that cannot be.
     #[error("the IGVM file's header at byte {at} {why}")]
     Header { at: usize, why: &'static str },
-    /// A header that QEMU refuses, or that is newer than this.
+    /// A header that the VMM refuses, or that is newer than this.
     #[error(
-        "the IGVM file has a header {name} ({kind:#x}), with which QEMU starts no SNP guest: build it without"
+        "the IGVM file has a header {name} ({kind:#x}), with which {vmm} starts no SNP guest: build it without"
     )]
-    Unknown { kind: u32, name: &'static str },
+    Unknown {
+        kind: u32,
+        name: &'static str,
+        vmm: Vmm,
+    },
     /// A file for others.
     #[error("the IGVM file is for no SEV-SNP guest: build it for that platform")]
     Platform,
@@ -40,7 +44,7 @@ pub enum IgvmError {
         "the IGVM file has no guest policy, and QEMU would take 0, which starts no guest: build it with one"
     )]
     NoPolicy,
-    /// A page that cannot be, or is another one for QEMU.
+    /// A page that cannot be, or is another one for the VMM.
     #[error("the IGVM file has a page at {address:#x} that {why}")]
     Page { address: u64, why: &'static str },
     /// A parameter area that cannot be.
@@ -59,7 +63,7 @@ pub enum IgvmError {
         "the IGVM file promises the guest features {said:#x}, and {asked:#x} are asked for: give --guest-features {said:#x}"
     )]
     Features { said: u64, asked: u64 },
-    /// The kernel is not tied to the file.
+    /// The kernel is not tied to what starts.
     #[error("the IGVM file does not tie the kernel to the guest: {0}")]
     Kernel(&'static str),
     /// No firmware whose place of hashes could be known.

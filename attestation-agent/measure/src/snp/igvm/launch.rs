@@ -1,20 +1,24 @@
 //! The digest of a launch from a file.
 
-use super::super::chain::contents;
-use super::super::cpu::CpuModel;
-use super::super::vmsa::{BOOT_ADDRESS, page};
-use super::super::{GuestFeatures, KernelHashes, LaunchDigest, VCPUS};
-use super::{Igvm, IgvmError, registers};
+use std::borrow::Cow;
 
-/// All that decides the digest of a launch by QEMU, but the number of vCPUs.
+use super::super::chain::{Chain, contents};
+use super::super::cpu::CpuModel;
+use super::super::vmsa::{BOOT_ADDRESS, page, untouched};
+use super::super::{GuestFeatures, KernelHashes, LaunchDigest, PAGE, VCPUS, Vmm};
+use super::cloud_hypervisor::looks_here;
+use super::{Hashes, Igvm, IgvmError};
+
+/// All that decides the digest of a launch, but the number of vCPUs.
 #[derive(Debug, Clone, Copy)]
 pub struct IgvmLaunch<'a> {
     /// What starts.
     pub file: &'a Igvm,
-    /// What QEMU is given to boot, which the file has to tie to the guest: `None` where it is not given
-    /// one, or where the digest need not say anything of it.
+    /// What the VMM is given to boot. By QEMU the file has to tie it to the guest; `None` where it is not given
+    /// one, or where the digest need not say anything of it. Cloud Hypervisor writes its hashes into the guest;
+    /// `None` where it is not given one by `fw_cfg`.
     pub kernel: Option<&'a KernelHashes>,
-    /// The model of vCPUs whose registers are not in the file.
+    /// QEMU's model of vCPUs whose registers are not in the file. By Cloud Hypervisor it does not count.
     pub cpu: &'a CpuModel,
     /// What the guest is promised.
     pub features: GuestFeatures,
@@ -42,18 +46,14 @@ impl IgvmLaunch<'_> {
     /// # Errors
     /// As [`Self::digest`].
     pub fn digests(&self) -> Result<impl Iterator<Item = (u32, LaunchDigest)>, IgvmError> {
-        if let Some(kernel) = self.kernel {
-            self.file.ties(kernel)?;
-        }
+        let mut chain = self.file.chain(self.kernel)?;
         let asked = self.features.bits();
-        let said = registers::features(&self.file.registers).unwrap_or(asked);
+        let said = self.file.features.unwrap_or(asked);
         if said != asked {
             return Err(IgvmError::Features { said, asked });
         }
-        // Of a vCPU whose registers are not in the file QEMU knows nothing but its reset.
-        let reset = contents(&page(self.cpu.signature(), self.features, BOOT_ADDRESS));
+        let reset = contents(&self.reset());
         let file = self.file;
-        let mut chain = file.chain;
         let all = (0..VCPUS).map(move |vcpu| {
             let own = u16::try_from(vcpu).ok();
             let own = own.and_then(|vcpu| file.registers.get(&vcpu));
@@ -63,29 +63,81 @@ impl IgvmLaunch<'_> {
         let least = file.least_vcpus();
         Ok(all.skip_while(move |(vcpus, _)| *vcpus < least))
     }
+
+    /// The registers of a vCPU that the file has none for: QEMU knows nothing but its reset of it, and Cloud Hypervisor
+    /// leaves it as KVM has made it.
+    fn reset(&self) -> [u8; PAGE] {
+        match self.file.vmm {
+            Vmm::Qemu => page(self.cpu.signature(), self.features, BOOT_ADDRESS),
+            Vmm::CloudHypervisor => untouched(self.features),
+        }
+    }
 }
 
 impl Igvm {
-    /// Whether the guest boots this and nothing else: the firmware in the file finds the hashes where it
-    /// looks for them, and they are measured.
+    /// Whether the guest boots this and nothing else: by QEMU, when the firmware in the file finds the hashes where it
+    /// looks for them, and they are measured. Cloud Hypervisor puts them there, where the file leaves it the place;
+    /// whether somebody looks for them is asked with [`Self::looks_for_hashes`].
     ///
     /// # Errors
     /// [`IgvmError`] says what lacks.
     pub fn ties(&self, kernel: &KernelHashes) -> Result<(), IgvmError> {
-        let firmware = self.firmware.clone().map_err(IgvmError::Firmware)?;
+        match &self.hashes {
+            Hashes::File(page) => self.has(page.as_deref(), kernel),
+            Hashes::Written(Err(why)) => Err(IgvmError::Kernel(why)),
+            Hashes::Written(Ok(_)) => match self.firmware.as_ref().ok().and_then(looks_here) {
+                Some(false) => Err(IgvmError::Kernel(
+                    "the firmware in it looks for hashes elsewhere than at 0x10c00, where Cloud Hypervisor writes them: \
+                     build it from firmware that looks there",
+                )),
+                Some(true) | None => Ok(()),
+            },
+        }
+    }
+
+    /// Whether the firmware in the file says that it looks for hashes where this launch has them, so that it
+    /// boots nothing else. Code of another kind may do so and not say it.
+    #[must_use]
+    pub fn looks_for_hashes(&self) -> bool {
+        match &self.hashes {
+            Hashes::File(page) => page.is_some(),
+            Hashes::Written(_) => self.firmware.as_ref().ok().and_then(looks_here) == Some(true),
+        }
+    }
+
+    /// Whether the page of hashes in the file is of this kernel.
+    fn has(&self, page: Option<&[u8; PAGE]>, kernel: &KernelHashes) -> Result<(), IgvmError> {
+        let firmware = self.firmware.as_ref();
+        let firmware = firmware.map_err(|error| IgvmError::Firmware(error.clone()))?;
         let Some(offset) = firmware.hashes() else {
             return Err(IgvmError::Kernel(
                 "the firmware in it has no page for hashes (SNP_KERNEL_HASHES): build it from one for direct boot",
             ));
         };
-        match &self.hashes {
+        match page {
             None => Err(IgvmError::Kernel(
                 "the firmware's page for hashes is not in it, or not measured: build it with that page",
             )),
-            Some(page) if **page != kernel.page(offset) => Err(IgvmError::Kernel(
+            Some(page) if *page != kernel.page(offset) => Err(IgvmError::Kernel(
                 "its page of hashes is of another kernel, initramfs or command line: build it for this one",
             )),
             Some(_) => Ok(()),
         }
+    }
+
+    /// The launch before the vCPUs.
+    fn chain(&self, kernel: Option<&KernelHashes>) -> Result<Chain, IgvmError> {
+        let mut pages = Cow::Borrowed(&self.pages[..]);
+        if let Some(kernel) = kernel {
+            self.ties(kernel)?;
+            if let Hashes::Written(Ok(slot)) = &self.hashes {
+                pages = Cow::Owned(slot.filled(kernel, &self.pages));
+            }
+        }
+        let mut chain = Chain::new();
+        for page in pages.iter() {
+            chain.page(page.kind, page.address, &page.content);
+        }
+        Ok(chain)
     }
 }

@@ -1,17 +1,13 @@
-//! The directives in the order in which QEMU hands them to the security processor.
-//!
-//! That is the file's order, but for one thing: pages that follow each other are held back until one comes
-//! that does not, or the file ends, while the pages of a parameter area go at once. So an area in the
-//! file behind a run of pages is measured before them.
+//! What a file has for SEV-SNP, in its order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::chain::{Chain, LaunchDigest, PageKind, contents};
-use super::super::{Firmware, PAGE, SectionKind};
-use super::directive::{Directive, Page, PageType, Stage};
+use super::super::chain::{LaunchDigest, PageKind, contents};
+use super::super::{Firmware, FirmwareError, PAGE, Vmm};
+use super::Loaded;
+use super::directive::{Directive, Page, Stage};
 use super::error::IgvmError;
 use super::file::File;
-use super::{Igvm, registers};
 use crate::ovmf::FIRMWARE_BYTES;
 
 /// The number of the platform SEV-SNP.
@@ -25,25 +21,33 @@ const AREA_BYTES: u64 = 1024 * 1024;
 /// Parameter areas.
 const AREAS: usize = 64;
 /// Bytes of a page, as addresses are counted.
-const STEP: u64 = PAGE as u64;
+pub(super) const STEP: u64 = PAGE as u64;
 
-pub(super) fn load(file: &File<'_>) -> Result<Igvm, IgvmError> {
-    let mut stage = Stage::Platform;
-    let mut loader = Loader::default();
-    for header in file.headers() {
-        let header = header?;
-        let (of, directive) = Directive::read(header, file)?;
-        if of < stage {
-            let why = "stands behind one of a later part of the file";
-            return Err(IgvmError::Header { at: header.at, why });
-        }
-        stage = of;
-        loader.take(directive)?;
-        if of == Stage::Directive {
-            loader.index += 1;
-        }
-    }
-    loader.finish()
+/// A file's directives, each where it may be.
+#[derive(Default)]
+pub(super) struct Contents<'a> {
+    /// Guest policies.
+    pub(super) policies: Vec<u64>,
+    pub(super) memory: Vec<Memory<'a>>,
+    /// Registers of vCPUs: their address and the page.
+    pub(super) registers: BTreeMap<u16, (u64, &'a [u8; PAGE])>,
+    /// What an ID block lets start.
+    pub(super) signed: Option<LaunchDigest>,
+    /// The bits that stand for SEV-SNP.
+    mask: Option<u32>,
+    /// Which of the directives is at hand.
+    index: usize,
+    areas: BTreeMap<u32, Area>,
+    /// All addresses that have a page.
+    taken: BTreeSet<u64>,
+}
+
+/// A part of the guest's memory.
+pub(super) enum Memory<'a> {
+    /// A page, and its place among the directives.
+    Page(Page<'a>, usize),
+    /// What the host writes: where it begins and how long it is.
+    Area(u64, u64),
 }
 
 /// A parameter area.
@@ -52,35 +56,30 @@ struct Area {
     inserted: bool,
 }
 
-/// A page that was taken last, and its place in the file.
-struct Last<'a> {
-    page: Page<'a>,
-    index: usize,
+pub(super) fn read<'a>(file: &File<'a>, vmm: Vmm) -> Result<Contents<'a>, IgvmError> {
+    let mut stage = Stage::Platform;
+    let mut all = Contents::default();
+    for header in file.headers() {
+        let header = header?;
+        let (of, directive) = Directive::read(header, file, vmm)?;
+        if of < stage {
+            let why = "stands behind one of a later part of the file";
+            return Err(IgvmError::Header { at: header.at, why });
+        }
+        stage = of;
+        all.take(directive)?;
+        if of == Stage::Directive {
+            all.index += 1;
+        }
+    }
+    match (all.mask, all.memory.is_empty()) {
+        (None, _) => Err(IgvmError::Platform),
+        (Some(_), true) => Err(IgvmError::Empty),
+        (Some(_), false) => Ok(all),
+    }
 }
 
-#[derive(Default)]
-struct Loader<'a> {
-    /// The bits that stand for SEV-SNP.
-    mask: Option<u32>,
-    policy: Option<u64>,
-    signed: Option<LaunchDigest>,
-    chain: Option<Chain>,
-    /// Which of the directives is at hand.
-    index: usize,
-    /// Pages that are held back.
-    held: Vec<(PageKind, u64, [u8; 48])>,
-    last: Option<Last<'a>>,
-    areas: BTreeMap<u32, Area>,
-    registers: BTreeMap<u16, Box<[u8; PAGE]>>,
-    /// All addresses that have a page.
-    taken: BTreeSet<u64>,
-    /// The content of pages that are measured with it.
-    measured: BTreeMap<u64, Option<&'a [u8]>>,
-    /// The digest of zeros.
-    zeros: Option<[u8; 48]>,
-}
-
-impl<'a> Loader<'a> {
+impl<'a> Contents<'a> {
     #[expect(
         clippy::needless_pass_by_value,
         reason = "each directive is loaded once"
@@ -90,9 +89,8 @@ impl<'a> Loader<'a> {
             Directive::Platform { mask, kind } if kind == SNP => self.platform(mask),
             Directive::Platform { .. } | Directive::Memory => Ok(()),
             Directive::Policy { mask, policy } => {
-                // QEMU takes the last.
                 if self.is_for_snp(mask)? {
-                    self.policy = Some(policy);
+                    self.policies.push(policy);
                 }
                 Ok(())
             }
@@ -143,56 +141,12 @@ impl<'a> Loader<'a> {
 
     fn page(&mut self, page: Page<'a>) -> Result<(), IgvmError> {
         self.claim(page.address)?;
-        if !self.continues(&page) {
-            self.release();
-        }
-        let (kind, content) = match (page.kind, page.unmeasured) {
-            (PageType::Normal, false) => {
-                self.measured.insert(page.address, page.data);
-                (PageKind::Normal, self.content(page.data))
-            }
-            (PageType::Normal, true) => (PageKind::Unmeasured, [0; 48]),
-            (PageType::Secrets, _) => (PageKind::Secrets, [0; 48]),
-            (PageType::Cpuid | PageType::CpuidXf, _) => (PageKind::Cpuid, [0; 48]),
-        };
-        self.held.push((kind, page.address, content));
-        let index = self.index;
-        self.last = Some(Last { page, index });
+        self.memory.push(Memory::Page(page, self.index));
         Ok(())
     }
 
-    /// Whether it goes on where the last page was, in the file and in memory, and is as that was.
-    fn continues(&self, page: &Page<'_>) -> bool {
-        self.last.as_ref().is_some_and(|last| {
-            let Last {
-                page: before,
-                index,
-            } = last;
-            before.address.checked_add(STEP) == Some(page.address)
-                && index + 1 == self.index
-                && (before.kind, before.unmeasured, before.mask)
-                    == (page.kind, page.unmeasured, page.mask)
-                && before.data.is_some() == page.data.is_some()
-        })
-    }
-
-    /// Measures what was held back.
-    fn release(&mut self) {
-        let chain = self.chain.get_or_insert(Chain::new());
-        for (kind, address, content) in self.held.drain(..) {
-            chain.page(kind, address, &content);
-        }
-    }
-
-    fn content(&mut self, data: Option<&[u8]>) -> [u8; 48] {
-        match data {
-            Some(data) => contents(data),
-            None => *self.zeros.get_or_insert_with(|| contents(&[0; PAGE])),
-        }
-    }
-
     /// The security processor takes no page twice.
-    fn claim(&mut self, address: u64) -> Result<(), IgvmError> {
+    pub(super) fn claim(&mut self, address: u64) -> Result<(), IgvmError> {
         let why = if !address.is_multiple_of(STEP) {
             "does not begin where pages do"
         } else if address >= ADDRESSES {
@@ -203,6 +157,11 @@ impl<'a> Loader<'a> {
             return Ok(());
         };
         Err(IgvmError::Page { address, why })
+    }
+
+    /// Whether something is at this page.
+    pub(super) fn is_taken(&self, address: u64) -> bool {
+        self.taken.contains(&address)
     }
 
     fn area(&mut self, index: u32, bytes: u64) -> Result<(), IgvmError> {
@@ -232,7 +191,6 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The host chooses what is in the pages, so that they are not measured, but for where they are.
     fn insert(&mut self, index: u32, address: u64) -> Result<(), IgvmError> {
         let fail = |why| Err(IgvmError::Area { index, why });
         let bytes = match self.areas.get_mut(&index) {
@@ -250,16 +208,13 @@ impl<'a> Loader<'a> {
                 why: "lies beyond all memory",
             })?;
             self.claim(page)?;
-            let chain = self.chain.get_or_insert(Chain::new());
-            chain.page(PageKind::Unmeasured, page, &[0; 48]);
         }
+        self.memory.push(Memory::Area(address, bytes));
         Ok(())
     }
 
-    fn vcpu(&mut self, vcpu: u16, address: u64, data: &[u8]) -> Result<(), IgvmError> {
-        let read = registers::read(address, data);
-        let read = read.map_err(|why| IgvmError::Registers { vcpu, why })?;
-        if self.registers.insert(vcpu, read).is_some() {
+    fn vcpu(&mut self, vcpu: u16, address: u64, data: &'a [u8; PAGE]) -> Result<(), IgvmError> {
+        if self.registers.insert(vcpu, (address, data)).is_some() {
             let why = "are there twice";
             return Err(IgvmError::Registers { vcpu, why });
         }
@@ -273,37 +228,45 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Igvm, IgvmError> {
-        self.release();
-        let policy = self.policy;
-        let chain = self.chain.filter(|_| !self.taken.is_empty());
-        let (Some(_), Some(chain)) = (self.mask, chain) else {
-            return Err(match self.mask {
-                None => IgvmError::Platform,
-                Some(_) => IgvmError::Empty,
-            });
-        };
-        registers::same_features(&self.registers)?;
-        let firmware = Firmware::parse(&image(&self.measured));
-        let hashes = firmware.as_ref().ok().and_then(|firmware| {
-            let mut sections = firmware.sections().iter();
-            let section = sections.find(|section| section.kind == SectionKind::KernelHashes)?;
-            let page = (*self.measured.get(&section.address)?)?;
-            Some(Box::new(*page.first_chunk()?))
+    /// The pages that are measured with their content, by their addresses.
+    pub(super) fn measured(&self) -> BTreeMap<u64, Option<&'a [u8]>> {
+        let pages = self.memory.iter().filter_map(|memory| match memory {
+            Memory::Page(page, _) if page.is_measured() => Some((page.address, page.data)),
+            Memory::Page(..) | Memory::Area(..) => None,
         });
-        Ok(Igvm {
-            policy: policy.ok_or(IgvmError::NoPolicy)?,
-            signed: self.signed,
-            chain,
-            registers: self.registers,
-            firmware,
-            hashes,
-        })
+        pages.collect()
     }
 }
 
-/// The measured pages right below 4 GiB, as far down as there are some.
-fn image(measured: &BTreeMap<u64, Option<&[u8]>>) -> Vec<u8> {
+/// The pages of an area: the host chooses what is in them, so that only their places are measured.
+pub(super) fn area(address: u64, bytes: u64) -> impl Iterator<Item = Loaded> {
+    let pages = (0..bytes).step_by(PAGE);
+    pages.map(move |step| Loaded::bare(PageKind::Unmeasured, address + step))
+}
+
+impl Loaded {
+    /// A page whose content does not count.
+    pub(super) const fn bare(kind: PageKind, address: u64) -> Self {
+        let content = [0; 48];
+        Self {
+            kind,
+            address,
+            content,
+        }
+    }
+
+    /// A page with this content.
+    pub(super) fn normal(address: u64, content: &[u8]) -> Self {
+        Self {
+            kind: PageKind::Normal,
+            address,
+            content: contents(content),
+        }
+    }
+}
+
+/// The firmware: the measured pages right below 4 GiB, as far down as there are some.
+pub(super) fn firmware(measured: &BTreeMap<u64, Option<&[u8]>>) -> Result<Firmware, FirmwareError> {
     let lowest = END - FIRMWARE_BYTES as u64;
     let below = measured.range(lowest..END).rev();
     let places = std::iter::successors(Some(END - STEP), |place| place.checked_sub(STEP));
@@ -316,5 +279,5 @@ fn image(measured: &BTreeMap<u64, Option<&[u8]>>) -> Vec<u8> {
     for page in pages.into_iter().rev() {
         image.extend_from_slice(page.unwrap_or(&[0; PAGE]));
     }
-    image
+    Firmware::parse(&image)
 }
