@@ -12,6 +12,7 @@ mod snp_firmware;
 mod snp_igvm;
 mod snp_peer;
 mod snp_vectors;
+mod tdx_boot;
 mod tdx_explain;
 mod tdx_firmware;
 mod tdx_launch;
