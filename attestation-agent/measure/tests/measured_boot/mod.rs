@@ -190,6 +190,16 @@ fn printed(console: &str, name: &str) -> Option<Vec<u8>> {
     bytes.collect()
 }
 
+/// Firmware of this name, of the newest release that `.ci/setup` keeps; nothing where tests may be skipped.
+pub(crate) fn kept_firmware(name: &str) -> Option<Vec<u8>> {
+    let path = Platform::newest().firmware.with_file_name(name);
+    let found = fs::read(&path).ok();
+    if found.is_none() {
+        support::skip(&format!("needs {}; `.ci/setup` fetches it", path.display()));
+    }
+    found
+}
+
 /// A process that ends with its owner.
 struct Ended(Child);
 

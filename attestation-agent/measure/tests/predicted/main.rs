@@ -16,4 +16,5 @@ mod tdx_boot;
 mod tdx_explain;
 mod tdx_firmware;
 mod tdx_launch;
+mod tdx_real;
 mod tdx_recorded;
