@@ -1,7 +1,7 @@
-//! A guest that a real QEMU boots with real OVMF and a software TPM, and the log that firmware and kernel
-//! wrote meanwhile. On a TD the same events extend RTMRs in place of PCRs.
+//! A guest that a real QEMU boots with real OVMF and a software TPM, the log that firmware and kernel wrote
+//! meanwhile, and the files that make the ACPI tables. On a TD the same events extend RTMRs in place of PCRs.
 //!
-//! Its kernel is the guest image's; its initramfs has one program, which prints the log.
+//! Its kernel is the guest image's; its initramfs has one program, which prints the log and the files.
 
 use std::{
     fs,
@@ -13,20 +13,34 @@ use std::{
 };
 
 use evidence::eventlog::{DigestAlgorithm, EventKind, EventLog};
+use measure::tdx::Acpi;
+use support::product;
 
 pub(crate) const COMMAND_LINE: &str =
     "console=ttyS0 reboot=t panic=-1 quiet cryptomgr.notests no_timer_check mitigations=off";
 /// 512 MiB.
 pub(crate) const MEMORY: u64 = 512 << 20;
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSYBOX: &str = "/bin/busybox";
+/// The kernel's driver for fw_cfg, among its modules where it is one.
+const FW_CFG: &str = "modules/drivers/firmware/qemu_fw_cfg.ko.xz";
+/// The list of the tables' files, in fw_cfg.
+const LOADER: &str = "etc/table-loader";
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox mount -t securityfs securityfs /sys/kernel/security
 exec >/dev/ttyS0 2>&1
-echo LOG BEGINS
-/bin/busybox od -An -v -tx1 /sys/kernel/security/tpm0/binary_bios_measurements
-echo LOG ENDS
+[ ! -e /fw_cfg.ko ] || /bin/busybox insmod /fw_cfg.ko
+show() {
+    echo $1 BEGINS
+    /bin/busybox od -An -v -tx1 $2
+    echo $1 ENDS
+}
+show log /sys/kernel/security/tpm0/binary_bios_measurements
+for name in etc/table-loader etc/acpi/rsdp etc/acpi/tables etc/tpm/log; do
+    show $name /sys/firmware/qemu_fw_cfg/by_name/$name/raw
+done
 /bin/busybox reboot -f
 ";
 
@@ -34,6 +48,18 @@ echo LOG ENDS
 pub(crate) struct Platform {
     pub(crate) qemu: PathBuf,
     pub(crate) firmware: PathBuf,
+    /// Whether this firmware measures ACPI tables, as edk2 does since stable202302.
+    pub(crate) measures_acpi: bool,
+    /// Whether it measures SMBIOS' tables, as edk2 does since stable202505.
+    pub(crate) measures_smbios: bool,
+}
+
+/// What a boot leaves.
+pub(crate) struct Boot {
+    pub(crate) log: Vec<Logged>,
+    /// `etc/table-loader` as the guest has it in fw_cfg, and the files that it asks for, in its order.
+    pub(crate) loader: Vec<u8>,
+    pub(crate) files: Vec<(String, Vec<u8>)>,
 }
 
 /// An event: the register as logs of TDs count, its kind, and the SHA-384 digest.
@@ -50,15 +76,28 @@ impl Platform {
         Self {
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             firmware: "/usr/share/ovmf/OVMF.fd".into(),
+            measures_acpi: false,
+            measures_smbios: false,
         }
     }
 
-    /// The newest, which `.ci/setup` keeps.
+    /// Debian 13's, which `.ci/setup` keeps.
+    pub(crate) fn next() -> Self {
+        Self::kept("trixie", false)
+    }
+
+    /// The newest, which it keeps as well.
     pub(crate) fn newest() -> Self {
-        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/qemu/testing");
+        Self::kept("testing", true)
+    }
+
+    fn kept(suite: &str, measures_smbios: bool) -> Self {
+        let kept = product::top().join(".cache/qemu").join(suite);
         Self {
             qemu: kept.join("qemu-system-x86_64"),
             firmware: kept.join("root/usr/share/ovmf/OVMF.fd"),
+            measures_acpi: true,
+            measures_smbios,
         }
     }
 
@@ -80,8 +119,8 @@ impl Platform {
         Some(text)
     }
 
-    /// Boots, and gives the events of the log.
-    pub(crate) fn boot(&self, kernel: &Path, initramfs: &[u8]) -> Vec<Logged> {
+    /// Boots, and gives what that leaves.
+    pub(crate) fn boot(&self, kernel: &Path, initramfs: &[u8]) -> Boot {
         let dir = tempfile::tempdir().unwrap();
         let initrd = dir.path().join("initrd");
         fs::write(&initrd, initramfs).unwrap();
@@ -121,8 +160,44 @@ impl Platform {
         drop(tpm);
         let console = String::from_utf8_lossy(&output.stdout).into_owned();
         let told = String::from_utf8_lossy(&output.stderr);
-        events(&console).unwrap_or_else(|| panic!("no log on the console: {console}{told}"))
+        Boot::of(&console).unwrap_or_else(|| panic!("not all is on the console: {console}{told}"))
     }
+}
+
+impl Boot {
+    /// What the guest printed.
+    fn of(console: &str) -> Option<Self> {
+        let loader = printed(console, LOADER)?;
+        let asked = Acpi::asked(&loader).unwrap();
+        let files = asked
+            .into_iter()
+            .map(|name| printed(console, &name).map(|file| (name, file)));
+        Some(Self {
+            log: events(&printed(console, "log")?)?,
+            files: files.collect::<Option<_>>()?,
+            loader,
+        })
+    }
+}
+
+/// The bytes between the two lines of this name.
+fn printed(console: &str, name: &str) -> Option<Vec<u8>> {
+    let (_, rest) = console.split_once(&format!("{name} BEGINS"))?;
+    let (text, _) = rest.split_once(&format!("{name} ENDS"))?;
+    let bytes = text
+        .split_ascii_whitespace()
+        .map(|byte| u8::from_str_radix(byte, 16).ok());
+    bytes.collect()
+}
+
+/// Firmware of this name, of the newest release that `.ci/setup` keeps; nothing where tests may be skipped.
+pub(crate) fn kept_firmware(name: &str) -> Option<Vec<u8>> {
+    let path = Platform::newest().firmware.with_file_name(name);
+    let found = fs::read(&path).ok();
+    if found.is_none() {
+        support::skip(&format!("needs {}; `.ci/setup` fetches it", path.display()));
+    }
+    found
 }
 
 /// A process that ends with its owner.
@@ -152,15 +227,9 @@ fn tpm(dir: &Path, socket: &Path) -> Child {
     child
 }
 
-/// The events of the log between the two lines of a console.
-fn events(console: &str) -> Option<Vec<Logged>> {
-    let (_, rest) = console.split_once("LOG BEGINS")?;
-    let (text, _) = rest.split_once("LOG ENDS")?;
-    let bytes = text
-        .split_ascii_whitespace()
-        .map(|byte| u8::from_str_radix(byte, 16).ok());
-    let bytes: Vec<u8> = bytes.collect::<Option<_>>()?;
-    let log = EventLog::parse(&bytes).unwrap();
+/// The events of a log.
+fn events(bytes: &[u8]) -> Option<Vec<Logged>> {
+    let log = EventLog::parse(bytes).unwrap();
     let logged = log.events().iter().map(|event| {
         let mut digests = event.digests.iter();
         let digest = digests.find(|digest| digest.algorithm == DigestAlgorithm::Sha384);
@@ -173,10 +242,8 @@ fn events(console: &str) -> Option<Vec<Logged>> {
     logged.collect()
 }
 
-const BUSYBOX: &str = "/bin/busybox";
-
-/// An initramfs whose program prints the log.
-pub(crate) fn initramfs() -> Vec<u8> {
+/// An initramfs for this kernel, whose program prints log and files.
+pub(crate) fn initramfs(kernel: &[u8]) -> Vec<u8> {
     let busybox = fs::read(BUSYBOX).unwrap();
     let mut archive = Vec::new();
     for name in ["bin", "dev", "sys"] {
@@ -184,8 +251,24 @@ pub(crate) fn initramfs() -> Vec<u8> {
     }
     entry(&mut archive, "bin/busybox", 0o100_755, &busybox);
     entry(&mut archive, "init", 0o100_755, INIT.as_bytes());
+    if let Some(module) = module(kernel) {
+        entry(&mut archive, "fw_cfg.ko", 0o100_644, &module);
+    }
     entry(&mut archive, "TRAILER!!!", 0, b"");
     archive
+}
+
+/// The driver for fw_cfg of this kernel, from the directory that the kernel was taken from; none where it is
+/// built in.
+fn module(kernel: &[u8]) -> Option<Vec<u8>> {
+    let kernels = fs::read_dir(product::top().join(".cache/guest-kernel")).ok()?;
+    let mut places = kernels.flatten().map(|place| place.path());
+    let place = places.find(|it| fs::read(it.join("vmlinuz")).is_ok_and(|it| it == kernel))?;
+    let packed = fs::File::open(place.join(FW_CFG)).ok()?;
+    let mut unpack = Command::new("xz");
+    let unpacked = unpack.arg("-dc").stdin(packed).output().unwrap();
+    assert!(unpacked.status.success(), "{unpacked:?}");
+    Some(unpacked.stdout)
 }
 
 /// One file of an archive (cpio's `newc`).

@@ -1,15 +1,12 @@
 //! Launches of TDs: what of kernel, memory and Secure Boot decides which register.
 
-use crate::measured_boot::{COMMAND_LINE, Logged, MEMORY, Platform, initramfs};
 use crate::tdvf;
 
-use evidence::eventlog::EventKind;
 use measure::tdx::{
     Dialect, Firmware, KernelForm, LaunchError, Memory, Origin, SecureBoot, Vmm, authenticode,
     is_signed,
 };
 use sha2::{Digest, Sha384};
-use support::product;
 use tdvf::{GLOBAL, SECURITY, entry, image, kernel, launch, loader, sections, small, store};
 
 #[test]
@@ -167,88 +164,4 @@ fn keys_in_the_firmwares_image_count() {
         let said = rtmr0(&broken).unwrap_err().to_string();
         assert!(said.contains(part), "{at:#x}: {said}");
     }
-}
-
-/// What only a TD has: the list of memory and the variables' section are measured by its own code, and the
-/// tables are QEMU's.
-fn is_of_a_td(origin: &Origin) -> bool {
-    matches!(
-        origin,
-        Origin::TdHob | Origin::Variables | Origin::Acpi(_) | Origin::FwCfg(_)
-    )
-}
-
-/// The register of a TD in which the events of a PCR are (edk2's `MapPcrToMrIndex`); none for PCR 0, whose
-/// events are of code that is in MRTD.
-fn index_of(pcr: u32) -> Option<u32> {
-    match pcr {
-        1 | 7 => Some(1),
-        2..=6 => Some(2),
-        8..=15 => Some(3),
-        _ => None,
-    }
-}
-
-fn boots_as_predicted(platform: &Platform, dialect: &Dialect, form: KernelForm, sb: SecureBoot) {
-    let path = product::guest_dir().join("vmlinuz");
-    if let Some(lacks) = platform.lacks(&path) {
-        eprintln!("skipped: {lacks}");
-        return;
-    }
-    let (kernel, initramfs) = (std::fs::read(&path).unwrap(), initramfs());
-    let image = std::fs::read(&platform.firmware).unwrap();
-    let firmware = Firmware::parse(&image, Vmm::Qemu).unwrap();
-    let loader = loader();
-    let mut launch = launch(&firmware, dialect, &loader, &kernel);
-    launch.memory = Memory::new(MEMORY).unwrap();
-    launch.kernel_form = form;
-    launch.secure_boot = sb;
-    launch.initramfs = Some(&initramfs);
-    launch.command_line = COMMAND_LINE;
-    let predicted = launch.predict().unwrap().events;
-    let predicted: Vec<_> = predicted
-        .iter()
-        .filter(|event| !is_of_a_td(&event.origin))
-        .collect();
-
-    let logged = platform.boot(&path, &initramfs);
-    // Where a TD draws one line, a TPM gets one in each of PCR 0 to 6.
-    let is_line = |event: &Logged| event.kind == EventKind::Separator && event.pcr < 7;
-    assert_eq!(logged.iter().filter(|event| is_line(event)).count(), 7);
-    let is_tables = |event: &Logged| {
-        let tables = [EventKind::PlatformConfigFlags, EventKind::EfiHandoffTables];
-        event.pcr == 1 && tables.contains(&event.kind)
-    };
-    let is_other = |event: &&Logged| index_of(event.pcr).is_some() && !is_line(event);
-    let logged: Vec<_> = logged
-        .iter()
-        .filter(is_other)
-        .filter(|it| !is_tables(it))
-        .collect();
-    let line = predicted
-        .iter()
-        .rposition(|it| it.kind == EventKind::Separator)
-        .unwrap();
-    let expected = predicted.iter().enumerate().filter(|(at, _)| *at != line);
-    let expected: Vec<_> = expected.map(|(_, event)| event).collect();
-    for (event, found) in expected.iter().zip(&logged) {
-        let said = format!("{}: {event:?} {found:?}", event.origin);
-        assert_eq!(event.digest, found.digest, "{said}");
-        assert_eq!(Some(event.index), index_of(found.pcr), "{said}");
-    }
-    assert_eq!(expected.len(), logged.len(), "{logged:#?}");
-}
-
-#[test]
-fn the_log_of_a_real_boot_is_the_predicted_one_event_by_event() {
-    let dialect = Dialect::edk2_2023();
-    let form = KernelForm::Patched;
-    boots_as_predicted(&Platform::installed(), &dialect, form, SecureBoot::Off);
-}
-
-#[test]
-fn so_is_that_of_the_newest_firmware_and_qemu() {
-    let dialect = Dialect::edk2_202508();
-    let form = KernelForm::AsInFile;
-    boots_as_predicted(&Platform::newest(), &dialect, form, SecureBoot::Absent);
 }
