@@ -329,7 +329,7 @@ fn what_cannot_be_predicted_is_refused_with_the_fix() {
         (&["--vcpus", "2"][..], "cannot be used with"),
         (&["--guest-features", "0x1"], "cannot be used with"),
         (&["--id-key", "vmlinuz"], "cannot be used with"),
-        (&["--vmm", "cloud-hypervisor"], "launch with QEMU"),
+        (&["--vmm", "cloud-hypervisor"], "launch TDs with QEMU"),
         (&["--secure-boot", "on"], "authority"),
         (&["--authority", &"00".repeat(48)], "--secure-boot on"),
         (&["--xfam", "e7"], "16 hex digits"),

@@ -69,16 +69,10 @@ fn put(page: &mut [u8], at: usize, value: u64, bytes: usize) {
 /// What KVM makes of a vCPU that nobody touches: segments that were not used, and no processor known.
 fn untouched() -> Vec<u8> {
     let mut page = reset(0x600);
-    for (segment, attributes) in [
-        (0x00, 0x92),
-        (0x10, 0x9a),
-        (0x20, 0x92),
-        (0x30, 0x92),
-        (0x40, 0x92),
-        (0x50, 0x92),
-        (0x90, 0x83),
-    ] {
-        put(&mut page, segment + 2, attributes, 2);
+    put(&mut page, 0x12, 0x9a, 2);
+    put(&mut page, 0x92, 0x83, 2);
+    for data in [0x00, 0x20, 0x30, 0x40, 0x50] {
+        put(&mut page, data + 2, 0x92, 2);
     }
     page
 }
@@ -136,16 +130,6 @@ fn pages_are_measured_in_the_files_order_and_vcpus_last() {
         assert_eq!(digest(&file, None, count), Ok(expected));
         vcpus.push(untouched());
     }
-    // QEMU measures zeros, and the area before the run of pages in front of it.
-    builder = Builder::snp(POLICY);
-    builder.page(0x2000, 0, 0, None);
-    let qemu = Igvm::parse(&builder.file(), Vmm::Qemu).unwrap();
-    let ours = parse(&builder).unwrap();
-    assert_ne!(digest(&qemu, None, 1), digest(&ours, None, 1));
-    assert_eq!(
-        digest(&ours, None, 1),
-        Ok(chained(&[(ZERO, 0x2000, NOTHING)], &[untouched()]))
-    );
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Igvm {
     pub fn parse(bytes: &[u8], vmm: Vmm) -> Result<Self, IgvmError> {
         let contents = load::read(&file::File::parse(bytes)?, vmm)?;
         match vmm {
-            Vmm::Qemu => qemu::load(contents),
+            Vmm::Qemu => qemu::load(&contents),
             Vmm::CloudHypervisor => cloud_hypervisor::load(contents),
         }
     }

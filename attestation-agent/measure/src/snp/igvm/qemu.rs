@@ -14,7 +14,7 @@ use super::error::IgvmError;
 use super::load::{Contents, Memory, STEP, area, firmware};
 use super::{Hashes, Igvm, Loaded, registers};
 
-pub(super) fn load(contents: Contents<'_>) -> Result<Igvm, IgvmError> {
+pub(super) fn load(contents: &Contents<'_>) -> Result<Igvm, IgvmError> {
     let registers = registers::of_file(&contents.registers)?;
     // QEMU takes the last.
     let policy = contents.policies.last().copied();
