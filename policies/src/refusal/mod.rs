@@ -35,6 +35,8 @@ use crate::engine::PolicyError;
 
 /// The time that one line may take; what is not found by then is not told.
 const TIME: Duration = Duration::from_secs(3);
+/// The time that one question to the interpreter may take, in which it fills tens of MiB at most.
+const QUESTION_TIME: Duration = Duration::from_millis(500);
 /// Rules within one another that are looked into.
 const DEPTH: usize = 24;
 /// Definitions of one rule that are looked into.
@@ -101,7 +103,7 @@ impl Search {
     fn new(mut engine: Engine, package: &str, input: Value) -> Self {
         engine.set_input(input.clone());
         engine.set_execution_timer_config(ExecutionTimerConfig {
-            limit: TIME,
+            limit: QUESTION_TIME,
             check_interval: STEPS_PER_LOOK,
         });
         let mut rules = BTreeMap::<String, Vec<_>>::new();
