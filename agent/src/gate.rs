@@ -168,6 +168,8 @@ pub struct Gate {
     /// Whoever replaces it.
     turn: tokio::sync::Mutex<()>,
     is_confidential: bool,
+    /// Nothing is kept from the host, which may as well be told why it is refused.
+    tells_why: bool,
 }
 
 impl Gate {
@@ -192,6 +194,7 @@ impl Gate {
             replaced: AtomicU64::new(0),
             turn: tokio::sync::Mutex::default(),
             is_confidential: tee.is_some(),
+            tells_why: tee.is_none_or(|tee| !tee.is_hardware()),
         })
     }
 
@@ -203,8 +206,8 @@ impl Gate {
 
     /// Asks the policy about output. A refusal hides the output and stops no process.
     pub fn admit_read(&self, request: agent::ReadStreamRequest) -> Output {
-        match self.admit(request.clone()) {
-            Ok(request) => Output::Shown(request),
+        match self.decide(agent::ReadStreamRequest::RULE, request.input()) {
+            Ok(()) => Output::Shown(Allowed { request }),
             Err(_) => Output::Hidden(Drain { request }),
         }
     }
@@ -256,17 +259,19 @@ impl Gate {
             len: u32::try_from(limit::STREAM_CHUNK).unwrap_or(u32::MAX),
             ..Default::default()
         };
-        self.admit(request).map(drop)
+        let rule = agent::ReadStreamRequest::RULE;
+        self.decide(rule, request.input())
+            .map_err(|why| blocked(rule, why))
     }
 
     /// Asks the policy.
     ///
     /// # Errors
     ///
-    /// [`ErrorCode::PolicyDenied`]. What the policy printed is the owner's and stays here: the
-    /// host learns only which request it was.
+    /// [`ErrorCode::PolicyDenied`]. What the policy printed is the owner's and stays here: the host of a guest in
+    /// a hardware TEE learns only which request it was. That of any other guest is told why, in one line.
     pub fn admit<R: Gated>(&self, request: R) -> Result<Allowed<R>, GuestError> {
-        self.ask(R::RULE, request.input())?;
+        self.ask(R::RULE, || request.input())?;
         Ok(Allowed { request })
     }
 
@@ -284,7 +289,7 @@ impl Gate {
     ) -> Result<Allowed<PutContentRequest>, GuestError> {
         let rule = agent::CopyFileRequest::RULE;
         for entry in content::entries(&request, place, new) {
-            self.ask(rule, entry.input())?;
+            self.ask(rule, || entry.input())?;
         }
         Ok(Allowed { request })
     }
@@ -305,21 +310,40 @@ impl Gate {
         if !has_rule && is_usual {
             return Ok(());
         }
-        self.ask(rule, Ok(input))
+        self.ask(rule, || Ok(input.clone()))
     }
 
-    fn ask(&self, rule: &str, input: Result<Value, serde_json::Error>) -> Result<(), GuestError> {
-        let blocked = |why: &str| {
-            let message = format!("{rule} is blocked by policy{why}");
-            GuestError::new(ErrorCode::PolicyDenied, PHASE, message)
+    fn ask(
+        &self,
+        rule: &str,
+        input: impl Fn() -> Result<Value, serde_json::Error>,
+    ) -> Result<(), GuestError> {
+        let Err(why) = self.decide(rule, input()) else {
+            return Ok(());
         };
-        let input = input.map_err(|_| blocked(": it has no JSON form"))?;
-        let policy = self.policy();
-        let decision = policy
+        let line = match input() {
+            Ok(input) if self.tells_why => self.policy().explain(rule, input),
+            Ok(_) | Err(_) => None,
+        };
+        Err(blocked(
+            rule,
+            &line.map_or(why.to_owned(), |line| format!(": {line}")),
+        ))
+    }
+
+    /// Why not, as far as every host may know it.
+    fn decide(
+        &self,
+        rule: &str,
+        input: Result<Value, serde_json::Error>,
+    ) -> Result<(), &'static str> {
+        let input = input.map_err(|_| ": it has no JSON form")?;
+        let decision = self
+            .policy()
             .decide(rule, input)
-            .map_err(|_| blocked(": the rule cannot be evaluated; test it with the same input"))?;
+            .map_err(|_| ": the rule cannot be evaluated; test it with the same input")?;
         if !decision.allowed {
-            return Err(blocked(""));
+            return Err("");
         }
         if decision.forced {
             tracing::warn!(
@@ -355,6 +379,11 @@ impl Gate {
     fn policy(&self) -> Arc<AgentPolicy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn blocked(rule: &str, why: &str) -> GuestError {
+    let message = format!("{rule} is blocked by policy{why}");
+    GuestError::new(ErrorCode::PolicyDenied, PHASE, message)
 }
 
 #[cfg(test)]
@@ -482,13 +511,52 @@ mod tests {
             .Process
             .mut_or_insert_default()
             .Args = vec!["false".into()];
-        let error = gate.admit(request).unwrap_err();
-        assert_eq!(error.message, "CreateContainerRequest is blocked by policy");
+        assert_eq!(code(gate.admit(request.clone())), ErrorCode::PolicyDenied);
         // A rule that is not there denies.
         assert_eq!(
             code(gate.admit(StartContainerRequest::new())),
             ErrorCode::PolicyDenied
         );
+    }
+
+    #[test]
+    fn the_host_learns_why_only_where_nothing_is_kept_from_it() {
+        let rego = "package agent_policy\n\
+            import rego.v1\n\
+            default StartContainerRequest := false\n\
+            StartContainerRequest if input.container_id == \"web\"\n\
+            SignalProcessRequest if count(input.signal) == 0\n";
+        let told = |tee, request: &StartContainerRequest| {
+            let gate = Gate::new(tee, Some(rego)).unwrap();
+            let fails = gate.admit(agent::SignalProcessRequest::new()).unwrap_err();
+            (
+                gate.admit(request.clone()).unwrap_err().message,
+                fails.message,
+            )
+        };
+        let mut request = StartContainerRequest::new();
+        request.container_id = "db".into();
+        for tee in [Some(Tee::Snp), Some(Tee::Tdx)] {
+            let (refused, fails) = told(tee, &request);
+            assert_eq!(refused, "StartContainerRequest is blocked by policy");
+            assert_eq!(
+                fails,
+                "SignalProcessRequest is blocked by policy: the rule cannot be evaluated; test it with the same input"
+            );
+        }
+        let soft = [Some(Tee::Sample), Some(Tee::SimSnp), Some(Tee::SimTdx)];
+        for tee in [None].into_iter().chain(soft) {
+            let (refused, fails) = told(tee, &request);
+            assert_eq!(
+                refused,
+                "StartContainerRequest is blocked by policy: StartContainerRequest (line 4): \
+                 input.container_id == \"web\"; input.container_id is \"db\""
+            );
+            assert!(
+                fails.contains("blocked by policy: the evaluation fails in line 5"),
+                "{fails}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -12,7 +12,10 @@ use regorus::Engine;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::engine::{PolicyError, compile, declares, to_json, value_of};
+use crate::{
+    engine::{PolicyError, compile, declares, to_json, value_of},
+    refusal,
+};
 
 const PACKAGE: &str = "agent_policy";
 const ALLOW_FAILURES: &str = "AllowRequestsFailingPolicy";
@@ -122,6 +125,28 @@ impl AgentPolicy {
         Ok(self.conclude(verdict))
     }
 
+    /// Why the rule does not allow a request, with what the policy remembers now, as one line: the innermost
+    /// rule that fails, its line in the policy, the statement, and what stands in the request where it looks.
+    ///
+    /// `None` where it is allowed. The line quotes the policy and the request: it is for the owner. It takes many
+    /// times as long as the decision.
+    #[must_use]
+    pub fn explain(&self, endpoint: &str, input: Value) -> Option<String> {
+        let input = regorus::Value::from(input);
+        let mut now = {
+            let now = self.lock();
+            Generation {
+                number: now.number,
+                engine: now.engine.clone(),
+            }
+        };
+        match now.decide(endpoint, input.clone()) {
+            Ok(true) => None,
+            Ok(false) => Some(refusal::explain(now.engine, PACKAGE, endpoint, input)),
+            Err(error) => Some(refusal::error(&error)),
+        }
+    }
+
     /// Whether the policy has a rule of this name, whatever it says. A policy that was generated for Kata has none
     /// for what only Cloister asks.
     ///
@@ -148,6 +173,16 @@ impl AgentPolicy {
 }
 
 impl Generation {
+    /// Whether the request is allowed, with the memory that it leaves in this copy.
+    fn decide(&mut self, endpoint: &str, input: regorus::Value) -> Result<bool, PolicyError> {
+        let rule = rule_of(endpoint)?;
+        let verdict = evaluate(self.engine.clone(), &rule, input)?;
+        if let Some(ops) = verdict.ops.as_ref().filter(|_| verdict.allowed) {
+            self.apply(&rule, ops)?;
+        }
+        Ok(verdict.allowed)
+    }
+
     fn apply(&mut self, rule: &str, ops: &json_patch::Patch) -> Result<(), PolicyError> {
         let refused = |detail: String| PolicyError::Patch {
             rule: rule.to_owned(),

@@ -18,6 +18,7 @@ mod engine;
 mod functions;
 mod reason;
 pub mod reference;
+mod refusal;
 pub mod release;
 pub mod scopes;
 mod shape;

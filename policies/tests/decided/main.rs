@@ -3,5 +3,6 @@
 
 mod appraisal;
 mod corim;
+mod refusal;
 mod rego;
 mod robust;

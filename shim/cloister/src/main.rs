@@ -23,6 +23,7 @@ mod measure;
 mod metrics;
 mod monitor;
 mod node;
+mod policy;
 mod progress;
 mod recipient;
 mod registry;
@@ -113,6 +114,9 @@ enum Command {
     /// It needs the right to read the sandboxes' directories, and asks nobody for a name or a password: listen
     /// where only those come whom the pods' names concern.
     Monitor(node::Monitor),
+    /// Ask the owner's policy about requests, without a guest.
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Run a container in a VM of its own, without containerd; the guest pulls the image.
     ///
     /// On a terminal the boot and the pull are shown as bars, else as lines. SIGINT and SIGTERM end the
@@ -181,6 +185,7 @@ impl Cli {
             Command::Measure(measure) => measure.run()?,
             Command::Metrics(metrics) => metrics.run().await?,
             Command::Monitor(monitor) => monitor.run().await?,
+            Command::Policy(command) => return command.run(),
             Command::Attach(attach) => return attach.run().await,
             Command::Events(events) => events.run().await?,
             Command::Exec(exec) => return own_failure(exec.run().await),
