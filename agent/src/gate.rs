@@ -303,7 +303,7 @@ impl Gate {
     pub fn admit_workload(
         &self,
         rule: &str,
-        input: Value,
+        input: &Value,
         is_usual: bool,
     ) -> Result<(), GuestError> {
         let has_rule = self.policy().has_rule(rule).unwrap_or(true);
@@ -417,7 +417,7 @@ mod tests {
         let ask = |rego: &str, is_usual| {
             let gate = Gate::new(Some(Tee::Sample), Some(rego)).unwrap();
             let input = serde_json::json!({"container": {"name": "web"}});
-            gate.admit_workload("GetResourceRequest", input, is_usual)
+            gate.admit_workload("GetResourceRequest", &input, is_usual)
                 .is_ok()
         };
         let none = "package agent_policy\nX := true";

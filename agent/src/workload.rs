@@ -112,7 +112,7 @@ impl Authorize for Owner {
         input["container"] = json!({
             "id": caller.id, "name": name, "annotations": caller.annotations,
         });
-        let allowed = self.gate.admit_workload(ask.rule(), input, ask.is_usual());
+        let allowed = self.gate.admit_workload(ask.rule(), &input, ask.is_usual());
         allowed.map_err(|error| {
             if let Some(left_out) = self.warned.due() {
                 let (container, rule) = (&caller.id, ask.rule());
