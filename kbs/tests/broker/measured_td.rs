@@ -108,6 +108,7 @@ fn each_size_of_memory_is_predicted_with_its_own_tables() {
         files.put(&format!("large/{name}"), content);
     }
     files.put("large/etc/table-loader", &tdvf::loader());
+    files.put("large/DMI", tdvf::SMBIOS);
     files.put("large/etc/acpi/tables", b"larger");
     let usual = "--append console=ttyS0 --dialect edk2-202508 --memory 2G,4G --acpi 2048=. \
                  --acpi 4G=large --format launch";
@@ -348,6 +349,7 @@ fn what_cannot_be_predicted_is_refused_with_the_fix() {
         ("vmlinuz", "no bzImage"),
         ("etc/table-loader", "etc/table-loader"),
         ("initramfs.cpio", "leave it out"),
+        ("DMI", "SMBIOS' tables have 0 bytes"),
     ] {
         let kept = fs::read(files.path(name)).unwrap();
         files.put(name, b"");
@@ -359,4 +361,13 @@ fn what_cannot_be_predicted_is_refused_with_the_fix() {
         );
         files.put(name, &kept);
     }
+    // What is in RTMR0 alone is needed for that alone.
+    fs::remove_file(files.path("DMI")).unwrap();
+    let said = files.measure(&[]).stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(
+        said.contains("as DMI beside its etc/table-loader"),
+        "{said}"
+    );
+    succeed(&files.measure(&["--no-rtmr-0", "--format", "json"]));
 }

@@ -29,6 +29,7 @@ impl Files {
         files.put("vmlinuz", &tdvf::kernel(0));
         files.put("initramfs.cpio", b"initramfs");
         files.put("etc/table-loader", &tdvf::loader());
+        files.put("DMI", tdvf::SMBIOS);
         for (name, content) in tdvf::TABLES {
             files.put(&format!("{name}/raw"), content);
         }

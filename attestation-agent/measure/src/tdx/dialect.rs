@@ -44,6 +44,8 @@ pub struct Dialect {
     /// Digests of authorities between the ACPI tables and the boot order, as a log of this firmware
     /// has them. With Secure Boot on there is one, and without it is not predicted.
     pub authorities: Vec<Digest>,
+    /// Whether it measures SMBIOS' tables, right before its boot order.
+    pub measures_smbios: bool,
     /// Its boot order; empty where it has none.
     pub boot_options: Vec<BootOption>,
     /// Where boot order and options go.
@@ -68,6 +70,7 @@ impl Dialect {
         Self {
             fw_cfg: Vec::new(),
             authorities: Vec::new(),
+            measures_smbios: false,
             boot_options: vec![BootOption::application(0, HIDDEN, "UiApp", UI_APP)],
             boot_variables: Rtmr::Rtmr0,
             boot_separator: Rtmr::Rtmr0,
@@ -84,7 +87,7 @@ impl Dialect {
         }
     }
 
-    /// edk2 since stable202505: it measures what it takes from fw_cfg at its start, and has two
+    /// edk2 since stable202505: it measures what it takes from fw_cfg at its start and SMBIOS' tables, and has two
     /// applications to start. QEMU with a kernel and no device with a `bootindex` says that the kernel's
     /// loader comes first, and shows no menu.
     #[must_use]
@@ -97,6 +100,7 @@ impl Dialect {
             fw_cfg: fw_cfg
                 .map(|(name, content)| (name.to_owned(), content.to_vec()))
                 .to_vec(),
+            measures_smbios: true,
             boot_options: vec![
                 BootOption::application(0, HIDDEN, "BootManagerMenuApp", MENU_APP),
                 BootOption::application(1, ACTIVE, "EFI Firmware Setup", UI_APP),

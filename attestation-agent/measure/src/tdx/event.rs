@@ -38,6 +38,8 @@ pub enum Origin {
     Separator,
     /// A file of the ACPI tables.
     Acpi(String),
+    /// The list of SMBIOS' tables.
+    Smbios,
     /// What Secure Boot let something start by.
     Authority,
     /// The list of what to start.
@@ -65,6 +67,7 @@ impl fmt::Display for Origin {
             Self::SecureBoot(name) => write!(f, "the variable {name}"),
             Self::Separator => f.write_str("a separator"),
             Self::Acpi(name) => write!(f, "ACPI's {name}"),
+            Self::Smbios => f.write_str("SMBIOS' tables"),
             Self::Authority => f.write_str("an authority of Secure Boot"),
             Self::BootOrder => f.write_str("the variable BootOrder"),
             Self::BootOption(number) => write!(f, "the variable Boot{number:04x}"),
@@ -92,6 +95,9 @@ impl Origin {
                 "keys of Secure Boot in the firmware's variables"
             }
             Self::Acpi(_) => "number of vCPUs, devices, memory layout, and the VMM's version",
+            Self::Smbios => {
+                "number and model of vCPUs, memory size, and the versions of VMM and firmware"
+            }
             Self::BootOrder | Self::BootOption(_) => "the firmware's build, and bootable devices",
             Self::Separator | Self::Action(_) => {
                 "the firmware's version, or a boot that took another way"

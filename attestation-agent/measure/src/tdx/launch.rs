@@ -5,11 +5,13 @@ use sha2::{Digest as _, Sha384};
 
 use super::{
     Acpi, AcpiError, CommandLineError, Dialect, Digest, Firmware, HobError, KernelError,
-    KernelForm, Memory, PageOrder, Rtmrs, SectionKind, SecureBoot, StoreError, VariableError, Vmm,
+    KernelForm, Memory, PageOrder, Rtmrs, SectionKind, SecureBoot, SmbiosError, StoreError,
+    VariableError, Vmm,
     command_line::load_options,
     event::{Event, Origin, replay},
     kernel,
     runtime::{self, RuntimeError, RuntimeEvent},
+    smbios,
     store::Store,
     td_hob,
     variable::{boot_events, is_enrolled, secure_boot_events},
@@ -36,6 +38,8 @@ pub struct Launch<'a> {
     pub memory: Memory,
     /// What the VMM says of the machine.
     pub acpi: Acpi<'a>,
+    /// The list of SMBIOS' tables, which some firmware measures.
+    pub smbios: Option<&'a [u8]>,
     /// The kernel's file.
     pub kernel: &'a [u8],
     /// In which form the firmware gets it.
@@ -97,6 +101,15 @@ pub enum LaunchError {
     /// The tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// No list of SMBIOS' tables.
+    #[error(
+        "firmware of this generation measures SMBIOS' tables: give /sys/firmware/dmi/tables/DMI of a guest of this \
+         shape, as DMI beside its etc/table-loader, or leave RTMR0 out"
+    )]
+    NoSmbios,
+    /// That list.
+    #[error(transparent)]
+    Smbios(#[from] SmbiosError),
     /// The firmware's variables.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -147,6 +160,10 @@ impl Launch<'_> {
         events.extend(self.acpi.events()?);
         events.extend(self.dialect.authorities.iter().map(authority));
         events.push(self.kernel()?);
+        if self.dialect.measures_smbios {
+            let tables = self.smbios.ok_or(LaunchError::NoSmbios)?;
+            events.push(smbios::event(tables)?);
+        }
         let index = self.dialect.boot_variables.index();
         events.extend(boot_events(index, &self.dialect.boot_options)?);
         events.push(Event::action(CALLING));

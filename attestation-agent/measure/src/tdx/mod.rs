@@ -29,6 +29,7 @@ mod memory;
 mod mrtd;
 mod pe;
 mod runtime;
+mod smbios;
 mod store;
 mod variable;
 
@@ -45,6 +46,7 @@ pub use memory::{MEMORY_BYTES, Memory, MemoryError};
 pub use mrtd::PageOrder;
 pub use pe::{ImageError, authenticode, is_signed};
 pub use runtime::{RuntimeError, RuntimeEvent, event as runtime_event};
+pub use smbios::{SMBIOS_BYTES, SmbiosError};
 pub use store::StoreError;
 pub use variable::{BootOption, SecureBoot, VariableError};
 

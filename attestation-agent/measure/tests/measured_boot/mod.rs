@@ -41,6 +41,7 @@ show log /sys/kernel/security/tpm0/binary_bios_measurements
 for name in etc/table-loader etc/acpi/rsdp etc/acpi/tables etc/tpm/log; do
     show $name /sys/firmware/qemu_fw_cfg/by_name/$name/raw
 done
+show dmi /sys/firmware/dmi/tables/DMI
 /bin/busybox reboot -f
 ";
 
@@ -60,6 +61,8 @@ pub(crate) struct Boot {
     /// `etc/table-loader` as the guest has it in fw_cfg, and the files that it asks for, in its order.
     pub(crate) loader: Vec<u8>,
     pub(crate) files: Vec<(String, Vec<u8>)>,
+    /// SMBIOS' tables as the kernel found them.
+    pub(crate) smbios: Vec<u8>,
 }
 
 /// An event: the register as logs of TDs count, its kind, and the SHA-384 digest.
@@ -175,6 +178,7 @@ impl Boot {
         Some(Self {
             log: events(&printed(console, "log")?)?,
             files: files.collect::<Option<_>>()?,
+            smbios: printed(console, "dmi")?,
             loader,
         })
     }

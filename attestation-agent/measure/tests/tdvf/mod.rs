@@ -130,6 +130,9 @@ pub(crate) fn loader() -> Vec<u8> {
 pub(crate) const TABLES: [(&str, &[u8]); 2] =
     [("etc/acpi/rsdp", b"RSD PTR "), ("etc/acpi/tables", b"DSDT")];
 
+/// A list of SMBIOS' tables that has its end alone.
+pub(crate) const SMBIOS: &[u8] = &[127, 4, 0, 0, 0, 0];
+
 /// A kernel with an EFI stub, a set-up header of version 2.15, and so many bytes of signatures.
 pub(crate) fn kernel(signatures: u32) -> Vec<u8> {
     let mut kernel = vec![0x90; 0x3000];
@@ -176,6 +179,7 @@ pub(crate) fn launch<'a>(
             loader,
             files: &TABLES,
         },
+        smbios: Some(SMBIOS),
         kernel,
         kernel_form: KernelForm::AsInFile,
         initramfs: Some(b"initramfs"),

@@ -25,10 +25,12 @@ impl Files {
         let tables = predicted::Files::new();
         fs::rename(tables.dir(), self.path("td")).unwrap();
         let four = self.path("td/four");
-        for (name, content) in [("etc/table-loader", tdvf::loader().as_slice())]
-            .into_iter()
-            .chain(tdvf::TABLES)
-        {
+        let loader = tdvf::loader();
+        let others = [
+            ("etc/table-loader", loader.as_slice()),
+            ("DMI", tdvf::SMBIOS),
+        ];
+        for (name, content) in others.into_iter().chain(tdvf::TABLES) {
             let path = four.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();

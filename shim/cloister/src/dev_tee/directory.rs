@@ -68,7 +68,7 @@ pub(super) fn init(dir: &Path) -> anyhow::Result<()> {
     let collateral = json!({ "crls": lists, "tdx": [offer] });
     let to = Directory(dir.to_owned());
     to.put(FIRMWARE, &firmware::image(), PUBLIC)?;
-    for (name, content) in firmware::acpi() {
+    for (name, content) in firmware::tables() {
         to.put(&format!("{ACPI}/{name}"), &content, PUBLIC)?;
     }
     to.put(SETTINGS, settings::DEFAULT.as_bytes(), PUBLIC)?;

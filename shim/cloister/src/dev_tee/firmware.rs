@@ -43,6 +43,8 @@ const TABLES: [(&str, &[u8]); 2] = [
     ("etc/acpi/rsdp", b"RSD PTR of a simulated machine"),
     ("etc/acpi/tables", b"tables of a simulated machine"),
 ];
+/// SMBIOS' tables of the machine: their end.
+const SMBIOS: (&str, &[u8]) = ("DMI", &[127, 4, 0, 0, 0, 0]);
 /// Bytes of a command of the list of tables, and of the whole list.
 const COMMAND_BYTES: usize = 128;
 const LOADER_BYTES: usize = 4096;
@@ -70,8 +72,8 @@ pub(super) fn image() -> Vec<u8> {
     image
 }
 
-/// Names and content of the tables, `etc/table-loader` first.
-pub(super) fn acpi() -> Vec<(&'static str, Vec<u8>)> {
+/// Names and content of the tables, `etc/table-loader` first, then ACPI's and SMBIOS'.
+pub(super) fn tables() -> Vec<(&'static str, Vec<u8>)> {
     let mut loader = Vec::new();
     for (at, (name, _)) in TABLES.iter().enumerate() {
         // Allocate memory for a file.
@@ -81,7 +83,8 @@ pub(super) fn acpi() -> Vec<(&'static str, Vec<u8>)> {
     }
     loader.resize(LOADER_BYTES, 0);
     let mut files = vec![("etc/table-loader", loader)];
-    files.extend(TABLES.map(|(name, content)| (name, content.to_vec())));
+    let others = TABLES.into_iter().chain([SMBIOS]);
+    files.extend(others.map(|(name, content)| (name, content.to_vec())));
     files
 }
 
@@ -149,7 +152,7 @@ mod tests {
         snp::Firmware::parse(&image).unwrap();
         let firmware = tdx::Firmware::parse(&image, tdx::Vmm::Qemu).unwrap();
         assert_ne!(firmware.mrtd(tdx::PageOrder::EachPage), [0; 48]);
-        let files = acpi();
+        let files = tables();
         let asked = tdx::Acpi::asked(&files[0].1).unwrap();
         assert_eq!(asked, [files[1].0, files[2].0]);
     }

@@ -131,6 +131,7 @@ fn predict(booted: &Booted, directory: &Directory) -> anyhow::Result<Prediction>
             loader: tables.loader(),
             files: &tables.files(),
         },
+        smbios: tables.smbios(),
         kernel: &booted.kernel,
         kernel_form: KernelForm::AsInFile,
         initramfs: booted.initramfs.as_deref(),

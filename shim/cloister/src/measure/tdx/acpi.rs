@@ -1,6 +1,7 @@
 //! ACPI tables out of a directory as a guest shows its fw_cfg: `etc/table-loader` and the files that it
 //! asks for, each a file, or a directory with a file `raw` as Linux has them in
-//! `/sys/firmware/qemu_fw_cfg/by_name`.
+//! `/sys/firmware/qemu_fw_cfg/by_name`. Beside them there may be SMBIOS' tables as `DMI`, which Linux has in
+//! `/sys/firmware/dmi/tables`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,13 +9,14 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
-use measure::tdx::{ACPI_FILE_BYTES, Acpi};
+use measure::tdx::{ACPI_FILE_BYTES, Acpi, SMBIOS_BYTES};
 
 use super::super::artifact::read;
 use super::memory::{Sizes, size};
 
 const LOADER: &str = "etc/table-loader";
 const RAW: &str = "raw";
+const SMBIOS: &str = "DMI";
 /// The most vCPUs of a guest.
 const VCPUS: u32 = 4096;
 /// Shapes that one prediction is for.
@@ -85,11 +87,12 @@ impl FromStr for Dir {
     }
 }
 
-/// What a guest's fw_cfg has of tables.
+/// What a guest has of tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tables {
     loader: Vec<u8>,
     files: Vec<(String, Vec<u8>)>,
+    smbios: Option<Vec<u8>>,
 }
 
 impl Tables {
@@ -135,7 +138,16 @@ impl Tables {
                 files.push((name, content));
             }
         }
-        Ok(Self { loader, files })
+        let smbios = dir.join(SMBIOS);
+        let smbios = match smbios.exists() {
+            true => Some(read(&smbios, SMBIOS_BYTES)?),
+            false => None,
+        };
+        Ok(Self {
+            loader,
+            files,
+            smbios,
+        })
     }
 
     /// The files by name, as [`Acpi`] has them.
@@ -150,10 +162,16 @@ impl Tables {
         &self.loader
     }
 
+    /// SMBIOS' tables, where they are there.
+    pub(crate) fn smbios(&self) -> Option<&[u8]> {
+        self.smbios.as_deref()
+    }
+
     /// All files with their names in a directory.
     pub(super) fn named(&self) -> Vec<(&str, &[u8])> {
         let mut files = self.files();
         files.insert(0, (LOADER, self.loader()));
+        files.extend(self.smbios().map(|tables| (SMBIOS, tables)));
         files
     }
 }
@@ -229,6 +247,10 @@ mod tests {
         fs::write(path("etc/acpi/tables/raw"), b"DSDT").unwrap();
         let read = Tables::read(dir.path()).unwrap();
         assert_eq!(read.files(), [("etc/acpi/tables", &b"DSDT"[..])]);
+        assert_eq!((read.smbios(), read.named().len()), (None, 2));
+        fs::write(path("DMI"), b"list").unwrap();
+        let read = Tables::read(dir.path()).unwrap();
+        assert_eq!(read.named()[2], ("DMI", &b"list"[..]));
         for name in ["../secret", "/etc/passwd", "etc/../../secret"] {
             fs::write(path("etc/table-loader"), loader(name)).unwrap();
             let said = Tables::read(dir.path()).unwrap_err().to_string();

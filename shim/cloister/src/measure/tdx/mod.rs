@@ -44,7 +44,8 @@ pub(crate) struct TdxArgs {
     #[arg(long, value_name = "LIST", requires = "dialect")]
     memory: Option<Sizes>,
     /// TDX: a directory with etc/table-loader and the files that it asks for, as a guest of the same shape
-    /// has them in /sys/firmware/qemu_fw_cfg/by_name; with more than one size of memory, one for each, and
+    /// has them in /sys/firmware/qemu_fw_cfg/by_name, and for firmware since edk2-202505 with its
+    /// /sys/firmware/dmi/tables/DMI as DMI; with more than one size of memory, one for each, and
     /// with more than one number of vCPUs, one for each of those, as 2048/4=DIR.
     #[arg(long, value_name = "[SIZE[/VCPUS]=]DIR", requires = "dialect")]
     acpi: Vec<Dir>,
@@ -170,6 +171,8 @@ impl TdxArgs {
         Ok(How {
             dialect: Dialect {
                 authorities: self.authority.clone(),
+                // They are in RTMR0 alone.
+                measures_smbios: dialect.measures_smbios && !self.no_rtmr_0,
                 ..dialect
             },
             order: match self.page_order {
@@ -264,6 +267,7 @@ impl<'a> Inputs<'a> {
                 loader: tables.loader(),
                 files: &tables.files(),
             },
+            smbios: tables.smbios(),
             kernel: &self.boot.kernel,
             kernel_form: how.form,
             initramfs: self.boot.initramfs.as_deref(),
