@@ -68,9 +68,7 @@ pub(super) fn init(dir: &Path) -> anyhow::Result<()> {
     let collateral = json!({ "crls": lists, "tdx": [offer] });
     let to = Directory(dir.to_owned());
     to.put(FIRMWARE, &firmware::image(), PUBLIC)?;
-    for (name, content) in firmware::tables() {
-        to.put(&format!("{ACPI}/{name}"), &content, PUBLIC)?;
-    }
+    to.put_tables()?;
     to.put(SETTINGS, settings::DEFAULT.as_bytes(), PUBLIC)?;
     to.put(COLLATERAL, collateral.to_string().as_bytes(), PUBLIC)?;
     to.put(SNP_ROOT, snp.certificates_pem()?.as_bytes(), PUBLIC)?;
@@ -95,7 +93,20 @@ impl Directory {
             dir.display(),
             dir.display()
         );
-        Ok(Self(dir.to_owned()))
+        let found = Self(dir.to_owned());
+        found.put_tables()?;
+        Ok(found)
+    }
+
+    /// The tables of the machine, those that are not there: older versions had fewer.
+    fn put_tables(&self) -> anyhow::Result<()> {
+        for (name, content) in firmware::tables() {
+            let name = format!("{ACPI}/{name}");
+            if !self.path(&name).exists() {
+                self.put(&name, &content, PUBLIC)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
