@@ -11,13 +11,16 @@ use super::{
     Search,
     probe::{Frame, Way},
     shown,
-    walk::{expressions, references_of, root},
+    walk::{expressions, mentions, references_of, root},
     written,
 };
 use crate::engine::value_of;
 
 /// Values that a line tells.
 const TOLD: usize = 4;
+/// The member of a process with its environment, and that of a request with what a process is to read.
+const ENVIRONMENT: &str = "Env";
+const INPUT: &str = "data";
 /// Places that a computed value is told to come from.
 const SOURCES: usize = 3;
 
@@ -209,13 +212,16 @@ impl Search {
             })
     }
 
-    /// What a statement looks at: first in the request, then in the policy.
+    /// What a statement looks at: first in the request, then in the policy. Of environments, and of what comes from
+    /// one, names are told alone: the line is logged.
     pub(super) fn values(&mut self, literal: &Literal, scope: &Scope, ways: &[Way]) -> String {
         let mut references = Vec::new();
         for expression in expressions(literal) {
             references_of(expression, false, &mut references);
         }
         let difference = self.difference(literal, scope);
+        let keys = difference.as_ref().map_or(&[][..], |(_, keys)| keys);
+        let is_secret = is_secret(keys) || references.iter().any(|one| self.is_secret(one, scope));
         let (mut own, mut other) = (Vec::new(), Vec::new());
         for reference in references {
             let is_compared = matches!(&difference, Some((sides, _)) if sides.contains(&reference));
@@ -231,7 +237,10 @@ impl Search {
             for key in suffix {
                 value = value.and_then(|value| member(&value, key));
             }
-            let value = shown::value(value.as_ref());
+            let value = match is_secret {
+                true => shown::hidden(value.as_ref()),
+                false => shown::value(value.as_ref()),
+            };
             if let Some(mut path) = self.path(reference, scope) {
                 path.extend_from_slice(suffix);
                 own.push(format!("{} is {value}", shown::path(&path)));
@@ -255,6 +264,14 @@ impl Search {
             true => String::new(),
             false => format!("; {}", told.join(", ")),
         }
+    }
+
+    fn is_secret(&mut self, reference: &Ref<Expr>, scope: &Scope) -> bool {
+        let path = self.path(reference, scope);
+        let from = scope.get(root(reference)).map(|bound| bound.from.clone());
+        let mut places = path.into_iter().chain(from.unwrap_or_default());
+        // The policy's own have no place in the request.
+        places.any(|place| is_secret(&place)) || mentions(reference.span().text(), ENVIRONMENT)
     }
 
     fn is_known(&self, name: &str, scope: &Scope) -> bool {
@@ -314,6 +331,12 @@ fn differ(left: &Value, right: &Value, keys: &mut Path) {
     if let (Some(left), Some(right)) = (below_left, below_right) {
         differ(&left, &right, keys);
     }
+}
+
+/// Whether a place in a request is in an environment, or is what a process is sent.
+fn is_secret(keys: &[Value]) -> bool {
+    let is = |key: &Value, name: &str| matches!(key, Value::String(key) if **key == *name);
+    keys.iter().any(|key| is(key, ENVIRONMENT)) || keys.first().is_some_and(|key| is(key, INPUT))
 }
 
 fn member(value: &Value, key: &Value) -> Option<Value> {

@@ -8,6 +8,7 @@ use regorus::Value;
 const LINE: usize = 600;
 const STATEMENT: usize = 160;
 const VALUE: usize = 80;
+const ABSENT: &str = "absent";
 
 /// One line, whatever it quotes.
 pub(super) fn line(text: &str) -> String {
@@ -37,15 +38,36 @@ pub(super) fn error(text: &str) -> String {
     }
 }
 
-/// A value as JSON.
+/// A value as JSON. What is in objects is not told: an environment may be.
 pub(super) fn value(value: Option<&Value>) -> String {
     let Some(value) = value else {
-        return "absent".to_owned();
+        return ABSENT.to_owned();
     };
+    match value {
+        Value::Object(members) if !members.is_empty() => return "{…}".to_owned(),
+        Value::Array(members) if members.iter().any(is_composed) => return "[…]".to_owned(),
+        _ => {}
+    }
     let mut start = Start(Vec::new());
     // The end of a long value is not wanted, and its writer stopped.
     let _ = serde_json::to_writer(&mut start, value);
     shortened(&String::from_utf8_lossy(&start.0), VALUE)
+}
+
+/// Of a value that must not be told: the name of a variable that has it.
+pub(super) fn hidden(value: Option<&Value>) -> String {
+    match value {
+        None => ABSENT.to_owned(),
+        Some(Value::String(text)) => match text.split_once('=') {
+            Some((name, _)) => shortened(&format!("\"{name}=…\""), VALUE),
+            None => "hidden".to_owned(),
+        },
+        Some(_) => "hidden".to_owned(),
+    }
+}
+
+fn is_composed(value: &Value) -> bool {
+    matches!(value, Value::Object(_) | Value::Array(_) | Value::Set(_))
 }
 
 /// A place in the request, as `input.OCI.Mounts[2]`.

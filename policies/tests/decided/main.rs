@@ -6,3 +6,4 @@ mod corim;
 mod refusal;
 mod rego;
 mod robust;
+mod unsaid;

@@ -1,17 +1,19 @@
 //! `cloister policy`: what the owner's policy says of requests, told to the owner.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use evidence::init_data::content::POLICY_REGO;
+use policies::POLICY_BYTES;
 use policies::agent::AgentPolicy;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::init_data;
+use crate::measure::read_file;
 
 /// The exit codes of a request that is refused, and of files that cannot be read.
 const REFUSED: u8 = 1;
@@ -96,17 +98,16 @@ impl Explain {
     fn rego(&self) -> anyhow::Result<String> {
         let data = self.init_data.as_deref().map(init_data::read).transpose()?;
         match (&self.policy, data) {
-            (Some(path), _) => read(path),
+            (Some(path), _) => {
+                let text = String::from_utf8(read_file(path, POLICY_BYTES)?);
+                text.with_context(|| format!("{} is no text", path.display()))
+            }
             (None, Some(data)) => data.data().get(POLICY_REGO).cloned().with_context(|| {
                 format!("init-data has no {POLICY_REGO}: name the policy with --policy")
             }),
             (None, None) => bail!("name the policy with --policy or --init-data"),
         }
     }
-}
-
-fn read(path: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
 /// `None` at the end.
@@ -152,6 +153,8 @@ fn tell(policy: &AgentPolicy, request: Request, to: &mut impl Write) -> anyhow::
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const POLICY: &str = r#"package agent_policy
