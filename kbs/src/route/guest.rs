@@ -87,7 +87,7 @@ async fn release_with(
     let claims = { broker.signer.verify(token) }.map_err(|error| no_token(&error))?;
     let released = match release::rule(broker, &claims, asked).await {
         Ok(ruling) => {
-            let answer = ruling.answer_after(attestation, broker, &claims.tee_pubkey);
+            let answer = ruling.answer(Some(attestation), broker, &claims.tee_pubkey);
             answer.await?
         }
         Err(undecided) => {
@@ -123,7 +123,7 @@ pub(super) async fn resource(
         whose,
     };
     let ruling = release::rule(&broker, &claims, asked).await?;
-    let (jwe, room) = ruling.answer(&broker, &claims.tee_pubkey).await?;
+    let (jwe, room) = { ruling.answer(None, &broker, &claims.tee_pubkey).await? }?;
     answer::with_room(&jwe, room)
 }
 

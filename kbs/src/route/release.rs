@@ -119,38 +119,24 @@ impl Ruling {
         Self::refuse(entry.denied(), kind, detail)
     }
 
-    /// Puts it on the record. While the disk is waited for, the secret is sealed.
+    /// Puts it on the record, behind the attestation that it is of where that is not there yet. While the disk is
+    /// waited for, the secret is sealed. A refusal is within what it gives.
     ///
     /// # Errors
-    /// The refusal, or that it cannot be recorded.
+    /// It cannot be recorded. A denial by itself stands then all the same.
     pub(super) async fn answer(
         self,
-        broker: &Broker,
-        to: &TeePubKey,
-    ) -> Result<SealedAnswer, Refusal> {
-        let Self { entry, outcome } = self;
-        if entry.result == Outcome::Denied {
-            broker.deny(entry).await;
-            return seal_to(to, outcome);
-        }
-        let (kept, answer) = tokio::join!(broker.keep(vec![entry]), async { seal_to(to, outcome) });
-        kept.and(answer)
-    }
-
-    /// The same with the attestation that it is of, which comes first.
-    ///
-    /// # Errors
-    /// That it cannot be recorded; a refusal is within what it gives.
-    pub(super) async fn answer_after(
-        self,
-        attestation: Entry,
+        attestation: Option<Entry>,
         broker: &Broker,
         to: &TeePubKey,
     ) -> Result<Result<SealedAnswer, Refusal>, Refusal> {
         let Self { entry, outcome } = self;
-        let (kept, answer) = tokio::join!(broker.keep(vec![attestation, entry]), async {
-            seal_to(to, outcome)
-        });
+        if attestation.is_none() && entry.result == Outcome::Denied {
+            broker.deny(entry).await;
+            return Ok(seal_to(to, outcome));
+        }
+        let entries = attestation.into_iter().chain([entry]).collect();
+        let (kept, answer) = tokio::join!(broker.keep(entries), async { seal_to(to, outcome) });
         kept.map(|()| answer)
     }
 }
